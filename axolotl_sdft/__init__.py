@@ -1,0 +1,65 @@
+"""Layer pruning, self-distilled datasets and DynSDPB training, from one YAML file or from Python.
+
+The public names below are imported on first use, so that ``import axolotl_sdft`` costs milliseconds and no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from axolotl_sdft._version import __version__
+
+if TYPE_CHECKING:
+    from axolotl_sdft.axolotl_plugin import SDFTPlugin
+    from axolotl_sdft.config import DynSDPBConfig, LayerPruningConfig, SelfDistillationConfig
+    from axolotl_sdft.distillation.transform import distill_dataset
+    from axolotl_sdft.dynsdpb.loss import dynsdpb_loss
+    from axolotl_sdft.dynsdpb.mixin import DynSDPBMixin
+    from axolotl_sdft.dynsdpb.trainers import DynSDPBTrainer
+    from axolotl_sdft.pruning.cut import cut_layers
+    from axolotl_sdft.pruning.plan import PruningPlan, plan_pruning
+    from axolotl_sdft.pruning.score import LayerScores, score_layers
+
+_HOME_OF = {
+    "DynSDPBConfig": "axolotl_sdft.config",
+    "DynSDPBMixin": "axolotl_sdft.dynsdpb.mixin",
+    "DynSDPBTrainer": "axolotl_sdft.dynsdpb.trainers",
+    "LayerPruningConfig": "axolotl_sdft.config",
+    "LayerScores": "axolotl_sdft.pruning.score",
+    "PruningPlan": "axolotl_sdft.pruning.plan",
+    "SDFTPlugin": "axolotl_sdft.axolotl_plugin",
+    "SelfDistillationConfig": "axolotl_sdft.config",
+    "cut_layers": "axolotl_sdft.pruning.cut",
+    "distill_dataset": "axolotl_sdft.distillation.transform",
+    "dynsdpb_loss": "axolotl_sdft.dynsdpb.loss",
+    "plan_pruning": "axolotl_sdft.pruning.plan",
+    "score_layers": "axolotl_sdft.pruning.score",
+}
+
+__all__ = [
+    "DynSDPBConfig",
+    "DynSDPBMixin",
+    "DynSDPBTrainer",
+    "LayerPruningConfig",
+    "LayerScores",
+    "PruningPlan",
+    "SDFTPlugin",
+    "SelfDistillationConfig",
+    "__version__",
+    "cut_layers",
+    "distill_dataset",
+    "dynsdpb_loss",
+    "plan_pruning",
+    "score_layers",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

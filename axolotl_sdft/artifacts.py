@@ -1,0 +1,152 @@
+"""Folders that are written whole or not at all, named by a fingerprint of everything that shaped them."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from axolotl_sdft.errors import ArtifactError
+
+DEFAULT_ROOT = "sdft_prepared"
+_SAMPLE_BYTES = 4096
+_SAMPLES_PER_FILE = 256
+
+
+def fingerprint(value: Any) -> str:
+    """Return 12 hex digits that change when anything in a JSON-like value does."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def file_fingerprint(path: Path) -> str:
+    """Return 12 hex digits of a file's size and of samples spread over its content.
+
+    Up to 1 MiB is read, at fixed places, so that a checkpoint of any size costs milliseconds. Training or another
+    conversion changes nearly every weight, which the samples show; the path and the date play no part.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest.update(str(size).encode())
+        stride = max(_SAMPLE_BYTES, size // _SAMPLES_PER_FILE)
+        for offset in range(0, size, stride):
+            file.seek(offset)
+            digest.update(file.read(_SAMPLE_BYTES))
+        file.seek(max(0, size - _SAMPLE_BYTES))
+        digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:12]
+
+
+def checkpoint_fingerprint(model_dir: Path) -> str:
+    """Return 12 hex digits that change when a checkpoint's config, tokenizer or weights do."""
+    patterns = ("config.json", "*.safetensors", "tokenizer*", "chat_template*")
+    files = sorted({path for pattern in patterns for path in model_dir.glob(pattern) if path.is_file()})
+    return fingerprint([[path.name, file_fingerprint(path)] for path in files])
+
+
+def ensure_writable(folder: Path, yaml_key: str) -> None:
+    """Create a folder and prove that files can be written there.
+
+    Raises:
+        ArtifactError: They can't; the message names the YAML key, the folder and the cause.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"0")
+    except OSError as err:
+        raise ArtifactError(
+            f"{yaml_key}: can't write to {folder} ({err.strerror or err}); name another folder"
+        ) from err
+
+
+def ensure_free_space(folder: Path, num_bytes: int, yaml_key: str) -> None:
+    """Raise :class:`ArtifactError` when the disk that holds a folder has less free space than needed."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise ArtifactError(
+            f"{yaml_key}: {num_bytes / 1e9:.2f} GB are needed in {folder}, but {free / 1e9:.2f} GB are free; "
+            "make room or name another folder"
+        )
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``target`` that becomes it when the block ends, and vanishes when it raises.
+
+    Raises:
+        ArtifactError: ``target`` exists already, or the disk refuses.
+    """
+    if target.exists():
+        raise ArtifactError(f"{target} exists already; delete it or name another folder")
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        # mkdtemp makes it private to the owner, but a checkpoint is shared like any other folder.
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as err:
+        if isinstance(err, ArtifactError):
+            raise
+        raise ArtifactError(f"{target} could not be written ({err.strerror or err}); nothing was left behind") from err
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def find_or_make(target: Path, make: Callable[[], None], is_ready: Callable[[], bool]) -> bool:
+    """Make an artifact unless it is there; of several processes one makes it and the others wait.
+
+    A file lock rather than a barrier: it works before torch.distributed is set up, and waiting has no time limit.
+
+    Returns:
+        True if this process made it.
+    """
+    from filelock import FileLock
+
+    if is_ready():
+        return False
+    with FileLock(target.parent / f".{target.name}.lock"):
+        if is_ready():
+            return False
+        make()
+        return True
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Return the installed versions of packages, for provenance; missing ones are left out."""
+    versions = {}
+    for name in ("axolotl-sdft", *names):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file.
+
+    Raises:
+        ArtifactError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise ArtifactError(f"{path} can't be read: {err}") from err
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,87 @@
+"""Where this process stands among others, and how it shows progress."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_LOG_INTERVAL_S = 30.0
+
+
+def rank() -> int:
+    """Return the rank of this process, as the launcher set it; 0 without one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return how many processes the launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_device() -> "torch.device":
+    """Return this process's own accelerator, or the CPU."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return torch.device("cpu")
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+class Progress:
+    """A progress bar with rate and time left on a terminal, plain log lines elsewhere, nothing on other ranks."""
+
+    def __init__(self, description: str, total: int, unit: str, log: logging.Logger) -> None:
+        self._description, self._total, self._unit, self._log = description, total, unit, log
+        self._done = 0
+        self._started = self._last_log = time.monotonic()
+        self._is_main = rank() == 0
+        self._bar = None
+        if self._is_main and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=description, unit=f" {unit}", dynamic_ncols=True)
+
+    def advance(self, count: int = 1, **figures: float | str) -> None:
+        """Count work as done; ``figures`` are shown beside it."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.set_postfix(figures, refresh=False)
+            self._bar.update(count)
+        elif self._is_main and time.monotonic() - self._last_log >= _LOG_INTERVAL_S:
+            self._last_log = time.monotonic()
+            self._log_line(figures)
+
+    def _log_line(self, figures: dict[str, float | str]) -> None:
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        rate = self._done / elapsed
+        left = (self._total - self._done) / rate if rate else float("inf")
+        shown = "".join(f", {name} {value}" for name, value in figures.items())
+        self._log.info(
+            "%s: %d of %d %s, %.2f %s/s, %.0f s left%s",
+            *(self._description, self._done, self._total, self._unit, rate, self._unit, left, shown),
+        )
+
+    def close(self) -> None:
+        """Finish the bar, or log how long all of it took."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self._is_main and self._done:
+            elapsed = time.monotonic() - self._started
+            self._log.info("%s: %d %s in %.1f s", self._description, self._done, self._unit, elapsed)
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str, log: logging.Logger) -> Iterator[Progress]:
+    """Give a :class:`Progress` that is closed when the block ends."""
+    shown = Progress(description, total, unit, log)
+    try:
+        yield shown
+    finally:
+        shown.close()
