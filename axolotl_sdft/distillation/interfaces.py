@@ -1,0 +1,102 @@
+"""What the parts of the self-distilled dataset hand to each other, and what plugins implement. No torch here."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+Message: TypeAlias = dict[str, str]
+"""A chat message: ``role`` (``system``, ``user`` or ``assistant``) and ``content``."""
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One answer of a row that is to be rewritten."""
+
+    context: tuple[Message, ...]
+    """The conversation before the answer, as it will be trained; the last message is the user's."""
+
+    reference: str
+    """The original answer."""
+
+    @property
+    def instruction(self) -> str:
+        """The last user message: what the answer answers."""
+        return self.context[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the seed model wrote."""
+
+    text: str
+    finish_reason: FinishReason
+    """``stop`` when the model ended its answer itself, ``length`` when it was cut off."""
+
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request to a backend."""
+
+    key: tuple[int, int]
+    """Row and trained turn, each counted from 0."""
+
+    messages: tuple[Message, ...]
+    """The whole chat that the seed model's own chat template wraps."""
+
+
+class RowFormat(Protocol):
+    """Knows where the conversations and the trained answers of a kind of row are. Rows are never changed in place."""
+
+    def missing_columns(self, column_names: Sequence[str]) -> list[str]:
+        """Return the columns that this format needs and a dataset lacks."""
+        ...
+
+    def num_targets(self, row: dict[str, Any]) -> int:
+        """Return how many answers of a row are trained; 0 leaves the row as it is."""
+        ...
+
+    def target(self, row: dict[str, Any], index: int) -> Target:
+        """Return a trained answer with the conversation before it."""
+        ...
+
+    def with_answer(self, row: dict[str, Any], index: int, text: str) -> dict[str, Any]:
+        """Return a copy of a row in which one trained answer is replaced."""
+        ...
+
+
+Template: TypeAlias = Callable[[Target], Sequence[Message]]
+"""Turns a target into the chat that asks the seed model to rewrite it."""
+
+AnswerCheck: TypeAlias = Callable[[Answer, Target], str | None]
+"""Returns why an answer is rejected, in a few words, or None when it passes."""
+
+
+class Backend(Protocol):
+    """Generates answers with the seed model."""
+
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+        """Split prompts into batches. The split depends on the prompts alone: it is made again after a restart."""
+        ...
+
+    def generate(self, batches: Iterable[list[Prompt]]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
+        """Yield each batch with its answers, in the order of its prompts, as soon as it is done."""
+        ...
+
+    def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float]:
+        """Return the mean negative log-likelihood, in nats per token, of each text as the answer to its target's context.
+
+        The end-of-turn token counts as part of the answer.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+BackendFactory: TypeAlias = Callable[..., Backend]
+"""Called with the folder of the seed model and the ``generation`` settings. Must be cheap: models load on first use."""
