@@ -45,9 +45,9 @@ def file_fingerprint(path: Path) -> str:
 
 def checkpoint_fingerprint(model_dir: Path) -> str:
     """Return 12 hex digits that change when a checkpoint's config, tokenizer or weights do."""
-    patterns = ("config.json", "*.safetensors", "tokenizer*", "chat_template*")
-    files = sorted({path for pattern in patterns for path in model_dir.glob(pattern) if path.is_file()})
-    return fingerprint([[path.name, file_fingerprint(path)] for path in files])
+    texts = {path for pattern in ("config.json", "tokenizer*", "chat_template*") for path in model_dir.glob(pattern)}
+    weights = [[path.name, file_fingerprint(path)] for path in sorted(model_dir.glob("*.safetensors"))]
+    return fingerprint([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(texts)] + weights)
 
 
 def ensure_writable(folder: Path, yaml_key: str) -> None:
@@ -85,7 +85,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """
     if target.exists():
         raise ArtifactError(f"{target} exists already; delete it or name another folder")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as err:
+        raise ArtifactError(f"{target} could not be written ({err}); nothing was left behind") from err
     try:
         # mkdtemp makes it private to the owner, but a checkpoint is shared like any other folder.
         temporary.chmod(0o777 & ~_umask())
@@ -94,7 +97,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     except OSError as err:
         if isinstance(err, ArtifactError):
             raise
-        raise ArtifactError(f"{target} could not be written ({err.strerror or err}); nothing was left behind") from err
+        raise ArtifactError(f"{target} could not be written ({err}); nothing was left behind") from err
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,7 +1,7 @@
 """The settings of the three stages, as pydantic models that import no torch.
 
-Every field has a text, bounds and a default that works. Names of metrics, templates, checks and backends are plain strings
-here: which ones exist depends on the plugins installed, so :mod:`axolotl_sdft.plugins` resolves them.
+Every field has a text, bounds and a default that works. Names of metrics, templates, checks and backends are plain
+strings here: which ones exist depends on the plugins installed, so :mod:`axolotl_sdft.plugins` resolves them.
 """
 
 import difflib
@@ -235,7 +235,7 @@ def parse_size(text: str) -> int:
     unit = next((unit for unit in sorted(_SIZE_UNITS, key=len, reverse=True) if compact.endswith(unit)), None)
     try:
         size = int(float(compact.removesuffix(unit)) * _SIZE_UNITS[unit]) if unit else 0
-    except ValueError:
+    except (ValueError, OverflowError):  # infGB overflows
         size = 0
     if size <= 0:
         raise ValueError(f"{text!r} is no size; write a number and a unit, such as 500MB or 5GB")

@@ -1,8 +1,8 @@
 """The extension points: what a plugin package can add.
 
-A plugin declares an entry point in the group ``axolotl_sdft`` that names a module with some of these functions, each marked
-with ``axolotl_sdft.hookspecs.hookimpl``. Each receives a ``register`` callable and may call it several times. What ships
-built in comes through the same hooks.
+A plugin declares an entry point in the group ``axolotl_sdft`` that names a module with some of these functions, each
+marked with ``axolotl_sdft.hookspecs.hookimpl``. Each receives a ``register`` callable and may call it several times.
+What ships built in comes through the same hooks.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def sdft_register_layer_metrics(register: "Callable[[str, LayerMetric], None]") -> None:
-    """Register layer metrics: ``register(name, metric)`` with ``metric(model, batches, token_average) -> LayerScores``."""
+    """Register layer metrics: ``register(name, metric)``, ``metric(model, batches, token_average) -> LayerScores``."""
 
 
 @hookspec

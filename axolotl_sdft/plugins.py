@@ -70,8 +70,8 @@ class Registry:
         """Register all that a plugin module or object brings.
 
         Raises:
-            PluginError: A hook does not match its specification, or a registered thing does not fit; the message holds the
-                plugin, the hook and the fault.
+            PluginError: A hook does not match its specification or fails, or a registered thing does not fit; the
+                message holds the plugin, the hook and the fault.
         """
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
@@ -80,8 +80,20 @@ class Registry:
             manager.check_pending()
         except pluggy.PluginValidationError as err:
             raise PluginError(f"plugin {plugin_name!r} does not fit: {err}") from err
+        if not manager.get_hookcallers(plugin):
+            hooks = ", ".join(point.hook for point in EXTENSION_POINTS)
+            raise PluginError(
+                f"plugin {plugin_name!r} implements no hook; mark at least one of {hooks} with "
+                "axolotl_sdft.hookspecs.hookimpl"
+            )
         for point in EXTENSION_POINTS:
-            getattr(manager.hook, point.hook)(register=self._registrar(point, plugin_name))
+            try:
+                getattr(manager.hook, point.hook)(register=self._registrar(point, plugin_name))
+            except PluginError:
+                raise
+            except Exception as err:
+                fault = f"{type(err).__name__}: {err}"
+                raise PluginError(f"plugin {plugin_name!r}, hook {point.hook} failed: {fault}") from err
 
     def _registrar(self, point: ExtensionPoint, plugin_name: str) -> Callable[[str, Any], None]:
         where = f"plugin {plugin_name!r}, hook {point.hook}"

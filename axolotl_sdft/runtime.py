@@ -34,6 +34,21 @@ def local_device() -> "torch.device":
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def compute_dtype(name: str, device: "torch.device") -> "torch.dtype":
+    """Return the number format of a name such as ``bfloat16``; ``auto`` is the one that the device computes fast in."""
+    import torch
+
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cpu":
+        # Without such instructions a CPU emulates bfloat16, many times slower than float32. Builds without oneDNN lack
+        # even the question.
+        is_fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if is_fast else torch.float32
+    has_bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
 class Progress:
     """A progress bar with rate and time left on a terminal, plain log lines elsewhere, nothing on other ranks."""
 

@@ -78,6 +78,10 @@ AnswerCheck: TypeAlias = Callable[[Answer, Target], str | None]
 class Backend(Protocol):
     """Generates answers with the seed model."""
 
+    def check(self) -> None:
+        """Raise :class:`~axolotl_sdft.errors.ConfigError` when the seed model can't answer chats; loads no weights."""
+        ...
+
     def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
         """Split prompts into batches. The split depends on the prompts alone: it is made again after a restart."""
         ...
@@ -87,7 +91,7 @@ class Backend(Protocol):
         ...
 
     def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float]:
-        """Return the mean negative log-likelihood, in nats per token, of each text as the answer to its target's context.
+        """Return the mean negative log-likelihood, in nats per token, of each text as the answer to a target's context.
 
         The end-of-turn token counts as part of the answer.
         """

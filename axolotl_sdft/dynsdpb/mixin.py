@@ -1,0 +1,196 @@
+"""DynSDPB training (arXiv 2411.16991) for any trainer that descends from ``transformers.Trainer``.
+
+In each optimizer step the mini-batch of the step before is seen again beside the new one. The parent trainer computes
+its own loss on both, exactly as if they had come as one batch; on the repeated half the distillation term is added.
+With ``alpha: 0`` this is plain training on the joined batches.
+
+Shapes: B rows, T positions, N label tokens, V vocabulary.
+"""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from axolotl_sdft.config import DynSDPBConfig
+from axolotl_sdft.dynsdpb.batching import join_batches, label_mask
+from axolotl_sdft.dynsdpb.figures import RunningFigures
+from axolotl_sdft.dynsdpb.loss import dynsdpb_loss
+from axolotl_sdft.dynsdpb.memory import MicroBatch, PreviousMiniBatch
+from axolotl_sdft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Parent
+else:
+    _Parent = object
+
+
+class DynSDPBMixin(_Parent):
+    """Goes before a trainer among the bases: ``class MyTrainer(DynSDPBMixin, Trainer)``.
+
+    The batch size keeps its meaning: new samples per step. Each sample goes through the model twice, in two
+    successive steps, except those of the last. The first step of a run, also of a resumed one, repeats nothing.
+
+    Logged beside the parent's figures, as means per token since the last log: ``dynsdpb/ce`` (the parent's loss),
+    ``dynsdpb/kl`` (divergence from the former prediction, without influence and temperature squared),
+    ``dynsdpb/alpha`` and ``dynsdpb/temperature``.
+
+    Args:
+        dynsdpb: Influence and temperature; the defaults when unset. All other arguments are the parent's.
+    """
+
+    def __init__(self, *args: Any, dynsdpb: DynSDPBConfig | None = None, **kwargs: Any) -> None:
+        self._dynsdpb_given = dynsdpb
+        self._dynsdpb_memory = PreviousMiniBatch()
+        self._dynsdpb_figures = RunningFigures()
+        self._dynsdpb_window_tokens: Tensor | int = 0
+        super().__init__(*args, **kwargs)
+
+    @cached_property
+    def dynsdpb_config(self) -> DynSDPBConfig:
+        """The settings, read when they are first needed."""
+        return self._dynsdpb_settings()
+
+    def _dynsdpb_settings(self) -> DynSDPBConfig:
+        return self._dynsdpb_given or DynSDPBConfig()
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the parent does; what is remembered lives no longer than one run."""
+        self._dynsdpb_memory.clear()
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        finally:
+            self._dynsdpb_memory.clear()
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Return the micro-batches of one optimizer step, as the parent does, and turn to the next iteration.
+
+        The number of label tokens by which the parent divides its loss grows by those that will be repeated.
+        """
+        self._dynsdpb_refuse_what_cannot_work()
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        repeated = self._dynsdpb_memory.begin_window(len(batches))
+        self._dynsdpb_window_tokens = sum(micro_batch.num_tokens for micro_batch in repeated)
+        if repeated and num_items is not None:
+            # The parent's own way of counting: it knows about ranks, and about labels that are predicted by nothing.
+            inputs = [micro_batch.inputs for micro_batch in repeated]
+            self._dynsdpb_window_tokens = self._get_num_items_in_batch(inputs, device)
+            num_items = num_items + self._dynsdpb_window_tokens
+        return batches, num_items
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the parent's loss on the former and the new micro-batch together, plus the distillation term.
+
+        In evaluation, and outside a training loop, it is the parent's loss on ``inputs``. The outputs, when asked
+        for, are those of the joined batch, former rows first.
+
+        Raises:
+            ConfigError: The model shows no logits for the labels, or its inputs can't be joined.
+        """
+        if not (model.training and self._dynsdpb_memory.is_open):
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
+        former = self._dynsdpb_memory.take()
+        joined = self._dynsdpb_join(former, inputs)
+        mask_BT = label_mask(joined)
+        # A copy: trainers take labels out of their inputs.
+        loss, outputs = super().compute_loss(
+            model, dict(joined), return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        logits = _flat_logits(outputs, mask_BT)
+        positions_N = mask_BT.flatten().nonzero().squeeze(1).to(logits.device)
+        self._dynsdpb_count_cross_entropy(loss, len(positions_N), num_items_in_batch)
+        num_former = former.num_tokens if former else 0
+        if former is not None and num_former:
+            loss = loss + self._dynsdpb_term(logits[positions_N[:num_former]], former, num_items_in_batch).to(loss)
+        self._dynsdpb_memory.remember(inputs, logits.detach()[positions_N[num_former:]])
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the parent does; training logs also hold the four figures of DynSDPB."""
+        if "loss" in logs:
+            several = self.accelerator.num_processes > 1
+            figures = self._dynsdpb_figures.take(
+                self.args.device, lambda sums: self.accelerator.reduce(sums, "sum") if several else sums
+            )
+            logs = {**logs, **figures}
+        super().log(logs, *args, **kwargs)
+
+    def _dynsdpb_join(self, former: MicroBatch | None, inputs: dict[str, Any]) -> dict[str, Any]:
+        if former is None:
+            return dict(inputs)
+        model_config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
+        one_row = "flash" in str(getattr(model_config, "_attn_implementation", ""))
+        pad_ids = (getattr(source, "pad_token_id", None) for source in (self.processing_class, model_config))
+        # Which token fills the rows makes no difference, so any token of the vocabulary will do.
+        pad_token_id = next((pad_id for pad_id in pad_ids if isinstance(pad_id, int) and pad_id >= 0), 0)
+        return join_batches(former.inputs, inputs, pad_token_id, one_row=one_row)
+
+    def _dynsdpb_term(self, student_NV: Tensor, former: MicroBatch, num_items: Any) -> Tensor:
+        """Return the distillation term, divided the way the parent divides its own loss."""
+        if self.dynsdpb_config.alpha == 0:
+            student_NV = student_NV.detach()
+        terms = dynsdpb_loss(student_NV, former.logits, self.dynsdpb_config)
+        self._dynsdpb_figures.add_distillation(terms)
+        if self._dynsdpb_is_window_mean(num_items):
+            return terms.kl_sum * self._dynsdpb_rank_scale(num_items) / self._dynsdpb_window_tokens
+        return terms.kl_sum / terms.num_tokens
+
+    def _dynsdpb_is_window_mean(self, num_items: Any) -> bool:
+        """Whether the parent's loss is a share of the window's mean, rather than the mean of one micro-batch."""
+        declared = getattr(self, "loss_is_scaled_for_ga", None)  # since transformers 5.20
+        if declared is not None:
+            return bool(declared)
+        return num_items is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func is not None)
+
+    def _dynsdpb_rank_scale(self, num_items: Any) -> int:
+        """Return by what the parent multiplies a loss that it has divided by the tokens of all ranks.
+
+        Gradients are averaged over ranks, which divides once more.
+        """
+        if num_items is None or not self.args.average_tokens_across_devices:
+            return 1
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
+        return self.accelerator.num_processes // (parallelism.tp_size if parallelism is not None else 1)
+
+    def _dynsdpb_count_cross_entropy(self, loss: Tensor, num_tokens: int, num_items: Any) -> None:
+        if self._dynsdpb_is_window_mean(num_items) and num_items is not None:
+            loss_sum = loss.detach() * num_items / self._dynsdpb_rank_scale(num_items)
+        else:
+            loss_sum = loss.detach() * num_tokens
+        self._dynsdpb_figures.add_cross_entropy(loss_sum, num_tokens)
+
+    def _dynsdpb_refuse_what_cannot_work(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ConfigError(
+                f"dynsdpb: one process drives {self.args.n_gpu} GPUs, which cuts each batch apart behind the trainer; "
+                "start one process per GPU with torchrun or accelerate launch"
+            )
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
+        for name in ("cp_size", "sp_size"):
+            if (getattr(parallelism, name, 1) or 1) > 1:
+                raise ConfigError(
+                    f"dynsdpb: {name} is {getattr(parallelism, name)}, so each rank holds only a part of every "
+                    "sequence and can't tell which label its logits belong to; set it to 1"
+                )
+
+
+def _flat_logits(outputs: Any, mask_BT: Tensor) -> Tensor:
+    """Return the logits of all positions, [B * T, V]."""
+    logits = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
+    if not torch.is_tensor(logits) or logits.dim() != 3 or logits.shape[:2] != mask_BT.shape:
+        found = f"logits of shape {tuple(logits.shape)}" if torch.is_tensor(logits) else "no logits"
+        raise ConfigError(
+            f"dynsdpb: the model returned {found} for labels of shape {tuple(mask_BT.shape)}, but each iteration is "
+            "distilled from the logits of the one before; switch off what computes the loss without them (such as "
+            "cut_cross_entropy or liger_fused_linear_cross_entropy) or lengthens the input (prompt tuning)"
+        )
+    return logits.flatten(0, 1)

@@ -1,0 +1,1 @@
+"""What the plugin knows of Axolotl: its configuration, how it loads datasets, where its versions differ."""

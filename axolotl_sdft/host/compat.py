@@ -1,0 +1,59 @@
+"""Where Axolotl's versions differ, or where a hook is not told what it needs to know. Tried with 0.19 and 0.21."""
+
+import copy
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+def running_command() -> str | None:
+    """Return the Axolotl command that this process runs, such as ``train`` or ``merge-lora``; None outside its CLI.
+
+    The hooks are not told. A launcher starts ``python -m axolotl.cli.<command>``; without one, click knows the command.
+    """
+    import click
+
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.name.startswith("axolotl.cli.") and not spec.name.endswith(".main"):
+        return spec.name.rpartition(".")[2].replace("_", "-")
+    context = click.get_current_context(silent=True)
+    return context.info_name if context is not None else None
+
+
+def validate_early(cfg: Any) -> None:
+    """Let Axolotl validate a copy of a raw configuration.
+
+    Axolotl validates after ``register``; where that is about to do hours of work, a fault should not wait for its end.
+
+    Raises:
+        pydantic.ValidationError: As Axolotl itself raises it.
+    """
+    from axolotl.cli.config import gpu_capabilities
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.dict import DictDefault
+
+    # On a Ray driver there is no GPU to ask; Axolotl itself leaves the capabilities out there.
+    capabilities, env_capabilities = (None, None) if cfg.get("use_ray") else gpu_capabilities()
+    validate_config(DictDefault(copy.deepcopy(cfg.to_dict())), capabilities, env_capabilities)
+
+
+def other_trainers(cfg: Any, own_plugin: object) -> dict[str, str]:
+    """Return the trainer classes that other plugins of this configuration bring, by plugin name.
+
+    Axolotl takes the first one it finds and says nothing of the others.
+    """
+    from axolotl.integrations.base import BasePlugin, PluginManager
+
+    found = {}
+    for name, plugin in PluginManager.get_instance().plugins.items():
+        is_other = type(plugin) is not type(own_plugin)
+        if not is_other or type(plugin).get_trainer_cls is BasePlugin.get_trainer_cls or name not in _listed(cfg):
+            continue
+        trainer = plugin.get_trainer_cls(cfg)
+        if trainer is not None:
+            found[name] = trainer.__name__
+    return found
+
+
+def _listed(cfg: Mapping[str, Any]) -> list[str]:
+    return [str(name) for name in cfg.get("plugins") or []]

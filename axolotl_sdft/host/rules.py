@@ -1,0 +1,103 @@
+"""What in the rest of an Axolotl configuration makes no sense with the stages. Pure functions of the raw YAML."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.host.blocks import Blocks
+
+_LIGER = "axolotl.integrations.liger.LigerPlugin"
+_CUT_CROSS_ENTROPY = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
+
+
+def check_rules(cfg: Mapping[str, Any], blocks: Blocks, other_trainers: Mapping[str, str]) -> None:
+    """Refuse combinations that can't work, all at once.
+
+    Args:
+        cfg: The raw configuration.
+        blocks: The stages it switches on.
+        other_trainers: Trainer classes that other plugins of this configuration bring, by plugin.
+
+    Raises:
+        ConfigError: One line per combination: both keys, what would happen, the way out.
+    """
+    faults = []
+    if not cfg.get("base_model"):
+        faults.append("base_model is not set; name the seed model, a folder or a Hub id")
+    if blocks.self_distillation is not None:
+        faults += _self_distillation_faults(cfg)
+    if blocks.dynsdpb is not None:
+        faults += _dynsdpb_faults(cfg, other_trainers)
+    if blocks.layer_pruning is not None:
+        faults += _layer_pruning_faults(cfg, blocks)
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _layer_pruning_faults(cfg: Mapping[str, Any], blocks: Blocks) -> Iterator[str]:
+    pruning = blocks.layer_pruning
+    needs_training_set = pruning is not None and pruning.num_layers is not None and pruning.calibration.path is None
+    if needs_training_set and not cfg.get("datasets"):
+        yield (
+            "layer_pruning.calibration.path is not set and there are no datasets to take the calibration text from; "
+            "set the path, or name the layers in layer_pruning.drop_layers"
+        )
+
+
+def _self_distillation_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
+    if not cfg.get("datasets"):
+        yield "self_distillation is on, but datasets is empty; name the training set, or remove the block"
+    if cfg.get("rl"):
+        yield (
+            f"self_distillation rewrites supervised answers, but rl is {cfg['rl']!r}, which trains on preferences or "
+            "rewards; remove one of the two"
+        )
+    for key in ("reward_model", "process_reward_model"):
+        if cfg.get(key):
+            yield f"self_distillation rewrites supervised answers, but {key} is true; remove one of the two"
+    if cfg.get("streaming"):
+        yield (
+            "self_distillation rewrites the whole training set before training, but streaming is true; "
+            "set streaming: false"
+        )
+    if cfg.get("pretraining_dataset"):
+        yield (
+            "self_distillation needs rows with a prompt and an answer, but pretraining_dataset holds plain text; "
+            "put the rows under datasets, or remove the block"
+        )
+    if cfg.get("skip_prepare_dataset"):
+        yield (
+            "self_distillation rewrites text, but skip_prepare_dataset: true expects rows that are tokenized already; "
+            "remove one of the two"
+        )
+
+
+def _dynsdpb_faults(cfg: Mapping[str, Any], other_trainers: Mapping[str, str]) -> Iterator[str]:
+    plugins = [str(name) for name in cfg.get("plugins") or []]
+    for key in ("rl", "reward_model", "process_reward_model"):
+        if cfg.get(key):
+            yield f"dynsdpb trains with a supervised trainer, but {key} is {cfg[key]!r}; remove one of the two"
+    for plugin, trainer in other_trainers.items():
+        yield f"dynsdpb and the plugin {plugin} ({trainer}) each bring a trainer; remove one of the two"
+    if cfg.get("trainer_cls"):
+        yield f"dynsdpb brings a trainer, but trainer_cls is {cfg['trainer_cls']!r}; remove one of the two"
+    # Axolotl's cut-cross-entropy is on as soon as its plugin is listed.
+    if _CUT_CROSS_ENTROPY in plugins and cfg.get("cut_cross_entropy") is not False:
+        yield (
+            "dynsdpb needs the model's logits, which the cut_cross_entropy plugin never computes; remove the plugin, "
+            "or set cut_cross_entropy: false"
+        )
+    if _LIGER in plugins and cfg.get("liger_fused_linear_cross_entropy"):
+        yield (
+            "dynsdpb needs the model's logits, which liger_fused_linear_cross_entropy: true never computes; set it to "
+            "false (liger_cross_entropy may stay on)"
+        )
+    for key in ("use_eaft", "use_dft", "orpo_alpha", "diffusion_lm"):
+        if cfg.get(key):
+            yield f"dynsdpb and {key} ({cfg[key]!r}) each define the training loss; remove one of the two"
+    size = cfg.get("context_parallel_size") or cfg.get("sequence_parallel_degree") or 1
+    if size > 1:
+        yield (
+            f"dynsdpb matches the tokens of whole sequences, but context_parallel_size is {size}, which gives each "
+            "rank a part of every sequence; set it to 1"
+        )

@@ -1,0 +1,1 @@
+"""What was lost by pruning and won back by training."""

@@ -1,0 +1,53 @@
+"""Checkpoints that the tests share. Nothing here or in a test may reach a hub or send telemetry."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
+
+REPO_ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir() -> Path:
+    """The real SmolLM2-135M-Instruct in bfloat16: the folder the environment names, else one prepared on first use."""
+    folder = Path(os.environ.get("AXOLOTL_SDFT_SMOLLM2") or REPO_ROOT / "models" / "SmolLM2-135M-Instruct")
+    if not (folder / "config.json").is_file():
+        script = REPO_ROOT / "example_configs" / "prepare_smollm2.py"
+        search_path = os.pathsep.join(filter(None, (str(REPO_ROOT), os.environ.get("PYTHONPATH"))))
+        subprocess.run([sys.executable, script, folder], env=os.environ | {"PYTHONPATH": search_path}, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_dir(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 6 layers and 3 million parameters with SmolLM2's tokenizer and chat template; read only."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        initializer_range=0.1,  # with the usual 0.02 a model this narrow predicts nearly evenly, and layers do nothing
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("tiny_llama")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(20)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,62 @@
+"""A generation backend that answers at once with the prompt's own words, for tests of everything around it.
+
+It logs every answer it gives, and stands in as a third-party plugin: ``registry().add_plugin(echo_backend, "echo")``.
+"""
+
+import os
+import time
+from pathlib import Path
+
+from axolotl_sdft.distillation.interfaces import Answer
+from axolotl_sdft.hookspecs import hookimpl
+
+ROWS_PER_BATCH = 2
+
+
+class EchoBackend:
+    def __init__(self, model_dir, config):
+        self.config = config
+
+    def check(self):
+        pass
+
+    def batches(self, prompts):
+        return [list(prompts[start : start + ROWS_PER_BATCH]) for start in range(0, len(prompts), ROWS_PER_BATCH)]
+
+    def generate(self, batches):
+        for batch in batches:
+            time.sleep(float(os.environ.get("ECHO_SECONDS", "0")))
+            log = os.environ.get("ECHO_LOG")
+            if log:
+                with Path(log).open("a") as file:
+                    file.writelines(f"{prompt.key[0]} {prompt.key[1]}\n" for prompt in batch)
+            yield batch, [self.answer(prompt) for prompt in batch]
+
+    def answer(self, prompt):
+        last = prompt.messages[-1]["content"].split()
+        return Answer(f"{len(prompt.messages)} messages, the last ends in {last[-1]}", "stop", 7)
+
+    def answer_nll(self, targets):
+        return [float(len(text)) for _, text in targets]
+
+    def close(self):
+        pass
+
+
+def plain_template(target):
+    return [*target.context[:-1], {"role": "user", "content": f"Rewrite: {target.reference}"}]
+
+
+@hookimpl
+def sdft_register_backends(register):
+    register("echo", lambda model_dir, config: EchoBackend(model_dir, config))
+
+
+@hookimpl
+def sdft_register_templates(register):
+    register("plain", lambda target: plain_template(target))
+
+
+@hookimpl
+def sdft_register_checks(register):
+    register("no_seven", lambda answer, target: "holds 7" if answer.text.endswith("7") else None)

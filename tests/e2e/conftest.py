@@ -1,0 +1,79 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def alpaca_file(tmp_path_factory):
+    """The first 24 rows of the quickstart's dataset."""
+    rows = (REPOSITORY / "example_configs/data/quickstart.jsonl").read_text().splitlines()[:24]
+    path = tmp_path_factory.mktemp("data") / "alpaca.jsonl"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def chat_file(tmp_path_factory):
+    """Twelve conversations of two turns each."""
+    path = tmp_path_factory.mktemp("data") / "chat.jsonl"
+    with path.open("w") as file:
+        for number in range(12):
+            turns = [("user", f"What is {number} plus 1?"), ("assistant", f"It is {number + 1}.")]
+            turns += [("user", "And one more?"), ("assistant", f"Then it is {number + 2}.")]
+            file.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def base_config(tiny_llama_dir, alpaca_file):
+    """The least that trains the tiny model with LoRA on a CPU."""
+    return {
+        "base_model": str(tiny_llama_dir),
+        "plugins": ["axolotl_sdft.SDFTPlugin"],
+        "datasets": [{"path": str(alpaca_file), "type": "alpaca"}],
+        "adapter": "lora",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_target_modules": ["q_proj", "v_proj"],
+        "lora_mlp_kernel": False,
+        "sequence_len": 256,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 4,
+        "optimizer": "adamw_torch",
+        "learning_rate": 0.001,
+        "logging_steps": 1,
+        "seed": 42,
+        "bf16": False,
+        "dataset_num_proc": 1,
+        "dataset_prepared_path": "prepared",
+        "output_dir": "out",
+        "layer_pruning": {"num_layers": 2, "calibration": {"num_samples": 8, "sequence_len": 64}},
+        "self_distillation": {"checks": [], "generation": {"max_new_tokens": 6}, "gap_samples": 4},
+        "dynsdpb": {},
+    }
+
+
+def write_config(folder, config):
+    """Write a configuration into a folder and return its path."""
+    path = folder / "config.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def run_axolotl(folder, *args, check=True, stdin="", **env):
+    """Run the real command in a folder and return what it printed, both streams together."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": f"{REPOSITORY}"} | env
+    command = [str(Path(sys.executable).parent / "axolotl"), *(str(arg) for arg in args)]
+    streams = {"input": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, cwd=folder, env=environment, timeout=600, **streams)
+    if check:
+        assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout

@@ -1,0 +1,70 @@
+import pytest
+
+from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.host.blocks import read_blocks
+from axolotl_sdft.host.rules import check_rules
+
+LIGER = "axolotl.integrations.liger.LigerPlugin"
+CUT_CROSS_ENTROPY = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
+PLAIN = {"base_model": "seed", "datasets": [{"path": "rows.jsonl", "type": "alpaca"}]}
+
+
+def check(other_trainers=None, **cfg):
+    cfg = PLAIN | cfg
+    check_rules(cfg, read_blocks(cfg), other_trainers or {})
+
+
+def test_all_three_stages_go_together():
+    check(layer_pruning={"num_layers": 2}, self_distillation={}, dynsdpb={})
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({"self_distillation": {}, "rl": "dpo"}, "self_distillation rewrites supervised answers, but rl is 'dpo'"),
+        ({"self_distillation": {}, "streaming": True}, "streaming is true; set streaming: false"),
+        ({"self_distillation": {}, "pretraining_dataset": "c4"}, "pretraining_dataset holds plain text"),
+        (
+            {"self_distillation": {}, "skip_prepare_dataset": True},
+            "skip_prepare_dataset: true expects rows that are tok",
+        ),
+        ({"self_distillation": {}, "datasets": []}, "datasets is empty; name the training set"),
+        ({"self_distillation": {}, "reward_model": True}, "reward_model is true"),
+        ({"dynsdpb": {}, "rl": "grpo"}, "rl is 'grpo'; remove one"),
+        ({"dynsdpb": {}, "trainer_cls": "my.Trainer"}, "trainer_cls is 'my.Trainer'"),
+        ({"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY]}, "cut_cross_entropy plugin never computes"),
+        ({"dynsdpb": {}, "plugins": [LIGER], "liger_fused_linear_cross_entropy": True}, "liger_fused_linear_cross_ent"),
+        ({"dynsdpb": {}, "use_eaft": True}, "use_eaft .True. each define the training loss"),
+        ({"dynsdpb": {}, "context_parallel_size": 2}, "context_parallel_size is 2"),
+        ({"layer_pruning": {"num_layers": 2}, "datasets": []}, "layer_pruning.calibration.path is not set"),
+        ({"dynsdpb": {}, "base_model": None}, "base_model is not set"),
+    ],
+)
+def test_a_combination_that_can_not_work_is_refused_with_the_way_out(cfg, message):
+    with pytest.raises(ConfigError, match=message):
+        check(**cfg)
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {"dynsdpb": {}, "plugins": [LIGER], "liger_rope": True, "liger_cross_entropy": True},
+        {"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY], "cut_cross_entropy": False},
+        {"dynsdpb": {}, "streaming": True},
+        {"layer_pruning": {"drop_layers": [1]}, "rl": "dpo"},
+        {"layer_pruning": {"drop_layers": [1]}, "datasets": None},
+    ],
+)
+def test_a_combination_that_works_is_let_through(cfg):
+    check(**cfg)
+
+
+def test_a_second_plugin_with_a_trainer_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"dynsdpb and the plugin kd.KDPlugin \(KDTrainer\) each bring a trainer"):
+        check(other_trainers={"kd.KDPlugin": "KDTrainer"}, dynsdpb={})
+
+
+def test_all_combinations_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        check(self_distillation={}, dynsdpb={}, rl="dpo", streaming=True)
+    assert len(str(caught.value).splitlines()) == 3

@@ -1,0 +1,256 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from axolotl_sdft.config import (
+    CalibrationConfig,
+    DynSDPBConfig,
+    GenerationConfig,
+    LayerPruningConfig,
+    SelfDistillationConfig,
+    nearest_key_hint,
+    parse_size,
+)
+
+MODELS = (CalibrationConfig, LayerPruningConfig, GenerationConfig, SelfDistillationConfig, DynSDPBConfig)
+BYTES_PER_UNIT = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def least(model):
+    """The settings without which a block is refused."""
+    return {"num_layers": 6} if model is LayerPruningConfig else {}
+
+
+# Defaults
+
+
+def test_layer_pruning_with_only_a_number_of_layers_scores_the_training_set_by_angular_distance():
+    assert LayerPruningConfig(num_layers=6).model_dump() == {
+        "num_layers": 6,
+        "drop_layers": None,
+        "metric": "angular_distance",
+        "token_average": "all",
+        "protect_first": 0,
+        "protect_last": 0,
+        "calibration": {
+            "path": None,
+            "name": None,
+            "split": "train",
+            "type": None,
+            "num_samples": 128,
+            "sequence_len": 1024,
+            "batch_size": 4,
+        },
+        "max_shard_size": "5GB",
+        "output_dir": None,
+    }
+
+
+def test_an_empty_self_distillation_block_rewrites_greedily_and_keeps_originals_of_rejected_answers():
+    assert SelfDistillationConfig().model_dump() == {
+        "template": "reference",
+        "checks": ("empty", "truncated", "leak", "repetition"),
+        "on_reject": "original",
+        "generation": {
+            "backend": "transformers",
+            "max_new_tokens": 512,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "seed": 42,
+            "batch_tokens": 4096,
+            "batch_rows": 16,
+            "dtype": "auto",
+        },
+        "gap_samples": 256,
+        "output_dir": None,
+    }
+
+
+def test_an_empty_dynsdpb_block_is_dynamic_in_both_ways():
+    assert DynSDPBConfig().model_dump() == {
+        "alpha": 1.0,
+        "temperature": 2.0,
+        "temperature_min": 1.0,
+        "dynamic_alpha": True,
+        "dynamic_temperature": True,
+        "chunk_tokens": 1024,
+    }
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_defaults_pass_their_own_bounds_and_rules(model):
+    block = model(**least(model))
+    given_as_yaml = block.model_dump(exclude_none=True)
+    assert model.model_validate(given_as_yaml) == block
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_block_can_not_be_changed_once_it_is_read(model):
+    block = model(**least(model))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(block, next(iter(model.model_fields)), 1)
+
+
+# Bounds
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "value", "bound"),
+    [
+        (CalibrationConfig, "num_samples", 0, "greater than or equal to 1"),
+        (CalibrationConfig, "sequence_len", 7, "greater than or equal to 8"),
+        (CalibrationConfig, "batch_size", 0, "greater than or equal to 1"),
+        (LayerPruningConfig, "num_layers", 0, "greater than or equal to 1"),
+        (LayerPruningConfig, "num_layers", 2.5, "valid integer"),
+        (LayerPruningConfig, "token_average", "first", "'all' or 'last'"),
+        (LayerPruningConfig, "protect_first", -1, "greater than or equal to 0"),
+        (LayerPruningConfig, "protect_last", -1, "greater than or equal to 0"),
+        (GenerationConfig, "max_new_tokens", 0, "greater than or equal to 1"),
+        (GenerationConfig, "temperature", -0.1, "greater than or equal to 0"),
+        (GenerationConfig, "temperature", 5.1, "less than or equal to 5"),
+        (GenerationConfig, "top_p", 0.0, "greater than 0"),
+        (GenerationConfig, "top_p", 1.1, "less than or equal to 1"),
+        (GenerationConfig, "seed", -1, "greater than or equal to 0"),
+        (GenerationConfig, "batch_tokens", 0, "greater than or equal to 1"),
+        (GenerationConfig, "batch_rows", 0, "greater than or equal to 1"),
+        (GenerationConfig, "dtype", "int8", "'auto', 'float32', 'bfloat16' or 'float16'"),
+        (SelfDistillationConfig, "on_reject", "keep", "'original' or 'drop'"),
+        (SelfDistillationConfig, "gap_samples", -1, "greater than or equal to 0"),
+        (DynSDPBConfig, "alpha", -0.5, "greater than or equal to 0"),
+        (DynSDPBConfig, "alpha", float("nan"), "than or equal to"),
+        (DynSDPBConfig, "alpha", float("inf"), "less than or equal to 100"),
+        (DynSDPBConfig, "temperature", 0.0, "greater than or equal to 0.1"),
+        (DynSDPBConfig, "temperature", 101, "less than or equal to 100"),
+        (DynSDPBConfig, "temperature_min", 0.0, "greater than or equal to 0.1"),
+        (DynSDPBConfig, "chunk_tokens", 0, "greater than or equal to 1"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_with_its_key_and_the_bound(model, key, value, bound):
+    with pytest.raises(ValidationError, match=rf"{key}\n.*{bound}"):
+        model.model_validate(least(model) | {key: value})
+
+
+# Unknown keys
+
+
+def test_an_unknown_key_names_the_nearest_known_one():
+    with pytest.raises(ValidationError, match=r"unknown key 'temprature'; did you mean 'temperature'\?"):
+        DynSDPBConfig.model_validate({"temprature": 2.0})
+
+
+def test_an_unknown_key_in_a_nested_block_names_the_nested_block_and_its_nearest_key():
+    with pytest.raises(ValidationError, match=r"generation\n.*unknown key 'max_token'; did you mean 'max_new_tokens'"):
+        SelfDistillationConfig.model_validate({"generation": {"max_token": 5}})
+    with pytest.raises(ValidationError, match=r"calibration\n.*unknown key 'num_sample'; did you mean 'num_samples'\?"):
+        LayerPruningConfig.model_validate({"num_layers": 1, "calibration": {"num_sample": 5}})
+
+
+def test_an_unknown_key_far_from_all_known_ones_lists_them():
+    with pytest.raises(ValidationError, match=r"unknown key 'zzz'; known keys: alpha, chunk_tokens, dynamic_alpha"):
+        DynSDPBConfig.model_validate({"zzz": 1})
+
+
+def test_a_key_that_is_no_text_is_refused_like_any_other():
+    with pytest.raises(ValidationError, match="unknown key '7'; known keys: alpha"):
+        DynSDPBConfig.model_validate({7: 1})
+
+
+@given(st.sampled_from([(model, key) for model in MODELS for key in model.model_fields]), st.data())
+def test_a_key_with_one_letter_missing_is_recognised(model_and_key, data):
+    model, key = model_and_key
+    gap = data.draw(st.integers(0, len(key) - 1))
+    typo = key[:gap] + key[gap + 1 :]
+    assert nearest_key_hint(typo, model.model_fields) == f"did you mean {key!r}?"
+
+
+# Layers
+
+
+def test_a_yaml_list_of_layers_keeps_its_order():
+    assert LayerPruningConfig.model_validate({"drop_layers": [22, 20, 21]}).drop_layers == (22, 20, 21)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_layers": 2, "drop_layers": [3, 4]}, r"both num_layers \(2\) and drop_layers \(\[3, 4\]\) are set"),
+        ({}, r"set num_layers .* or drop_layers"),
+        ({"drop_layers": []}, "drop_layers is empty; name at least one layer, or remove the layer_pruning block"),
+        ({"drop_layers": [3, -1]}, "drop_layers holds -1; layers count from 0"),
+        ({"drop_layers": [3, 4, 3]}, r"drop_layers names a layer twice: \[3, 4, 3\]"),
+        ({"num_layers": 2, "max_shard_size": "5 gold"}, "'5 gold' is no size; write a number and a unit"),
+    ],
+)
+def test_layers_that_can_not_be_dropped_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        LayerPruningConfig.model_validate(settings)
+
+
+# Rewriting
+
+
+def test_top_p_without_sampling_is_refused():
+    with pytest.raises(ValidationError, match=r"top_p is 0\.9, but temperature 0\.0 does not sample; set temp"):
+        GenerationConfig(top_p=0.9)
+    assert GenerationConfig(top_p=0.9, temperature=0.7).top_p == 0.9
+
+
+def test_a_jinja_template_that_never_shows_the_reference_is_refused():
+    with pytest.raises(ValidationError, match=r"template is a Jinja text without \{\{ reference \}\}"):
+        SelfDistillationConfig(template="Answer this: {{ instruction }}")
+
+
+@pytest.mark.parametrize("template", ["a_registered_name", "{{ instruction }} Like this: {{ reference }}"])
+def test_a_template_is_a_name_or_a_jinja_text(template):
+    assert SelfDistillationConfig(template=template).template == template
+
+
+def test_a_check_named_twice_is_refused():
+    with pytest.raises(ValidationError, match=r"checks names one twice: \['leak', 'empty', 'leak'\]"):
+        SelfDistillationConfig(checks=("leak", "empty", "leak"))
+
+
+# Temperatures
+
+
+def test_a_lowest_temperature_above_the_highest_is_refused():
+    message = r"temperature_min is 3\.0, above temperature 2\.0; .* or set dynamic_temperature: false"
+    with pytest.raises(ValidationError, match=message):
+        DynSDPBConfig(temperature_min=3.0)
+
+
+def test_the_lowest_temperature_does_not_matter_to_the_static_method():
+    assert DynSDPBConfig(temperature=0.5, dynamic_temperature=False).temperature == 0.5
+
+
+# Sizes
+
+
+@given(
+    st.integers(1, 10**6),
+    st.sampled_from(sorted(BYTES_PER_UNIT)),
+    st.sampled_from(["", " ", "  "]),
+    st.sampled_from([str, str.lower, str.upper]),
+)
+def test_a_size_is_its_number_times_its_unit_in_any_spelling(number, unit, space, spell):
+    assert parse_size(spell(f"{number}{space}{unit}")) == number * BYTES_PER_UNIT[unit]
+
+
+def test_a_size_may_have_decimals():
+    assert parse_size("1.5GiB") == 1_610_612_736
+    assert parse_size("0.5 kB") == 500
+
+
+@pytest.mark.parametrize("text", ["", "GB", "5", "5G", "-5GB", "0GB", "1e-9KB", "nanGB", "infGB", "1e400GB", "5GB5"])
+def test_a_text_that_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match=f"'{text}' is no size; write a number and a unit, such as 500MB or 5GB"):
+        parse_size(text)
+
+
+@given(st.text("0123456789.eE+-_ infaKMGTiBkmgtb") | st.text())
+def test_any_text_is_a_positive_size_or_is_refused_by_name(text):
+    try:
+        assert parse_size(text) > 0
+    except ValueError as err:
+        assert str(err).startswith(f"{text!r} is no size")  # noqa: PT017 - both outcomes are right
