@@ -9,6 +9,8 @@ MODEL ?= models/SmolLM2-135M-Instruct
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(subst =,-,$(AXOLOTL))
+# Axolotl starts `accelerate` from the PATH.
+export PATH := $(abspath $(BIN)):$(PATH)
 export HF_HUB_OFFLINE := 1
 export AXOLOTL_DO_NOT_TRACK := 1
 

@@ -26,7 +26,7 @@ class Generation:
     and dealt out to the ranks in order. So neither a restart nor another number of ranks changes what a batch holds.
     """
 
-    def __init__(self, task: DistillationTask, backend: Backend, journal: Journal) -> None:
+    def __init__(self, task: "DistillationTask", backend: Backend, journal: Journal) -> None:
         self._task, self._backend, self._journal = task, backend, journal
         self._answers = journal.answers()
 

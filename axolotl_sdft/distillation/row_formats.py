@@ -49,7 +49,7 @@ class InstructionRows:
 
     def target(self, row: dict[str, Any], index: int) -> Target:
         """Return the answer; its context is the system message, if any, and the instruction with its input."""
-        system = row[self.system] if self.system in row else self.system_prompt
+        system = row.get(self.system, self.system_prompt) if self.system else self.system_prompt
         extra = row.get(self.input) if self.input else None
         instruction = f"{row[self.instruction]}\n\n{extra}" if extra else row[self.instruction]
         context: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -123,7 +123,7 @@ class ChatRows:
         message = conversation[place]
         conversation[place] = {**message, self.content: _thinking(message[self.content]) + text}
         is_json = isinstance(row[self.messages], str)
-        return {**row, self.messages: json.dumps(conversation, ensure_ascii=False) if is_json else conversation}
+        return {**row, self.messages: json.dumps(conversation) if is_json else conversation}
 
     def _conversation(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the messages in a list of their own; empty when the column holds something else."""
@@ -136,8 +136,9 @@ class ChatRows:
                     f"column {self.messages!r} holds a text that is not JSON ({err}): {row[self.messages][:80]!r}; "
                     "make it a list of messages, or set field_messages to the column that holds them"
                 ) from err
-        is_conversation = isinstance(value, list) and all(isinstance(message, Mapping) for message in value)
-        return list(value) if is_conversation else []
+        if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
+            return []
+        return list(value)
 
     def _places(self, conversation: list[dict[str, Any]]) -> list[int]:
         """Return where the targets stand in a conversation."""

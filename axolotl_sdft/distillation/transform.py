@@ -112,7 +112,7 @@ class DistillationTask:
     @cached_property
     def row_format(self) -> RowFormat:
         """Where the answers are."""
-        return resolve_row_format(self.dataset_config)
+        return resolve_row_format(self.dataset_config, self.where)
 
     @cached_property
     def checks(self) -> Any:
@@ -136,18 +136,17 @@ class DistillationTask:
 
     @cached_property
     def _content(self) -> tuple[str, str, int]:
-        """Digests of all rows and of all trained answers with their context, and the most answers in one row."""
-        rows, targets, most = hashlib.sha256(), hashlib.sha256(), 0
+        """Digests of all rows and of what the seed model is asked about them, and the most answers in one row."""
+        rows, requests, most = hashlib.sha256(), hashlib.sha256(), 0
         for row in self.dataset:
             rows.update(json.dumps(row, sort_keys=True, default=str).encode())
             num_targets = self.row_format.num_targets(row)
             most = max(most, num_targets)
             for turn in range(num_targets):
-                target = self.row_format.target(row, turn)
-                targets.update(json.dumps([target.context, target.reference]).encode())
+                requests.update(json.dumps(self.template(self.row_format.target(row, turn))).encode())
         if most == 0:
             raise DatasetError(f"{self.where} holds no answer to rewrite; check its type and field names")
-        return rows.hexdigest(), targets.hexdigest(), most
+        return rows.hexdigest(), requests.hexdigest(), most
 
     @cached_property
     def answers_dir(self) -> Path:
@@ -156,7 +155,7 @@ class DistillationTask:
         generation = {
             key: value for key, value in settings["generation"].items() if key not in ("batch_tokens", "batch_rows")
         }
-        made_of = [checkpoint_fingerprint(self.seed_dir), self._content[1], settings["template"], generation]
+        made_of = [checkpoint_fingerprint(self.seed_dir), self._content[1], generation]
         if self._content[2] > 1:
             made_of.append(settings["checks"])
         return self.root / f"answers-{fingerprint(made_of)}"

@@ -105,7 +105,8 @@ def _chunk_terms(student_CV: Tensor, teacher_CV: Tensor, config: DynSDPBConfig) 
     # A token that the teacher rules out adds nothing, also where both logits are -inf and their difference is no
     # number.
     pointwise_CV = (prob_teacher_CV * (log_teacher_CV - log_student_CV)).masked_fill_(prob_teacher_CV == 0, 0.0)
-    kl_C = pointwise_CV.sum(-1)
+    # Rounding can put the divergence of nearly equal predictions a little below zero.
+    kl_C = pointwise_CV.sum(-1).clamp_min(0.0)
     gradient_CV = (alpha_C * temperature_C)[:, None] * (log_student_CV.exp() - prob_teacher_CV)
     weighted = (alpha_C * temperature_C.square() * kl_C).sum()
     return torch.stack([weighted, kl_C.sum(), alpha_C.sum(), temperature_C.sum()]), gradient_CV

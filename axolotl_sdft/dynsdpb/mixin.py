@@ -101,10 +101,7 @@ class DynSDPBMixin(_Parent):
         former = self._dynsdpb_memory.take()
         joined = self._dynsdpb_join(former, inputs)
         mask_BT = label_mask(joined)
-        # A copy: trainers take labels out of their inputs.
-        loss, outputs = super().compute_loss(
-            model, dict(joined), return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        loss, outputs = super().compute_loss(model, joined, return_outputs=True, num_items_in_batch=num_items_in_batch)
         logits = _flat_logits(outputs, mask_BT)
         positions_N = mask_BT.flatten().nonzero().squeeze(1).to(logits.device)
         self._dynsdpb_count_cross_entropy(loss, len(positions_N), num_items_in_batch)
@@ -126,7 +123,7 @@ class DynSDPBMixin(_Parent):
 
     def _dynsdpb_join(self, former: MicroBatch | None, inputs: dict[str, Any]) -> dict[str, Any]:
         if former is None:
-            return dict(inputs)
+            return dict(inputs)  # trainers take labels out of what they are given, but these will be needed again
         model_config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
         one_row = "flash" in str(getattr(model_config, "_attn_implementation", ""))
         pad_ids = (getattr(source, "pad_token_id", None) for source in (self.processing_class, model_config))

@@ -1,10 +1,10 @@
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from micro_batches import make_llama
 from transformers import LlamaForCausalLM
 
 from axolotl_sdft.dynsdpb.batching import join_batches, label_mask
@@ -144,7 +144,7 @@ def padded(lengths: list[int]) -> dict[str, torch.Tensor]:
 @settings(deadline=None, max_examples=25)
 @given(row_lengths, row_lengths)
 def test_one_joined_pass_over_padded_rows_predicts_what_two_passes_do(
-    make_llama: Callable[..., LlamaForCausalLM], former_lengths: list[int], new_lengths: list[int]
+    former_lengths: list[int], new_lengths: list[int]
 ):
     model, former, new = make_llama(), padded(former_lengths), padded(new_lengths)
     apart = torch.cat([label_logits(model, former), label_logits(model, new)])
@@ -153,9 +153,7 @@ def test_one_joined_pass_over_padded_rows_predicts_what_two_passes_do(
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("one_row", [False, True])
-def test_one_joined_pass_over_packed_rows_predicts_what_each_sample_alone_does(
-    make_llama: Callable[..., LlamaForCausalLM], attention: str, one_row: bool
-):
+def test_one_joined_pass_over_packed_rows_predicts_what_each_sample_alone_does(attention: str, one_row: bool):
     # With a cache, transformers takes a row for one sample whatever its position ids say.
     model = make_llama(attn_implementation=attention, use_cache=False)
     former, new = packed(3, 4, 2), packed(5, 1)

@@ -1,13 +1,24 @@
-"""Each training run here sees micro-batches that are written down, epoch by epoch, and is compared with plain training."""
+"""Each run here trains on micro-batches that are written down, epoch by epoch, and is held against plain training."""
 
 import copy
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from micro_batches import (
+    EPOCH,
+    STATIC,
+    DynSDPBMeanTrainer,
+    Epochs,
+    MeanPerMicroBatch,
+    MicroBatches,
+    make_llama,
+    rows,
+    train,
+    train_logs,
+)
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments
@@ -17,52 +28,6 @@ from axolotl_sdft.dynsdpb.batching import label_mask
 from axolotl_sdft.dynsdpb.loss import dynsdpb_loss
 from axolotl_sdft.dynsdpb.trainers import DynSDPBTrainer, axolotl_trainer_class
 from axolotl_sdft.errors import ConfigError
-
-MicroBatches = list[dict[str, Tensor]]
-MakeLlama = Callable[..., LlamaForCausalLM]
-STATIC = DynSDPBConfig(alpha=0.8, temperature=2.0, dynamic_alpha=False, dynamic_temperature=False)
-
-
-class Epochs:
-    """A loader that gives the micro-batches of one epoch after another."""
-
-    def __init__(self, epochs: list[MicroBatches]) -> None:
-        self._epochs = iter(epochs)
-        self._length = len(epochs[0])
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return iter(next(self._epochs))
-
-
-def rows(*lengths: int, seed: int = 0, prompt: int = 1) -> dict[str, Tensor]:
-    """A padded micro-batch of random tokens; the first ``prompt`` of each row are not trained."""
-    generator = torch.Generator().manual_seed(seed)
-    input_ids = torch.randint(1, 64, (len(lengths), max(lengths)), generator=generator)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    labels = input_ids.masked_fill(~mask, -100)
-    labels[:, :prompt] = -100
-    return {"input_ids": input_ids.masked_fill(~mask, 0), "labels": labels, "attention_mask": mask.long()}
-
-
-# Five micro-batches: with two per step, the last step of an epoch has only one; its last batch is uneven.
-EPOCH = [rows(7, 4, seed=1), rows(3, 8, seed=2), rows(5, 5, seed=3), rows(9, 6, seed=4), rows(4, seed=5)]
-
-
-def train(
-    trainer_class: type[Trainer], model: torch.nn.Module, epochs: list[MicroBatches], tmp_path: Path, **settings: Any
-) -> Trainer:
-    """Train on what is given; keywords of the trainer itself are told from those of its arguments by name."""
-    own = {name: settings.pop(name) for name in ("dynsdpb", "eval_dataset") if name in settings}
-    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1}
-    plain = {"optim": "sgd", "learning_rate": 0.3, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
-    args = TrainingArguments(str(tmp_path), num_train_epochs=len(epochs), **{**quiet, **plain, **settings})
-    trainer = trainer_class(model=model, args=args, train_dataset=epochs[0], **own)
-    trainer.get_train_dataloader = lambda: Epochs(epochs)
-    trainer.train()
-    return trainer
 
 
 def windows(epochs: list[MicroBatches], size: int) -> list[MicroBatches]:
@@ -93,23 +58,7 @@ def assert_same_parameters(model: torch.nn.Module, expected: torch.nn.Module, **
     torch.testing.assert_close(dict(model.named_parameters()), dict(expected.named_parameters()), **tolerance)
 
 
-def train_logs(trainer: Trainer) -> list[dict[str, float]]:
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
-
-
-class MeanPerMicroBatch:
-    """Goes before a trainer whose parent averages each micro-batch, as for models whose loss takes no token count."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = False
-
-
 class PlainMeanTrainer(MeanPerMicroBatch, Trainer):
-    pass
-
-
-class DynSDPBMeanTrainer(MeanPerMicroBatch, DynSDPBTrainer):
     pass
 
 
@@ -120,7 +69,6 @@ TRAINERS = [(Trainer, DynSDPBTrainer), (PlainMeanTrainer, DynSDPBMeanTrainer)]
 @pytest.mark.parametrize(("plain_class", "dynsdpb_class"), TRAINERS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_without_influence_it_is_plain_training_on_the_joined_micro_batches(
-    make_llama: MakeLlama,
     tmp_path: Path,
     accumulation: int,
     plain_class: type[Trainer],
@@ -152,11 +100,9 @@ def slow_training(
             ce.append(cross_entropy(torch.cat(logits), torch.cat(labels), reduction="none"))
             kl.append(tempered_kl(logits[1], former[place][1], config) if place < len(former) else torch.zeros(0))
             remembered.append((new, logits[0].detach()))
-        if over_window:
-            loss = torch.cat(ce).mean() + (torch.cat(kl).mean() if former else 0.0)
-        else:
-            loss = sum(terms.mean() for terms in ce) + sum(terms.mean() for terms in kl if len(terms))
-            loss = loss / len(window)
+        groups = [torch.cat(ce), torch.cat(kl)] if over_window else ce + kl
+        means = sum(terms.mean() for terms in groups if len(terms))
+        loss = means if over_window else means / len(window)
         loss.backward()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -173,7 +119,7 @@ def tempered_kl(student: Tensor, teacher: Tensor, config: DynSDPBConfig) -> Tens
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize(("trainer_class", "over_window"), [(DynSDPBTrainer, True), (DynSDPBMeanTrainer, False)])
 def test_each_step_is_distilled_from_the_step_before(
-    make_llama: MakeLlama, tmp_path: Path, accumulation: int, trainer_class: type[Trainer], over_window: bool
+    tmp_path: Path, accumulation: int, trainer_class: type[Trainer], over_window: bool
 ):
     epochs, expected = [EPOCH, EPOCH], make_llama()
     slow_training(expected, epochs, accumulation, STATIC, over_window)
@@ -182,13 +128,13 @@ def test_each_step_is_distilled_from_the_step_before(
     assert_same_parameters(trainer.model, expected, rtol=1e-3, atol=2e-5)
 
 
-def test_the_first_step_is_plain_training(make_llama: MakeLlama, tmp_path: Path):
+def test_the_first_step_is_plain_training(tmp_path: Path):
     plain = train(Trainer, make_llama(), [EPOCH[:1]], tmp_path)
     trainer = train(DynSDPBTrainer, make_llama(), [EPOCH[:1]], tmp_path, dynsdpb=DynSDPBConfig(alpha=5.0))
     assert_same_parameters(trainer.model, plain.model, rtol=0.0, atol=0.0)
 
 
-def test_the_log_holds_means_per_token_of_cross_entropy_kl_alpha_and_temperature(make_llama: MakeLlama, tmp_path: Path):
+def test_the_log_holds_means_per_token_of_cross_entropy_kl_alpha_and_temperature(tmp_path: Path):
     model, config = make_llama(), DynSDPBConfig(alpha=1.5, temperature=3.0)
     expected = copy.deepcopy(model)
     first, second = EPOCH[:2]
@@ -212,9 +158,7 @@ def test_the_log_holds_means_per_token_of_cross_entropy_kl_alpha_and_temperature
 
 
 @pytest.mark.parametrize("trainer_class", [DynSDPBTrainer, DynSDPBMeanTrainer])
-def test_the_logged_cross_entropy_does_not_depend_on_accumulation(
-    make_llama: MakeLlama, tmp_path: Path, trainer_class: type[Trainer]
-):
+def test_the_logged_cross_entropy_does_not_depend_on_accumulation(tmp_path: Path, trainer_class: type[Trainer]):
     batch, config = rows(6, 3, seed=1), DynSDPBConfig(alpha=0.0)
     halves = [{name: value[row : row + 1] for name, value in batch.items()} for row in (0, 1)]
     one = train(trainer_class, make_llama(), [[batch]], tmp_path, dynsdpb=config)
@@ -222,43 +166,25 @@ def test_the_logged_cross_entropy_does_not_depend_on_accumulation(
     assert train_logs(two)[0]["dynsdpb/ce"] == pytest.approx(train_logs(one)[0]["dynsdpb/ce"], rel=1e-5)
 
 
-def test_micro_batches_of_one_step_are_not_distilled_from_each_other(make_llama: MakeLlama, tmp_path: Path):
+def test_micro_batches_of_one_step_are_not_distilled_from_each_other(tmp_path: Path):
     trainer = train(DynSDPBTrainer, make_llama(), [EPOCH[:2]], tmp_path, dynsdpb=STATIC, gradient_accumulation_steps=2)
     assert "dynsdpb/kl" not in train_logs(trainer)[0]
 
 
-def test_samples_without_trained_tokens_are_neither_distilled_nor_counted(make_llama: MakeLlama, tmp_path: Path):
+def test_samples_without_trained_tokens_are_neither_distilled_nor_counted(tmp_path: Path):
     emptied = rows(5, 5, seed=9)
     emptied["labels"] = torch.full_like(emptied["labels"], -100)
     epochs, expected = [[EPOCH[0], emptied, EPOCH[1]]], make_llama()
     half_empty = {name: torch.cat([EPOCH[2][name], emptied[name]]) for name in emptied}
     epochs[0].append(half_empty)
     trainer = train(DynSDPBTrainer, make_llama(), epochs, tmp_path, dynsdpb=STATIC)
-    slow_training_without_empty_kl(expected, epochs)
+    slow_training(expected, epochs, 1, STATIC, over_window=True)
     assert_same_parameters(trainer.model, expected, rtol=1e-3, atol=2e-5)
     # Step 2 repeats the first batch, step 3 the emptied one, step 4 the one before.
     assert ["dynsdpb/kl" in entry for entry in train_logs(trainer)] == [False, True, False, True]
 
 
-def slow_training_without_empty_kl(model: LlamaForCausalLM, epochs: list[MicroBatches]) -> None:
-    """Plain gradient descent, one micro-batch a step, in which only steps with former label tokens add a divergence."""
-    former: tuple[dict[str, Tensor], Tensor] | None = None
-    for new in epochs[0]:
-        batches = [new] + ([former[0]] if former else [])
-        logits = [model(**{**batch, "labels": None}).logits[label_mask(batch)] for batch in batches]
-        labels = [batch["labels"][:, 1:][label_mask(batch)[:, :-1]] for batch in batches]
-        loss = cross_entropy(torch.cat(logits), torch.cat(labels))
-        if former and len(former[1]):
-            loss = loss + tempered_kl(logits[1], former[1], STATIC).mean()
-        loss.backward()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter -= 0.3 * parameter.grad
-        model.zero_grad()
-        former = (new, logits[0].detach())
-
-
-def test_evaluation_between_steps_disturbs_nothing(make_llama: MakeLlama, tmp_path: Path):
+def test_evaluation_between_steps_disturbs_nothing(tmp_path: Path):
     evaluated = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 2}
     samples = [{name: value[0] for name, value in rows(6, seed=11).items()}] * 3
     settings = {"dynsdpb": STATIC, "gradient_accumulation_steps": 2}
@@ -272,23 +198,23 @@ def test_evaluation_between_steps_disturbs_nothing(make_llama: MakeLlama, tmp_pa
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_second_run_of_the_same_trainer_starts_without_memory(make_llama: MakeLlama, tmp_path: Path):
+def test_a_second_run_of_the_same_trainer_starts_without_memory(tmp_path: Path):
     trainer = train(DynSDPBTrainer, make_llama(), [EPOCH[:2]], tmp_path, dynsdpb=STATIC)
     trainer.get_train_dataloader = lambda: Epochs([EPOCH[:2]])
     trainer.train()
     assert ["dynsdpb/kl" in entry for entry in train_logs(trainer)] == [False, True]
 
 
-def test_the_callers_inputs_and_outputs_are_left_as_they_are(make_llama: MakeLlama, tmp_path: Path):
-    trainer = train(DynSDPBTrainer, make_llama(), [EPOCH[:1]], tmp_path, label_smoothing_factor=0.1)
-    inputs = dict(EPOCH[0])
+def test_outside_a_training_loop_it_is_the_parents_loss(tmp_path: Path):
+    trainer = train(DynSDPBTrainer, make_llama(), [EPOCH[:1]], tmp_path)
     trainer.model.train()
-    loss, outputs = trainer.compute_loss(trainer.model, inputs, return_outputs=True)
-    assert outputs.logits.shape[:2] == inputs["input_ids"].shape
-    assert loss.requires_grad
+    for inputs in EPOCH[:2]:
+        loss, outputs = trainer.compute_loss(trainer.model, dict(inputs), return_outputs=True)
+        assert loss.item() == trainer.model(**inputs).loss.item()
+        assert outputs.logits.shape[:2] == inputs["input_ids"].shape
 
 
-def test_packed_rows_train_with_each_sample_on_its_own(make_llama: MakeLlama, tmp_path: Path):
+def test_packed_rows_train_with_each_sample_on_its_own(tmp_path: Path):
     def packed(seed: int, *lengths: int) -> dict[str, Tensor]:
         batch = rows(sum(lengths), seed=seed, prompt=0)
         starts = [sum(lengths[:place]) for place in range(len(lengths))]
@@ -297,14 +223,13 @@ def test_packed_rows_train_with_each_sample_on_its_own(make_llama: MakeLlama, tm
         return {"input_ids": batch["input_ids"], "labels": batch["labels"], "position_ids": positions}
 
     def unpacked(batch: dict[str, Tensor], *lengths: int) -> dict[str, Tensor]:
-        parts = [
-            dict(zip(("input_ids", "labels"), part, strict=True))
-            for part in zip(
-                batch["input_ids"].split(lengths, dim=1), batch["labels"].split(lengths, dim=1), strict=True
+        first, second = (
+            {"input_ids": input_ids, "labels": labels, "attention_mask": torch.ones_like(labels)}
+            for input_ids, labels in zip(
+                *(batch[name].split(lengths, dim=1) for name in ("input_ids", "labels")), strict=True
             )
-        ]
-        filled = [{**part, "attention_mask": torch.ones_like(part["labels"])} for part in parts]
-        return stacked(*filled)
+        )
+        return stacked(first, second)
 
     model = make_llama(attn_implementation="sdpa")
     epoch = [packed(1, 4, 6), packed(2, 3, 4), packed(3, 5, 5)]
@@ -314,7 +239,7 @@ def test_packed_rows_train_with_each_sample_on_its_own(make_llama: MakeLlama, tm
     assert_same_parameters(trainer.model, expected.model, rtol=1e-3, atol=2e-5)
 
 
-def test_adapters_train_with_dropout_and_gradient_checkpointing(make_llama: MakeLlama, tmp_path: Path):
+def test_adapters_train_with_dropout_and_gradient_checkpointing(tmp_path: Path):
     peft = pytest.importorskip("peft")
     model = make_llama(attention_dropout=0.1)
     frozen = copy.deepcopy(model.model.embed_tokens.weight)
@@ -336,7 +261,7 @@ def test_adapters_train_with_dropout_and_gradient_checkpointing(make_llama: Make
     ("logits", "found"), [(None, "no logits"), (torch.zeros(2, 9, 64), r"logits of shape \(2, 9, 64\)")]
 )
 def test_a_model_that_hides_its_logits_is_refused(
-    make_llama: MakeLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logits: Tensor | None, found: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logits: Tensor | None, found: str
 ):
     model = make_llama()
     forward = model.forward
@@ -349,19 +274,17 @@ def test_a_model_that_hides_its_logits_is_refused(
         train(DynSDPBTrainer, model, [EPOCH[:1]], tmp_path)
 
 
-def test_several_gpus_in_one_process_are_refused(
-    make_llama: MakeLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_several_gpus_in_one_process_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
     trainer = DynSDPBTrainer(model=make_llama(), args=TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
-    with pytest.raises(ConfigError, match="one process drives 2 GPUs.*torchrun or accelerate launch"):
+    with pytest.raises(ConfigError, match=r"one process drives 2 GPUs.*torchrun or accelerate launch"):
         trainer.get_batch_samples(iter([]), 1, torch.device("cpu"))
 
 
-def test_a_sequence_split_over_ranks_is_refused(make_llama: MakeLlama, tmp_path: Path):
+def test_a_sequence_split_over_ranks_is_refused(tmp_path: Path):
     trainer = DynSDPBTrainer(model=make_llama(), args=TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
     trainer.accelerator = SimpleNamespace(parallelism_config=SimpleNamespace(cp_size=2, sp_size=1))
-    with pytest.raises(ConfigError, match="cp_size is 2.*set it to 1"):
+    with pytest.raises(ConfigError, match=r"cp_size is 2.*set it to 1"):
         trainer.get_batch_samples(iter([]), 1, torch.device("cpu"))
 
 
@@ -370,7 +293,7 @@ def test_axolotls_trainer_takes_its_settings_from_the_block():
     trainer_class = axolotl_trainer_class()
     trainer = trainer_class.__new__(trainer_class)
     trainer._dynsdpb_given = None
-    with pytest.raises(ConfigError, match="before trainer.axolotl_cfg was set"):
+    with pytest.raises(ConfigError, match=r"before trainer.axolotl_cfg was set"):
         trainer.dynsdpb_config  # noqa: B018
     trainer.axolotl_cfg = SimpleNamespace(dynsdpb={"alpha": 0.25})
     assert trainer.dynsdpb_config == DynSDPBConfig(alpha=0.25)

@@ -1,0 +1,79 @@
+"""How the seed model is asked to rewrite an answer."""
+
+import pytest
+
+from axolotl_sdft.distillation.interfaces import Message, Target
+from axolotl_sdft.distillation.templates import BUILT_IN, resolve_template
+from axolotl_sdft.errors import ConfigError, UnknownNameError
+
+EARLIER: tuple[Message, ...] = (
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi"},
+)
+TARGET = Target((*EARLIER, {"role": "user", "content": "What is 6 * 7?"}), "It is 42.")
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_a_built_in_template_keeps_the_earlier_turns_and_asks_with_instruction_and_reference(name: str):
+    *earlier, request = resolve_template(name)(TARGET)
+    assert earlier == list(EARLIER)
+    assert request["role"] == "user"
+    assert "What is 6 * 7?" in request["content"]
+    assert "It is 42." in request["content"]
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_a_built_in_template_takes_braces_in_a_row_as_they_are(name: str):
+    target = Target(({"role": "user", "content": "What does {{ x }} do?"},), "It prints {reference} and {% raw %}.")
+    content = resolve_template(name)(target)[-1]["content"]
+    assert target.instruction in content
+    assert target.reference in content
+
+
+def test_a_jinja_text_becomes_the_last_user_message():
+    template = resolve_template("Q: {{ instruction }}\nA: {{ reference }}\nAfter {{ messages | length }} turns.")
+    assert template(TARGET) == [
+        *EARLIER,
+        {"role": "user", "content": "Q: What is 6 * 7?\nA: It is 42.\nAfter 3 turns."},
+    ]
+
+
+def test_a_jinja_text_can_go_through_the_earlier_turns():
+    template = resolve_template("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ reference }}")
+    assert template(TARGET)[-1]["content"] == "system: Be brief.\nuser: Hello\nassistant: Hi\nIt is 42."
+
+
+def test_a_broken_jinja_text_is_refused_when_it_is_resolved():
+    with pytest.raises(ConfigError, match=r"self_distillation\.template is no valid Jinja text: .*'{{ reference'"):
+        resolve_template("{{ reference")
+
+
+def test_an_unknown_variable_is_refused_with_the_known_ones_named():
+    with pytest.raises(ConfigError, match=r"uses 'answer', .*known: instruction, messages, reference"):
+        resolve_template("{{ reference }} {% if false %}{{ answer }}{% endif %}")
+
+
+def test_a_text_that_never_shows_the_reference_is_refused():
+    with pytest.raises(ConfigError, match=r"never uses \{\{ reference \}\}"):
+        resolve_template("{{ instruction }} (no reference)")
+
+
+def test_a_text_that_fails_while_rendering_is_refused_when_it_is_resolved():
+    with pytest.raises(ConfigError, match=r"self_distillation\.template can't be rendered .*no attribute 'text'"):
+        resolve_template("{{ reference }} {{ messages[0].text }}")
+
+
+def test_a_text_that_renders_to_nothing_is_refused():
+    with pytest.raises(ConfigError, match="renders to an empty text"):
+        resolve_template("{% if reference == 'never' %}x{% endif %}")
+
+
+def test_a_text_can_not_reach_into_the_interpreter():
+    with pytest.raises(ConfigError, match="SecurityError"):
+        resolve_template("{{ reference.__class__.__mro__ }}")
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones_named():
+    with pytest.raises(UnknownNameError, match=r"self_distillation\.template is 'refrence'.*known: .*mathematics"):
+        resolve_template("refrence")

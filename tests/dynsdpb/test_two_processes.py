@@ -1,0 +1,62 @@
+"""What two processes train together is what one process trains by accumulating the micro-batches of both."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from micro_batches import STATIC, DynSDPBMeanTrainer, MicroBatches, make_llama, rows, train, train_logs
+
+from axolotl_sdft.dynsdpb.trainers import DynSDPBTrainer
+
+EPOCH = [rows(7, 4, seed=1), rows(3, 8, seed=2), rows(5, 5, seed=3), rows(9, 6, seed=4, prompt=3)]
+TRAINERS = {"window": DynSDPBTrainer, "micro_batch": DynSDPBMeanTrainer}
+
+
+def result_of(mean_over: str, epochs: list[MicroBatches], folder: Path, **settings: Any) -> dict[str, Any]:
+    trainer = train(TRAINERS[mean_over], make_llama(), epochs, folder, dynsdpb=STATIC, **settings)
+    figures = [{key: log[key] for key in log if key == "loss" or "dynsdpb" in key} for log in train_logs(trainer)]
+    return {"parameters": trainer.accelerator.unwrap_model(trainer.model).state_dict(), "figures": figures}
+
+
+def run_rank(folder: Path) -> None:
+    rank = int(os.environ["RANK"])
+    epochs = [EPOCH[rank::2], EPOCH[::-1][rank::2]]
+    torch.save({name: result_of(name, epochs, folder) for name in TRAINERS}, folder / f"rank{rank}.pt")
+
+
+def start_rank(rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    environment = {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment |= {name: str(value) for name, value in place.items()}
+    return subprocess.Popen([sys.executable, __file__, str(folder)], env=os.environ | environment)
+
+
+@pytest.fixture(scope="module")
+def results_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [start_rank(rank, port, folder) for rank in (0, 1)]
+    assert [rank.wait(timeout=180) for rank in ranks] == [0, 0]
+    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("mean_over", list(TRAINERS))
+def test_two_processes_train_what_one_does_with_twice_the_accumulation(
+    results_of_ranks: list[dict[str, Any]], tmp_path: Path, mean_over: str
+):
+    alone = result_of(mean_over, [EPOCH, EPOCH[::-1]], tmp_path, gradient_accumulation_steps=2)
+    for result in results_of_ranks:
+        torch.testing.assert_close(result[mean_over]["parameters"], alone["parameters"], rtol=1e-4, atol=1e-5)
+    # The log of the main process speaks for all.
+    torch.testing.assert_close(results_of_ranks[0][mean_over]["figures"], alone["figures"], rtol=1e-4, atol=1e-5)
+
+
+if __name__ == "__main__":
+    run_rank(Path(sys.argv[1]))

@@ -1,0 +1,281 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from axolotl_sdft import LayerPruningConfig
+from axolotl_sdft.errors import ArtifactError, CheckpointError, ConfigError, SdftError, UnknownNameError
+from axolotl_sdft.pruning import prune
+from axolotl_sdft.pruning.prune import PruningTask, resolve_seed, slug
+from axolotl_sdft.pruning.score import LayerScores
+from tests.pruning.conftest import edit_config, load, snapshot, token_ids
+
+
+def batches():
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in token_ids(rows=4).split(2)]
+
+
+def no_batches():
+    raise AssertionError("the layers must not be scored")
+
+
+def task(seed_dir, root, settings, load_batches=batches, text="text-1", seed_name="org/seed-llama"):
+    config = LayerPruningConfig(**settings)
+    return PruningTask(
+        seed_dir=seed_dir,
+        seed_name=seed_name,
+        config=config,
+        calibration_fingerprint=text,
+        load_batches=load_batches,
+        root=root,
+    )
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def test_the_pruned_checkpoint_holds_the_plan_and_the_scores(checkpoint, tmp_path, caplog):
+    caplog.set_level("INFO")
+    pruning = task(checkpoint(), tmp_path, {"num_layers": 2})
+    folder = pruning.run()
+    provenance, scores = read(folder, "layer_pruning.json"), LayerScores.from_json(read(folder, "scores.json"))
+    dropped = provenance["drop_layers"]
+    assert folder == pruning.output_dir
+    assert folder.name.startswith("org--seed-llama-drop2-")
+    assert provenance["seed_model"] == "org/seed-llama"
+    assert provenance["metric"] == "angular_distance"
+    assert dropped == [dropped[0], dropped[0] + 1]
+    assert provenance["cost"] == scores.block_costs[dropped[0]][dropped[0] + 2]
+    assert provenance["cost"] == min(scores.block_costs[start][start + 2] for start in range(5))
+    assert provenance["scores"] == read(folder, "scores.json")
+    assert load(folder).config.num_hidden_layers == 4
+    assert f"dropped {dropped[0]}, {dropped[1]} of 6 layers (angular_distance" in caplog.text
+
+
+def test_run_again_finds_it_without_scoring(checkpoint, tmp_path):
+    folder = task(checkpoint(), tmp_path, {"num_layers": 2}).run()
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    again = task(checkpoint(), tmp_path, {"num_layers": 2}, load_batches=no_batches)
+    assert again.is_done
+    assert again.run() == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_named_layers_are_cut_without_scoring(checkpoint, tmp_path):
+    folder = task(checkpoint(), tmp_path, {"drop_layers": (4, 1)}, load_batches=no_batches).run()
+    provenance = read(folder, "layer_pruning.json")
+    assert (provenance["drop_layers"], provenance["metric"], provenance["scores"]) == ([1, 4], None, None)
+    assert not (folder / "scores.json").exists()
+
+
+CHANGES = [
+    {"num_layers": 3},
+    {"metric": "block_influence"},
+    {"token_average": "last"},
+    {"protect_first": 1},
+    {"protect_last": 1},
+    {"max_shard_size": "4KB"},
+    {"calibration": {"sequence_len": 64}},
+    {"calibration": {"num_samples": 3}},
+    {"calibration": {"path": "other.txt"}},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_each_setting_that_shapes_the_result_gives_another_folder(checkpoint, tmp_path, change):
+    before, after = (task(checkpoint(), tmp_path, {"num_layers": 2} | more).output_dir for more in ({}, change))
+    assert before != after
+
+
+def test_batch_size_and_calibration_text_count_only_as_far_as_they_matter(checkpoint, tmp_path):
+    def folder(settings, **more):
+        return task(checkpoint(), tmp_path, settings, **more).output_dir
+
+    assert folder({"num_layers": 2}) == folder({"num_layers": 2, "calibration": {"batch_size": 1}})
+    assert folder({"num_layers": 2}) != folder({"num_layers": 2}, text="text-2")
+    assert folder({"drop_layers": (1, 3)}) == folder({"drop_layers": (3, 1), "metric": "any"}, text="text-2")
+
+
+def test_another_seed_gives_another_folder(own_checkpoint, checkpoint, tmp_path):
+    own = task(own_checkpoint, tmp_path, {"num_layers": 2}).output_dir
+    assert own == task(checkpoint(), tmp_path, {"num_layers": 2}).output_dir  # the same files elsewhere
+    weights = (own_checkpoint / "model.safetensors").read_bytes()
+    (own_checkpoint / "model.safetensors").write_bytes(weights[:-4] + b"\0\0\0\1")
+    assert own != task(own_checkpoint, tmp_path, {"num_layers": 2}).output_dir
+
+
+def test_a_folder_named_by_the_user_is_absolute_and_used(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = task(checkpoint(), tmp_path / "root", {"drop_layers": (1,), "output_dir": "deep/down"}).run()
+    assert folder == tmp_path / "deep" / "down"
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_a_folder_with_other_settings_is_refused_with_what_differs(checkpoint, tmp_path):
+    settings = {"num_layers": 2, "output_dir": str(tmp_path / "out")}
+    task(checkpoint(), tmp_path, settings).run()
+    changed = task(checkpoint(), tmp_path, settings | {"token_average": "last"}, no_batches, text="text-2")
+    assert not changed.is_done
+    message = (
+        r"output_dir: .*out is there, but .*differs in settings\.token_average, calibration_text; delete the folder"
+    )
+    with pytest.raises(ArtifactError, match=message):
+        changed.run()
+
+
+def test_a_folder_that_no_pruning_made_is_refused(checkpoint, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("")
+    named = task(checkpoint(), tmp_path, {"drop_layers": (1,), "output_dir": str(tmp_path / "out")})
+    with pytest.raises(
+        ArtifactError, match=r"out is there, but .*its layer_pruning\.json is missing; delete the folder"
+    ):
+        named.run()
+    assert snapshot(tmp_path / "out") == ["thesis.tex"]
+
+
+def test_the_plan_alone_writes_nothing_and_agrees_with_the_run(checkpoint, tmp_path):
+    pruning = task(checkpoint(), tmp_path / "root", {"num_layers": 3, "metric": "block_influence"})
+    plan = pruning.plan()
+    assert not (tmp_path / "root").exists()
+    folder = pruning.run()
+    assert list(plan.drop_layers) == read(folder, "layer_pruning.json")["drop_layers"]
+    assert (
+        task(checkpoint(), tmp_path / "root", {"num_layers": 3, "metric": "block_influence"}, no_batches).plan() == plan
+    )
+
+
+def test_the_plan_of_named_layers_needs_no_model(checkpoint, tmp_path):
+    plan = task(checkpoint(), tmp_path, {"drop_layers": (5, 2)}, no_batches).plan()
+    assert (plan.drop_layers, plan.num_layers, plan.cost) == ((2, 5), 6, None)
+
+
+def test_a_pruned_model_is_known_as_such_also_after_training_elsewhere(checkpoint, tmp_path):
+    settings = {"drop_layers": (4, 5)}
+    pruned = task(checkpoint(), tmp_path, settings).run()
+    trained = load(pruned)
+    with torch.no_grad():
+        trained.lm_head.weight.add_(1.0)
+    trained.save_pretrained(tmp_path / "trained")
+
+    assert not task(checkpoint(), tmp_path, settings).is_input_pruned
+    assert task(pruned, tmp_path, settings).is_input_pruned
+    assert task(tmp_path / "trained", tmp_path, settings).is_input_pruned
+    other = task(tmp_path / "trained", tmp_path, {"drop_layers": (0,)})
+    assert not other.is_input_pruned
+    assert "axolotl_sdft_pruning" in read(other.run(), "config.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_layers": 6}, r"layer_pruning\.num_layers is 6, but the model has 6 layers; lower it"),
+        ({"drop_layers": (6,)}, r"layer_pruning\.drop_layers holds 6, but the model has 6 layers, 0 to 5"),
+        ({"num_layers": 3, "protect_last": 4}, r"protect_last \(4\) leave 2 of them to choose from"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_are_refused_when_the_task_is_made(checkpoint, tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        task(checkpoint(), tmp_path, settings, no_batches)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda seed: (seed / "model.safetensors").rename(seed / "pytorch_model.bin"), r"save_pretrained"),
+        (lambda seed: (seed / "model.safetensors").write_bytes(b"123"), r"model\.safetensors is truncated"),
+        (lambda seed: edit_config(seed, num_kv_shared_layers=2), r"can't be cut soundly: .*num_kv_shared_layers"),
+    ],
+)
+def test_a_seed_that_can_t_be_cut_is_refused_before_it_is_scored(own_checkpoint, tmp_path, fault, message):
+    fault(own_checkpoint)
+    pruning = task(own_checkpoint, tmp_path / "root", {"num_layers": 2}, no_batches)
+    for act in (pruning.plan, pruning.run):
+        with pytest.raises(CheckpointError, match=message):
+            act()
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_folder_that_can_t_be_written_is_refused_before_the_model_is_scored(checkpoint, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match=r"layer_pruning\.output_dir: can't write to .*file"):
+        task(checkpoint(), tmp_path / "file", {"num_layers": 2}, no_batches).run()
+
+
+def test_an_unknown_metric_leaves_nothing_behind(checkpoint, tmp_path):
+    with pytest.raises(UnknownNameError, match=r"layer_pruning\.metric is 'magic'"):
+        task(checkpoint(), tmp_path / "root", {"num_layers": 2, "metric": "magic"}, no_batches).run()
+    assert not list((tmp_path / "root").glob("*seed*"))
+
+
+def test_a_failure_while_writing_leaves_nothing_behind(checkpoint, tmp_path, monkeypatch):
+    def fail(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prune, "write_cut", fail)
+    with pytest.raises(KeyboardInterrupt):
+        task(checkpoint(), tmp_path, {"drop_layers": (1,)}).run()
+    assert snapshot(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("seed_name", "expected"),
+    [
+        ("meta-llama/Llama-3", "meta-llama--Llama-3"),
+        ("gpt2", "gpt2"),
+        ("hf://org/model name", "hf-----org--model-name"),
+        ("//", "model"),
+    ],
+)
+def test_the_name_of_a_hub_id_is_kept_whole(seed_name, expected):
+    assert slug(seed_name) == expected
+
+
+def test_of_a_folder_only_the_last_name_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "models" / "SmolLM2-135M").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "models")
+    names = [str(tmp_path / "models" / "SmolLM2-135M"), "SmolLM2-135M/", "./SmolLM2-135M", "../models/SmolLM2-135M"]
+    assert {slug(name) for name in names} == {"SmolLM2-135M"}
+
+
+def test_a_folder_is_its_own_seed(checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint().parent)
+    assert resolve_seed(checkpoint().name) == checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("base_model", "revision", "message"),
+    [
+        (
+            "nobody/no-such-model",
+            None,
+            r"base_model is 'nobody/no-such-model', which is no folder here and can't be had",
+        ),
+        ("nobody/no-such-model", "v2", r"base_model is 'nobody/no-such-model' \(revision 'v2'\), which is no folder"),
+        ("models/no/such/folder", None, r"base_model is 'models/no/such/folder', which is no folder here"),
+        ("/no/such/folder", None, r"base_model is '/no/such/folder', which is no folder here"),
+    ],
+)
+def test_a_seed_that_is_nowhere_is_refused_by_its_key(base_model, revision, message):
+    with pytest.raises(SdftError, match=message):
+        resolve_seed(base_model, revision)
+
+
+def test_a_hub_id_in_the_cache_is_found_without_a_connection(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--org--seed"
+    shutil.copytree(checkpoint(), repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    assert resolve_seed("org/seed").name == "a" * 40
+
+
+def test_the_stage_is_imported_without_torch():
+    modules = "axolotl_sdft.pruning.prune", "axolotl_sdft.pruning.cut", "axolotl_sdft.pruning.plan"
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

@@ -1,0 +1,185 @@
+import errno
+import json
+import os
+import struct
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from axolotl_sdft.errors import CheckpointError
+from axolotl_sdft.pruning import tensor_files
+from axolotl_sdft.pruning.tensor_files import copy_range, read_checkpoint, read_header, write_checkpoint
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """Two shards with an index: a and b, then c."""
+    save_file({"a": torch.arange(3.0), "b": torch.ones(2)}, tmp_path / "1.safetensors", metadata={"format": "pt"})
+    save_file({"c": torch.zeros(5)}, tmp_path / "2.safetensors", metadata={"made_by": "hand"})
+    write_index(tmp_path, {"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors"})
+    return tmp_path
+
+
+def write_index(folder, weight_map):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def rewrite(folder, out, max_bytes=10**9):
+    """Write all tensors of a folder anew and return what safetensors itself reads."""
+    out.mkdir()
+    tensors, metadata = read_checkpoint(folder)
+    write_checkpoint(out, [(tensor.name, tensor) for tensor in tensors], metadata, max_bytes)
+    return {name: value for path in sorted(out.glob("*.safetensors")) for name, value in load_file(path).items()}
+
+
+def test_tensors_of_all_shards_are_read_with_names_shapes_and_metadata(sharded):
+    tensors, metadata = read_checkpoint(sharded)
+    assert [(t.name, t.dtype, t.shape, t.num_bytes, t.num_parameters) for t in tensors] == [
+        ("a", "F32", (3,), 12, 3),
+        ("b", "F32", (2,), 8, 2),
+        ("c", "F32", (5,), 20, 5),
+    ]
+    assert metadata == {"format": "pt", "made_by": "hand"}
+
+
+def test_a_single_file_wins_over_an_index_as_it_does_in_transformers(sharded):
+    save_file({"d": torch.ones(1)}, sharded / "model.safetensors")
+    assert [tensor.name for tensor in read_checkpoint(sharded)[0]] == ["d"]
+
+
+def test_tensors_that_the_index_does_not_name_are_left_out(sharded):
+    write_index(sharded, {"a": "1.safetensors"})
+    assert [tensor.name for tensor in read_checkpoint(sharded)[0]] == ["a"]
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int8, torch.bool, torch.float8_e4m3fn]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kinds=st.lists(st.tuples(st.sampled_from(DTYPES), st.integers(0, 9), st.booleans()), min_size=1, max_size=8),
+    max_bytes=st.sampled_from([1, 40, 10**9]),
+)
+def test_whatever_is_written_safetensors_reads_bit_for_bit(tmp_path_factory, kinds, max_bytes):
+    folder = tmp_path_factory.mktemp("any")
+    shards = {"1.safetensors": {}, "2.safetensors": {}}
+    for number, (dtype, length, is_second) in enumerate(kinds):
+        tensor = torch.arange(length).to(dtype)
+        shards["2.safetensors" if is_second else "1.safetensors"][f"t{number}"] = tensor
+    for file, tensors in shards.items():
+        save_file(tensors, folder / file)
+    write_index(folder, {name: file for file, tensors in shards.items() for name in tensors})
+
+    read = rewrite(folder, folder / "out", max_bytes)
+
+    expected = shards["1.safetensors"] | shards["2.safetensors"]
+    assert read.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert read[name].dtype == tensor.dtype
+        assert read[name].tolist() == tensor.tolist()
+
+
+def test_a_tensor_larger_than_a_shard_gets_a_file_of_its_own(sharded):
+    rewrite(sharded, sharded / "out", max_bytes=12)
+    sizes = [sum(t.num_bytes for t in read_header(path)[0]) for path in sorted((sharded / "out").glob("*.safetensors"))]
+    assert sizes == [12, 8, 20]
+
+
+def test_headers_are_padded_so_that_data_starts_at_a_multiple_of_eight(sharded):
+    rewrite(sharded, sharded / "out")
+    head = (sharded / "out" / "model.safetensors").read_bytes()
+    assert struct.unpack("<Q", head[:8])[0] % 8 == 0
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_bytes_go_through_memory_where_the_kernel_refuses(sharded, monkeypatch, error):
+    def refuse(*_args, **_kwargs):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+    monkeypatch.setattr(tensor_files, "_BUFFER_BYTES", 7)
+    assert rewrite(sharded, sharded / "out")["a"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_bytes_go_through_memory_where_the_kernel_moves_none(sharded, monkeypatch):
+    monkeypatch.setattr(os, "copy_file_range", lambda *_args, **_kwargs: 0, raising=False)
+    assert rewrite(sharded, sharded / "out")["a"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_a_full_disk_is_no_reason_to_try_again(sharded, monkeypatch):
+    def fill(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", fill, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        rewrite(sharded, sharded / "out")
+
+
+def test_a_source_that_ends_early_is_told(tmp_path):
+    (tmp_path / "short").write_bytes(b"abc")
+    with (tmp_path / "short").open("rb") as source, (tmp_path / "copy").open("wb") as target:
+        with pytest.raises(CheckpointError, match="became shorter while it was copied"):
+            copy_range(source.fileno(), 0, target.fileno(), 4)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "message"),
+    [
+        (5, r"it has 5 bytes, fewer than its header"),
+        (60, r"it has 60 bytes, fewer than its header"),
+        (-4, r"it has \d+ bytes of \d+"),
+    ],
+)
+def test_a_truncated_file_is_refused(sharded, num_bytes, message):
+    whole = (sharded / "1.safetensors").read_bytes()
+    (sharded / "1.safetensors").write_bytes(whole[:num_bytes])
+    with pytest.raises(CheckpointError, match=rf"1\.safetensors is truncated: {message}; download it again"):
+        read_checkpoint(sharded)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"nonsense",
+        b"[1, 2]",
+        b'{"a": {"dtype": "F32"}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}',
+    ],
+)
+def test_a_file_that_is_no_safetensors_file_is_refused(tmp_path, header):
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is no safetensors file: \w+"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_shard_that_is_missing_is_named(sharded):
+    (sharded / "2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"index\.json names 2\.safetensors, which is missing; download it again"):
+        read_checkpoint(sharded)
+
+
+def test_a_tensor_that_its_shard_lacks_is_named(sharded):
+    write_index(sharded, {"a": "1.safetensors", "z": "1.safetensors"})
+    with pytest.raises(CheckpointError, match=r"index\.json says that 1\.safetensors holds 'z', but it doesn't"):
+        read_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_a_broken_index_is_refused(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"index\.json is no safetensors index: \w+"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_folder_of_pickled_weights_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"its weight files are pytorch_model\.bin\. Load .* save_pretrained"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"has neither model\.safetensors nor .*: it holds no weights"):
+        read_checkpoint(tmp_path)
