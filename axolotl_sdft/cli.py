@@ -48,12 +48,12 @@ def _config_command(name: str, block: str | None, epilog: str) -> Callable[[Call
 
 def _load_raw(path: Path) -> Any:
     """Return the YAML as Axolotl holds it before validation."""
-    import logging
-
     import yaml
     from axolotl.utils.dict import DictDefault
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from axolotl_sdft.host.compat import show_log_lines
+
+    show_log_lines()
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as err:

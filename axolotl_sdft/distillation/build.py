@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.artifacts import atomic_folder, checkpoint_fingerprint, package_versions, read_json, write_json
@@ -37,14 +38,14 @@ def build_dataset(task: "DistillationTask", backend: Backend, answers: Mapping[K
         tally.add(verdict, is_dropped)
         return verdict.columns()
 
-    with atomic_folder(task.dataset_dir) as folder, _quiet_datasets():
+    with atomic_folder(task.dataset_dir) as folder, TemporaryDirectory(dir=task.root) as scratch, _quiet_datasets():
         features = task.dataset.features.copy()
         features[SOURCE_COLUMN], features[REASONS_COLUMN] = Value("string"), SequenceFeature(Value("string"))
         distilled = task.dataset.map(
             judged_columns,
             with_indices=True,
             features=features,
-            cache_file_name=str(folder / "build.arrow"),
+            cache_file_name=f"{scratch}/rows.arrow",
             new_fingerprint=task.dataset_dir.name,
         )
         if len(dropped) == len(distilled):
@@ -54,7 +55,6 @@ def build_dataset(task: "DistillationTask", backend: Backend, answers: Mapping[K
             )
         kept = [index for index in range(len(distilled)) if index not in dropped]
         distilled.select(kept).save_to_disk(folder)
-        (folder / "build.arrow").unlink()
         summary = {
             **tally.to_json(),
             **_generation_figures(answers, seconds),

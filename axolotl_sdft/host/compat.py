@@ -1,6 +1,8 @@
 """Where Axolotl's versions differ, or where a hook is not told what it needs to know. Tried with 0.19 and 0.21."""
 
 import copy
+import logging
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +20,14 @@ def running_command() -> str | None:
         return spec.name.rpartition(".")[2].replace("_", "-")
     context = click.get_current_context(silent=True)
     return context.info_name if context is not None else None
+
+
+def show_log_lines() -> None:
+    """Let the package's log lines through at the level that Axolotl shows its own at.
+
+    Axolotl's handlers pass every logger whose name begins with its own, but the root logger's level stops ours before them.
+    """
+    logging.getLogger("axolotl_sdft").setLevel(os.environ.get("AXOLOTL_LOG_LEVEL", "INFO").upper())
 
 
 def validate_early(cfg: Any) -> None:

@@ -27,6 +27,7 @@ def prepare(cfg: Any, own_plugin: object) -> None:
 
     Afterwards the seed model is known as ``cfg.sdft_seed_model``. Can be called again on the same configuration.
     """
+    compat.show_log_lines()
     blocks = read_blocks(cfg)
     if cfg.get(SEED_KEY):  # a Ray worker gets the configuration that its driver has prepared
         return

@@ -86,7 +86,7 @@ def check_can_be_cut(config: dict[str, Any]) -> None:
     reasons = [reason for is_unsound, reason in _UNSOUND if is_unsound(full) or is_unsound(text)]
     reasons += [_UNSOUND_TYPES[model_type]] if model_type in _UNSOUND_TYPES else []
     quantization = config.get("quantization_config") or {}
-    if any(re.search(r"\.\d+(\.|$)", text) for text in _texts(quantization)):
+    if any(re.search(r"\.\d+(\.|$)", name) for name in _texts(quantization)):
         reasons.append("quantization_config names layers by number")
     if reasons:
         raise CheckpointError(f"model type {config.get('model_type')!r} can't be cut soundly: {reasons[0]}")

@@ -142,13 +142,16 @@ class PruningTask:
         }
 
     def _refuse_what_is_there(self) -> None:
+        path = self.output_dir / PROVENANCE_FILE
         if not self.output_dir.exists():
             return
-        path = self.output_dir / PROVENANCE_FILE
-        differing = ", ".join(_differing(read_json(path), self._identity)) if path.is_file() else None
+        differing = _differing(read_json(path), self._identity) if path.is_file() else None
+        if differing == []:  # another process has just made it
+            return
+        fault = f"differs in {', '.join(differing)}" if differing else "is missing"
         raise ArtifactError(
             f"{OUTPUT_KEY}: {self.output_dir} is there, but is not the checkpoint asked for: its {PROVENANCE_FILE} "
-            f"{f'differs in {differing}' if differing else 'is missing'}; delete the folder or name another one"
+            f"{fault}; delete the folder or name another one"
         )
 
     def _make(self) -> None:
@@ -159,16 +162,10 @@ class PruningTask:
             plan = given_plan(self.config, layer_count(read_config(self.seed_dir)))
         cut = read_cut(self.seed_dir, plan.drop_layers)
         cut = dataclasses.replace(cut, config=cut.config | {PRUNED_KEY: fingerprint(self._settings)})
-        provenance = self._identity | {
-            "seed_model": self.seed_name,
-            "seed_dir": str(self.seed_dir),
-            "metric": plan.metric,
-            "cost": plan.cost,
-            "scores": scores.to_json() if scores is not None else None,
-        }
         check_room(cut, self.output_dir)
         with atomic_folder(self.output_dir) as folder:
-            write_cut(cut, folder, parse_size(self.config.max_shard_size), provenance)
+            max_shard_bytes = parse_size(self.config.max_shard_size)
+            write_cut(cut, folder, max_shard_bytes, self._provenance(plan, scores))
             if scores is not None:
                 write_json(folder / SCORES_FILE, scores.to_json())
         LOG.info(
@@ -181,6 +178,15 @@ class PruningTask:
             cut.parameters_after / 1e6,
             self.output_dir,
         )
+
+    def _provenance(self, plan: PruningPlan, scores: LayerScores | None) -> dict[str, Any]:
+        return self._identity | {
+            "seed_model": self.seed_name,
+            "seed_dir": str(self.seed_dir),
+            "metric": plan.metric,
+            "cost": plan.cost,
+            "scores": scores.to_json() if scores is not None else None,
+        }
 
     def _score(self) -> LayerScores:
         batches = self.load_batches()

@@ -79,7 +79,7 @@ def test_a_wrong_distillation_block(cfg, block, message):
             r"datasets\[0\].path is 'nowhere.jsonl', which could not be loaded",
         ),
         ({"path": "empty.jsonl", "type": "alpaca"}, r"datasets\[0\].path is 'empty.jsonl', which has no rows"),
-        ({"path": "rows.jsonl", "type": "alpaca", "split": "train[:0]"}, r"datasets\[0\] has no rows"),
+        ({"path": "rows.jsonl", "type": "alpaca", "split": "train[:0]"}, r"datasets\[0\].*corresponds to no data"),
         ({"path": "rows.jsonl", "type": "alpaca_chat.load_qa"}, r"datasets\[0\] has no column 'question'"),
         ({"path": "rows.jsonl", "type": "chat_template"}, r"datasets\[0\] has no column 'messages'"),
         ({"path": "rows.jsonl", "type": "no_such_type"}, r"no_such_type"),

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -87,7 +88,7 @@ def test_a_score_that_is_no_number_stops_the_plan(cost):
         ({"num_layers": 31}, r"num_layers is 31, but the model has 30 layers"),
         (
             {"num_layers": 5, "protect_first": 20, "protect_last": 6},
-            r"num_layers is 5, .* protect_first \(20\) and protect_last \(6\) leave 4 of them to choose from; lower one",
+            r"num_layers is 5, .* protect_first \(20\) and protect_last \(6\) leave 4 of them to choose from; lower",
         ),
         ({"num_layers": 1, "protect_first": 40}, r"protect_first \(40\) and protect_last \(0\) leave 0 of them"),
         ({"drop_layers": (3, 30)}, r"layer_pruning\.drop_layers holds 30, but the model has 30 layers, 0 to 29"),
@@ -109,6 +110,4 @@ def test_settings_at_the_edge_pass(settings):
 
 
 def test_scores_survive_json():
-    import json
-
     assert LayerScores.from_json(json.loads(json.dumps(BLOCKS.to_json()))) == BLOCKS

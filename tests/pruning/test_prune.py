@@ -139,6 +139,13 @@ def test_a_folder_that_no_pruning_made_is_refused(checkpoint, tmp_path):
     assert snapshot(tmp_path / "out") == ["thesis.tex"]
 
 
+def test_a_checkpoint_that_another_process_makes_meanwhile_is_used(checkpoint, tmp_path, monkeypatch):
+    folder = task(checkpoint(), tmp_path, {"num_layers": 2}).run()
+    answers = iter([False, True])
+    monkeypatch.setattr(PruningTask, "is_done", property(lambda _task: next(answers)))
+    assert task(checkpoint(), tmp_path, {"num_layers": 2}, no_batches).run() == folder
+
+
 def test_the_plan_alone_writes_nothing_and_agrees_with_the_run(checkpoint, tmp_path):
     pruning = task(checkpoint(), tmp_path / "root", {"num_layers": 3, "metric": "block_influence"})
     plan = pruning.plan()

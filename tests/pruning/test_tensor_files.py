@@ -120,9 +120,9 @@ def test_a_full_disk_is_no_reason_to_try_again(sharded, monkeypatch):
 
 def test_a_source_that_ends_early_is_told(tmp_path):
     (tmp_path / "short").write_bytes(b"abc")
-    with (tmp_path / "short").open("rb") as source, (tmp_path / "copy").open("wb") as target:
-        with pytest.raises(CheckpointError, match="became shorter while it was copied"):
-            copy_range(source.fileno(), 0, target.fileno(), 4)
+    shorter = pytest.raises(CheckpointError, match="became shorter while it was copied")
+    with (tmp_path / "short").open("rb") as source, (tmp_path / "copy").open("wb") as target, shorter:
+        copy_range(source.fileno(), 0, target.fileno(), 4)
 
 
 @pytest.mark.parametrize(
