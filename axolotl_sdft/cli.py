@@ -90,5 +90,5 @@ def sdft_summary(cfg: Any, prompt: str | None) -> None:
     from axolotl_sdft.host.commands import find_artifacts
     from axolotl_sdft.recovery.summary import summary_lines
 
-    for line in summary_lines(find_artifacts(cfg), prompt):
+    for line in list(summary_lines(find_artifacts(cfg), prompt)):  # all at once, after what loading models prints
         click.echo(line)

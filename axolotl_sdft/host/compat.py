@@ -25,7 +25,7 @@ def running_command() -> str | None:
 def show_log_lines() -> None:
     """Let the package's log lines through at the level that Axolotl shows its own at.
 
-    Axolotl's handlers pass every logger whose name begins with its own, but the root logger's level stops ours before them.
+    Its handlers pass every logger whose name begins with its own, but the root logger's level stops ours on the way.
     """
     logging.getLogger("axolotl_sdft").setLevel(os.environ.get("AXOLOTL_LOG_LEVEL", "INFO").upper())
 

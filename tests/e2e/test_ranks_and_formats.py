@@ -25,7 +25,7 @@ def test_two_processes_prune_once_share_the_rows_and_train_together(tmp_path, ba
     launch = ["--launcher", "torchrun", "--", "--nproc_per_node", "2"]
     printed = run_axolotl(tmp_path, "train", config, *launch, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
 
-    assert len(list(tmp_path.glob("sdft_prepared/*-drop2-*"))) == 1
+    assert len(list(tmp_path.glob("sdft_prepared/[!.]*-drop2-*"))) == 1
     (distilled,) = tmp_path.glob("sdft_prepared/distilled-*")
     rows = [json.loads(line)["instruction"] for line in alpaca_file.read_text().splitlines()]
     assert load_from_disk(str(distilled))["instruction"] == rows

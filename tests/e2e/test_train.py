@@ -1,4 +1,4 @@
-"""One YAML file through the real command: all three stages on a tiny random Llama, then everything that follows training."""
+"""One YAML file through the real command: all three stages on a tiny random Llama, then what follows training."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def trained(tmp_path_factory, base_config):
 
 
 def pruned_dir(folder):
-    (found,) = folder.glob("sdft_prepared/*-drop2-*")
+    (found,) = folder.glob("sdft_prepared/[!.]*-drop2-*")
     return found
 
 

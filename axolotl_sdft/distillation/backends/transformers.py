@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_sdft.config import GenerationConfig
 from axolotl_sdft.distillation.interfaces import Answer, Message, Prompt, Target
-from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.errors import ConfigError, MissingExtraError
 from axolotl_sdft.runtime import compute_dtype, local_device
 
 LOG = logging.getLogger(__name__)
@@ -45,9 +45,8 @@ class TransformersBackend:
         if self._loaded_model is None:
             device = local_device()
             dtype = compute_dtype(self._config.dtype, device)
-            LOG.info("loading the seed model %s in %s on %s", self._model_dir, dtype, device)
-            model = AutoModelForCausalLM.from_pretrained(self._model_dir, dtype=dtype).to(device)
-            self._loaded_model = model.eval()
+            LOG.info("loading %s in %s on %s", self._model_dir, dtype, device)
+            self._loaded_model = _load(self._model_dir, dtype).to(device).eval()
         return self._loaded_model
 
     def check(self) -> None:
@@ -158,6 +157,19 @@ class TransformersBackend:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _load(model_dir: Path, dtype: torch.dtype) -> Any:
+    """Load a model; a LoRA adapter loads on top of the base model that it names."""
+    if not (model_dir / "adapter_config.json").exists():
+        return AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
+    try:
+        from peft import AutoPeftModelForCausalLM
+    except ModuleNotFoundError as err:
+        raise MissingExtraError(
+            f"{model_dir} holds an adapter; install peft: pip install 'axolotl-sdft[lora]'"
+        ) from err
+    return AutoPeftModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
 
 
 def _within_token_budget(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
