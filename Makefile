@@ -12,6 +12,8 @@ STAMP := $(VENV)/.installed-$(subst =,-,$(AXOLOTL))
 # Axolotl starts `accelerate` from the PATH.
 export PATH := $(abspath $(BIN)):$(PATH)
 export HF_HUB_OFFLINE := 1
+# `accelerate` gives a process one thread unless told otherwise.
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export AXOLOTL_DO_NOT_TRACK := 1
 
 .PHONY: install model quickstart test lint types pytest docs clean

@@ -135,7 +135,7 @@ class GenerationConfig(_Block):
     seed: int = Field(42, ge=0)
     """Seed of the sampling. The same seed gives the same dataset, also after a restart."""
 
-    batch_tokens: int = Field(4096, ge=1)
+    batch_tokens: int = Field(16384, ge=1)
     """Token budget of a batch: rows times the longest prompt plus ``max_new_tokens``. Lower it when memory runs out."""
 
     batch_rows: int = Field(16, ge=1)

@@ -58,7 +58,7 @@ def test_an_empty_self_distillation_block_rewrites_greedily_and_keeps_originals_
             "temperature": 0.0,
             "top_p": 1.0,
             "seed": 42,
-            "batch_tokens": 4096,
+            "batch_tokens": 16384,
             "batch_rows": 16,
             "dtype": "auto",
         },

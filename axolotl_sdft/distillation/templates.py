@@ -12,6 +12,7 @@ from jinja2 import Template as JinjaTemplate
 from jinja2.sandbox import SandboxedEnvironment
 
 from axolotl_sdft.distillation.interfaces import Message, Target, Template
+from axolotl_sdft.distillation.texts import shortened
 from axolotl_sdft.errors import ConfigError
 from axolotl_sdft.hookspecs import hookimpl
 from axolotl_sdft.plugins import TEMPLATES, registry
@@ -90,7 +91,7 @@ def _jinja_template(text: str) -> Template:
         used = meta.find_undeclared_variables(environment.parse(text))
         compiled = environment.from_string(text)
     except TemplateError as err:
-        raise ConfigError(f"{_YAML_KEY} is no valid Jinja text: {err}; it reads: {_shortened(text)}") from err
+        raise ConfigError(f"{_YAML_KEY} is no valid Jinja text: {err}; it reads: {shortened(text)!r}") from err
     unknown = sorted(used.difference(_VARIABLES))
     if unknown:
         raise ConfigError(f"{_YAML_KEY} uses {unknown[0]!r}, which is not known; known: {', '.join(_VARIABLES)}")
@@ -111,12 +112,12 @@ def _render(compiled: JinjaTemplate, target: Target) -> str:
         )
     except Exception as err:  # a template may call anything that its variables offer
         raise ConfigError(
-            f"{_YAML_KEY} can't be rendered for the instruction {_shortened(target.instruction)}: "
+            f"{_YAML_KEY} can't be rendered for the instruction {shortened(target.instruction)!r}: "
             f"{type(err).__name__}: {err}; known variables: {', '.join(_VARIABLES)}"
         ) from err
     if not text.strip():
         raise ConfigError(
-            f"{_YAML_KEY} renders to an empty text for the instruction {_shortened(target.instruction)}; "
+            f"{_YAML_KEY} renders to an empty text for the instruction {shortened(target.instruction)!r}; "
             "let it show {{ instruction }} and {{ reference }}"
         )
     return text
@@ -124,7 +125,3 @@ def _render(compiled: JinjaTemplate, target: Target) -> str:
 
 def _request(target: Target, content: str) -> list[Message]:
     return [*target.context[:-1], {"role": "user", "content": content}]
-
-
-def _shortened(text: str) -> str:
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")

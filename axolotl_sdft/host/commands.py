@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.distillation.build import read_summary
+from axolotl_sdft.distillation.texts import shortened
 from axolotl_sdft.errors import ConfigError
 from axolotl_sdft.host.blocks import Blocks, read_blocks
 from axolotl_sdft.host.rules import check_rules
@@ -52,9 +53,9 @@ def distill_alone(cfg: Any, num_previews: int | None) -> Iterator[str]:
             continue
         for shown in preview(task, num_previews):
             yield f"--- {task.where}, row {shown.row}: {shown.verdict}"
-            yield f"prompt:    {_shortened(shown.target.instruction)}"
-            yield f"reference: {_shortened(shown.target.reference)}"
-            yield f"rewritten: {_shortened(shown.answer.text)}"
+            yield f"prompt:    {shortened(shown.target.instruction, _SHOWN_CHARS)}"
+            yield f"reference: {shortened(shown.target.reference, _SHOWN_CHARS)}"
+            yield f"rewritten: {shortened(shown.answer.text, _SHOWN_CHARS)}"
 
 
 def find_artifacts(cfg: Any) -> Artifacts:
@@ -78,8 +79,3 @@ def _checked_blocks(cfg: Any) -> Blocks:
 
 def _listed(layers: tuple[int, ...]) -> str:
     return ", ".join(str(layer) for layer in layers)
-
-
-def _shortened(text: str) -> str:
-    one_line = " ".join(text.split())
-    return one_line if len(one_line) <= _SHOWN_CHARS else f"{one_line[:_SHOWN_CHARS]} [...]"

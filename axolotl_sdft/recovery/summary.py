@@ -8,7 +8,10 @@ from typing import Any
 
 from axolotl_sdft.artifacts import read_json
 from axolotl_sdft.distillation.build import read_summary
+from axolotl_sdft.distillation.texts import shortened
 from axolotl_sdft.pruning.cut import PROVENANCE_FILE
+
+_SHOWN_CHARS = 400
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ def summary_lines(artifacts: Artifacts, prompt: str | None, max_new_tokens: int 
     if prompt is not None:
         yield f"Prompt            {prompt}"
         for name, folder in _models(artifacts):
-            yield f"  {name:<15} {_one_line(answer_of(folder, prompt, max_new_tokens))}"
+            yield f"  {name:<15} {shortened(answer_of(folder, prompt, max_new_tokens), _SHOWN_CHARS) or '(nothing)'}"
     yield from _path_lines(artifacts)
 
 
@@ -109,7 +112,3 @@ def _shown(path: Path) -> str:
     """Return a path relative to the current folder where it lies below it."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()) or "(nothing)"

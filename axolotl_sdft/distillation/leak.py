@@ -1,0 +1,103 @@
+"""The ``leak`` check: the answer talks about how it came about."""
+
+import re
+from functools import cache
+
+from axolotl_sdft.distillation.interfaces import Answer, Target
+from axolotl_sdft.distillation.templates import BUILT_IN
+from axolotl_sdft.distillation.texts import shortened
+
+_GUIDE = r"(?:notes|guide|reference)"
+_ANSWER = r"(?:answer|response|reply|version|solution|explanation|text)"
+_REWRITTEN = r"(?:re-?written|re-?phrased|re-?worded|paraphrased|revised|restated)"
+_FROM = r"(?:according to|based on|mentioned in|stated in|described in|mention(?:ing)?)"
+
+_TALK = (
+    r"\breference (?:answer|response)s?\b",
+    r"\b(?:reliable|worked) (?:answer|solution)s?(?: is\b| to use\b|:)",
+    r"\bin my own words\b",
+    rf"\bglad (?:that )?you found (?:the|this|these|my) (?:{_GUIDE}|{_ANSWER}|instructions?|information)\b",
+    rf"\b(?:your|the) (?:{_GUIDE}|instructions?|prompt) (?:is|are|was|were) (?:very )?(?:helpful|useful|clear)\b",
+    rf"\bthe (?:{_GUIDE}|instructions?|prompt) (?:that )?you(?:'ve| have)? (?:gave|given|provided|shared|wrote)\b",
+    rf"\b{_FROM} (?:the|your) (?:provided |given |above )?{_GUIDE}\b",
+    r"\bthe notes (?:say|state|mention|provide|describe|indicate|do not|don't|above)\b",
+    rf"\bthe (?:calculations|facts|information|details|points) (?:in|from) the {_GUIDE}\b",
+    rf"\bthe (?:provided|given) (?:{_GUIDE}|prompt)\b",
+    r"\b(?:first|last|final) (?:line|sentence) of the (?:solution|answer|response|reference)\b",
+    r"\bi(?:'m| am) ready(?: to (?:help|assist))?[.!] +(?:what|how|please)\b",
+    r"\bwhat(?:'s| is) your request\b",
+)
+# What a small model says before it begins.
+_OPENING = (
+    r"(?:as|like) (?:you )?(?:asked|requested|instructed)\b",
+    rf"here(?:'s| is) (?:an?|the|my|your|one) (?:[\w-]+ ){{0,3}}?{_ANSWER}\b[^\n.]{{0,60}}?\b(?:based on|us(?:es|ing)|"
+    rf"follow(?:s|ing)|with|in) (?:the|your|my) (?:\w+ )?(?:{_GUIDE}|facts|instructions|own words|given \w+|"
+    r"provided \w+|same (?:information|facts|content|calculations|meaning))\b",
+    r"(?:the|an?) (?:reference|guide|worked|reliable) (?:answer|response|solution)\b",
+    r"a (?:good|reliable) (?:answer|response|solution):",
+    r"\**notes:",
+    rf"i(?:'ll| will| can)? (?:use|follow|refer to) the (?:{_GUIDE}|instructions)\b",
+)
+# Fits an instruction that asks for changes to a text.
+_REWRITING = (
+    rf"\bhere(?:'s| is) (?:an?|the|my|your|another) (?:\w+ ){{0,2}}?{_REWRITTEN} {_ANSWER}\b",
+    rf"\b{_REWRITTEN} {_ANSWER} of (?:the|your|my) {_ANSWER}\b",
+    rf"\bi(?:'ve| have)? (?:rewrote|{_REWRITTEN}) (?:the|your) {_ANSWER}\b",
+    r"\bi(?:'ve| have)? made the following changes\b",
+    r"\bthe original (?:answer|response)\b",
+)
+_ASKS_TO_REWRITE = r"\b(?:re-?w(?:rit|ord)|re-?phras|paraphras|revis|edit|correct|proof-?read|improve|chang|translat)"
+# Fits an instruction that asks for a judgement.
+_VERDICT = (
+    rf"\A\W*(?:the|this|that|your) (?:{_ANSWER}|statement|notes)(?: above| provided| given)? (?:is|are) (?:indeed )?"
+    r"(?:correct|true|accurate)\b",
+)
+_ASKS_TO_JUDGE = r"\b(?:correct|true|false|accurate|right|wrong|agree|verify|check)"
+_INTERJECTION = r"\A\W*(?:(?:sure|certainly|of course|okay|ok|absolutely|great|yes)\b[,.!:]* *)?"
+
+
+def _compiled(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
+
+
+_NEVER = _compiled("(?!)")
+_LEAKS = (
+    (_compiled(*_TALK, f"{_INTERJECTION}(?:{'|'.join(_OPENING)})"), _NEVER),
+    (_compiled(*_REWRITING), _compiled(_ASKS_TO_REWRITE)),
+    (_compiled(*_VERDICT), _compiled(_ASKS_TO_JUDGE)),
+)
+"""Patterns, each with the instructions that it does not count for."""
+
+
+def leak(answer: Answer, target: Target) -> str | None:
+    """Reject an answer that talks about the request it came from, or copies a part of it.
+
+    Copied parts are sentences of the built-in templates, and a line of the instruction in place of a first line.
+    """
+    text = _plain_quotes(answer.text)
+    known = _plain_quotes("\n".join([*(message["content"] for message in target.context), target.reference])).lower()
+    for pattern, excuse in _LEAKS:
+        for found in pattern.finditer(text):
+            if found.group().strip().lower() not in known and not excuse.search(target.instruction):
+                return f"'{shortened(found.group())}' in the answer"
+    for sentence in _request_sentences():
+        if sentence in text.lower() and sentence not in known:
+            return f"'{shortened(sentence)}' copied from the request"
+    first_line = answer.text.strip().partition("\n")[0].strip()
+    asked = [line.strip() for line in target.instruction.splitlines()]
+    if len(first_line.split()) > 3 and first_line in asked and first_line not in target.reference:
+        return "begins with the instruction"
+    return None
+
+
+def _plain_quotes(text: str) -> str:
+    return text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+
+
+@cache
+def _request_sentences() -> tuple[str, ...]:
+    """Return the sentences that the built-in templates put around an instruction and its reference, in lower case."""
+    blank = Target(({"role": "user", "content": ""},), "")
+    requests = [template(blank)[-1]["content"] for template in BUILT_IN.values()]
+    sentences = {part.strip().lower() for request in requests for part in re.split(r"[\n.:]+", request)}
+    return tuple(sorted(sentence for sentence in sentences if len(sentence.split()) > 5))
