@@ -1,6 +1,7 @@
 """One YAML file through the real command: all three stages on a tiny random Llama, then what follows training."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,35 @@ def test_the_merged_model_loads_with_plain_transformers_and_generates(trained):
     assert not any(changed)
     ids = tokenizer("Hello", return_tensors="pt")
     assert model.generate(**ids, max_new_tokens=4, do_sample=False).shape[1] == ids["input_ids"].shape[1] + 4
+
+
+LM_EVAL_TASK = """
+task: colours
+dataset_path: json
+dataset_kwargs: {data_files: {test: {file}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: [" yes", " no"]
+doc_to_target: 0
+metric_list: [{metric: acc}]
+"""
+
+
+def test_lm_eval_measures_the_merged_model_of_the_same_yaml(trained, base_config):
+    folder, _, _ = trained
+    if not (folder / "out/merged").exists():
+        run_axolotl(folder, "merge-lora", folder / "config.yml", "--lora-model-dir", "out")
+    (folder / "questions.jsonl").write_text('{"question": "Is snow white?"}\n{"question": "Is grass green?"}\n')
+    (folder / "colours.yaml").write_text(LM_EVAL_TASK.replace("{file}", str(folder / "questions.jsonl")))
+    keys = {"lm_eval_tasks": [str(folder / "colours.yaml")], "lm_eval_batch_size": 2, "lm_eval_model": "out/merged"}
+    plugins = [*base_config["plugins"], "axolotl.integrations.lm_eval.LMEvalPlugin"]
+    (folder / "eval").mkdir()
+    config = write_config(folder / "eval", base_config | keys | {"plugins": plugins})
+
+    printed = run_axolotl(folder, "lm-eval", config)
+
+    assert re.search(r"colours.*acc", printed)
 
 
 def test_inference_answers_with_the_pruned_and_trained_model(trained):

@@ -32,7 +32,7 @@ def test_a_slice_of_a_split_is_read_as_axolotl_reads_it():
 
 def test_shards_are_disjoint_and_together_hold_every_row_though_no_seed_is_set():
     shards = [rows_of(shards=3, shards_idx=index) for index in range(3)]
-    assert sorted(sum(shards, [])) == list(range(20))
+    assert sorted(row for shard in shards for row in shard) == list(range(20))
 
 
 def test_a_seed_chooses_the_shard_that_axolotl_would_choose():
