@@ -157,9 +157,9 @@ class SelfDistillationConfig(_Block):
     """How the seed model rewrites the answers of the training set in its own words."""
 
     template: str = "reference"
-    """How the seed model is asked: ``reference`` (the same facts in other words), ``notes`` (more freely, for models that
-    can be trusted with facts), ``mathematics`` (a worked solution), what a plugin registers, or a Jinja text of your own
-    that uses ``{{ instruction }}`` and ``{{ reference }}``."""
+    """How the seed model is asked: ``reference`` (the same facts in other words), ``notes`` (more freely, for models
+    that can be trusted with facts), ``mathematics`` (a worked solution), what a plugin registers, or a Jinja text of
+    your own that uses ``{{ instruction }}`` and ``{{ reference }}``."""
 
     checks: tuple[str, ...] = ("empty", "truncated", "leak", "repetition")
     """What a rewritten answer must pass, in this order: ``empty``, ``truncated``, ``leak``, ``repetition``,
