@@ -77,7 +77,9 @@ class TransformersBackend:
         Sampling is seeded by the settings and by the batch itself, so a batch made after a restart comes out the same.
         """
         for batch in batches:
-            with torch.random.fork_rng(), torch.inference_mode():
+            # Only this process's own device: by default the state of every GPU of the machine would be touched.
+            devices = [] if self._model.device.type == "cpu" else [self._model.device]
+            with torch.random.fork_rng(devices, device_type=self._model.device.type), torch.inference_mode():
                 torch.manual_seed(hash((self._config.seed, *batch[0].key)) % 2**63)
                 answers = self._answers(batch)
             yield batch, answers
