@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
+BINARIES = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="session")
@@ -70,10 +71,9 @@ def write_config(folder, config):
 
 def run_axolotl(folder, *args, check=True, stdin="", **env):
     """Run the real command in a folder and return what it printed, both streams together."""
-    binaries = Path(sys.executable).parent
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": f"{REPOSITORY}"} | env
-    environment["PATH"] = f"{binaries}{os.pathsep}{environment['PATH']}"  # Axolotl starts other programs by name
-    command = [str(binaries / "axolotl"), *(str(arg) for arg in args)]
+    path = f"{BINARIES}{os.pathsep}{os.environ['PATH']}"  # Axolotl starts other programs by name
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": f"{REPOSITORY}", "PATH": path} | env
+    command = [str(BINARIES / "axolotl"), *(str(arg) for arg in args)]
     streams = {"input": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(command, cwd=folder, env=environment, timeout=600, **streams)
     if check:

@@ -1,6 +1,7 @@
 """One YAML file through the real command: all three stages on a tiny random Llama, then what follows training."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.e2e.conftest import run_axolotl, write_config
+from tests.e2e.conftest import BINARIES, run_axolotl, write_config
 
 pytestmark = pytest.mark.e2e
 
@@ -132,17 +133,22 @@ metric_list: [{metric: acc}]
 
 
 def test_lm_eval_measures_the_merged_model_of_the_same_yaml(trained, base_config):
-    folder, _, _ = trained
+    folder, config, _ = trained
     if not (folder / "out/merged").exists():
-        run_axolotl(folder, "merge-lora", folder / "config.yml", "--lora-model-dir", "out")
+        run_axolotl(folder, "merge-lora", config, "--lora-model-dir", "out")
     (folder / "questions.jsonl").write_text('{"question": "Is snow white?"}\n{"question": "Is grass green?"}\n')
-    (folder / "colours.yaml").write_text(LM_EVAL_TASK.replace("{file}", str(folder / "questions.jsonl")))
-    keys = {"lm_eval_tasks": [str(folder / "colours.yaml")], "lm_eval_batch_size": 2, "lm_eval_model": "out/merged"}
-    plugins = [*base_config["plugins"], "axolotl.integrations.lm_eval.LMEvalPlugin"]
     (folder / "eval").mkdir()
-    config = write_config(folder / "eval", base_config | keys | {"plugins": plugins})
+    (folder / "eval/colours.yaml").write_text(LM_EVAL_TASK.replace("{file}", str(folder / "questions.jsonl")))
+    # Axolotl can't tell lm_eval where to look for tasks of one's own.
+    program = folder / "eval/lm_eval"
+    program.write_text(f'#!/bin/sh\nexec "{BINARIES}/lm_eval" "$@" --include_path "{folder}/eval"\n')
+    program.chmod(0o755)
+    keys = {"lm_eval_tasks": ["colours"], "lm_eval_batch_size": 2, "lm_eval_model": "out/merged"}
+    plugins = [*base_config["plugins"], "axolotl.integrations.lm_eval.LMEvalPlugin"]
+    evaluated = write_config(folder / "eval", base_config | keys | {"plugins": plugins})
 
-    printed = run_axolotl(folder, "lm-eval", config)
+    path = os.pathsep.join([str(folder / "eval"), str(BINARIES), os.environ["PATH"]])
+    printed = run_axolotl(folder, "lm-eval", evaluated, PATH=path)
 
     assert re.search(r"colours.*acc", printed)
 
