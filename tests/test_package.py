@@ -63,7 +63,7 @@ def test_the_quickstart_rows_are_distinct_short_and_varied():
     text = (REPO_ROOT / "example_configs" / "data" / "quickstart.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     assert len(rows) == 96
-    assert all(list(row) == ["instruction", "input", "output"] for row in rows)
-    assert len({(row["instruction"], row["input"]) for row in rows}) == 96
-    assert all(5 <= len(row["output"].split()) <= 60 for row in rows)
-    assert sum(bool(row["input"]) for row in rows) == 32
+    assert all([message["role"] for message in row["messages"]] == ["user", "assistant"] for row in rows)
+    assert len({row["messages"][0]["content"] for row in rows}) == 96
+    assert all(5 <= len(row["messages"][1]["content"].split()) <= 60 for row in rows)
+    assert sum("\n\n" in row["messages"][0]["content"] for row in rows) >= 32

@@ -31,7 +31,7 @@ def rows():
 
 def test_the_layers_that_matter_least_are_in_the_second_half_but_not_the_last(rows, smollm2_dir):
     model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.bfloat16)
-    texts = [f"{row['instruction']} {row['output']}" for row in rows[:16]]
+    texts = [" ".join(message["content"] for message in row["messages"]) for row in rows[:16]]
     batches = encode_texts(texts, smollm2_dir, CalibrationConfig(sequence_len=128))
 
     plan = plan_pruning(score_layers(model, batches), LayerPruningConfig(num_layers=6))
@@ -56,7 +56,9 @@ def test_the_pruned_checkpoint_still_speaks_and_the_seed_is_untouched(smollm2_di
 def test_rewritten_answers_are_closer_to_the_model_than_the_originals(rows, smollm2_dir, tmp_path):
     config = SelfDistillationConfig(output_dir=str(tmp_path), generation={"max_new_tokens": 64})
 
-    distilled = distill_dataset(Dataset.from_list(rows[:8]), config, seed_model=smollm2_dir)
+    distilled = distill_dataset(
+        Dataset.from_list(rows[:8]), config, seed_model=smollm2_dir, dataset_config={"type": "chat_template"}
+    )
 
     (summary_file,) = tmp_path.glob("distilled-*/summary.json")
     gap = json.loads(summary_file.read_text())["gap"]

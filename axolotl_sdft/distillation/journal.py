@@ -10,8 +10,8 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -27,7 +27,7 @@ Key = tuple[int, int]
 class JournalWriter:
     """Appends batches to one rank's file."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: FileIO) -> None:
         self._file = file
 
     def append(self, batch: Sequence[Prompt], answers: Sequence[Answer], seconds: float) -> None:
@@ -41,9 +41,10 @@ class JournalWriter:
             for prompt, answer in zip(batch, answers, strict=True)
         ]
         line = json.dumps({"answers": entries, "seconds": round(seconds, 3)}, ensure_ascii=False) + "\n"
+        unwritten = memoryview(line.encode())
         try:
-            self._file.write(line.encode())
-            self._file.flush()
+            while unwritten:  # a disk that is nearly full takes a part
+                unwritten = unwritten[self._file.write(unwritten) :]
             os.fsync(self._file.fileno())
         except OSError as err:
             raise ArtifactError(
@@ -96,7 +97,7 @@ class Journal:
             lock.acquire()
         try:
             _drop_torn_line(path)
-            with path.open("ab") as file:
+            with path.open("ab", buffering=0) as file:  # a buffer would try to write again when it is closed
                 yield JournalWriter(file)
         finally:
             lock.release()

@@ -13,10 +13,12 @@ BINARIES = Path(sys.executable).parent
 
 @pytest.fixture(scope="session")
 def alpaca_file(tmp_path_factory):
-    """The first 24 rows of the quickstart's dataset."""
-    rows = (REPOSITORY / "example_configs/data/quickstart.jsonl").read_text().splitlines()[:24]
+    """The first 24 conversations of the quickstart's dataset, as instructions and answers."""
     path = tmp_path_factory.mktemp("data") / "alpaca.jsonl"
-    path.write_text("\n".join(rows) + "\n")
+    with path.open("w") as file:
+        for line in (REPOSITORY / "example_configs/data/quickstart.jsonl").read_text().splitlines()[:24]:
+            question, answer = (message["content"] for message in json.loads(line)["messages"])
+            file.write(json.dumps({"instruction": question, "input": "", "output": answer}) + "\n")
     return path
 
 
