@@ -60,7 +60,10 @@ def prune_base_model(cfg: Any, config: LayerPruningConfig) -> None:
     """Point ``base_model`` to the pruned checkpoint, made unless it is there."""
     task = pruning_task(cfg, config)
     if task.is_input_pruned:
-        LOG.info("base_model %s has been pruned with these settings already", cfg.base_model)
+        LOG.warning(
+            "base_model %s has been pruned with these settings already; it is used as it is, also to rewrite answers",
+            cfg.base_model,
+        )
         return
     if not task.is_done:
         compat.validate_early(cfg)
