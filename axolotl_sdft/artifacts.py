@@ -45,7 +45,8 @@ def file_fingerprint(path: Path) -> str:
 
 def checkpoint_fingerprint(model_dir: Path) -> str:
     """Return 12 hex digits that change when a checkpoint's config, tokenizer or weights do."""
-    texts = {path for pattern in ("config.json", "tokenizer*", "chat_template*") for path in model_dir.glob(pattern)}
+    patterns = ("config.json", "tokenizer*", "chat_template*")
+    texts = {path for pattern in patterns for path in model_dir.glob(pattern) if path.is_file()}
     weights = [[path.name, file_fingerprint(path)] for path in sorted(model_dir.glob("*.safetensors"))]
     return fingerprint([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(texts)] + weights)
 

@@ -289,3 +289,10 @@ def test_a_json_file_that_can_not_be_read_is_named_with_the_cause(tmp_path, cont
 
 def test_versions_of_packages_that_are_not_installed_are_left_out():
     assert package_versions("pytest", "no-such-package").keys() - {"axolotl-sdft"} == {"pytest"}
+
+
+def test_a_folder_among_the_tokenizer_files_plays_no_part_in_the_fingerprint_of_a_checkpoint(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    before = checkpoint_fingerprint(tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    assert checkpoint_fingerprint(tmp_path) == before
