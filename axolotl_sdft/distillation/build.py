@@ -12,6 +12,7 @@ from axolotl_sdft.distillation.interfaces import Answer, Backend, Target
 from axolotl_sdft.distillation.journal import Key
 from axolotl_sdft.distillation.verdicts import REASONS_COLUMN, SOURCE_COLUMN, Tally, judge_row
 from axolotl_sdft.errors import DatasetError
+from axolotl_sdft.sampling import evenly_spaced
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,7 +73,7 @@ def _gap(
     task: "DistillationTask", backend: Backend, distilled: "Dataset", kept: Sequence[int]
 ) -> dict[str, Any] | None:
     """Return the distribution gap: nats per token of the trained answers under the seed model, before and after."""
-    sample = _evenly_spaced(kept, task.config.gap_samples)
+    sample = [kept[place] for place in evenly_spaced(len(kept), task.config.gap_samples)]
     if not sample:
         return None
     LOG.info("%s: measuring the distribution gap on %d rows", task.where, len(sample))
@@ -88,12 +89,6 @@ def _gap(
 def _answers_in_place(task: "DistillationTask", rows: Sequence[dict]) -> list[tuple[Target, str]]:
     targets = [task.row_format.target(row, turn) for row in rows for turn in range(task.row_format.num_targets(row))]
     return [(target, target.reference) for target in targets]
-
-
-def _evenly_spaced(items: Sequence[int], count: int) -> list[int]:
-    """Return at most ``count`` items, spread over all; 3 of ten: the 1st, 4th and 7th."""
-    count = min(len(items), count)
-    return [items[place * len(items) // count] for place in range(count)]
 
 
 def _generation_figures(answers: Mapping[Key, Answer], seconds: float) -> dict[str, Any]:

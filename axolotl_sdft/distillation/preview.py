@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from axolotl_sdft.distillation.checks import first_rejection
 from axolotl_sdft.distillation.interfaces import Answer, Prompt, Target
+from axolotl_sdft.sampling import evenly_spaced
 
 if TYPE_CHECKING:
     from axolotl_sdft.distillation.transform import DistillationTask
@@ -24,8 +25,7 @@ class PreviewedAnswer:
 
 def preview(task: "DistillationTask", num_rows: int) -> Iterator[PreviewedAnswer]:
     """Yield the first trained answer of up to ``num_rows`` rows, spread over the dataset; nothing is written."""
-    count = min(num_rows, len(task.dataset))
-    rows = {index: task.dataset[index] for index in (place * len(task.dataset) // count for place in range(count))}
+    rows = {index: task.dataset[index] for index in evenly_spaced(len(task.dataset), num_rows)}
     targets = {index: task.row_format.target(row, 0) for index, row in rows.items() if task.row_format.num_targets(row)}
     prompts = [Prompt((index, 0), tuple(task.template(target))) for index, target in targets.items()]
     backend = task.backend_factory(task.seed_dir, task.config.generation)

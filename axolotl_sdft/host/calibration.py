@@ -8,6 +8,7 @@ from axolotl_sdft.config import CalibrationConfig
 from axolotl_sdft.distillation.row_formats import resolve_row_format
 from axolotl_sdft.errors import DatasetError, UnknownNameError
 from axolotl_sdft.host.datasets import dataset_entries, load_rows
+from axolotl_sdft.sampling import evenly_spaced
 
 
 def calibration_entries(cfg: Any, calibration: CalibrationConfig) -> list[tuple[str, Any]]:
@@ -29,11 +30,10 @@ def calibration_texts(cfg: Any, entries: Sequence[Any], calibration: Calibration
     total = sum(len(rows) for *_, rows in datasets)
     if total == 0:
         raise DatasetError(f"{entries[0][0]} has no rows to score the layers on; check its path, split and filters")
-    count = min(total, calibration.num_samples)
-    chosen = {place * total // count for place in range(count)}
+    chosen = evenly_spaced(total, calibration.num_samples)
     texts, start = [], 0
     for where, entry, rows in datasets:
-        picked = [rows[index] for index in range(len(rows)) if start + index in chosen]
+        picked = [rows[place - start] for place in chosen if start <= place < start + len(rows)]
         texts += [_text_of(row, entry, where, tokenizer) for row in picked]
         start += len(rows)
     return texts

@@ -1,6 +1,5 @@
 """A short account, for a person, of what the stages made."""
 
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +94,6 @@ def answer_of(model_dir: Path, prompt: str, max_new_tokens: int) -> str:
     batches = backend.batches([Prompt((0, 0), ({"role": "user", "content": prompt},))])
     answer = next(iter(backend.generate(batches)))[1][0]
     backend.close()
-    gc.collect()
     return answer.text
 
 
