@@ -14,6 +14,7 @@ from typing import Any
 from axolotl_sdft.errors import ArtifactError
 
 DEFAULT_ROOT = "sdft_prepared"
+_UNFINISHED = ".unfinished"
 _SAMPLE_BYTES = 4096
 _SAMPLES_PER_FILE = 256
 
@@ -47,7 +48,8 @@ def checkpoint_fingerprint(model_dir: Path) -> str:
     """Return 12 hex digits that change when a checkpoint's config, tokenizer or weights do."""
     patterns = ("config.json", "tokenizer*", "chat_template*")
     texts = {path for pattern in patterns for path in model_dir.glob(pattern) if path.is_file()}
-    weights = [[path.name, file_fingerprint(path)] for path in sorted(model_dir.glob("*.safetensors"))]
+    files = sorted(model_dir.glob("*.safetensors")) or sorted(model_dir.glob("pytorch_model*.bin"))
+    weights = [[path.name, file_fingerprint(path)] for path in files]
     return fingerprint([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(texts)] + weights)
 
 
@@ -81,13 +83,16 @@ def ensure_free_space(folder: Path, num_bytes: int, yaml_key: str) -> None:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``target`` that becomes it when the block ends, and vanishes when it raises.
 
+    What a killed process left of the same target is removed first; a folder that a living one still fills is not.
+
     Raises:
         ArtifactError: ``target`` exists already, or the disk refuses.
     """
     if target.exists():
         raise ArtifactError(f"{target} exists already; delete it or name another folder")
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        _remove_abandoned(target)
+        temporary, lock = _locked_folder(target)
     except OSError as err:
         raise ArtifactError(f"{target} could not be written ({err}); nothing was left behind") from err
     try:
@@ -101,6 +106,43 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         raise ArtifactError(f"{target} could not be written ({err}); nothing was left behind") from err
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(target: Path) -> tuple[Path, int]:
+    """Return a new folder beside ``target``, and the open folder whose lock tells others that this process lives."""
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_UNFINISHED, dir=target.parent))
+        lock = os.open(temporary, os.O_RDONLY)
+        if _try_lock(lock) is not False and temporary.exists():
+            return temporary, lock
+        os.close(lock)  # before it was locked, another process took it for abandoned
+
+
+def _remove_abandoned(target: Path) -> None:
+    for path in target.parent.iterdir():
+        if not (path.name.startswith(f".{target.name}.") and path.name.endswith(_UNFINISHED) and path.is_dir()):
+            continue
+        try:
+            lock = os.open(path, os.O_RDONLY)
+        except OSError:  # its owner has just finished, or is another user who has just begun
+            continue
+        if _try_lock(lock):
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def _try_lock(descriptor: int) -> bool | None:
+    """Lock an open folder and tell whether that went; None where the system can't lock folders."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # such as on some network file systems: nothing is taken for abandoned there
+        return None
+    return True
 
 
 def find_or_make(target: Path, make: Callable[[], None], is_ready: Callable[[], bool]) -> bool:

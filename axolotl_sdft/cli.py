@@ -3,7 +3,10 @@
 ``axolotl --help`` imports this module, so whatever is heavy is imported inside the commands.
 """
 
+import contextlib
 import functools
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,23 +66,54 @@ def _load_raw(path: Path) -> Any:
     return DictDefault(raw)
 
 
-@click.option("--dry-run", is_flag=True, help="Score the layers and print the plan; write no checkpoint.")
-@_config_command("prune-layers", "layer_pruning", "Example: axolotl prune-layers config.yml --dry-run")
-def prune_layers(cfg: Any, dry_run: bool) -> None:
-    """Write the pruned checkpoint that CONFIG asks for, as training would."""
+class _LayerCount(click.ParamType):
+    """A number of layers, or a fraction of the model's layers."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        if isinstance(value, int | float):
+            return value
+        with contextlib.suppress(ValueError):
+            if value.isdecimal() and int(value) >= 1:
+                return int(value)
+            if not value.isdecimal() and 0 < float(value) < 1:
+                return float(value)
+        self.fail(f"{value!r} is neither a count such as 6 nor a fraction between 0 and 1 such as 0.2", param, ctx)
+
+
+@click.option(
+    "--num-layers", type=_LayerCount(), metavar="K", help="Remove K layers, or this fraction; overrides CONFIG."
+)
+@click.option("--dry-run", is_flag=True, help="Write no checkpoint. Scores and pictures are kept, as without it.")
+@_config_command("prune-layers", "layer_pruning", "Example: axolotl prune-layers config.yml --num-layers 6 --dry-run")
+def prune_layers(cfg: Any, dry_run: bool, num_layers: int | float | None) -> None:
+    """Write the pruned checkpoint that CONFIG asks for, as training would.
+
+    Before that, print which layers go, what that saves and what else could go, and draw the scores.
+    """
     from axolotl_sdft.host.commands import prune_alone
 
-    for line in prune_alone(cfg, dry_run=dry_run):
+    for line in prune_alone(cfg, dry_run, num_layers):
         click.echo(line)
 
 
-@click.option("--dry-run", type=click.IntRange(1), metavar="N", help="Rewrite N rows, show them, and write nothing.")
+@click.option(
+    "--dry-run",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Rewrite N rows, show them, estimate the time for all, and write nothing.",
+)
 @_config_command("self-distill", "self_distillation", "Example: axolotl self-distill config.yml --dry-run 5")
 def self_distill(cfg: Any, dry_run: int | None) -> None:
-    """Write the self-distilled datasets that CONFIG asks for, as training would."""
+    """Write the self-distilled datasets that CONFIG asks for, as training would.
+
+    Beside each stands report.html: what was accepted and why not, lengths, the distribution gap, sample answers.
+    """
     from axolotl_sdft.host.commands import distill_alone
 
-    for line in distill_alone(cfg, num_previews=dry_run):
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in distill_alone(cfg, num_previews=dry_run, width=width):
         click.echo(line)
 
 

@@ -29,9 +29,17 @@ class DatasetError(SdftError, ValueError):
     """A dataset is missing, empty, or its rows can't be rewritten."""
 
 
+class BackendError(SdftError, RuntimeError):
+    """What generates the answers stopped working; what it had answered until then is kept."""
+
+
 class ArtifactError(SdftError, OSError):
     """A folder can't be written, or holds something else than expected."""
 
 
 class MissingExtraError(SdftError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
+
+
+class ServerError(SdftError, ConnectionError):
+    """No server answers, or none that does is of use."""

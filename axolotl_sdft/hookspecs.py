@@ -22,7 +22,11 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def sdft_register_layer_metrics(register: "Callable[[str, LayerMetric], None]") -> None:
-    """Register layer metrics: ``register(name, metric)``, ``metric(model, batches, token_average) -> LayerScores``."""
+    """Register layer metrics: ``register(name, metric)`` with ``metric(model, batches, options) -> LayerScores``.
+
+    ``options`` are :class:`~axolotl_sdft.pruning.score.ScoringOptions`. A metric that reads no text, or that chooses
+    layer after layer, says so with ``axolotl_sdft.pruning.score.metric_traits``.
+    """
 
 
 @hookspec
@@ -32,7 +36,13 @@ def sdft_register_templates(register: "Callable[[str, Template], None]") -> None
 
 @hookspec
 def sdft_register_checks(register: "Callable[[str, AnswerCheck], None]") -> None:
-    """Register answer checks: ``register(name, check)`` with ``check(answer, target) -> reason or None``."""
+    """Register answer checks: ``register(name, check)`` with ``check(answer, target) -> reason or None``.
+
+    Keyword-only parameters with defaults are options that users set: ``- name: {option: value}``. What must hold before
+    any work starts, a check tests in a function that :func:`~axolotl_sdft.distillation.checks.prepared_by` names.
+    A check may ask a model, such as a judge behind a server; :func:`~axolotl_sdft.distillation.checks.scored_check`
+    makes a check of a score and a threshold.
+    """
 
 
 @hookspec

@@ -30,7 +30,7 @@ class ExtensionPoint:
     """What a registered callable is called with."""
 
 
-METRICS = ExtensionPoint("metric", "sdft_register_layer_metrics", ("model", "batches", "token_average"))
+METRICS = ExtensionPoint("metric", "sdft_register_layer_metrics", ("model", "batches", "options"))
 TEMPLATES = ExtensionPoint("template", "sdft_register_templates", ("target",))
 CHECKS = ExtensionPoint("check", "sdft_register_checks", ("answer", "target"))
 BACKENDS = ExtensionPoint("backend", "sdft_register_backends", ("model_dir", "config"))

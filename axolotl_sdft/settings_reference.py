@@ -75,17 +75,19 @@ def plain_help(block_name: str) -> str:
 
 
 def refresh(markdown: str) -> str:
-    """Return a Markdown text whose tables of settings, one per block, are up to date.
+    """Return a Markdown text whose tables are up to date: the settings of each block, and templates and checks.
 
     Raises:
         ConfigError: The markers of a block are not there exactly once, or name a block that there is not.
     """
+    from axolotl_sdft.distillation.builtin_tables import refreshed  # --help does without
+
     unknown = sorted(set(re.findall(r"<!-- /?settings:(\S*) -->", markdown)) - set(BLOCKS))
     if unknown:
         raise ConfigError(f"a marker names {unknown[0]!r}, which is no block of settings; known: {', '.join(BLOCKS)}")
     for block_name in BLOCKS:
         markdown = _with_table(markdown, block_name)
-    return markdown
+    return refreshed(markdown)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -153,6 +155,8 @@ def _type_text(annotation: Any) -> str:
         return f"list of {_type_text(arguments[0])}"
     if origin is dict:
         return "dict"
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return f"{{{', '.join(annotation.model_fields)}}}"
     return str(annotation.__name__)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 pytest.importorskip("axolotl")
 
 ROWS = [{"instruction": f"Say the number {n}.", "input": "", "output": f"It is {n}."} for n in range(6)]
+CALIBRATION = {"calibration": {"num_samples": 4, "sequence_len": 32}}
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def config_file(tiny_llama_dir, tmp_path, monkeypatch):
     write_config(
         base_model=str(tiny_llama_dir),
         datasets=[{"path": "rows.jsonl", "type": "alpaca"}],
-        layer_pruning={"num_layers": 2, "calibration": {"num_samples": 4, "sequence_len": 32}},
+        layer_pruning={"num_layers": 2, **CALIBRATION},
         self_distillation={"checks": ["empty"], "generation": {"max_new_tokens": 4}},
     )
     return Path("config.yml")
@@ -48,23 +50,88 @@ def test_help_shows_every_key_of_the_block_and_ends_in_an_example(command, key):
     assert f"Example: axolotl {command} config.yml" in printed
 
 
-def test_a_dry_run_of_prune_layers_prints_the_plan_and_writes_nothing(config_file):
+def test_a_dry_run_of_prune_layers_prints_the_plan_and_keeps_scores_and_pictures_only(config_file):
     result = run("prune-layers", config_file, "--dry-run")
 
     assert result.exit_code == 0, result.output
-    assert re.search(r"2 of 6 layers would go: \d, \d\nangular_distance: 0\.\d+", result.output)
-    assert not Path("sdft_prepared").exists()
+    assert re.search(r"2 of 6 layers go\nlayers, counted from 0: \d, \d\nangular_distance: 0\.\d+", result.output)
+    assert re.search(r"\nlayers +6 +4 +2 +33\.3 %\n", result.output)
+    assert re.search(r"\n>   2 +0\.\d{4}.* \d to \d\n", result.output)
+    (scores_dir,) = [path for path in Path("sdft_prepared").iterdir() if path.is_dir()]
+    named = dict(re.findall(r"^(scores|picture): (?:.*/)?([^/\n]+/[^/\n]+)$", result.output, flags=re.M))
+    assert named == {
+        "scores": f"{scores_dir.name}/scores.json",
+        "picture": f"{scores_dir.name}/least_cost-drop2.png",  # the last of the two
+    }
+    assert {path.name for path in scores_dir.glob("*.png")} == {"heat_map-drop2.png", "least_cost-drop2.png"}
 
 
 def test_prune_layers_writes_the_checkpoint_that_its_dry_run_announced(config_file):
-    announced = re.search(r"would go: (\d), (\d)", run("prune-layers", config_file, "--dry-run").output)
+    announced = run("prune-layers", config_file, "--dry-run").stdout
 
-    result = run("prune-layers", config_file)
+    printed = run("prune-layers", config_file).stdout
 
-    folder = Path(result.output.rpartition("pruned checkpoint: ")[2].strip())
+    report, _, last_line = printed.rpartition("pruned checkpoint: ")
+    assert report == announced
+    folder = Path(last_line.strip())
     provenance = json.loads((folder / "layer_pruning.json").read_text())
-    assert provenance["drop_layers"] == [int(layer) for layer in announced.groups()]
+    assert f"counted from 0: {provenance['drop_layers'][0]}, {provenance['drop_layers'][1]}\n" in announced
     assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 4
+
+
+def test_another_number_of_layers_is_tried_without_loading_the_model_again(config_file, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    first = run("prune-layers", config_file).output
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+
+    second = run("prune-layers", config_file, "--num-layers", "3")
+    third = run("prune-layers", config_file, "--num-layers", "0.7", "--dry-run")
+
+    assert (second.exit_code, third.exit_code) == (0, 0), second.output + third.output
+    assert "3 of 6 layers go" in second.output
+    assert "4 of 6 layers go" in third.output  # 4.2, rounded
+    folders = {output.rpartition("pruned checkpoint: ")[2] for output in (first, second.output)}
+    assert len(folders) == 2
+    pictures = sorted(path.name for path in Path("sdft_prepared").glob("*-scores-*/heat_map-*.png"))
+    assert pictures == ["heat_map-drop2.png", "heat_map-drop3.png", "heat_map-drop4.png"]
+
+
+def test_a_number_of_layers_takes_the_place_of_named_layers(config_file):
+    write_config(**yaml.safe_load(config_file.read_text()) | {"layer_pruning": {"drop_layers": [0, 5], **CALIBRATION}})
+    named = run("prune-layers", config_file, "--dry-run").output
+    assert "2 of 6 layers go\nlayers, counted from 0: 0, 5\n\n" in named
+    assert "scores:" not in named
+
+    assert "1 of 6 layers go" in run("prune-layers", config_file, "--dry-run", "--num-layers", 1).output
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.0", "2.5", "0.0", "nan", "many"])
+def test_a_number_of_layers_that_is_none_is_refused_by_the_name_of_the_option(config_file, value):
+    result = run("prune-layers", config_file, f"--num-layers={value}")
+    assert result.exit_code == 2
+    assert f"'--num-layers': '{value}' is neither a count such as 6 nor a fraction" in " ".join(result.output.split())
+
+
+def test_more_layers_than_the_model_has_are_refused_by_the_name_of_the_option(config_file):
+    result = run("prune-layers", config_file, "--num-layers", "6")
+    assert result.exit_code == 1
+    assert "Error: with --num-layers 6: layer_pruning.num_layers is 6, but the model has 6 layers" in result.output
+    assert not Path("sdft_prepared").exists()
+
+
+def test_without_matplotlib_the_table_comes_and_a_line_names_the_extra(config_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    printed = run("prune-layers", config_file, "--dry-run").output
+    assert "The cheapest block of each length" in printed
+    assert "no pictures: pictures of the scores need matplotlib; install 'axolotl-sdft[plots]'" in printed
+
+
+def test_a_base_model_that_these_settings_have_pruned_is_left_alone(config_file):
+    pruned = run("prune-layers", config_file).output.rpartition("pruned checkpoint: ")[2].strip()
+    write_config(**yaml.safe_load(config_file.read_text()) | {"base_model": pruned})
+    printed = run("prune-layers", config_file).stdout
+    assert printed == f"{pruned} has been pruned with these settings already; nothing is left to do\n"
 
 
 def test_a_dry_run_of_self_distill_shows_rows_side_by_side_and_writes_nothing(config_file):
@@ -74,13 +141,15 @@ def test_a_dry_run_of_self_distill_shows_rows_side_by_side_and_writes_nothing(co
     assert result.output.count("--- datasets[0], row ") == 2
     assert "prompt:    Say the number 0." in result.output
     assert "reference: It is 0." in result.output
+    assert re.search(r"datasets\[0\]: \d of 2 answers accepted .*\n.*\ntime: .* for all 6 rows", result.output)
     assert not Path("sdft_prepared").exists()
 
 
-def test_self_distill_counts_the_answers_and_names_the_folder(config_file):
+def test_self_distill_counts_the_answers_and_names_the_folder_and_the_report(config_file):
     result = run("self-distill", config_file)
 
     assert re.search(r"datasets\[0\]: \d of 6 answers rewritten: .*distilled-\w+", result.output)
+    assert Path(result.stdout.rpartition("report: ")[2].strip()).is_file()
 
 
 def test_the_summary_tells_what_is_there_so_far(config_file):

@@ -10,8 +10,10 @@ STDLIB_BASES = {
     errors.PluginError: TypeError,
     errors.CheckpointError: ValueError,
     errors.DatasetError: ValueError,
+    errors.BackendError: RuntimeError,
     errors.ArtifactError: OSError,
     errors.MissingExtraError: ImportError,
+    errors.ServerError: ConnectionError,
 }
 
 

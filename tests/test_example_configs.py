@@ -1,6 +1,5 @@
 """Every file under example_configs/, and the README's own YAML, passes our rules and Axolotl's real schema."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -46,11 +45,6 @@ def test_an_example_is_valid_and_its_local_data_is_there(path):
     validate(config)
     for entry in config["datasets"]:
         assert (REPOSITORY / entry["path"]).exists()
-
-
-def test_the_first_yaml_of_the_readme_is_valid():
-    (text,) = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.S)
-    validate(LEAST | yaml.safe_load(text))
 
 
 def test_axolotl_refuses_a_wrong_key_inside_our_blocks_too():

@@ -115,8 +115,8 @@ def test_a_clash_with_a_built_in_name_is_blamed_on_the_newcomer_whatever_its_nam
 
 def test_one_plugin_may_serve_several_extension_points_and_register_several_things():
     def metrics(register):
-        register("first", lambda model, batches, token_average: None)
-        register("second", lambda model, batches, token_average="all": None)
+        register("first", lambda model, batches, options: None)
+        register("second", lambda model, batches, options=None: None)
 
     def backends(register):
         register("echo", lambda model_dir, config: None)

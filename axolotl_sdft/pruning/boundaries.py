@@ -1,4 +1,4 @@
-"""Compares the hidden states at the boundaries of decoder layers, token by token, while a model runs.
+"""Compares the hidden states at the boundaries of layers, token by token, while a model runs.
 
 Boundary i is what layer i receives; boundary L is what the last layer gives, before the final norm. (transformers'
 ``hidden_states[-1]`` is after it.)
@@ -6,7 +6,6 @@ Boundary i is what layer i receives; boundary L is what the last layer gives, be
 Shapes: B rows, T tokens of a row, N tokens kept, C tokens of a chunk, K = L + 1 boundaries, D hidden size.
 """
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from axolotl_sdft.errors import CheckpointError, DatasetError
-from axolotl_sdft.pruning.architecture import first_number_prefix, is_text_path
+from axolotl_sdft.pruning.architecture import first_number_prefix, is_text_path, layer_count
+from axolotl_sdft.pruning.running import counted_tokens, evaluating, hidden_argument, hidden_of, ids_and_mask, run
 from axolotl_sdft.pruning.score import Batch, TokenAverage
 from axolotl_sdft.runtime import progress
 
@@ -28,12 +28,12 @@ _CHUNK_NUMBERS = 2**22  # numbers of a chunk in float64: 32 MiB
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the module list that holds exactly the text decoder's layers.
+    """Return the module list that holds exactly the layers of the text decoder, or of an encoder-only model.
 
     Raises:
         CheckpointError: There is none, or more than one.
     """
-    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    num_layers = layer_count(model.config.to_dict())
     found = {
         name: module
         for name, module in model.named_modules()
@@ -45,7 +45,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     if len(found) != 1:
         what = f"{len(found)} lists ({', '.join(found)})" if found else "no list"
         raise CheckpointError(
-            f"{type(model).__name__} has {what} of {num_layers} modules, so its decoder layers can't be told; "
+            f"{type(model).__name__} has {what} of {num_layers} modules, so its layers can't be told; "
             "name the layers in layer_pruning.drop_layers"
         )
     return next(iter(found.values()))
@@ -62,7 +62,7 @@ def mean_over_tokens(
     One pass: the hidden states of one micro-batch are held at a time, and the output head never runs.
 
     Args:
-        model: A decoder model.
+        model: A decoder or encoder.
         batches: ``input_ids`` and ``attention_mask``, each [B, T].
         token_average: Which tokens count: all that are no padding, or the last of each row.
         of_cosines: Applied to cosines [C, K, K]; returns the same shape.
@@ -71,60 +71,51 @@ def mean_over_tokens(
         The mean, [K, K] in float64 on the CPU, and the count.
 
     Raises:
-        CheckpointError: The decoder layers can't be found, or one of them was not run exactly once.
+        CheckpointError: The layers can't be found, or one of them was not run exactly once.
         DatasetError: There is no token to measure.
     """
     layers = decoder_layers(model)
     sum_KK = torch.zeros(len(layers) + 1, len(layers) + 1, dtype=torch.float64)
     num_tokens = 0
     total = sum(batch["input_ids"].numel() for batch in batches)
-    with _evaluating(model), progress("scoring layers", total, "tokens", LOG) as shown:
+    with evaluating(model), progress("scoring layers", total, "tokens", LOG) as shown:
         for batch in batches:
-            boundaries_KND = _boundaries(model, layers, batch, token_average)
-            for cosines_CKK in _cosines(boundaries_KND):
-                sum_KK += of_cosines(cosines_CKK).sum(0).double().cpu()
-            num_tokens += boundaries_KND[0].shape[0]
+            num_tokens += _add_batch(sum_KK, _boundaries(model, layers, batch, token_average), of_cosines)
             shown.advance(batch["input_ids"].numel())
     if num_tokens == 0:
         raise DatasetError("layer_pruning.calibration gave no token to measure; check its path, split and type")
     return sum_KK / num_tokens, num_tokens
 
 
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def _add_batch(sum_KK: Tensor, boundaries_KND: list[Tensor], of_cosines: Callable[[Tensor], Tensor]) -> int:
+    """Add one micro-batch to the sum and return its tokens. Its boundaries die here, before the next one runs."""
+    for cosines_CKK in _cosines(boundaries_KND):
+        sum_KK += of_cosines(cosines_CKK).sum(0).double().cpu()
+    return boundaries_KND[0].shape[0]
 
 
 def _boundaries(
     model: PreTrainedModel, layers: nn.ModuleList, batch: Batch, token_average: TokenAverage
 ) -> list[Tensor]:
     """Return the K boundaries of the tokens that count, each [N, D]."""
-    device = model.get_input_embeddings().weight.device
-    ids_BT = batch["input_ids"].to(device)
-    mask_BT = batch["attention_mask"].to(device).bool() if "attention_mask" in batch else torch.ones_like(ids_BT).bool()
-    kept_BT = mask_BT if token_average == "all" else _last_of_each_row(mask_BT)
+    ids_BT, mask_BT = ids_and_mask(model, batch)
+    kept_BT = counted_tokens(mask_BT, token_average)
     seen: list[tuple[int, Tensor]] = []
 
-    def keep(boundary: int, hidden: Any) -> None:
-        hidden_BTD = hidden[0] if isinstance(hidden, tuple) else hidden
-        seen.append((boundary, hidden_BTD[kept_BT.to(hidden_BTD.device)]))  # a copy: later layers may write in place
+    def keep(boundary: int, hidden_BTD: Tensor) -> None:
+        if hidden_BTD.shape[:2] != kept_BT.shape:
+            raise CheckpointError(_odd_shape(model, hidden_BTD, kept_BT))
+        kept_ND = hidden_BTD[kept_BT.to(hidden_BTD.device)]  # a copy: later layers may write in place
+        seen.append((boundary, kept_ND.flatten(1)))
 
     with ExitStack() as hooks:
         for index, layer in enumerate(layers):
             hooks.enter_context(
                 _removed_after(layer.register_forward_pre_hook(_on_input(keep, index), with_kwargs=True))
             )
-        last = layers[-1].register_forward_hook(lambda _module, _args, output: keep(len(layers), output))
+        last = layers[-1].register_forward_hook(lambda _layer, _args, output: keep(len(layers), hidden_of(output)))
         hooks.enter_context(_removed_after(last))
-        body = model.base_model
-        body(input_ids=ids_BT, attention_mask=mask_BT.long(), use_cache=False, **_positions(body, mask_BT))
+        run(model.base_model, ids_BT, mask_BT)
     if [boundary for boundary, _ in seen] != list(range(len(layers) + 1)):
         raise CheckpointError(
             f"{type(model).__name__} does not run its {len(layers)} layers once each in their order, so they can't be "
@@ -133,9 +124,17 @@ def _boundaries(
     return [hidden_ND for _, hidden_ND in seen]
 
 
-def _on_input(keep: Callable[[int, Any], None], index: int) -> Callable[..., None]:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(index, args[0] if args else kwargs["hidden_states"])
+def _odd_shape(model: PreTrainedModel, hidden: Tensor, kept_BT: Tensor) -> str:
+    return (
+        f"{type(model).__name__} hands its layers hidden states of shape {list(hidden.shape)} for input of shape "
+        f"{list(kept_BT.shape)}, so tokens can't be told apart; name the layers in layer_pruning.drop_layers"
+    )
+
+
+def _on_input(keep: Callable[[int, Tensor], None], index: int) -> Callable[..., None]:
+    def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        place = hidden_argument(args, kwargs)
+        keep(index, args[place] if isinstance(place, int) else kwargs[place])
 
     return hook
 
@@ -146,20 +145,6 @@ def _removed_after(handle: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _last_of_each_row(mask_BT: Tensor) -> Tensor:
-    """Mark the last token of each row that is no padding; rows of nothing but padding have none."""
-    positions_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device) * mask_BT
-    last_BT = torch.zeros_like(mask_BT).scatter_(1, positions_BT.argmax(1, keepdim=True), True)
-    return last_BT & mask_BT
-
-
-def _positions(body: nn.Module, mask_BT: Tensor) -> dict[str, Tensor]:
-    """Count positions from the first real token where rows are padded on the left, which models don't do alone."""
-    if mask_BT[:, 0].all() or "position_ids" not in inspect.signature(body.forward).parameters:
-        return {}
-    return {"position_ids": (mask_BT.long().cumsum(1) - 1).clamp(min=0)}
 
 
 def _cosines(boundaries_KND: list[Tensor]) -> Iterator[Tensor]:

@@ -1,18 +1,32 @@
 """Writes a checkpoint without some of its layers, straight from file to file. No tensor is built, no torch imported."""
 
+import dataclasses
 import json
+import re
 import shutil
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from axolotl_sdft.artifacts import atomic_folder, ensure_free_space, ensure_writable, package_versions, write_json
+from axolotl_sdft.artifacts import (
+    atomic_folder,
+    ensure_free_space,
+    ensure_writable,
+    package_versions,
+    read_json,
+    write_json,
+)
 from axolotl_sdft.config import parse_size
-from axolotl_sdft.errors import CheckpointError
-from axolotl_sdft.pruning.architecture import find_layer_prefix, layer_count, prune_config, renamed
+from axolotl_sdft.errors import ArtifactError, CheckpointError
+from axolotl_sdft.pruning.architecture import find_layer_prefix, layer_count, renamed, start_prune_config
+from axolotl_sdft.pruning.legacy_files import converted, is_legacy, read_legacy_checkpoint
 from axolotl_sdft.pruning.plan import validate_drop_layers
-from axolotl_sdft.pruning.tensor_files import StoredTensor, read_checkpoint, write_checkpoint
+from axolotl_sdft.pruning.quantization import QUANTIZATION_FILES, LayerNames, prune_quantization, renumbered
+from axolotl_sdft.pruning.tensor_files import StoredTensor, read_checkpoint
+from axolotl_sdft.pruning.tensor_writer import writing_checkpoint
 
 PROVENANCE_FILE = "layer_pruning.json"
 SCORES_FILE = "scores.json"
@@ -27,6 +41,7 @@ _WEIGHT_SUFFIXES = (
 )
 # A model card describes the seed model; it would be wrong about the pruned one.
 _NOT_COPIED = ("config.json", "README.md", PROVENANCE_FILE, SCORES_FILE)
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COPIED_FOLDERS = ("additional_chat_templates",)
 
 
@@ -44,6 +59,10 @@ class Cut:
     """New name and old place of each tensor that stays."""
     metadata: dict[str, str]
     parameters_before: int
+    rewritten_files: Mapping[str, Any] = field(default_factory=dict)
+    """JSON files beside ``config.json`` whose text names layers, by name, with their new content."""
+    is_legacy: bool = False
+    """Whether the weights are pickled, so that they are turned into safetensors first."""
 
     @property
     def parameters_after(self) -> int:
@@ -66,11 +85,16 @@ def cut_layers(
 ) -> Path:
     """Write a checkpoint without some of its layers and return its folder, which is written whole or not at all.
 
-    The weights that stay keep every bit; later layers move up. Tokenizer, chat template, generation config, custom code
-    and licence come along, and a provenance file says where the model comes from.
+    The weights that stay keep every bit; later layers move up, also in quantization settings that name layers by
+    number. Of a model that sees or hears, the text decoder is cut and the rest stays. Tokenizer, chat template, other
+    settings, custom code and licence come along, and a provenance file says where the model comes from.
+
+    A cut that was killed leaves a hidden folder beside ``output_dir``, which the next cut to the same place removes. It
+    then begins anew: a cut takes about as long as copying the files.
 
     Args:
-        source_dir: Folder of a checkpoint in safetensors files.
+        source_dir: Folder of a checkpoint in safetensors files, or in ``.bin`` files that hold only tensors; or a Hub
+            id, which is downloaded or found in the cache.
         drop_layers: The layers that go, counted from 0.
         output_dir: Folder to make; it must not exist.
         max_shard_size: Largest weight file, such as ``500MB`` or ``5GB``.
@@ -85,12 +109,26 @@ def cut_layers(
         >>> cut_layers("models/SmolLM2-135M-Instruct", [13, 14, 15], "models/SmolLM2-121M-Instruct")
     """
     max_shard_bytes = parse_size(max_shard_size)
-    cut = read_cut(Path(source_dir), drop_layers)
     target = Path(output_dir).expanduser().absolute()
-    check_room(cut, target)
-    with atomic_folder(target) as folder:
-        write_cut(cut, folder, max_shard_bytes, provenance)
+    if target.exists():  # before a download
+        raise ArtifactError(f"{target} exists already; delete it or name another folder")
+    folder, origin = _found(source_dir)
+    with _begun(folder, drop_layers) as (cut, pruned_config):
+        check_room(cut, target)
+        with atomic_folder(target) as temporary:
+            _write(cut, temporary, max_shard_bytes, origin | (provenance or {}), pruned_config)
     return target
+
+
+def _found(source_dir: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a checkpoint, downloaded if need be, and what the provenance says of a Hub id."""
+    folder = Path(source_dir).expanduser()
+    if folder.is_dir() or not isinstance(source_dir, str) or not _HUB_ID.fullmatch(source_dir):
+        return folder, {}
+    from axolotl_sdft.pruning.seed import resolve_seed
+
+    snapshot = resolve_seed(source_dir, key="source_dir")
+    return snapshot, {"seed_model": source_dir, "seed_dir": str(snapshot)}
 
 
 def read_config(source_dir: Path) -> dict[str, Any]:
@@ -120,25 +158,54 @@ def read_cut(source_dir: Path, drop_layers: Collection[int]) -> Cut:
         ConfigError: A layer is not there, or none would stay.
         CheckpointError: The source is incomplete, or its architecture can't be cut soundly.
     """
+    with _begun(source_dir, drop_layers) as (cut, pruned_config):
+        return dataclasses.replace(cut, config=pruned_config())
+
+
+@contextmanager
+def _begun(source_dir: Path, drop_layers: Collection[int]) -> Iterator[tuple[Cut, Callable[[], dict[str, Any]]]]:
+    """Give a cut that lacks only its ``config``, and what waits for that: computing it may take seconds."""
     config = read_config(source_dir)
     num_layers = layer_count(config)
     dropped = tuple(sorted(set(drop_layers)))
     validate_drop_layers(dropped, num_layers, "drop_layers")
-    pruned_config = prune_config(config, dropped)
-    pruned_config.pop(PRUNED_KEY, None)  # it spoke of an earlier pruning
-    tensors, metadata = read_checkpoint(source_dir)
-    prefix = find_layer_prefix((tensor.name for tensor in tensors), num_layers)
-    kept = [layer for layer in range(num_layers) if layer not in dropped]
-    named = [(renamed(tensor.name, prefix, kept), tensor) for tensor in tensors]
-    return Cut(
-        source_dir=source_dir,
-        drop_layers=dropped,
-        num_layers=num_layers,
-        config=pruned_config,
-        tensors=tuple((name, tensor) for name, tensor in named if name is not None),
-        metadata=metadata,
-        parameters_before=sum(tensor.num_parameters for tensor in tensors),
-    )
+    pending = start_prune_config(config, dropped)
+    try:
+        legacy = is_legacy(source_dir)
+        tensors, metadata = (read_legacy_checkpoint(source_dir), {}) if legacy else read_checkpoint(source_dir)
+        prefix = find_layer_prefix((tensor.name for tensor in tensors), num_layers)
+        kept = [layer for layer in range(num_layers) if layer not in dropped]
+        layers = LayerNames.of((tensor.name for tensor in tensors), prefix, num_layers, kept)
+
+        def pruned_config() -> dict[str, Any]:
+            return _without_earlier_pruning(prune_quantization(pending.result(), layers))
+
+        named = ((renamed(tensor.name, prefix, kept), tensor) for tensor in tensors)
+        yield (
+            Cut(
+                source_dir=source_dir,
+                drop_layers=dropped,
+                num_layers=num_layers,
+                config={},
+                tensors=tuple((name, tensor) for name, tensor in named if name is not None),
+                metadata=metadata,
+                parameters_before=sum(tensor.num_parameters for tensor in tensors),
+                rewritten_files=_rewritten_files(source_dir, layers),
+                is_legacy=legacy,
+            ),
+            pruned_config,
+        )
+    finally:
+        pending.cancel()
+
+
+def _without_earlier_pruning(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != PRUNED_KEY}
+
+
+def _rewritten_files(source_dir: Path, layers: LayerNames) -> dict[str, Any]:
+    paths = [source_dir / name for name in QUANTIZATION_FILES if (source_dir / name).is_file()]
+    return {path.name: renumbered(read_json(path), layers, path.name) for path in paths}
 
 
 def check_room(cut: Cut, target: Path) -> None:
@@ -148,18 +215,41 @@ def check_room(cut: Cut, target: Path) -> None:
         ArtifactError: The message names ``layer_pruning.output_dir``, the folder and the cause.
     """
     ensure_writable(target.parent, OUTPUT_KEY)
-    ensure_free_space(target.parent, cut.num_bytes, OUTPUT_KEY)
+    ensure_free_space(target.parent, cut.num_bytes * (2 if cut.is_legacy else 1), OUTPUT_KEY)
 
 
 def write_cut(cut: Cut, folder: Path, max_shard_bytes: int, provenance: dict[str, Any] | None = None) -> None:
-    """Write a cut into an empty folder."""
+    """Write a cut into an empty folder.
+
+    Raises:
+        CheckpointError: A weight file of the source is broken.
+    """
+    _write(cut, folder, max_shard_bytes, provenance or {}, lambda: cut.config)
+
+
+def _write(
+    cut: Cut, folder: Path, max_shard_bytes: int, provenance: dict[str, Any], config: Callable[[], dict[str, Any]]
+) -> None:
+    with ExitStack() as stack:
+        tensors: Sequence[tuple[str, StoredTensor]] = cut.tensors
+        if cut.is_legacy:
+            scratch = stack.enter_context(TemporaryDirectory(prefix=".converted-", dir=folder))
+            tensors = converted(tensors, Path(scratch))
+        stack.enter_context(writing_checkpoint(folder, tensors, cut.metadata, max_shard_bytes))
+        # The weights are being copied already; a config that is refused stops that.
+        write_json(folder / "config.json", config())
+        _copy_files(cut, folder)
+        write_json(folder / PROVENANCE_FILE, _provenance(cut) | provenance)
+
+
+def _copy_files(cut: Cut, folder: Path) -> None:
     for path in _files_that_come_along(cut.source_dir):
         target = folder / path.relative_to(cut.source_dir)
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, target)
-    write_json(folder / "config.json", cut.config)
-    write_json(folder / PROVENANCE_FILE, _provenance(cut) | (provenance or {}))
-    write_checkpoint(folder, cut.tensors, cut.metadata, max_shard_bytes)
+        if path.name in cut.rewritten_files:
+            write_json(target, cut.rewritten_files[path.name])
+        else:
+            shutil.copyfile(path, target)
 
 
 def _files_that_come_along(source_dir: Path) -> Sequence[Path]:

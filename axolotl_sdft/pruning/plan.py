@@ -23,7 +23,21 @@ class PruningPlan:
     """What chose the layers; None when the user named them."""
 
     cost: float | None
-    """What the metric says that removing them costs: of the block, or the sum over single layers."""
+    """What the metric says that removing them costs: of the block, or the sum over single layers; of a greedy metric,
+    the cost once all of them have gone (``perplexity``: the perplexity without them). None: nothing was measured."""
+
+
+def num_dropped(config: LayerPruningConfig, num_layers: int) -> int:
+    """Return how many of ``num_layers`` layers go; a fraction counts of them, rounded, at least 1.
+
+    Example:
+        >>> num_dropped(LayerPruningConfig(num_layers=0.25), 30)  # 7.5
+        8
+    """
+    if config.drop_layers is not None:
+        return len(config.drop_layers)
+    wanted = config.num_layers or 0
+    return wanted if isinstance(wanted, int) else max(1, math.floor(wanted * num_layers + 0.5))
 
 
 def validate_pruning(config: LayerPruningConfig, num_layers: int) -> None:
@@ -35,15 +49,16 @@ def validate_pruning(config: LayerPruningConfig, num_layers: int) -> None:
     if config.drop_layers is not None:
         _validate_drop_layers(config, config.drop_layers, num_layers)
     elif config.num_layers is not None:
-        _validate_num_layers(config, config.num_layers, num_layers)
+        _validate_num_layers(config, num_dropped(config, num_layers), num_layers)
 
 
-def _validate_num_layers(config: LayerPruningConfig, num_dropped: int, num_layers: int) -> None:
-    wanted = f"layer_pruning.num_layers is {num_dropped}, but the model has {num_layers} layers"
-    if num_dropped >= num_layers:
+def _validate_num_layers(config: LayerPruningConfig, count: int, num_layers: int) -> None:
+    of_layers = "" if config.num_layers == count else f" ({count} layers)"
+    wanted = f"layer_pruning.num_layers is {config.num_layers}{of_layers}, but the model has {num_layers} layers"
+    if count >= num_layers:
         raise ConfigError(f"{wanted}; lower it so that at least one layer stays")
     candidates = max(0, num_layers - config.protect_first - config.protect_last)
-    if num_dropped > candidates:
+    if count > candidates:
         raise ConfigError(
             f"{wanted}, and protect_first ({config.protect_first}) and protect_last ({config.protect_last}) leave "
             f"{candidates} of them to choose from; lower one of the three"
@@ -82,8 +97,10 @@ def validate_drop_layers(drop_layers: tuple[int, ...], num_layers: int, key: str
 def plan_pruning(scores: LayerScores, config: LayerPruningConfig) -> PruningPlan:
     """Return which layers go. The lower layers win a tie; ``drop_layers`` are taken as they are.
 
+    Of greedy scores, the first layers of ``removal_order`` go.
+
     Raises:
-        ConfigError: The settings can't work with this many layers.
+        ConfigError: The settings can't work with this many layers, or greedy scores were made with others.
         CheckpointError: A score that matters is no finite number.
 
     Example:
@@ -91,19 +108,53 @@ def plan_pruning(scores: LayerScores, config: LayerPruningConfig) -> PruningPlan
         (7, 8, 9)
     """
     validate_pruning(config, scores.num_layers)
-    if config.num_layers is None:
+    if config.drop_layers is not None:
         return given_plan(config, scores.num_layers)
-    costs = dict(_candidate_costs(scores, config, width=config.num_layers if scores.contiguous else 1))
+    count = num_dropped(config, scores.num_layers)
+    if scores.removal_order:
+        return _first_removed(scores, config, count)
+    costs = dict(_candidate_costs(scores, config, width=count if scores.contiguous else 1))
     for (start, end), cost in costs.items():
-        if not math.isfinite(cost):
-            raise CheckpointError(
-                f"{scores.metric} scores removing layers {start} to {end - 1} as {cost}; the model's hidden states "
-                "overflow or are no numbers. Check the weights, or name the layers in layer_pruning.drop_layers"
-            )
-    num_picks = 1 if scores.contiguous else config.num_layers
+        _require_finite(scores, f"layers {start} to {end - 1}", cost)
+    num_picks = 1 if scores.contiguous else count
     picks = sorted(costs, key=lambda block: (costs[block], block))[:num_picks]
     drop_layers = sorted(layer for start, end in picks for layer in range(start, end))
     return PruningPlan(tuple(drop_layers), scores.num_layers, scores.metric, sum(costs[block] for block in picks))
+
+
+def _first_removed(scores: LayerScores, config: LayerPruningConfig, count: int) -> PruningPlan:
+    """Return the plan that a greedy order begins with."""
+    drop_layers = tuple(sorted(scores.removal_order[:count]))
+    if len(drop_layers) < count:
+        raise ConfigError(
+            f"layer_pruning.num_layers asks for {count} layers, but metric {scores.metric} gives "
+            f"{len(scores.removal_order)} of {scores.num_layers} that may go; lower it, lower protect_first or "
+            "protect_last, or score again with more num_layers"
+        )
+    _validate_chosen(scores, config, drop_layers)
+    cost = scores.removal_costs[count - 1] if scores.removal_costs else None
+    if cost is not None:
+        _require_finite(scores, f"layers {', '.join(map(str, drop_layers))}", cost)
+    return PruningPlan(drop_layers, scores.num_layers, scores.metric, cost)
+
+
+def _validate_chosen(scores: LayerScores, config: LayerPruningConfig, drop_layers: tuple[int, ...]) -> None:
+    allowed = range(config.protect_first, scores.num_layers - config.protect_last)
+    protected = [layer for layer in drop_layers if layer not in allowed]
+    if protected:
+        raise ConfigError(
+            f"metric {scores.metric} chose layer {protected[0]}, which protect_first ({config.protect_first}) and "
+            f"protect_last ({config.protect_last}) keep; score again with the same two settings"
+        )
+
+
+def _require_finite(scores: LayerScores, layers: str, cost: float) -> None:
+    if not math.isfinite(cost):
+        raise CheckpointError(
+            f"{scores.metric} scores removing {layers} as {cost}; the model's hidden states overflow or are no "
+            "numbers. Check the weights, set layer_pruning.dtype to float32, or name the layers in "
+            "layer_pruning.drop_layers"
+        )
 
 
 def given_plan(config: LayerPruningConfig, num_layers: int) -> PruningPlan:

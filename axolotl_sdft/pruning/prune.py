@@ -1,14 +1,12 @@
 """The stage: finds the pruned checkpoint of a seed model, or scores, decides and cuts. torch comes with scoring."""
 
 import dataclasses
-import gc
 import logging
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from axolotl_sdft.artifacts import (
     atomic_folder,
@@ -20,7 +18,6 @@ from axolotl_sdft.artifacts import (
 )
 from axolotl_sdft.config import LayerPruningConfig, parse_size
 from axolotl_sdft.errors import ArtifactError, CheckpointError
-from axolotl_sdft.plugins import METRICS, registry
 from axolotl_sdft.pruning.architecture import layer_count
 from axolotl_sdft.pruning.cut import (
     OUTPUT_KEY,
@@ -33,18 +30,15 @@ from axolotl_sdft.pruning.cut import (
     read_cut,
     write_cut,
 )
-from axolotl_sdft.pruning.plan import PruningPlan, given_plan, plan_pruning, validate_pruning
-from axolotl_sdft.pruning.score import Batch, LayerScores, score_layers
-from axolotl_sdft.runtime import compute_dtype, local_device
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+from axolotl_sdft.pruning.plan import PruningPlan, given_plan, num_dropped, plan_pruning, validate_pruning
+from axolotl_sdft.pruning.score import Batch, LayerScores, metric_needs_text
+from axolotl_sdft.pruning.score_cache import ScoreCache
+from axolotl_sdft.pruning.scoring import measured_scores, scoring_identity
+from axolotl_sdft.pruning.seed import slug
 
 LOG = logging.getLogger(__name__)
 
-_SEED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*", "NOTICE*")
-_NOT_SEED_FILES = ("*/*.safetensors", "consolidated*")  # the same weights again, in other layouts
+_MAX_TRIALS = 4
 
 
 @dataclass(frozen=True)
@@ -58,18 +52,20 @@ class PruningTask:
     calibration_fingerprint: str
     """Changes with the calibration text."""
     load_batches: Callable[[], Sequence[Batch]]
+    """Called when the layers are scored, unless the metric reads no text."""
     root: Path
-    """Folder of the pruned checkpoint's folder, unless ``output_dir`` is set."""
+    """Folder of the scores' folder and, unless ``output_dir`` is set, of the pruned checkpoint's."""
+    trust_remote_code: bool = False
+    """Run code that comes with the seed model."""
 
     def __post_init__(self) -> None:
-        seed_config = read_config(self.seed_dir)
         if not self.is_input_pruned:
-            validate_pruning(self.config, layer_count(seed_config))
+            validate_pruning(self.config, self._num_layers)
 
     @cached_property
     def is_input_pruned(self) -> bool:
         """Whether the seed is itself a result of these settings, perhaps trained since."""
-        return read_config(self.seed_dir).get(PRUNED_KEY) == fingerprint(self._settings)
+        return self._seed_config.get(PRUNED_KEY) == fingerprint(self._settings)
 
     @cached_property
     def output_dir(self) -> Path:
@@ -79,6 +75,12 @@ class PruningTask:
         name = f"{slug(self.seed_name)}-drop{self._num_dropped}-{fingerprint(self._identity)}"
         return self.root.expanduser().absolute() / name
 
+    @cached_property
+    def scores_dir(self) -> Path:
+        """Absolute path of the folder that keeps the scores: the same for every number of layers."""
+        name = f"{slug(self.seed_name)}-scores-{fingerprint(self._scoring)}"
+        return self.root.expanduser().absolute() / name
+
     @property
     def is_done(self) -> bool:
         """Whether the pruned checkpoint is there, made from this seed with these settings."""
@@ -86,17 +88,27 @@ class PruningTask:
         return path.is_file() and not _differing(read_json(path), self._identity)
 
     def plan(self) -> PruningPlan:
-        """Return which layers go: from the checkpoint if it is there, else scored now. Nothing is written.
+        """Return which layers go. No checkpoint is written; scores that had to be made are kept in ``scores_dir``.
 
         Raises:
             SdftError: The seed can't be cut, or the settings can't work.
         """
         self._trial_cut()
+        scores = self.scores()
+        return given_plan(self.config, self._num_layers) if scores is None else plan_pruning(scores, self.config)
+
+    def scores(self) -> LayerScores | None:
+        """Return what removing layers costs: kept from before, else measured now. None with ``drop_layers``.
+
+        Of several processes one measures; ``scores.json`` in ``scores_dir`` then holds the scores.
+
+        Raises:
+            SdftError: The seed can't be cut, or the settings can't work.
+        """
         if self.config.drop_layers is not None:
-            return given_plan(self.config, layer_count(read_config(self.seed_dir)))
-        if self.is_done:
-            return plan_pruning(LayerScores.from_json(read_json(self.output_dir / SCORES_FILE)), self.config)
-        return plan_pruning(self._score(), self.config)
+            return None
+        cache = ScoreCache(self.scores_dir, self._scoring | {"seed_model": self.seed_name})
+        return cache.find_or_make(self._num_dropped, self._scores_anew)
 
     def run(self) -> Path:
         """Return the folder of the pruned checkpoint, made unless it is there. Of several processes one makes it.
@@ -113,22 +125,58 @@ class PruningTask:
         find_or_make(self.output_dir, self._make, lambda: self.is_done)
         return self.output_dir
 
+    @cached_property
+    def _seed_config(self) -> dict[str, Any]:
+        return read_config(self.seed_dir)
+
+    @cached_property
+    def _num_layers(self) -> int:
+        return layer_count(self._seed_config)
+
     @property
     def _num_dropped(self) -> int:
-        return len(self.config.drop_layers) if self.config.drop_layers is not None else self.config.num_layers or 0
+        return num_dropped(self.config, self._num_layers)
 
     def _trial_cut(self) -> Cut:
-        """Return a cut of as many layers; it finds now, without a model, what would stop the real one after scoring."""
-        if self.config.drop_layers is None:
-            registry().resolve(METRICS, self.config.metric, "layer_pruning.metric")
-        return read_cut(self.seed_dir, self.config.drop_layers or range(self._num_dropped))
+        """Return a cut of as many layers; it finds now, without a model, what would stop the real one after scoring.
+
+        A block that can't go alone does not mean that none can, so a few are tried.
+        """
+        faults = []
+        for block in self._trial_blocks():
+            try:
+                return read_cut(self.seed_dir, block)
+            except CheckpointError as err:
+                faults.append(err)
+        raise faults[0]
+
+    def _trial_blocks(self) -> Iterator[Sequence[int]]:
+        """Yield the layers named, or blocks that may go: from the deepest without the last layer upwards."""
+        if self.config.drop_layers is not None:
+            yield self.config.drop_layers
+            return
+        metric_needs_text(self.config.metric)  # refuses a name that is not registered
+        count = self._num_dropped
+        deepest = self._num_layers - self.config.protect_last - count
+        before = range(max(self.config.protect_first, deepest - _MAX_TRIALS), deepest)
+        for start in (*reversed(before), deepest)[:_MAX_TRIALS]:
+            yield range(start, start + count)
+
+    @cached_property
+    def _scoring(self) -> dict[str, Any]:
+        return scoring_identity(self._seed_fingerprint, self.config, self.calibration_fingerprint)
+
+    @cached_property
+    def _seed_fingerprint(self) -> str:
+        return checkpoint_fingerprint(self.seed_dir)
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
         """The settings that shape the result."""
         if self.config.drop_layers is not None:
             return {"drop_layers": sorted(self.config.drop_layers), "max_shard_size": self.config.max_shard_size}
-        unrelated: dict[str, Any] = {"drop_layers": True, "output_dir": True, "calibration": {"batch_size"}}
+        unrelated: dict[str, Any] = dict.fromkeys(("drop_layers", "output_dir", "device_map"), True)
+        unrelated["calibration"] = {"batch_size"}
         return self.config.model_dump(mode="json", exclude=unrelated)
 
     @cached_property
@@ -136,7 +184,7 @@ class PruningTask:
         """All that shapes the result."""
         is_scored = self.config.drop_layers is None
         return {
-            "seed": checkpoint_fingerprint(self.seed_dir),
+            "seed": self._seed_fingerprint,
             "settings": self._settings,
             "calibration_text": self.calibration_fingerprint if is_scored else None,
         }
@@ -155,12 +203,10 @@ class PruningTask:
         )
 
     def _make(self) -> None:
-        scores = self._score() if self.config.drop_layers is None else None
-        if scores is not None:
-            plan = plan_pruning(scores, self.config)
-        else:
-            plan = given_plan(self.config, layer_count(read_config(self.seed_dir)))
+        scores = self.scores()
+        plan = given_plan(self.config, self._num_layers) if scores is None else plan_pruning(scores, self.config)
         cut = read_cut(self.seed_dir, plan.drop_layers)
+        self._verify(cut)
         cut = dataclasses.replace(cut, config=cut.config | {PRUNED_KEY: fingerprint(self._settings)})
         check_room(cut, self.output_dir)
         with atomic_folder(self.output_dir) as folder:
@@ -173,7 +219,7 @@ class PruningTask:
             self.seed_name,
             ", ".join(map(str, plan.drop_layers)),
             plan.num_layers,
-            "as named" if plan.cost is None else f"{plan.metric} {plan.cost:.4f}",
+            _reason(plan),
             cut.parameters_before / 1e6,
             cut.parameters_after / 1e6,
             self.output_dir,
@@ -188,31 +234,32 @@ class PruningTask:
             "scores": scores.to_json() if scores is not None else None,
         }
 
-    def _score(self) -> LayerScores:
-        batches = self.load_batches()
-        device = local_device()
-        model = _load_model(self.seed_dir, device)
-        scores = score_layers(model, batches, self.config.metric, self.config.token_average)
-        del model
-        _free_memory(device)
-        return scores
+    def _scores_anew(self, known: LayerScores | None) -> LayerScores:
+        """Return the scores of the pruned checkpoint if it is there, else measure."""
+        if self.is_done:
+            return LayerScores.from_json(read_json(self.output_dir / SCORES_FILE))
+        self._verify(self._trial_cut())
+        return measured_scores(
+            self.seed_dir,
+            self.config,
+            self.load_batches,
+            self._num_dropped,
+            trust_remote_code=self.trust_remote_code,
+            known=known,
+        )
+
+    def _verify(self, cut: Cut) -> None:
+        """Refuse a cut whose model would not be the seed model with those layers left out."""
+        from axolotl_sdft.pruning.verify import verify_cut
+
+        kept = [layer for layer in range(cut.num_layers) if layer not in cut.drop_layers]
+        verify_cut(self._seed_config, cut.config, kept)
 
 
-def _load_model(seed_dir: Path, device: "torch.device") -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
-
-    # An accelerator computes in the checkpoint's own format; a CPU may be slow in it.
-    dtype = compute_dtype("auto", device) if device.type == "cpu" else "auto"
-    return AutoModelForCausalLM.from_pretrained(seed_dir, dtype=dtype).to(device)
-
-
-def _free_memory(device: "torch.device") -> None:
-    """Give the freed memory back, since training follows in the same process."""
-    import torch
-
-    gc.collect()
-    if device.type != "cpu":
-        torch.get_device_module(device).empty_cache()
+def _reason(plan: PruningPlan) -> str:
+    if plan.metric is None:
+        return "as named"
+    return plan.metric if plan.cost is None else f"{plan.metric} {plan.cost:.4f}"
 
 
 def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -225,41 +272,3 @@ def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         elif other != value:
             keys.append(key)
     return keys
-
-
-def slug(seed_name: str) -> str:
-    """Return a file name that keeps a Hub id whole, or a folder's own name: ``org/model`` becomes ``org--model``.
-
-    Axolotl looks for words such as ``llama`` in the name of the base model.
-    """
-    folder = Path(seed_name).expanduser()
-    name = folder.resolve().name if folder.is_dir() else seed_name
-    return re.sub(r"[^\w.-]+", "-", name.strip("/").replace("/", "--")).strip(".-") or "model"
-
-
-def resolve_seed(base_model: str, revision: str | None = None) -> Path:
-    """Return the folder of a model: the one named, or the download of a Hub id.
-
-    Raises:
-        CheckpointError: There is neither; the message names ``base_model``.
-    """
-    folder = Path(base_model).expanduser()
-    if folder.is_dir():
-        return folder.absolute()
-    from huggingface_hub import snapshot_download
-
-    try:
-        path = snapshot_download(
-            base_model,
-            revision=revision,
-            allow_patterns=list(_SEED_FILES),
-            ignore_patterns=list(_NOT_SEED_FILES),
-        )
-    except (OSError, ValueError) as err:  # huggingface_hub's own errors inherit one of the two
-        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-        at = f" (revision {revision!r})" if revision else ""
-        raise CheckpointError(
-            f"base_model is {base_model!r}{at}, which is no folder here and can't be had from the Hub: {reason}. Check "
-            "the name, the connection and HF_HUB_OFFLINE"
-        ) from err
-    return Path(path)

@@ -55,3 +55,159 @@ def test_columns_that_fit_no_format_are_refused_by_name(tmp_path, tiny_llama_dir
     path = write_rows(tmp_path / "odd.jsonl", [{"left": "a", "right": "b"}])
     with pytest.raises(DatasetError, match=r"calibration.type is not set, and the columns left, right fit no"):
         texts({}, tiny_llama_dir, path=path)
+
+
+QUESTION = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+SHAREGPT = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": QUESTION},
+        {"messages": json.dumps(QUESTION)},
+        {"conversations": SHAREGPT},
+        {"conversations": QUESTION},
+        {"instruction": "Why?", "output": "Because."},
+        {"instruction": "Why?", "context": "", "response": "Because."},
+        {"prompt": "Why?", "completion": "Because."},
+        {"question": "Why?", "answer": "Because.", "id": 7},
+    ],
+    ids=lambda row: "-".join(row),
+)
+def test_rows_without_a_type_are_known_by_their_columns(row, tmp_path, tiny_llama_dir):
+    (read,) = texts({}, tiny_llama_dir, path=write_rows(tmp_path / "rows.jsonl", [row]))
+    assert "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause.<|im_end|>" in read
+
+
+@pytest.mark.parametrize(
+    ("entry", "row"),
+    [
+        ({"type": "completion"}, {"text": "Tea."}),
+        ({"type": "completion", "field": "body"}, {"body": "Tea.", "text": "not this"}),
+        ({"type": {"field": "body"}}, {"body": "Tea.", "text": "not this"}),
+        ({}, {"text": "Tea.", "title": "x"}),
+    ],
+)
+def test_running_text_is_read_as_it_is(entry, row, tmp_path, tiny_llama_dir):
+    cfg = {"datasets": [entry | {"path": write_rows(tmp_path / "rows.jsonl", [row])}]}
+    assert texts(cfg, tiny_llama_dir) == ["Tea."]
+
+
+def test_a_plain_column_can_be_named_in_the_calibration_s_type(tmp_path, tiny_llama_dir):
+    path = write_rows(tmp_path / "rows.jsonl", [{"body": "Tea."}])
+    assert texts({}, tiny_llama_dir, path=path, type={"field": "body"}) == ["Tea."]
+    with pytest.raises(DatasetError, match=r"running text in the column 'story', but its columns are body; name the"):
+        texts({}, tiny_llama_dir, path=path, type={"field": "story"})
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["path", "mapping"])
+def test_of_a_pretraining_corpus_the_first_rows_are_read(named, tmp_path, tiny_llama_dir):
+    key = "text" if named else "body"
+    path = write_rows(tmp_path / "rows.jsonl", [{key: f"Line {n}."} for n in range(9)])
+    corpus = path if named else [{"path": path, "text_column": "body", "skip": 2}]
+    first = 0 if named else 2
+    read = texts({"pretraining_dataset": corpus}, tiny_llama_dir, num_samples=3)
+    assert read == [f"Line {n}." for n in range(first, first + 3)]
+
+
+def test_a_pretraining_corpus_that_is_nowhere_is_refused_by_its_key(tiny_llama_dir):
+    with pytest.raises(DatasetError, match=r"pretraining_dataset\[0\]\.path is 'no/where', which could not be loaded"):
+        texts({"pretraining_dataset": "no/where"}, tiny_llama_dir)
+
+
+TOOL = {"type": "function", "function": {"name": "boil", "description": "Boils.", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "boil", "arguments": '{"litres": 2}'}}
+TEMPLATE = (
+    "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments.litres }}){% endfor %}{% endfor %}"
+)
+
+
+@pytest.fixture
+def tool_seed(tiny_llama_dir, tmp_path):
+    """A tokenizer whose chat template writes tools and calls, and that refuses a conversation without a user."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    refusal = "{% if messages[0].role == 'tool' %}{{ raise_exception('starts with a tool') }}{% endif %}"
+    tokenizer.chat_template = refusal + TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "seed")
+    return tmp_path / "seed"
+
+
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL])], ids=["list", "json"])
+def test_tools_their_calls_and_their_results_are_part_of_the_text(tools, tmp_path, tool_seed):
+    chat = [
+        {"role": "user", "content": [{"type": "text", "text": "Tea!"}]},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "boiled"},
+        {"role": "assistant", "content": "Done."},
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": json.dumps(chat), "tools": tools}])
+    read = texts({"datasets": [{"path": path, "type": "chat_template"}]}, tool_seed)
+    assert read == ["[boil]<user>Tea!<assistant>boil(2)<tool>boiled<assistant>Done."]
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_told_with_its_roles(tmp_path, tool_seed):
+    chat = [{"role": "tool", "content": "boiled"}, {"role": "user", "content": "Thanks."}]
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": chat}])
+    with pytest.raises(DatasetError, match=r"refuses a conversation of tool, user \(starts with a tool\); set"):
+        texts({}, tool_seed, path=path)
+
+
+def test_keys_roles_and_system_messages_are_read_as_the_entry_says(tmp_path, tool_seed):
+    row = {"talk": [{"who": "me", "says": "Why?"}, {"who": "it", "says": "Because."}], "system": "Be short."}
+    entry = {
+        "path": write_rows(tmp_path / "rows.jsonl", [row]),
+        "type": "chat_template",
+        "field_messages": "talk",
+        "message_property_mappings": {"role": "who", "content": "says"},
+        "roles": {"user": ["me"], "assistant": ["it"]},
+    }
+    assert texts({"datasets": [entry]}, tool_seed) == ["<system>Be short.<user>Why?<assistant>Because."]
+    assert texts({"datasets": [entry | {"drop_system_message": True}]}, tool_seed) == ["<user>Why?<assistant>Because."]
+
+
+def test_without_a_chat_template_the_messages_are_joined(tmp_path, tiny_llama_dir):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "seed")
+    path = write_rows(tmp_path / "rows.jsonl", [{"question": "Why?", "answer": "Because."}])
+    assert texts({}, tmp_path / "seed", path=path) == ["Why?\n\nBecause."]
+
+
+@pytest.mark.parametrize(
+    ("row", "entry", "message"),
+    [
+        (
+            {"chosen": "a", "rejected": "b"},
+            {"type": "dpo"},
+            r"datasets\[0\]\.type is 'dpo', whose rows can't be read",
+        ),
+        (
+            {"text": "a"},
+            {"type": "no_such"},
+            r"type is 'no_such'.*set layer_pruning\.calibration\.path to a data",
+        ),
+        (
+            {"messages": "[{"},
+            {"type": "chat_template"},
+            r"datasets\[0\], column 'messages' holds a text that is no",
+        ),
+    ],
+)
+def test_rows_that_are_no_text_are_refused_with_the_way_out(row, entry, message, tmp_path, tiny_llama_dir):
+    cfg = {"datasets": [entry | {"path": write_rows(tmp_path / "rows.jsonl", [row])}]}
+    with pytest.raises(DatasetError, match=message):
+        texts(cfg, tiny_llama_dir)
+
+
+def test_a_row_without_a_prompt_or_an_answer_is_an_empty_text(tmp_path, tiny_llama_dir):
+    rows = [{"instruction": "Why?", "output": None}, {"instruction": "Why?", "output": "Because."}]
+    empty, read = texts({}, tiny_llama_dir, path=write_rows(tmp_path / "rows.jsonl", rows), type="alpaca")
+    assert empty == ""
+    assert "Because." in read

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from axolotl_sdft import artifacts, cut_layers
 from axolotl_sdft.errors import ArtifactError, CheckpointError, ConfigError
-from axolotl_sdft.pruning import tensor_files
+from axolotl_sdft.pruning import tensor_writer
 from axolotl_sdft.pruning.cut import PROVENANCE_FILE
 from tests.pruning.conftest import (
     FAMILIES,
@@ -162,7 +162,7 @@ def test_an_interrupted_cut_leaves_nothing_behind(checkpoint, tmp_path, monkeypa
     def fail(*_args):
         raise fault
 
-    monkeypatch.setattr(tensor_files, "copy_range", fail)
+    monkeypatch.setattr(tensor_writer, "copy_range", fail)
     expected = ArtifactError if isinstance(fault, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         cut_layers(checkpoint(), (1,), tmp_path / "pruned")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from axolotl_sdft import LayerPruningConfig, LayerScores, PruningPlan, plan_pruning
 from axolotl_sdft.errors import CheckpointError, ConfigError
-from axolotl_sdft.pruning.plan import validate_pruning
+from axolotl_sdft.pruning.plan import num_dropped, validate_pruning
 
 
 def scores(costs, contiguous=True):
@@ -109,5 +109,70 @@ def test_settings_at_the_edge_pass(settings):
     validate_pruning(LayerPruningConfig(**settings), num_layers=30)
 
 
-def test_scores_survive_json():
-    assert LayerScores.from_json(json.loads(json.dumps(BLOCKS.to_json()))) == BLOCKS
+# Greedy metrics
+
+GREEDY = LayerScores("greedy", 6, (), False, 10, removal_order=(3, 1, 4), removal_costs=(12.5, 14.0, 29.0))
+
+
+def test_the_first_layers_of_a_removal_order_go_for_the_cost_after_the_last_of_them():
+    assert plan_pruning(GREEDY, LayerPruningConfig(num_layers=1)) == PruningPlan((3,), 6, "greedy", 12.5)
+    assert plan_pruning(GREEDY, LayerPruningConfig(num_layers=3)) == PruningPlan((1, 3, 4), 6, "greedy", 29.0)
+    assert plan_pruning(GREEDY, LayerPruningConfig(num_layers=0.33)).drop_layers == (1, 3)
+
+
+def test_an_order_without_costs_gives_a_plan_without_a_cost():
+    order = LayerScores("last", 6, (), False, 0, removal_order=(4, 3, 2, 1, 0))
+    assert plan_pruning(order, LayerPruningConfig(num_layers=2)) == PruningPlan((3, 4), 6, "last", None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_layers": 4}, r"asks for 4 layers, but metric greedy gives 3 of 6 that may go; lower it.* score again"),
+        ({"num_layers": 2, "protect_first": 2}, r"metric greedy chose layer 1, which protect_first \(2\) and"),
+        ({"num_layers": 3, "protect_last": 2}, r"chose layer 4, .*protect_last \(2\) keep; score again with the same"),
+    ],
+)
+def test_an_order_that_was_made_for_other_settings_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_pruning(GREEDY, LayerPruningConfig(**settings))
+
+
+def test_an_infinite_cost_stops_a_greedy_plan_only_when_it_is_reached():
+    broken = LayerScores("greedy", 6, (), False, 10, removal_order=(3, 1), removal_costs=(2.0, math.inf))
+    assert plan_pruning(broken, LayerPruningConfig(num_layers=1)).cost == 2.0
+    with pytest.raises(CheckpointError, match=r"greedy scores removing layers 1, 3 as inf; .*dtype to float32"):
+        plan_pruning(broken, LayerPruningConfig(num_layers=2))
+
+
+# Fractions
+
+
+@pytest.mark.parametrize(
+    ("fraction", "num_layers", "expected"),
+    # 0.25 of 30 is 7.5 and of 10 is 2.5: half a layer counts as one. Of 32: 8 exactly. 1 % of 30 is no layer at all.
+    [(0.25, 30, 8), (0.25, 10, 3), (0.25, 32, 8), (0.2, 32, 6), (0.01, 30, 1), (0.5, 2, 1)],
+)
+def test_a_fraction_of_the_layers_is_rounded_to_the_nearest_number_and_at_least_one(fraction, num_layers, expected):
+    assert num_dropped(LayerPruningConfig(num_layers=fraction), num_layers) == expected
+
+
+@given(st.floats(0.0, 1.0, exclude_min=True, exclude_max=True), st.integers(1, 200))
+def test_a_fraction_is_never_off_by_more_than_half_a_layer_unless_it_is_less_than_one(fraction, num_layers):
+    count = num_dropped(LayerPruningConfig(num_layers=fraction), num_layers)
+    assert count == 1 or abs(count - fraction * num_layers) <= 0.5
+
+
+def test_named_layers_are_counted_and_a_number_is_taken_as_it_is():
+    assert num_dropped(LayerPruningConfig(drop_layers=(4, 7)), 30) == 2
+    assert num_dropped(LayerPruningConfig(num_layers=5), 30) == 5
+
+
+@pytest.mark.parametrize("found", [BLOCKS, GREEDY], ids=["blocks", "greedy"])
+def test_scores_survive_json(found):
+    assert LayerScores.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_scores_from_before_there_were_greedy_metrics_can_be_read():
+    data = {key: value for key, value in BLOCKS.to_json().items() if not key.startswith("removal")}
+    assert LayerScores.from_json(json.loads(json.dumps(data))) == BLOCKS

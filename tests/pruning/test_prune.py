@@ -1,5 +1,4 @@
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +7,9 @@ import pytest
 import torch
 
 from axolotl_sdft import LayerPruningConfig
-from axolotl_sdft.errors import ArtifactError, CheckpointError, ConfigError, SdftError, UnknownNameError
+from axolotl_sdft.errors import ArtifactError, CheckpointError, ConfigError, UnknownNameError
 from axolotl_sdft.pruning import prune
-from axolotl_sdft.pruning.prune import PruningTask, resolve_seed, slug
+from axolotl_sdft.pruning.prune import PruningTask
 from axolotl_sdft.pruning.score import LayerScores
 from tests.pruning.conftest import edit_config, load, snapshot, token_ids
 
@@ -79,6 +78,8 @@ CHANGES = [
     {"token_average": "last"},
     {"protect_first": 1},
     {"protect_last": 1},
+    {"dtype": "float32"},
+    {"load_in_4bit": True},
     {"max_shard_size": "4KB"},
     {"calibration": {"sequence_len": 64}},
     {"calibration": {"num_samples": 3}},
@@ -97,8 +98,13 @@ def test_batch_size_and_calibration_text_count_only_as_far_as_they_matter(checkp
         return task(checkpoint(), tmp_path, settings, **more).output_dir
 
     assert folder({"num_layers": 2}) == folder({"num_layers": 2, "calibration": {"batch_size": 1}})
+    assert folder({"num_layers": 2}) == folder({"num_layers": 2, "device_map": "auto"})
     assert folder({"num_layers": 2}) != folder({"num_layers": 2}, text="text-2")
     assert folder({"drop_layers": (1, 3)}) == folder({"drop_layers": (3, 1), "metric": "any"}, text="text-2")
+
+
+def test_a_fraction_of_the_layers_is_counted_in_the_folder_s_name(checkpoint, tmp_path):
+    assert "-drop2-" in task(checkpoint(), tmp_path, {"num_layers": 0.3}).output_dir.name  # 1.8 of 6
 
 
 def test_another_seed_gives_another_folder(own_checkpoint, checkpoint, tmp_path):
@@ -146,15 +152,13 @@ def test_a_checkpoint_that_another_process_makes_meanwhile_is_used(checkpoint, t
     assert task(checkpoint(), tmp_path, {"num_layers": 2}, no_batches).run() == folder
 
 
-def test_the_plan_alone_writes_nothing_and_agrees_with_the_run(checkpoint, tmp_path):
+def test_the_plan_alone_writes_no_checkpoint_and_agrees_with_the_run(checkpoint, tmp_path):
     pruning = task(checkpoint(), tmp_path / "root", {"num_layers": 3, "metric": "block_influence"})
     plan = pruning.plan()
-    assert not (tmp_path / "root").exists()
-    folder = pruning.run()
+    name = pruning.scores_dir.name
+    assert snapshot(tmp_path / "root") == [name, f"{name}/scores.json", f"{name}/scoring.json"]
+    folder = task(checkpoint(), tmp_path / "root", {"num_layers": 3, "metric": "block_influence"}, no_batches).run()
     assert list(plan.drop_layers) == read(folder, "layer_pruning.json")["drop_layers"]
-    assert (
-        task(checkpoint(), tmp_path / "root", {"num_layers": 3, "metric": "block_influence"}, no_batches).plan() == plan
-    )
 
 
 def test_the_plan_of_named_layers_needs_no_model(checkpoint, tmp_path):
@@ -184,6 +188,7 @@ def test_a_pruned_model_is_known_as_such_also_after_training_elsewhere(checkpoin
         ({"num_layers": 6}, r"layer_pruning\.num_layers is 6, but the model has 6 layers; lower it"),
         ({"drop_layers": (6,)}, r"layer_pruning\.drop_layers holds 6, but the model has 6 layers, 0 to 5"),
         ({"num_layers": 3, "protect_last": 4}, r"protect_last \(4\) leave 2 of them to choose from"),
+        ({"num_layers": 0.95}, r"num_layers is 0\.95 \(6 layers\), but the model has 6 layers; lower it"),
     ],
 )
 def test_settings_that_do_not_fit_the_model_are_refused_when_the_task_is_made(checkpoint, tmp_path, settings, message):
@@ -220,6 +225,39 @@ def test_an_unknown_metric_leaves_nothing_behind(checkpoint, tmp_path):
     assert not list((tmp_path / "root").glob("*seed*"))
 
 
+def test_a_seed_of_which_only_some_blocks_can_be_cut_is_not_refused_at_once(checkpoint, tmp_path, monkeypatch):
+    own = prune.read_cut
+
+    def read_cut(seed_dir, drop_layers):
+        if 3 in drop_layers:
+            raise CheckpointError("layer 3 can't go")
+        return own(seed_dir, drop_layers)
+
+    monkeypatch.setattr(prune, "read_cut", read_cut)
+    assert task(checkpoint(), tmp_path, {"num_layers": 2}).plan().num_layers == 6
+    with pytest.raises(CheckpointError, match="layer 3 can't go"):
+        task(checkpoint(), tmp_path, {"num_layers": 2, "protect_first": 2, "protect_last": 1}).plan()
+
+
+def test_a_cut_that_would_give_another_model_is_refused_before_scoring_and_before_writing(
+    checkpoint, tmp_path, monkeypatch
+):
+    checked = []
+
+    def verify_cut(seed_config, pruned_config, kept):
+        checked.append((seed_config["num_hidden_layers"], pruned_config["num_hidden_layers"], tuple(kept)))
+        if len(checked) == 2:
+            raise CheckpointError("layer 3 differs")
+
+    monkeypatch.setattr("axolotl_sdft.pruning.verify.verify_cut", verify_cut)
+    pruning = task(checkpoint(), tmp_path, {"num_layers": 2})
+    with pytest.raises(CheckpointError, match="layer 3 differs"):
+        pruning.run()
+    dropped = pruning.plan().drop_layers
+    assert checked == [(6, 4, (0, 1, 2, 5)), (6, 4, tuple(layer for layer in range(6) if layer not in dropped))]
+    assert not pruning.output_dir.exists()
+
+
 def test_a_failure_while_writing_leaves_nothing_behind(checkpoint, tmp_path, monkeypatch):
     def fail(*_args):
         raise KeyboardInterrupt
@@ -228,58 +266,6 @@ def test_a_failure_while_writing_leaves_nothing_behind(checkpoint, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         task(checkpoint(), tmp_path, {"drop_layers": (1,)}).run()
     assert snapshot(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("seed_name", "expected"),
-    [
-        ("meta-llama/Llama-3", "meta-llama--Llama-3"),
-        ("gpt2", "gpt2"),
-        ("hf://org/model name", "hf-----org--model-name"),
-        ("//", "model"),
-    ],
-)
-def test_the_name_of_a_hub_id_is_kept_whole(seed_name, expected):
-    assert slug(seed_name) == expected
-
-
-def test_of_a_folder_only_the_last_name_is_kept(tmp_path, monkeypatch):
-    (tmp_path / "models" / "SmolLM2-135M").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "models")
-    names = [str(tmp_path / "models" / "SmolLM2-135M"), "SmolLM2-135M/", "./SmolLM2-135M", "../models/SmolLM2-135M"]
-    assert {slug(name) for name in names} == {"SmolLM2-135M"}
-
-
-def test_a_folder_is_its_own_seed(checkpoint, monkeypatch):
-    monkeypatch.chdir(checkpoint().parent)
-    assert resolve_seed(checkpoint().name) == checkpoint()
-
-
-@pytest.mark.parametrize(
-    ("base_model", "revision", "message"),
-    [
-        (
-            "nobody/no-such-model",
-            None,
-            r"base_model is 'nobody/no-such-model', which is no folder here and can't be had",
-        ),
-        ("nobody/no-such-model", "v2", r"base_model is 'nobody/no-such-model' \(revision 'v2'\), which is no folder"),
-        ("models/no/such/folder", None, r"base_model is 'models/no/such/folder', which is no folder here"),
-        ("/no/such/folder", None, r"base_model is '/no/such/folder', which is no folder here"),
-    ],
-)
-def test_a_seed_that_is_nowhere_is_refused_by_its_key(base_model, revision, message):
-    with pytest.raises(SdftError, match=message):
-        resolve_seed(base_model, revision)
-
-
-def test_a_hub_id_in_the_cache_is_found_without_a_connection(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    repository = tmp_path / "models--org--seed"
-    shutil.copytree(checkpoint(), repository / "snapshots" / ("a" * 40))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("a" * 40)
-    assert resolve_seed("org/seed").name == "a" * 40
 
 
 def test_the_stage_is_imported_without_torch():

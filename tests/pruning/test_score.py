@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from axolotl_sdft import LayerScores, plugins, score_layers
 from axolotl_sdft.errors import CheckpointError, DatasetError, PluginError, UnknownNameError
 from axolotl_sdft.pruning import boundaries, metrics
 from axolotl_sdft.pruning.boundaries import decoder_layers
+from axolotl_sdft.pruning.score import ScoringOptions, metric_needs_text
 from tests.pruning.conftest import FAMILIES, NUM_LAYERS, load, token_ids
 
 ROWS = [[5, 9, 11, 30], [7, 8, 21, 40, 41, 42, 3], [12]]
@@ -138,8 +140,8 @@ def test_hooks_are_removed_when_a_batch_fails(model):
 
 
 def test_only_the_scoring_of_single_layers_is_not_contiguous(model):
-    assert metrics.angular_distance(model, [padded(ROWS)], "all").contiguous
-    assert not metrics.block_influence(model, [padded(ROWS)], "all").contiguous
+    assert metrics.angular_distance(model, [padded(ROWS)], ScoringOptions()).contiguous
+    assert not metrics.block_influence(model, [padded(ROWS)], ScoringOptions()).contiguous
 
 
 @pytest.mark.parametrize("batches", [[], [{"input_ids": torch.tensor([[4]]), "attention_mask": torch.tensor([[0]])}]])
@@ -149,7 +151,9 @@ def test_calibration_without_a_token_is_refused(model, batches):
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones(model):
-    with pytest.raises(UnknownNameError, match=r"layer_pruning\.metric is 'magic'.*angular_distance, block_influence"):
+    with pytest.raises(
+        UnknownNameError, match=r"layer_pruning\.metric is 'magic'.*angular_distance, block_influence, last, perplexity"
+    ):
         score_layers(model, [], metric="magic")
 
 
@@ -160,14 +164,23 @@ def test_a_metric_that_returns_no_scores_is_refused(model, monkeypatch):
         score_layers(model, [], metric="odd")
 
 
-def test_a_plugin_s_metric_gets_the_model_the_batches_and_the_average(model, monkeypatch):
+def test_a_plugin_s_metric_gets_the_model_the_batches_and_the_options(model, monkeypatch):
     expected = LayerScores("mine", 1, ((0.0, 1.0), (0.0, 0.0)), True, 1)
     seen = []
     registry = plugins.Registry({"metric": {"mine": lambda *args: seen.append(args) or expected}})
     monkeypatch.setattr("axolotl_sdft.pruning.score.registry", lambda: registry)
     batches = [padded(ROWS)]
-    assert score_layers(model, batches, metric="mine", token_average="last") is expected
-    assert seen == [(model, batches, "last")]
+    found = score_layers(model, batches, "mine", "last", num_layers=3, protect_first=1, protect_last=2, known=expected)
+    assert found is expected
+    assert seen == [(model, batches, ScoringOptions("last", 3, 1, 2, expected))]
+
+
+def test_an_order_from_a_metric_that_does_not_say_that_it_is_greedy_is_refused(model, monkeypatch):
+    order = LayerScores("mine", 6, (), False, 1, removal_order=(3,))
+    registry = plugins.Registry({"metric": {"mine": lambda *_: order}})
+    monkeypatch.setattr("axolotl_sdft.pruning.score.registry", lambda: registry)
+    with pytest.raises(PluginError, match=r"metric 'mine' returned a removal_order.*metric_traits\(is_greedy=True\)"):
+        score_layers(model, [], metric="mine")
 
 
 def test_the_decoder_layers_are_told_from_lists_inside_them(model):
@@ -194,3 +207,110 @@ def test_a_model_that_runs_one_layer_twice_is_refused(model):
     model.model.layers[3] = model.model.layers[2]
     with pytest.raises(CheckpointError, match=r"does not run its 6 layers once each in their order"):
         score_layers(model, [padded(ROWS)])
+
+
+# Other kinds of models
+
+
+def test_at_most_one_micro_batch_of_boundaries_is_alive(model, monkeypatch):
+    kept, alive = [], []
+    own = boundaries._boundaries
+
+    def watched(*args):
+        alive.append(sum(ref() is not None for ref in kept))
+        states = own(*args)
+        kept.extend(weakref.ref(state) for state in states)
+        return states
+
+    monkeypatch.setattr(boundaries, "_boundaries", watched)
+    score_layers(model, [padded([row]) for row in ROWS])
+    assert len(kept) == 3 * (NUM_LAYERS + 1)
+    assert alive == [0, 0, 0]
+
+
+BERT_LIKE = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 24}
+ENCODERS = {
+    "bert": lambda: transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=61, **BERT_LIKE)),
+    "bert-classifier": lambda: transformers.BertForSequenceClassification(
+        transformers.BertConfig(vocab_size=61, **BERT_LIKE)
+    ),
+    "roberta": lambda: transformers.RobertaForMaskedLM(
+        transformers.RobertaConfig(vocab_size=61, max_position_embeddings=40, **BERT_LIKE)
+    ),
+    "distilbert": lambda: transformers.DistilBertForMaskedLM(
+        transformers.DistilBertConfig(vocab_size=61, dim=16, n_heads=2, n_layers=3, hidden_dim=24)
+    ),
+    "deberta-v2": lambda: transformers.DebertaV2ForMaskedLM(
+        transformers.DebertaV2Config(vocab_size=61, relative_attention=True, pos_att_type=["p2c", "c2p"], **BERT_LIKE)
+    ),
+    "modernbert": lambda: transformers.ModernBertForMaskedLM(
+        transformers.ModernBertConfig(
+            vocab_size=61, **BERT_LIKE, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
+        )
+    ),
+}
+
+
+def encoder_reference(model, metric_of_cosine):
+    """The score of removing the first two layers, from the boundaries that transformers itself returns, row by row."""
+    values = []
+    for row in ROWS:
+        with torch.no_grad():
+            states = model(torch.tensor([row]), output_hidden_states=True).hidden_states
+        for u, v in zip(states[0][0].double(), states[2][0].double(), strict=True):
+            values.append(metric_of_cosine(float(u @ v / (u.norm() * v.norm()))))
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_are_scored_alike(name):
+    torch.manual_seed(5)
+    model = ENCODERS[name]().eval()
+    pad = model.config.pad_token_id
+    found = score_layers(model, [padded(ROWS, "right", pad)])
+    assert found.num_layers == 3
+    assert found.block_costs[0][2] == pytest.approx(encoder_reference(model, angle), abs=1e-5)
+
+
+def test_positions_that_a_model_counts_itself_are_left_to_it():
+    model = ENCODERS["roberta"]().eval()
+    pad = model.config.pad_token_id
+    right, left = (score_layers(model, [padded(ROWS, side, pad)]) for side in ("right", "left"))
+    torch.testing.assert_close(torch.tensor(left.block_costs), torch.tensor(right.block_costs))
+
+
+def test_padding_has_no_influence_where_attention_falls_with_distance():
+    config = transformers.BloomConfig(vocab_size=61, hidden_size=16, n_layer=3, n_head=2)
+    model = transformers.BloomForCausalLM(config).eval()
+    right, left = (score_layers(model, [padded(ROWS, side)]) for side in ("right", "left"))
+    torch.testing.assert_close(torch.tensor(left.block_costs), torch.tensor(right.block_costs))
+
+
+def vision_language_model():
+    text = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "head_dim": 8}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 3}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    return transformers.Gemma3ForConditionalGeneration(config).eval()
+
+
+def test_of_a_vision_language_model_the_text_layers_are_scored():
+    model = vision_language_model()
+    assert decoder_layers(model) is model.model.language_model.layers
+    found = score_layers(model, [padded(ROWS)])
+    assert (found.num_layers, found.num_tokens) == (4, 12)
+    assert 0 < found.block_costs[0][1] < 1
+
+
+def test_hidden_states_that_have_lost_their_rows_are_refused(model):
+    model.model.layers[1].register_forward_pre_hook(lambda _layer, args: (args[0].flatten(0, 1)[None], *args[1:]))
+    with pytest.raises(CheckpointError, match=r"hands its layers hidden states of shape \[1, 21, 16\] for input of sh"):
+        score_layers(model, [padded(ROWS)])
+
+
+def test_the_last_layers_but_the_very_last_go_without_any_text(model):
+    order = score_layers(model, [], metric="last").removal_order
+    assert order == (4, 3, 2, 1, 0)
+    assert score_layers(model, [], metric="last", protect_first=1, protect_last=2).removal_order == (3, 2, 1)
+    assert [metric_needs_text(name) for name in ("last", "perplexity", "angular_distance")] == [False, True, True]

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import struct
+import threading
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from axolotl_sdft.errors import CheckpointError
-from axolotl_sdft.pruning import tensor_files
-from axolotl_sdft.pruning.tensor_files import copy_range, read_checkpoint, read_header, write_checkpoint
+from axolotl_sdft.pruning import tensor_writer
+from axolotl_sdft.pruning.tensor_files import read_checkpoint, read_header
+from axolotl_sdft.pruning.tensor_writer import copy_range, write_checkpoint
 
 
 @pytest.fixture
@@ -94,13 +96,47 @@ def test_headers_are_padded_so_that_data_starts_at_a_multiple_of_eight(sharded):
     assert struct.unpack("<Q", head[:8])[0] % 8 == 0
 
 
+@pytest.mark.parametrize("padding", [0, 8, 1000, 4088])
+def test_large_tensors_keep_their_place_within_a_page(tmp_path, padding):
+    save_file({"a": torch.ones(2048), "b": torch.ones(4096)}, tmp_path / "model.safetensors", {"note": "x" * padding})
+    rewrite(tmp_path, tmp_path / "out")
+    (before, after) = (read_header(folder / "model.safetensors")[0] for folder in (tmp_path, tmp_path / "out"))
+    assert [new.offset % 4096 for new in after] == [old.offset % 4096 for old in before]
+
+
+def test_a_copy_that_was_told_to_stop_leaves_out_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_writer, "_MAX_COPY_BYTES", 3)
+    (tmp_path / "source").write_bytes(b"abcdefgh")
+    stop = threading.Event()
+    stop.set()
+    with (tmp_path / "source").open("rb") as source, (tmp_path / "copy").open("wb") as target:
+        copy_range(source.fileno(), 0, target.fileno(), 8)
+        copy_range(source.fileno(), 0, target.fileno(), 8, stop)
+    assert (tmp_path / "copy").read_bytes() == b"abcdefgh"
+
+
+def test_one_shard_that_fails_stops_the_others(sharded, monkeypatch):
+    stopped = threading.Event()
+
+    def copy(_source, _offset, _target, num_bytes, stop):
+        if num_bytes == 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if stop.wait(timeout=60):
+            stopped.set()
+
+    monkeypatch.setattr(tensor_writer, "copy_range", copy)
+    with pytest.raises(OSError, match="No space left"):
+        rewrite(sharded, sharded / "out", max_bytes=12)
+    assert stopped.is_set()
+
+
 @pytest.mark.parametrize("error", [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_bytes_go_through_memory_where_the_kernel_refuses(sharded, monkeypatch, error):
     def refuse(*_args, **_kwargs):
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
-    monkeypatch.setattr(tensor_files, "_BUFFER_BYTES", 7)
+    monkeypatch.setattr(tensor_writer, "_BUFFER_BYTES", 7)
     assert rewrite(sharded, sharded / "out")["a"].tolist() == [0.0, 1.0, 2.0]
 
 
@@ -174,9 +210,9 @@ def test_a_broken_index_is_refused(tmp_path, text):
         read_checkpoint(tmp_path)
 
 
-def test_a_folder_of_pickled_weights_is_refused_with_the_way_out(tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"its weight files are pytorch_model\.bin\. Load .* save_pretrained"):
+def test_a_folder_of_other_weights_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "model-q4.gguf").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"its weight files are model-q4\.gguf\. Load .* save_pretrained"):
         read_checkpoint(tmp_path)
 
 
