@@ -7,7 +7,8 @@ from pydantic import BaseModel, Field
 from axolotl_sdft.config import DynSDPBConfig, LayerPruningConfig, SelfDistillationConfig
 from axolotl_sdft.errors import MissingExtraError
 from axolotl_sdft.host.blocks import read_blocks
-from axolotl_sdft.host.stages import prepare, rewrite_datasets
+from axolotl_sdft.host.rewriting import rewrite_datasets
+from axolotl_sdft.host.stages import prepare
 
 try:
     from axolotl.integrations.base import BasePlugin
@@ -30,6 +31,9 @@ class SDFTArgs(BaseModel):
     )
     sdft_seed_model: str | None = Field(
         None, description="Set by the plugin: the unpruned model, once base_model is the pruned checkpoint."
+    )
+    sdft_datasets: list[dict[str, Any]] | None = Field(
+        None, description="Set by the plugin: what single entries of datasets change about self_distillation."
     )
 
 

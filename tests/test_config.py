@@ -42,6 +42,9 @@ def test_layer_pruning_with_only_a_number_of_layers_scores_the_training_set_by_a
             "sequence_len": 1024,
             "batch_size": 4,
         },
+        "dtype": "auto",
+        "device_map": None,
+        "load_in_4bit": False,
         "max_shard_size": "5GB",
         "output_dir": None,
     }
@@ -50,17 +53,31 @@ def test_layer_pruning_with_only_a_number_of_layers_scores_the_training_set_by_a
 def test_an_empty_self_distillation_block_rewrites_greedily_and_keeps_originals_of_rejected_answers():
     assert SelfDistillationConfig().model_dump() == {
         "template": "reference",
+        "examples": (),
         "checks": ("empty", "truncated", "leak", "repetition"),
+        "candidates": 1,
+        "choose": "first",
         "on_reject": "original",
+        "retries": 2,
         "generation": {
             "backend": "transformers",
             "max_new_tokens": 512,
             "temperature": 0.0,
             "top_p": 1.0,
             "seed": 42,
-            "batch_tokens": 16384,
-            "batch_rows": 16,
+            "batch_tokens": 32768,
+            "batch_rows": 64,
             "dtype": "auto",
+            "device_map": None,
+            "trust_remote_code": False,
+            "base_urls": (),
+            "model": None,
+            "api_key_env": "OPENAI_API_KEY",
+            "concurrency": 64,
+            "timeout_s": 600.0,
+            "max_retries": 8,
+            "extra_body": {},
+            "vllm_args": {},
         },
         "gap_samples": 256,
         "output_dir": None,
@@ -74,7 +91,12 @@ def test_an_empty_dynsdpb_block_is_dynamic_in_both_ways():
         "temperature_min": 1.0,
         "dynamic_alpha": True,
         "dynamic_temperature": True,
-        "chunk_tokens": 1024,
+        "divergence": "forward_kl",
+        "only_correct": False,
+        "memory": "auto",
+        "top_k": 64,
+        "offload": False,
+        "chunk_tokens": 64,
     }
 
 
@@ -101,8 +123,9 @@ def test_a_block_can_not_be_changed_once_it_is_read(model):
         (CalibrationConfig, "num_samples", 0, "greater than or equal to 1"),
         (CalibrationConfig, "sequence_len", 7, "greater than or equal to 8"),
         (CalibrationConfig, "batch_size", 0, "greater than or equal to 1"),
-        (LayerPruningConfig, "num_layers", 0, "greater than or equal to 1"),
-        (LayerPruningConfig, "num_layers", 2.5, "valid integer"),
+        (LayerPruningConfig, "num_layers", 0, "0 is no number of layers; write a whole number from 1 on"),
+        (LayerPruningConfig, "num_layers", 2.5, "2.5 is no number of layers; .* between 0 and 1, such as 0.25"),
+        (LayerPruningConfig, "dtype", "int8", "'auto', 'float32', 'bfloat16' or 'float16'"),
         (LayerPruningConfig, "token_average", "first", "'all' or 'last'"),
         (LayerPruningConfig, "protect_first", -1, "greater than or equal to 0"),
         (LayerPruningConfig, "protect_last", -1, "greater than or equal to 0"),
@@ -114,8 +137,17 @@ def test_a_block_can_not_be_changed_once_it_is_read(model):
         (GenerationConfig, "seed", -1, "greater than or equal to 0"),
         (GenerationConfig, "batch_tokens", 0, "greater than or equal to 1"),
         (GenerationConfig, "batch_rows", 0, "greater than or equal to 1"),
+        (GenerationConfig, "concurrency", 0, "greater than or equal to 1"),
+        (GenerationConfig, "concurrency", 4097, "less than or equal to 4096"),
+        (GenerationConfig, "timeout_s", 0.0, "greater than 0"),
+        (GenerationConfig, "timeout_s", float("inf"), "less than or equal to 86400"),
+        (GenerationConfig, "max_retries", -1, "greater than or equal to 0"),
+        (GenerationConfig, "max_retries", 101, "less than or equal to 100"),
         (GenerationConfig, "dtype", "int8", "'auto', 'float32', 'bfloat16' or 'float16'"),
-        (SelfDistillationConfig, "on_reject", "keep", "'original' or 'drop'"),
+        (SelfDistillationConfig, "on_reject", "keep", "'original', 'drop' or 'retry'"),
+        (SelfDistillationConfig, "candidates", 65, "less than or equal to 64"),
+        (SelfDistillationConfig, "choose", "best", "'first' or 'likeliest'"),
+        (SelfDistillationConfig, "retries", 0, "greater than or equal to 1"),
         (SelfDistillationConfig, "gap_samples", -1, "greater than or equal to 0"),
         (DynSDPBConfig, "alpha", -0.5, "greater than or equal to 0"),
         (DynSDPBConfig, "alpha", float("nan"), "than or equal to"),
@@ -123,6 +155,9 @@ def test_a_block_can_not_be_changed_once_it_is_read(model):
         (DynSDPBConfig, "temperature", 0.0, "greater than or equal to 0.1"),
         (DynSDPBConfig, "temperature", 101, "less than or equal to 100"),
         (DynSDPBConfig, "temperature_min", 0.0, "greater than or equal to 0.1"),
+        (DynSDPBConfig, "divergence", "kl", "'forward_kl', 'reverse_kl' or 'jsd'"),
+        (DynSDPBConfig, "memory", "disk", "'auto', 'hidden_states', 'logits' or 'top_k'"),
+        (DynSDPBConfig, "top_k", 0, "greater than or equal to 1"),
         (DynSDPBConfig, "chunk_tokens", 0, "greater than or equal to 1"),
     ],
 )
@@ -147,7 +182,7 @@ def test_an_unknown_key_in_a_nested_block_names_the_nested_block_and_its_nearest
 
 
 def test_an_unknown_key_far_from_all_known_ones_lists_them():
-    with pytest.raises(ValidationError, match=r"unknown key 'zzz'; known keys: alpha, chunk_tokens, dynamic_alpha"):
+    with pytest.raises(ValidationError, match=r"unknown key 'zzz'; known keys: alpha, chunk_tokens, divergence"):
         DynSDPBConfig.model_validate({"zzz": 1})
 
 
@@ -165,6 +200,30 @@ def test_a_key_with_one_letter_missing_is_recognised(model_and_key, data):
 
 
 # Layers
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [(1, 1), (6, 6), ("6", 6), (0.25, 0.25), ("0.25", 0.25), (1e-9, 1e-9), (0.999, 0.999)]
+)
+def test_a_number_of_layers_is_a_count_or_a_fraction(written, read):
+    number = LayerPruningConfig.model_validate({"num_layers": written}).num_layers
+    assert (number, type(number)) == (read, type(read))
+
+
+@given(
+    st.integers(max_value=0)
+    | st.floats(max_value=0.0)
+    | st.floats(min_value=1.0)
+    | st.sampled_from([True, False, "", "six", "1.0", "25%", float("nan"), [2], {"layers": 2}])
+)
+def test_what_is_no_number_of_layers_is_refused_with_an_example_of_each_kind(written):
+    with pytest.raises(ValidationError, match=r"is no number of layers; write .* such as 6, or a fraction .*0\.25"):
+        LayerPruningConfig.model_validate({"num_layers": written})
+
+
+def test_a_device_map_is_a_name_or_a_mapping_as_transformers_takes_it():
+    for device_map in ("auto", {"": 0}, {"model.embed_tokens": "cpu", "model.layers": "cuda:1"}):
+        assert LayerPruningConfig(num_layers=1, device_map=device_map).device_map == device_map
 
 
 def test_a_yaml_list_of_layers_keeps_its_order():
@@ -196,6 +255,96 @@ def test_top_p_without_sampling_is_refused():
     assert GenerationConfig(top_p=0.9, temperature=0.7).top_p == 0.9
 
 
+def test_one_server_may_be_written_without_a_list_and_a_slash_at_the_end_does_not_count():
+    config = GenerationConfig.model_validate({"backend": "openai", "base_urls": "http://gpu1:8000/v1/"})
+    assert config.base_urls == ("http://gpu1:8000/v1",)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("localhost:8000/v1", r"holds 'localhost:8000/v1', which is no http\(s\) address such as http://localhost"),
+        ("ftp://gpu1/v1", "holds 'ftp://gpu1/v1', which is no http"),
+        ("http://", "holds 'http://', which is no http"),
+        ("http://gpu1:port/v1", "holds 'http://gpu1:port/v1', which is no http"),
+        ("https://host/v1?key=7", "leave out what follows the path"),
+    ],
+)
+def test_what_is_no_address_of_a_server_is_refused(url, message):
+    with pytest.raises(ValidationError, match=message):
+        GenerationConfig(backend="openai", base_urls=(url,))
+
+
+@pytest.mark.parametrize("url", ["https://me:secret@host/v1", "me:secret@host/v1"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(url):
+    with pytest.raises(ValidationError, match="base_urls holds") as caught:
+        GenerationConfig(backend="openai", base_urls=(url,))
+    assert all("secret" not in error["msg"] for error in caught.value.errors())
+
+
+def test_one_server_named_twice_is_refused():
+    with pytest.raises(ValidationError, match=r"base_urls names one server twice: http://a/v1, http://a/v1"):
+        GenerationConfig(backend="openai", base_urls=("http://a/v1", "http://a/v1/"))
+
+
+@pytest.mark.parametrize("name", ["sk-1234", "hf_AbCd", "", "MY KEY"])
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated(name):
+    with pytest.raises(ValidationError, match="api_key_env is the name of an environment variable") as caught:
+        GenerationConfig(api_key_env=name)
+    assert all(not name or name not in error["msg"] for error in caught.value.errors())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": "openai"}, r"backend openai needs base_urls.* such as \[http://localhost:8000/v1\]"),
+        ({"base_urls": ("http://a/v1",)}, "base_urls is set, but backend 'transformers' asks no server; set back"),
+        ({"model": "llama"}, "model is set, but backend 'transformers' asks no server; .* or remove model"),
+        ({"extra_body": {"stop": ["x"]}}, "extra_body is set, but backend 'transformers' asks no server"),
+        ({"extra_body": {"seed": 1}}, r"extra_body sets 'seed', which generation\.seed sets"),
+        ({"extra_body": {"stream": True}}, "extra_body sets 'stream', but answers are read whole"),
+    ],
+)
+def test_settings_of_servers_that_can_not_work_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        GenerationConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vllm_args": {"enforce_eager": True}}, "the backend is 'transformers'; set backend: vllm, or remove"),
+        ({"backend": "vllm", "vllm_args": {"dtype": "half"}}, r"vllm_args sets 'dtype', which generation\.dtype sets"),
+        ({"backend": "vllm", "vllm_args": {"model": "x"}}, "vllm_args sets 'model', which base_model sets"),
+    ],
+)
+def test_arguments_of_vllm_that_can_not_work_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        GenerationConfig(**settings)
+
+
+def test_answers_are_shaped_by_the_settings_of_the_model_and_not_by_those_of_memory_and_speed():
+    args = {"gpu_memory_utilization": 0.8, "max_num_seqs": 64}
+    plain = GenerationConfig(backend="vllm")
+    tuned = GenerationConfig(backend="vllm", batch_rows=4, device_map="auto", concurrency=8, vllm_args=args)
+    quantized = GenerationConfig(backend="vllm", vllm_args={**args, "quantization": "fp8"})
+
+    assert tuned.shaping_answers() == plain.shaping_answers()
+    assert quantized.shaping_answers() == plain.shaping_answers() | {"vllm_args": {"quantization": "fp8"}}
+    assert plain.shaping_answers()["temperature"] == 0.0
+
+
+def test_settings_that_only_change_the_speed_are_settings():
+    assert GenerationConfig.model_fields.keys() > GenerationConfig.SPEED_ONLY
+
+
+def test_settings_with_further_fields_of_requests_can_be_hashed():
+    first, second = (
+        GenerationConfig(backend="openai", base_urls=("http://a/v1",), extra_body={"top_k": k}) for k in (1, 2)
+    )
+    assert len({first, second, first.model_copy()}) == 2
+
+
 def test_a_jinja_template_that_never_shows_the_reference_is_refused():
     with pytest.raises(ValidationError, match=r"template is a Jinja text without \{\{ reference \}\}"):
         SelfDistillationConfig(template="Answer this: {{ instruction }}")
@@ -209,6 +358,44 @@ def test_a_template_is_a_name_or_a_jinja_text(template):
 def test_a_check_named_twice_is_refused():
     with pytest.raises(ValidationError, match=r"checks names one twice: \['leak', 'empty', 'leak'\]"):
         SelfDistillationConfig(checks=("leak", "empty", "leak"))
+
+
+def test_a_check_with_options_is_a_name_that_maps_to_them():
+    config = SelfDistillationConfig(checks=["leak", {"length_ratio": {"min": 0.5}}])
+    assert config.checks == ("leak", {"length_ratio": {"min": 0.5}})
+    assert SelfDistillationConfig(**config.model_dump(exclude_none=True)) == config
+
+
+@pytest.mark.parametrize("options", [None, {}])
+def test_a_check_with_a_colon_and_nothing_behind_it_is_its_name(options):
+    assert SelfDistillationConfig(checks=[{"leak": options}]).checks == ("leak",)
+
+
+@pytest.mark.parametrize(
+    ("checks", "message"),
+    [
+        (["leak", {"leak": {"phrases": ["tea"]}}], r"checks names one twice: \['leak', 'leak'\]"),
+        ([{"leak": {"phrases": []}, "length_ratio": {"min": 1}}], "not one name with its options; give each its own"),
+        ([{"length_ratio": 3}], "valid dictionary"),
+    ],
+)
+def test_checks_that_are_no_names_with_options_are_refused(checks, message):
+    with pytest.raises(ValidationError, match=message):
+        SelfDistillationConfig(checks=checks)
+
+
+def test_settings_with_options_and_examples_can_be_hashed_and_differ_in_their_hash():
+    example = {"instruction": "Tea?", "reference": "Yes.", "answer": "Yes, please."}
+    first, same = (SelfDistillationConfig(checks=[{"length_ratio": {"min": 0.5}}]) for _ in range(2))
+    other = SelfDistillationConfig(checks=[{"length_ratio": {"min": 0.5}}], examples=[example])
+    assert hash(first) == hash(same) != hash(other)
+
+
+def test_an_example_needs_all_three_texts():
+    with pytest.raises(ValidationError, match=r"examples\.0\.answer\n  Field required"):
+        SelfDistillationConfig(examples=[{"instruction": "Tea?", "reference": "Yes."}])
+    with pytest.raises(ValidationError, match="unknown key 'refrence'; did you mean 'reference'"):
+        SelfDistillationConfig(examples=[{"instruction": "Tea?", "refrence": "Yes.", "answer": "Yes."}])
 
 
 # Temperatures
@@ -254,3 +441,23 @@ def test_any_text_is_a_positive_size_or_is_refused_by_name(text):
         assert parse_size(text) > 0
     except ValueError as err:
         assert str(err).startswith(f"{text!r} is no size")  # noqa: PT017 - both outcomes are right
+
+
+def test_rejected_answers_can_be_asked_for_again_and_candidates_sampled():
+    config = SelfDistillationConfig(on_reject="retry", retries=5)
+    assert (config.candidates, config.choose, config.retries) == (1, "first", 5)
+    sampled = SelfDistillationConfig(candidates=4, choose="likeliest", generation={"temperature": 0.7})
+    assert (sampled.candidates, sampled.choose) == (4, "likeliest")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"candidates": 4}, r"candidates is 4, but generation.temperature 0.0 would give the same .*, such as 0.7"),
+        ({"choose": "likeliest"}, r"choose is likeliest, but candidates is 1; set candidates above 1"),
+        ({"retries": 3}, r"retries is 3, but on_reject is original; set on_reject: retry"),
+    ],
+)
+def test_candidates_and_retries_that_could_not_differ_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        SelfDistillationConfig(**settings)

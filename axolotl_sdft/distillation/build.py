@@ -1,18 +1,26 @@
 """Builds the distilled dataset from the answers: rows after the checks, provenance columns, summary."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.artifacts import atomic_folder, checkpoint_fingerprint, package_versions, read_json, write_json
-from axolotl_sdft.distillation.interfaces import Answer, Backend, Target
-from axolotl_sdft.distillation.journal import Key
+import numpy as np
+from numpy.typing import NDArray
+
+from axolotl_sdft.artifacts import atomic_folder, package_versions, read_json, write_json
+from axolotl_sdft.distillation.card import write_card
+from axolotl_sdft.distillation.content import as_rows
+from axolotl_sdft.distillation.gap import measure_gap
+from axolotl_sdft.distillation.interfaces import Backend
+from axolotl_sdft.distillation.journal import Journal
+from axolotl_sdft.distillation.report import lengths, write_report
+from axolotl_sdft.distillation.report_figures import ReportFigures
 from axolotl_sdft.distillation.verdicts import REASONS_COLUMN, SOURCE_COLUMN, Tally, judge_row
 from axolotl_sdft.errors import DatasetError
-from axolotl_sdft.sampling import evenly_spaced
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,44 +32,28 @@ LOG = logging.getLogger(__name__)
 SUMMARY_FILE = "summary.json"
 
 
-def build_dataset(task: "DistillationTask", backend: Backend, answers: Mapping[Key, Answer], seconds: float) -> None:
-    """Write the dataset folder: rows after the checks, provenance columns, ``summary.json``."""
-    from datasets import Sequence as SequenceFeature
-    from datasets import Value
+def build_dataset(task: "DistillationTask", backend: Backend, journal: Journal) -> None:
+    """Write the dataset folder: rows after the checks with provenance columns, ``summary.json``, the report, the card.
 
-    tally, dropped = Tally(), set()
-
-    def judged_columns(row: dict, index: int) -> dict:
-        verdict = judge_row(row, index, answers, task.row_format, task.checks)
-        is_dropped = verdict.is_rejected and task.config.on_reject == "drop"
-        if is_dropped:
-            dropped.add(index)
-        tally.add(verdict, is_dropped)
-        return verdict.columns()
-
-    with atomic_folder(task.dataset_dir) as folder, TemporaryDirectory(dir=task.root) as scratch, _quiet_datasets():
-        features = task.dataset.features.copy()
-        features[SOURCE_COLUMN], features[REASONS_COLUMN] = Value("string"), SequenceFeature(Value("string"))
-        distilled = task.dataset.map(
-            judged_columns,
-            with_indices=True,
-            features=features,
-            cache_file_name=f"{scratch}/rows.arrow",
-            new_fingerprint=task.dataset_dir.name,
-        )
-        if len(dropped) == len(distilled):
-            raise DatasetError(
-                f"{task.where}: all {len(distilled)} rows were rejected ({_shown(tally.rejections)}) and "
-                "self_distillation.on_reject is drop; set on_reject: original, other checks, or another template"
-            )
-        kept = [index for index in range(len(distilled)) if index not in dropped]
-        distilled.select(kept).save_to_disk(folder)
+    Rows stream through.
+    """
+    tally, is_kept = Tally(), np.ones(len(task.dataset), np.bool_)
+    figures = ReportFigures(int(task.content.num_targets.sum()))
+    # Inside the unfinished folder, so that what a kill leaves goes with it.
+    with atomic_folder(task.dataset_dir) as folder, TemporaryDirectory(dir=folder) as scratch, _quiet_datasets():
+        distilled = _judged(task, journal, tally, figures, is_kept, f"{scratch}/rows.arrow")
+        distilled.save_to_disk(folder)
+        gap = measure_gap(task, backend, distilled, np.flatnonzero(is_kept))
         summary = {
             **tally.to_json(),
-            **_generation_figures(answers, seconds),
-            "gap": _gap(task, backend, distilled, kept),
+            **_generation_figures(journal),
+            "lengths": lengths(figures),
+            "gap": gap.to_json(),
+            "provenance": _provenance(task),
         }
-        write_json(folder / SUMMARY_FILE, {**summary, "provenance": _provenance(task)})
+        write_json(folder / SUMMARY_FILE, summary)
+        write_report(folder, task.dataset_dir, summary, figures, gap)
+        write_card(folder, task.dataset_dir, summary)
     LOG.info(
         "%s: %d of %d answers rewritten (%.0f %%), rejected: %s -> %s",
         *(task.where, tally.turns_distilled, tally.turns, 100 * tally.acceptance),
@@ -69,30 +61,49 @@ def build_dataset(task: "DistillationTask", backend: Backend, answers: Mapping[K
     )
 
 
-def _gap(
-    task: "DistillationTask", backend: Backend, distilled: "Dataset", kept: Sequence[int]
-) -> dict[str, Any] | None:
-    """Return the distribution gap: nats per token of the trained answers under the seed model, before and after."""
-    sample = [kept[place] for place in evenly_spaced(len(kept), task.config.gap_samples)]
-    if not sample:
-        return None
-    LOG.info("%s: measuring the distribution gap on %d rows", task.where, len(sample))
-    before = backend.answer_nll(_answers_in_place(task, [task.dataset[index] for index in sample]))
-    after = backend.answer_nll(_answers_in_place(task, [distilled[index] for index in sample]))
-    return {
-        "answers": len(before),
-        "nats_per_token_before": round(sum(before) / len(before), 4),
-        "nats_per_token_after": round(sum(after) / len(after), 4),
-    }
+def _judged(
+    task: "DistillationTask",
+    journal: Journal,
+    tally: Tally,
+    figures: ReportFigures,
+    is_kept: NDArray[np.bool_],
+    cache_file: str,
+) -> "Dataset":
+    """Return the rows after the checks, with provenance columns; count them, and mark those that are dropped."""
+    from datasets import Sequence as SequenceFeature
+    from datasets import Value
+
+    features = task.dataset.features.copy()
+    features[SOURCE_COLUMN], features[REASONS_COLUMN] = Value("string"), SequenceFeature(Value("string"))
+
+    def judged_columns(columns: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        kept = []
+        for index, row in zip(indices, as_rows(columns), strict=True):
+            verdict = judge_row(row, index, journal, task.row_format, task.policy)
+            is_kept[index] = not (verdict.is_rejected and task.config.on_reject == "drop")
+            tally.add(verdict, is_dropped=not is_kept[index])
+            figures.add(index, verdict, journal, is_dropped=not is_kept[index])
+            if is_kept[index]:
+                kept.append(verdict.columns())
+        if index == len(is_kept) - 1 and not is_kept.any():
+            raise DatasetError(
+                f"{task.where}: all {len(is_kept)} rows were rejected ({_shown(tally.rejections)}) and "
+                "self_distillation.on_reject is drop; set on_reject: original, other checks, or another template"
+            )
+        return {name: [row[name] for row in kept] for name in features}
+
+    return task.dataset.map(
+        judged_columns,
+        with_indices=True,
+        batched=True,
+        features=features,
+        cache_file_name=cache_file,
+        new_fingerprint=task.dataset_dir.name,
+    )
 
 
-def _answers_in_place(task: "DistillationTask", rows: Sequence[dict]) -> list[tuple[Target, str]]:
-    targets = [task.row_format.target(row, turn) for row in rows for turn in range(task.row_format.num_targets(row))]
-    return [(target, target.reference) for target in targets]
-
-
-def _generation_figures(answers: Mapping[Key, Answer], seconds: float) -> dict[str, Any]:
-    tokens = sum(answer.num_tokens for answer in answers.values())
+def _generation_figures(journal: Journal) -> dict[str, Any]:
+    tokens, seconds = journal.num_tokens(), journal.seconds()
     return {
         "generated_tokens": tokens,
         "generation_seconds": round(seconds, 1),
@@ -103,8 +114,10 @@ def _generation_figures(answers: Mapping[Key, Answer], seconds: float) -> dict[s
 def _provenance(task: "DistillationTask") -> dict[str, Any]:
     return {
         "method": "self-distilled dataset (SDFT, arXiv 2402.13669)",
+        "dataset": task.where,
+        "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "seed_model": task.seed_name,
-        "seed_model_fingerprint": checkpoint_fingerprint(task.seed_dir),
+        "seed_model_fingerprint": task.seed_fingerprint,
         "settings": task.config.model_dump(mode="json"),
         "answers": task.answers_dir.name,
         "package_versions": package_versions("transformers", "torch", "datasets"),

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 Message: TypeAlias = dict[str, str]
 """A chat message: ``role`` (``system``, ``user`` or ``assistant``) and ``content``."""
 
-FinishReason: TypeAlias = Literal["stop", "length"]
+FinishReason: TypeAlias = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,15 @@ class Answer:
 
     text: str
     finish_reason: FinishReason
-    """``stop`` when the model ended its answer itself, ``length`` when it was cut off."""
+    """``stop`` when the model ended its answer itself, ``length`` when it was cut off, ``error`` when there is none."""
 
     num_tokens: int
+
+    mean_logprob: float | None = None
+    """Mean log-probability per token, in nats, under the seed model; None where the backend can't tell."""
+
+    error: str | None = None
+    """Why this request failed for good, while others may succeed. Then ``text`` is empty and no check is asked."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,12 @@ class Prompt:
 
     messages: tuple[Message, ...]
     """The whole chat that the seed model's own chat template wraps."""
+
+    attempt: int = 0
+    """Number of the candidate or retry, counted from 0. All prompts of a batch have the same.
+
+    The sampling depends on it: see :func:`~axolotl_sdft.distillation.seeds.sampling_seed` and ``attempt_temperature``.
+    """
 
 
 class RowFormat(Protocol):
@@ -87,13 +99,17 @@ class Backend(Protocol):
         ...
 
     def generate(self, batches: Iterable[list[Prompt]]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
-        """Yield each batch with its answers, in the order of its prompts, as soon as it is done."""
+        """Yield each batch with its answers, in the order of its prompts, as soon as it is done.
+
+        Batches are drawn one by one, no further ahead than needed to stay busy, and may be yielded in any order.
+        Sampling is seeded by :func:`~axolotl_sdft.distillation.seeds.sampling_seed`: an answer can be made again.
+        """
         ...
 
-    def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float]:
+    def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float] | None:
         """Return the mean negative log-likelihood, in nats per token, of each text as the answer to a target's context.
 
-        The end-of-turn token counts as part of the answer.
+        The end-of-turn token counts as part of the answer. None: this backend can't tell.
         """
         ...
 

@@ -1,11 +1,17 @@
 """Shows what rewriting would do to a few rows, before hours are spent on all of them."""
 
-from collections.abc import Iterator
+import time
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.distillation.checks import first_rejection
-from axolotl_sdft.distillation.interfaces import Answer, Prompt, Target
+from axolotl_sdft.distillation.answer_index import Key
+from axolotl_sdft.distillation.content import as_rows
+from axolotl_sdft.distillation.gap import measure_answers
+from axolotl_sdft.distillation.interfaces import Answer, Backend, Prompt, Target
+from axolotl_sdft.distillation.verdicts import Settlement
+from axolotl_sdft.errors import PluginError
 from axolotl_sdft.sampling import evenly_spaced
 
 if TYPE_CHECKING:
@@ -14,28 +20,133 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreviewedAnswer:
-    """One answer, before and after."""
+    """One trained answer, before and after."""
 
     row: int
-    target: Target
+    turn: int
+    num_turns: int
+    """Trained answers of the row."""
+
+    settlement: Settlement
     answer: Answer
-    verdict: str
-    """``accepted``, or the check that rejects it and why."""
+    """The one that is taken, or the last that was rejected."""
+
+    @property
+    def target(self) -> Target:
+        """The original answer, after those before it as they will be trained."""
+        return self.settlement.target
+
+    @property
+    def verdict(self) -> str:
+        """``accepted``, or the check that rejects it and why."""
+        if self.settlement.answer is None:
+            name, reason = self.settlement.rejections[-1]
+            return f"rejected by {name}: {reason}"
+        attempt = self.settlement.shown_attempt
+        return f"accepted at attempt {attempt + 1}" if attempt else "accepted"
 
 
-def preview(task: "DistillationTask", num_rows: int) -> Iterator[PreviewedAnswer]:
-    """Yield the first trained answer of up to ``num_rows`` rows, spread over the dataset; nothing is written."""
-    rows = {index: task.dataset[index] for index in evenly_spaced(len(task.dataset), num_rows)}
-    targets = {index: task.row_format.target(row, 0) for index, row in rows.items() if task.row_format.num_targets(row)}
-    prompts = [Prompt((index, 0), tuple(task.template(target))) for index, target in targets.items()]
+@dataclass(frozen=True)
+class Preview:
+    """Some rows as they would come out."""
+
+    answers: tuple[PreviewedAnswer, ...]
+    """All trained answers of the rows, in order."""
+
+    num_rows: int
+    """How many rows were looked at."""
+
+    seconds: float
+    """What generating took, without loading the model where that could be told apart."""
+
+    gap: tuple[float, float] | None
+    """Nats per token of the trained answers under the seed model, before and after; None where it is not known."""
+
+    @property
+    def num_accepted(self) -> int:
+        """How many of the answers would be rewritten."""
+        return sum(shown.settlement.answer is not None for shown in self.answers)
+
+    @property
+    def rejections(self) -> Counter[str]:
+        """How many answers each check rejects for good."""
+        return Counter(shown.settlement.rejections[-1][0] for shown in self.answers if shown.settlement.answer is None)
+
+
+def preview(task: "DistillationTask", num_rows: int) -> Preview:
+    """Rewrite up to ``num_rows`` rows, spread over the dataset, as a full run would; nothing is written.
+
+    A conversation is rewritten turn by turn, each after the ones before it, and rejected answers are asked for again
+    where the settings say so.
+
+    Raises:
+        PluginError: The backend leaves out answers that it was asked for.
+    """
+    indices = evenly_spaced(len(task.dataset), num_rows)
+    originals = dict(zip(indices, as_rows(task.dataset[indices]), strict=True))
     backend = task.backend_factory(task.seed_dir, task.config.generation)
     backend.check()
     try:
-        for batch, answers in backend.generate(backend.batches(prompts)):
-            for prompt, answer in zip(batch, answers, strict=True):
-                target = targets[prompt.key[0]]
-                rejection = first_rejection(answer, target, task.checks)
-                verdict = "accepted" if rejection is None else f"rejected by {rejection[0]}: {rejection[1]}"
-                yield PreviewedAnswer(prompt.key[0], target, answer, verdict)
+        return _preview(task, backend, originals)
     finally:
         backend.close()
+
+
+def _preview(task: "DistillationTask", backend: Backend, originals: dict[int, dict[str, Any]]) -> Preview:
+    row_format = task.row_format
+    before = {
+        (index, turn): row_format.target(row, turn)
+        for index, row in originals.items()
+        for turn in range(row_format.num_targets(row))
+    }
+    measures = bool(task.config.gap_samples)
+    if measures and before:  # one answer, so that the model is loaded before the clock starts
+        first = next(iter(before.values()))
+        backend.answer_nll([(first, first.reference)])
+    started = time.monotonic()
+    rows, shown = _rewritten(task, backend, originals)
+    seconds = time.monotonic() - started
+    pairs = [(target, row_format.target(rows[index], turn)) for (index, turn), target in before.items()]
+    told = measure_answers(backend, pairs) if measures else None
+    gap = (fmean(one for one, _ in told), fmean(other for _, other in told)) if told else None
+    return Preview(tuple(sorted(shown, key=lambda one: (one.row, one.turn))), len(originals), seconds, gap)
+
+
+def _rewritten(
+    task: "DistillationTask", backend: Backend, originals: dict[int, dict[str, Any]]
+) -> tuple[dict[int, dict[str, Any]], list[PreviewedAnswer]]:
+    """Return the rows with their accepted answers in place, and what became of each answer."""
+    row_format, rows, shown = task.row_format, dict(originals), []
+    num_turns = {index: row_format.num_targets(row) for index, row in rows.items()}
+    for turn in range(max(num_turns.values(), default=0)):
+        targets = {index: row_format.target(row, turn) for index, row in rows.items() if num_turns[index] > turn}
+        answers = _answers(task, backend, turn, targets)
+        for index, target in targets.items():
+            settlement = task.policy.settle(answers, index, turn, target)
+            answer = settlement.answer or answers[index, turn, settlement.shown_attempt]
+            shown.append(PreviewedAnswer(index, turn, num_turns[index], settlement, answer))
+            if settlement.answer is not None:
+                rows[index] = row_format.with_answer(rows[index], turn, settlement.answer.text)
+    return rows, shown
+
+
+def _answers(task: "DistillationTask", backend: Backend, turn: int, targets: dict[int, Target]) -> dict[Key, Answer]:
+    """Return as many attempts at one turn of the rows as the settings ask for."""
+    policy, answers = task.policy, dict[Key, Answer]()
+    for attempt in range(policy.num_attempts):
+        prompts = [
+            Prompt((index, turn), tuple(task.template(target)), attempt)
+            for index, target in targets.items()
+            if policy.is_always_asked(attempt) or policy.settle(answers, index, turn, target, attempt).answer is None
+        ]
+        if not prompts:
+            break
+        for batch, given in backend.generate(backend.batches(prompts)):
+            answers |= {(*prompt.key, attempt): answer for prompt, answer in zip(batch, given, strict=True)}
+        missing = [prompt for prompt in prompts if (*prompt.key, attempt) not in answers]
+        if missing:
+            raise PluginError(
+                f"backend {task.config.generation.backend!r} ended without {len(missing)} of {len(prompts)} answers "
+                "it was asked for; generate() must yield every batch that it draws"
+            )
+    return answers

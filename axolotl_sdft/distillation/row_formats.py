@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from axolotl_sdft.distillation.chat_rows import ChatRows
 from axolotl_sdft.distillation.interfaces import RowFormat
-from axolotl_sdft.distillation.rows import ChatRows, InstructionRows
+from axolotl_sdft.distillation.raw_rows import CompletionRows, SegmentRows
+from axolotl_sdft.distillation.rows import InstructionRows
 from axolotl_sdft.errors import DatasetError
 from axolotl_sdft.hookspecs import hookimpl
 from axolotl_sdft.plugins import ROW_FORMATS, registry
@@ -41,23 +43,31 @@ _STYLED_TYPES = ("alpaca", "gpteacher", "oasst", "summarizetldr")  # may end in 
 
 _CHAT_ROLES = {"human": "user", "gpt": "assistant"}
 _CHAT_TYPES: dict[str, ChatRows] = {
-    name: ChatRows("conversations", key, "value", {"human": "user", assistant: "assistant"}, system=None)
+    name: ChatRows("conversations", key, "value", {"human": "user", assistant: "assistant"}, system=None, tools=None)
     for module, key, assistant in (("llama2_chat", "from", "gpt"), ("pygmalion", "role", "bot"))
     for name in (module, f"{module}.load")
 }
+
+PROMPT_FIELD = "prompt_field"
+"""Key of an entry of type ``completion``: the column that holds the beginning of the text. Axolotl does not know it."""
 
 _NO_PROMPT = "its rows are running text, without a prompt and an answer"
 _PREFERENCE = "its rows compare answers, and rewriting one would undo the comparison"
 _CHOICE = "its answer is one of the given choices"
 _REFUSED: dict[str, str] = {
-    **dict.fromkeys(("completion", "pretrain", "_synthetic", "ebft"), _NO_PROMPT),
-    "input_output": "its segments do not say which text is the prompt",
+    **dict.fromkeys(("pretrain", "_synthetic", "ebft"), _NO_PROMPT),
     **dict.fromkeys(("bradley_terry", "chatml", "llama3", "zephyr", "passthrough", "dpo", "orpo", "kto"), _PREFERENCE),
     "stepwise_supervised": "its rows judge the steps of an answer",
     "reflection": "what it trains is spread over three columns",
     "jeopardy": "it puts words in front of each answer, which a rewritten one would not fit",
     **dict.fromkeys(("explainchoice", "concisechoice"), _CHOICE),
     "context_qa.load_404": "it gives every row the same answer",
+    "creative_acr.load_critique": "its answer is put together from scores and critiques in two columns",
+    "creative_acr.load_revise": "its prompt is put together from scores and critiques in two columns",
+    "sharegpt": (
+        "Axolotl has removed this type; write the same rows as type: chat_template, field_messages: conversations, "
+        "message_property_mappings: {role: from, content: value}"
+    ),
 }
 
 
@@ -70,12 +80,26 @@ def sdft_register_row_formats(register: Callable[[str, Callable[[Mapping[str, An
         register(name, partial(_fixed, chat_rows))
     register("chat_template", _chat_template_rows)
     register("chat_template.load", _chat_template_rows)
+    register("input_output", partial(_fixed, SegmentRows()))
+    register("completion", _completion_rows)
     register("user_defined", _user_defined_rows)
 
 
 def _fixed(rows: RowFormat, dataset_config: Mapping[str, Any]) -> RowFormat:
     """Return a format whose columns no setting can change."""
     return rows
+
+
+def _completion_rows(dataset_config: Mapping[str, Any]) -> RowFormat:
+    prompt = dataset_config.get(PROMPT_FIELD)
+    if not prompt:
+        raise DatasetError(
+            f"type is 'completion', which can't be self-distilled as it is: {_NO_PROMPT}. Where another column holds "
+            f"the beginning of each text, name it in self_distillation: {{{PROMPT_FIELD}: prompt}} of this dataset; "
+            "where prompt and answer are columns of their own, use type: {field_instruction: prompt, field_output: "
+            "answer}"
+        )
+    return CompletionRows(str(dataset_config.get("field") or "text"), str(prompt))
 
 
 def _user_defined_rows(dataset_config: Mapping[str, Any]) -> RowFormat:
@@ -103,11 +127,13 @@ def _chat_template_rows(dataset_config: Mapping[str, Any]) -> RowFormat:
         messages=dataset_config.get("field_messages") or "messages",
         role=keys.get("role") or dataset_config.get("message_field_role") or "role",
         content=keys.get("content") or dataset_config.get("message_field_content") or "content",
+        tool_calls=keys.get("tool_calls") or "tool_calls",
         roles=roles,
         trains_assistant=trained is None or "assistant" in [roles.get(role, role) for role in trained],
         training=dataset_config.get("message_field_training"),
         training_detail=dataset_config.get("message_field_training_detail"),
         drops_system=bool(dataset_config.get("drop_system_message")),
+        tools=dataset_config.get("field_tools") or "tools",
     )
 
 
@@ -133,8 +159,11 @@ def resolve_row_format(dataset_config: Mapping[str, Any], where: str = "dataset"
     reason = _REFUSED.get(name) or _REFUSED.get(re.split(r"[.:]", name)[0])
     if reason and name not in registry().names(ROW_FORMATS):
         raise DatasetError(
-            f"{where}.type is {kind!r}, which can't be self-distilled: {reason}; "
-            "choose another type, or remove the self_distillation block"
+            f"{where}.type is {kind!r}, which can't be self-distilled: {reason}; choose another type, leave this "
+            "dataset alone with self_distillation: {enabled: false}, or remove the self_distillation block"
         )
     factory = registry().resolve(ROW_FORMATS, name, f"{where}.type")
-    return factory(dataset_config)
+    try:
+        return factory(dataset_config)
+    except DatasetError as err:
+        raise DatasetError(f"{where}.{err}") from err

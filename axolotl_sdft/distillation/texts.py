@@ -1,7 +1,44 @@
 """Small helpers for texts that people read."""
 
+import re
+
+# Scripts that write no spaces between words: each of their characters counts as a word.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['\N{{RIGHT SINGLE QUOTATION MARK}}]\w+)?")
+
+_DISTURBING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def shortened(text: str, length: int = 60) -> str:
     """Return a text on one line, cut to ``length`` characters."""
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def printable(text: str) -> str:
+    """Return a text without what would disturb a terminal or a page: control characters, turned writing directions."""
+    return _DISTURBING.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
+def cut(text: str, length: int) -> str:
+    """Return a text with its lines, cut after ``length`` characters, with a note of how many are left out."""
+    text = text.strip()
+    return text if len(text) <= length else f"{text[:length].rstrip()} ... ({len(text) - length:,} more characters)"
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text, in the case in which they stand there; in Chinese, for one, the characters."""
+    return _WORD.findall(text)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the two units that matter: ``45 s``, ``12 min``, ``3 h 20 min``, ``2 days 5 h``."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days {hours % 24} h"

@@ -6,42 +6,41 @@ checks on single-turn rows generates nothing again. (In a conversation, a verdic
 there the checks belong to the answers as well.)
 """
 
-import hashlib
-import json
 import logging
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from axolotl_sdft.artifacts import (
     DEFAULT_ROOT,
     checkpoint_fingerprint,
     ensure_writable,
+    find_or_make,
     fingerprint,
 )
 from axolotl_sdft.config import SelfDistillationConfig
+from axolotl_sdft.distillation.admission import require_columns, require_whole_dataset
 from axolotl_sdft.distillation.build import SUMMARY_FILE, build_dataset
 from axolotl_sdft.distillation.checks import resolve_checks
+from axolotl_sdft.distillation.content import Content, read_content
 from axolotl_sdft.distillation.generation import Generation
 from axolotl_sdft.distillation.interfaces import Backend, RowFormat
-from axolotl_sdft.distillation.journal import Journal, Key
+from axolotl_sdft.distillation.journal import Journal
 from axolotl_sdft.distillation.row_formats import resolve_row_format
 from axolotl_sdft.distillation.templates import resolve_template
-from axolotl_sdft.errors import DatasetError
+from axolotl_sdft.distillation.verdicts import Policy
+from axolotl_sdft.errors import ArtifactError, DatasetError
 from axolotl_sdft.plugins import BACKENDS, registry
-from axolotl_sdft.runtime import rank
+from axolotl_sdft.runtime import rank, world_size
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 LOG = logging.getLogger(__name__)
 
-_POLL_S = 0.5
+_JOURNAL_FORMAT = 2  # answers in another form, or sampled in another way, are not taken for these
 
 
 def distill_dataset(
@@ -56,7 +55,9 @@ def distill_dataset(
 
     Rows stay in their order; columns that hold no trained answer are untouched. Two columns are added: ``sdft_source``
     (``distilled`` or ``original``) and ``sdft_reasons`` (for each trained answer, why it was kept original, or an empty
-    text). The result stays in a folder, from which a second call with the same arguments takes it.
+    text). The result stays in a folder, from which a second call with the same arguments takes it. Beside the rows are
+    ``report.html`` (acceptance and reasons, lengths, the distribution gap, sample answers), ``summary.json`` and a
+    dataset card, ``README.md``; the log says where, and so does ``distilled.cache_files``.
 
     Args:
         dataset: The rows.
@@ -64,10 +65,12 @@ def distill_dataset(
         seed_model: Folder or Hub id of the model that rewrites.
         revision: Revision of the seed model on the Hub.
         dataset_config: The row format, as an entry of Axolotl's ``datasets``: ``type`` and its field names. Default:
-            ``{"type": "alpaca"}``.
+            ``{"type": "alpaca"}``. For columns ``prompt`` and ``completion``: ``{"type": {"field_instruction":
+            "prompt", "field_output": "completion"}}``.
 
     Raises:
-        DatasetError: A column is missing, or there is no answer to rewrite.
+        DatasetError: The dataset is streamed or has several splits, a column is missing, there is no answer to rewrite,
+            or rewriting would undo what its rows are for, as with preferences.
         ConfigError: The seed model has no chat template.
 
     Example:
@@ -79,7 +82,7 @@ def distill_dataset(
     """
     from datasets import load_from_disk
 
-    from axolotl_sdft.pruning.prune import resolve_seed
+    from axolotl_sdft.pruning.seed import resolve_seed
 
     seed_dir = resolve_seed(str(seed_model), revision)
     task = DistillationTask(dataset, config, seed_dir, dataset_config or {"type": "alpaca"}, str(seed_model))
@@ -99,14 +102,11 @@ class DistillationTask:
     """What messages call the dataset, such as ``datasets[0]``."""
 
     def __post_init__(self) -> None:
+        require_whole_dataset(self.dataset, self.where)
         if len(self.dataset) == 0:
             raise DatasetError(f"{self.where} has no rows; check its path, split and filters")
-        missing = self.row_format.missing_columns(self.dataset.column_names)
-        if missing:
-            raise DatasetError(
-                f"{self.where} has no column {missing[0]!r}, which its type {self.dataset_config.get('type')!r} needs; "
-                f"its columns: {', '.join(self.dataset.column_names)}. Set another type or the field names"
-            )
+        columns = self.dataset.column_names
+        require_columns(self.row_format.missing_columns(columns), columns, self.dataset_config.get("type"), self.where)
         _ = self.checks, self.template, self.backend_factory  # unknown names are refused now
 
     @cached_property
@@ -117,12 +117,12 @@ class DistillationTask:
     @cached_property
     def checks(self) -> Any:
         """Names and functions of the checks, in order."""
-        return resolve_checks(self.config.checks)
+        return resolve_checks(self.config.checks, self.template)
 
     @cached_property
     def template(self) -> Any:
         """The rewriting template."""
-        return resolve_template(self.config.template)
+        return resolve_template(self.config.template, self.config.examples)
 
     @cached_property
     def backend_factory(self) -> Any:
@@ -135,35 +135,54 @@ class DistillationTask:
         return Path(self.config.output_dir or DEFAULT_ROOT).absolute()
 
     @cached_property
-    def _content(self) -> tuple[str, str, int]:
-        """Digests of all rows and of what the seed model is asked about them, and the most answers in one row."""
-        rows, requests, most = hashlib.sha256(), hashlib.sha256(), 0
-        for row in self.dataset:
-            rows.update(json.dumps(row, sort_keys=True, default=str).encode())
-            num_targets = self.row_format.num_targets(row)
-            most = max(most, num_targets)
-            for turn in range(num_targets):
-                requests.update(json.dumps(self.template(self.row_format.target(row, turn))).encode())
-        if most == 0:
+    def policy(self) -> Policy:
+        """How often answers are asked for, and which one is taken."""
+        config = self.config
+        retries = config.retries if config.on_reject == "retry" else 0
+        return Policy(self.checks, config.candidates, config.choose, retries)
+
+    @cached_property
+    def seed_fingerprint(self) -> str:
+        """Fingerprint of the seed model as it was when first asked for."""
+        return checkpoint_fingerprint(self.seed_dir)
+
+    @cached_property
+    def content(self) -> Content:
+        """What the dataset holds, in short."""
+        content = read_content(self.dataset, self.row_format, self.template)
+        if content.most_targets == 0:
             raise DatasetError(f"{self.where} holds no answer to rewrite; check its type and field names")
-        return rows.hexdigest(), requests.hexdigest(), most
+        return content
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return self.config.model_dump(mode="json")
+
+    @cached_property
+    def _judging(self) -> list[Any]:
+        """What decides which of the attempts is taken."""
+        return [self._settings["checks"], self.policy.candidates, self.policy.choose, self.policy.retries]
 
     @cached_property
     def answers_dir(self) -> Path:
         """Folder of the journal."""
-        settings = self.config.model_dump(mode="json")
-        generation = {
-            key: value for key, value in settings["generation"].items() if key not in ("batch_tokens", "batch_rows")
-        }
-        made_of = [checkpoint_fingerprint(self.seed_dir), self._content[1], generation]
-        if self._content[2] > 1:
-            made_of.append(settings["checks"])
+        generation = self.config.generation.shaping_answers()
+        made_of = [_JOURNAL_FORMAT, self.seed_fingerprint, self.content.requests_digest, generation]
+        if self.content.most_targets > 1:
+            made_of.append(self._judging)
         return self.root / f"answers-{fingerprint(made_of)}"
+
+    @cached_property
+    def chain(self) -> str:
+        """Fingerprint of what decides which answers are asked for again; all chains share the first attempts."""
+        if self.policy.choose == "first":  # attempts go on until one passes, whatever they are called
+            return fingerprint([self._settings["checks"]])
+        return fingerprint(self._judging if self.policy.retries else "all")
 
     @cached_property
     def dataset_dir(self) -> Path:
         """Folder of the distilled dataset."""
-        made_of = [self.answers_dir.name, self._content[0], self.config.checks, self.config.on_reject]
+        made_of = [self.answers_dir.name, self.content.rows_digest, self.config.on_reject, self._judging]
         return self.root / f"distilled-{fingerprint(made_of)}"
 
     @property
@@ -183,29 +202,22 @@ class DistillationTask:
         backend.check()
         ensure_writable(self.root, "self_distillation.output_dir")
         ensure_writable(self.answers_dir, "self_distillation.output_dir")
-        journal = Journal(self.answers_dir)
+        journal = Journal(self.answers_dir, self.chain)
         try:
-            with journal.writer(rank()) as writer:
+            with journal.writer(rank(), world_size()) as writer:
                 Generation(self, backend, journal).run(writer)
-            self._build_once(backend, journal)
+            find_or_make(self.dataset_dir, lambda: self._build(backend, journal), lambda: self.is_done)
         finally:
+            journal.close()
             backend.close()
         return self.dataset_dir
 
-    def _build_once(self, backend: Backend, journal: Journal) -> None:
-        """Wait until every rank has written its share, then let the first one that sees it build the dataset."""
-        while True:
-            with FileLock(self.root / f".{self.dataset_dir.name}.lock"):
-                if self.is_done:
-                    return
-                answers = journal.answers()
-                if all(key in answers for key in self.answer_keys()):
-                    build_dataset(self, backend, answers, journal.seconds())
-                    return
-            time.sleep(_POLL_S)
-
-    def answer_keys(self) -> Iterator[Key]:
-        """Yield row and turn of every answer to be rewritten."""
-        for index, row in enumerate(self.dataset):
-            for turn in range(self.row_format.num_targets(row)):
-                yield index, turn
+    def _build(self, backend: Backend, journal: Journal) -> None:
+        """Build the dataset from the answers, all of which are there. One process at a time is here."""
+        if checkpoint_fingerprint(self.seed_dir) != self.seed_fingerprint:
+            raise ArtifactError(
+                f"{self.where}: the seed model in {self.seed_dir} was changed while it wrote the answers in "
+                f"{self.answers_dir}, which are kept. Start again to have the model as it is now write them anew; "
+                "or, if it had been loaded before the change, put the former files back and start again to use them"
+            )
+        build_dataset(self, backend, journal)

@@ -3,14 +3,112 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from axolotl_sdft.distillation.answer_index import Key
 from axolotl_sdft.distillation.checks import first_rejection
-from axolotl_sdft.distillation.interfaces import Answer, AnswerCheck, RowFormat
-from axolotl_sdft.distillation.journal import Key
+from axolotl_sdft.distillation.interfaces import Answer, AnswerCheck, RowFormat, Target
 
 SOURCE_COLUMN = "sdft_source"
 REASONS_COLUMN = "sdft_reasons"
+FAILED = "failed"
+"""What stands for the name of a check where a request failed for good."""
+
+Checks = Sequence[tuple[str, AnswerCheck]]
+"""Names and functions of checks, in order."""
+
+
+def rejection_of(answer: Answer, target: Target, checks: Checks) -> tuple[str, str] | None:
+    """Return the name of the first check that rejects an answer, with its reason, or None when all pass.
+
+    An answer that could not be had is rejected as ``failed`` before any check sees it.
+    """
+    if answer.finish_reason == "error":
+        return FAILED, answer.error or "no answer"
+    return first_rejection(answer, target, checks)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How often an answer is asked for, and which attempt is taken."""
+
+    checks: Checks
+    candidates: int = 1
+    choose: Literal["first", "likeliest"] = "first"
+    retries: int = 0
+
+    @property
+    def num_attempts(self) -> int:
+        """The most attempts for one answer."""
+        return self.candidates + self.retries
+
+    def is_always_asked(self, attempt: int) -> bool:
+        """Whether an attempt is made whatever became of those before it."""
+        return attempt == 0 or (self.choose == "likeliest" and attempt < self.candidates)
+
+    def settle(
+        self, answers: Mapping[Key, Answer], row: int, turn: int, target: Target, num_attempts: int | None = None
+    ) -> "Settlement":
+        """Judge the attempts at one answer, in order, as far as needed.
+
+        Args:
+            answers: What was generated.
+            row: Row of the answer.
+            turn: Its trained turn.
+            target: The original answer with its context.
+            num_attempts: Look at this many of the first attempts; by default at all.
+
+        Raises:
+            KeyError: An attempt that is needed is missing.
+        """
+        most = self.num_attempts if num_attempts is None else num_attempts
+        rejections: list[tuple[str, str]] = []
+        passing: list[tuple[int, Answer]] = []
+        for attempt in range(most):
+            if passing and not self.is_always_asked(attempt):
+                break
+            answer = answers[row, turn, attempt]
+            rejection = rejection_of(answer, target, self.checks)
+            if rejection is None:
+                passing.append((attempt, answer))
+            else:
+                rejections.append(rejection)
+        num_judged = len(passing) + len(rejections)
+        if not passing:
+            return Settlement(target, None, None, tuple(rejections), num_judged)
+        attempt, answer = max(passing, key=lambda pair: _likelihood(pair[1]))  # of equal ones the first
+        return Settlement(target, attempt, answer, tuple(rejections), num_judged)
+
+
+def _likelihood(answer: Answer) -> float:
+    return float("-inf") if answer.mean_logprob is None else answer.mean_logprob
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What became of one trained answer."""
+
+    target: Target
+    """The original answer, after those before it as they will be trained."""
+
+    attempt: int | None
+    """The attempt that is taken; None leaves the original answer."""
+
+    answer: Answer | None
+    rejections: tuple[tuple[str, str], ...]
+    """Check and reason of each attempt that was rejected, in order."""
+
+    num_judged: int
+
+    @property
+    def shown_attempt(self) -> int:
+        """The attempt that is taken, or the last one where all were rejected."""
+        return self.num_judged - 1 if self.attempt is None else self.attempt
+
+    @property
+    def reason(self) -> str:
+        """Why the original answer stays, by the last attempt; an empty text when it was rewritten."""
+        return "" if self.attempt is not None else ": ".join(self.rejections[-1])
 
 
 @dataclass(frozen=True)
@@ -20,45 +118,44 @@ class RowVerdict:
     row: dict[str, Any]
     """The row with its accepted answers in place."""
 
-    reasons: tuple[str, ...]
-    """One for each trained turn: why it keeps its original answer, or an empty text when it was rewritten."""
+    settlements: tuple[Settlement, ...]
+    """One for each trained turn."""
+
+    @property
+    def reasons(self) -> list[str]:
+        """One for each trained turn: why it keeps its original answer, or an empty text when it was rewritten."""
+        return [settlement.reason for settlement in self.settlements]
 
     @property
     def source(self) -> str:
         """``distilled`` when at least one answer was rewritten, else ``original``."""
-        return "distilled" if "" in self.reasons else "original"
+        return "distilled" if any(settlement.attempt is not None for settlement in self.settlements) else "original"
 
     @property
     def is_rejected(self) -> bool:
-        """Whether any answer failed a check."""
-        return any(self.reasons)
+        """Whether any trained answer stays as it was."""
+        return any(settlement.attempt is None for settlement in self.settlements)
 
     def columns(self) -> dict[str, Any]:
         """Return the row with its provenance columns."""
-        return {**self.row, SOURCE_COLUMN: self.source, REASONS_COLUMN: list(self.reasons)}
+        return {**self.row, SOURCE_COLUMN: self.source, REASONS_COLUMN: self.reasons}
 
 
 def judge_row(
-    row: dict[str, Any],
-    index: int,
-    answers: Mapping[Key, Answer],
-    row_format: RowFormat,
-    checks: Sequence[tuple[str, AnswerCheck]],
-    num_turns: int | None = None,
+    row: dict[str, Any], index: int, answers: Mapping[Key, Answer], row_format: RowFormat, policy: Policy
 ) -> RowVerdict:
-    """Return a row with its first ``num_turns`` trained answers judged, each after those before it were put in place.
+    """Return a row with its trained answers settled, each after those before it were put in place.
 
     Raises:
         KeyError: An answer is missing.
     """
-    reasons = []
-    for turn in range(row_format.num_targets(row) if num_turns is None else num_turns):
-        answer = answers[index, turn]
-        rejection = first_rejection(answer, row_format.target(row, turn), checks)
-        if rejection is None:
-            row = row_format.with_answer(row, turn, answer.text)
-        reasons.append("" if rejection is None else f"{rejection[0]}: {rejection[1]}")
-    return RowVerdict(row, tuple(reasons))
+    settlements = []
+    for turn in range(row_format.num_targets(row)):
+        settlement = policy.settle(answers, index, turn, row_format.target(row, turn))
+        if settlement.answer is not None:
+            row = row_format.with_answer(row, turn, settlement.answer.text)
+        settlements.append(settlement)
+    return RowVerdict(row, tuple(settlements))
 
 
 @dataclass
@@ -71,20 +168,32 @@ class Tally:
     turns: int = 0
     turns_distilled: int = 0
     rejections: Counter[str] = field(default_factory=Counter)
-    """Rejected turns by the name of the check."""
+    """Turns that keep their original answer, by the check that rejected the last attempt."""
+
+    attempts: int = 0
+    """Answers that were judged."""
+
+    rejected_attempts: Counter[str] = field(default_factory=Counter)
+    """Answers that were rejected, by the name of the check."""
 
     def add(self, verdict: RowVerdict, is_dropped: bool) -> None:
         """Count a row."""
         self.rows += 1
         self.rows_dropped += is_dropped
         self.rows_distilled += verdict.source == "distilled" and not is_dropped
-        self.turns += len(verdict.reasons)
-        self.turns_distilled += verdict.reasons.count("")
-        self.rejections.update(reason.split(":", 1)[0] for reason in verdict.reasons if reason)
+        self.turns += len(verdict.settlements)
+        for settlement in verdict.settlements:
+            names = [name for name, _ in settlement.rejections]
+            self.rejected_attempts.update(names)
+            self.attempts += settlement.num_judged
+            if settlement.attempt is None:
+                self.rejections.update(names[-1:])
+            else:
+                self.turns_distilled += 1
 
     @property
     def acceptance(self) -> float:
-        """Share of the rewritten answers that passed all checks."""
+        """Share of the trained answers that were rewritten."""
         return self.turns_distilled / self.turns if self.turns else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -98,4 +207,6 @@ class Tally:
             "turns_distilled": self.turns_distilled,
             "acceptance": round(self.acceptance, 4),
             "rejections": dict(self.rejections.most_common()),
+            "attempts": self.attempts,
+            "rejected_attempts": dict(self.rejected_attempts.most_common()),
         }

@@ -39,15 +39,16 @@ def read_blocks(cfg: Mapping[str, Any]) -> Blocks:
     for name, model in BLOCKS.items():
         value = cfg.get(name)
         try:
-            blocks[name] = None if value is None else model.model_validate(_plain(value))
+            blocks[name] = None if value is None else model.model_validate(plain(value))
         except ValidationError as err:
-            faults += [_fault(name, error) for error in err.errors()]
+            faults += [fault_line(name, error) for error in err.errors()]
     if faults:
         raise ConfigError("\n".join(faults))
     return Blocks(**blocks)  # type: ignore[arg-type]
 
 
-def _fault(block: str, error: Any) -> str:
+def fault_line(block: str, error: Any) -> str:
+    """Return what is wrong with a block: the dotted key, its value, and what it should be."""
     key = ".".join([block, *(str(part) for part in error["loc"])])
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":  # our own rules tell the values themselves
@@ -55,10 +56,10 @@ def _fault(block: str, error: Any) -> str:
     return f"{key} is {error['input']!r}: {message}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return nested mappings as plain dicts: Axolotl's own type answers None for any missing key."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

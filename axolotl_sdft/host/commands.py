@@ -1,68 +1,122 @@
 """One stage alone, for the command line: each function yields the lines that a person reads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.distillation.build import read_summary
-from axolotl_sdft.distillation.texts import shortened
-from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.distillation.report import REPORT_FILE
+from axolotl_sdft.errors import ConfigError, MissingExtraError
 from axolotl_sdft.host.blocks import Blocks, read_blocks
+from axolotl_sdft.host.overrides import check_overrides
+from axolotl_sdft.host.rewriting import distillation_tasks
 from axolotl_sdft.host.rules import check_rules
-from axolotl_sdft.host.stages import distillation_tasks, pruning_task, seed_dir_of
+from axolotl_sdft.host.seed_model import seed_dir_of
+from axolotl_sdft.host.stages import pruning_task
+from axolotl_sdft.pruning.cut import SCORES_FILE
+from axolotl_sdft.pruning.plan import PruningPlan
+from axolotl_sdft.pruning.plots import write_plots
+from axolotl_sdft.pruning.report import report_lines
+from axolotl_sdft.pruning.savings import read_savings
+from axolotl_sdft.pruning.score import LayerScores
 from axolotl_sdft.recovery.summary import Artifacts
 
-_SHOWN_CHARS = 600
 
+def prune_alone(cfg: Any, dry_run: bool, num_layers: int | float | None = None) -> Iterator[str]:
+    """Yield what pruning the base model does and could do; then prune it, unless ``dry_run``, and yield the folder.
 
-def prune_alone(cfg: Any, dry_run: bool) -> Iterator[str]:
-    """Prune the base model; yield the plan and the folder.
+    Scores and pictures are kept in both cases, so that another number of layers is planned in seconds.
+
+    Args:
+        cfg: The raw configuration.
+        dry_run: Write no checkpoint.
+        num_layers: Takes the place of ``layer_pruning.num_layers`` and ``drop_layers``.
 
     Raises:
-        ConfigError: The configuration has no ``layer_pruning`` block.
+        ConfigError: The configuration has no ``layer_pruning`` block, or so many layers can't go.
     """
-    config = _checked_blocks(cfg).layer_pruning
-    if config is None:
+    if cfg.get("layer_pruning") is None:
         raise ConfigError("there is no layer_pruning block; add one, such as layer_pruning: {num_layers: 2}")
-    task = pruning_task(cfg, config)
-    if dry_run:
-        plan = task.plan()
-        yield f"{len(plan.drop_layers)} of {plan.num_layers} layers would go: {_listed(plan.drop_layers)}"
-        if plan.cost is not None:
-            yield f"{plan.metric}: {plan.cost:.4f}"
+    if num_layers is None:
+        yield from _prune(cfg, dry_run)
         return
-    yield f"pruned checkpoint: {task.run()}"
+    if isinstance(cfg.layer_pruning, Mapping):
+        others = {key: value for key, value in cfg.layer_pruning.items() if key not in ("num_layers", "drop_layers")}
+        cfg.layer_pruning = {**others, "num_layers": num_layers}
+    try:
+        yield from _prune(cfg, dry_run)
+    except ConfigError as err:
+        raise ConfigError(f"with --num-layers {num_layers}: {err}") from err
 
 
-def distill_alone(cfg: Any, num_previews: int | None) -> Iterator[str]:
-    """Rewrite the datasets, or show some rows; yield counts and folders.
+def _prune(cfg: Any, dry_run: bool) -> Iterator[str]:
+    config = _checked_blocks(cfg).layer_pruning
+    assert config is not None
+    task = pruning_task(cfg, config)
+    if task.is_input_pruned:
+        yield f"{task.seed_name} has been pruned with these settings already; nothing is left to do"
+        return
+    # First, since it refuses what would stop it before the layers are scored.
+    pruned_dir = None if dry_run else task.run()
+    plan, scores = task.plan(), task.scores()
+    savings = read_savings(task.seed_dir, plan.drop_layers)
+    yield from report_lines(task.seed_name, plan, scores, savings, config)
+    if scores is not None:
+        yield f"scores: {task.scores_dir / SCORES_FILE}"
+        yield from _picture_lines(task.seed_name, plan, scores, config, task.scores_dir)
+    if pruned_dir is not None:
+        yield f"pruned checkpoint: {pruned_dir}"
+
+
+def _picture_lines(
+    model_name: str, plan: PruningPlan, scores: LayerScores, config: LayerPruningConfig, folder: Path
+) -> Iterator[str]:
+    try:
+        yield from (f"picture: {path}" for path in write_plots(model_name, plan, scores, config, folder))
+    except MissingExtraError as err:
+        yield f"no pictures: {err}"
+
+
+def distill_alone(cfg: Any, num_previews: int | None, width: int | None = None) -> Iterator[str]:
+    """Rewrite the datasets, or show some rows; yield counts, folders and reports.
+
+    Args:
+        cfg: The raw configuration.
+        num_previews: Show so many rows of each dataset, and write nothing.
+        width: Columns of the terminal that shows them; None for a file or a pipe.
 
     Raises:
         ConfigError: The configuration has no ``self_distillation`` block.
     """
-    from axolotl_sdft.distillation.preview import preview
-
     config = _checked_blocks(cfg).self_distillation
     if config is None:
         raise ConfigError("there is no self_distillation block; an empty one will do: self_distillation: {}")
-    for _, task in distillation_tasks(cfg, config):
-        if num_previews is None:
-            folder = task.run()
-            summary = read_summary(folder)
-            yield f"{task.where}: {summary['turns_distilled']} of {summary['turns']} answers rewritten: {folder}"
+    for _, task in distillation_tasks(cfg):
+        if num_previews is not None:
+            yield from _preview(task, num_previews, width)
             continue
-        for shown in preview(task, num_previews):
-            yield f"--- {task.where}, row {shown.row}: {shown.verdict}"
-            yield f"prompt:    {shortened(shown.target.instruction, _SHOWN_CHARS)}"
-            yield f"reference: {shortened(shown.target.reference, _SHOWN_CHARS)}"
-            yield f"rewritten: {shortened(shown.answer.text, _SHOWN_CHARS)}"
+        folder = task.run()
+        summary = read_summary(folder)
+        yield f"{task.where}: {summary['turns_distilled']} of {summary['turns']} answers rewritten: {folder}"
+        yield f"report: {folder / REPORT_FILE}"
+
+
+def _preview(task: Any, num_rows: int, width: int | None) -> Iterator[str]:
+    from axolotl_sdft.distillation.preview import preview
+    from axolotl_sdft.distillation.side_by_side import answer_lines, preview_lines
+
+    previewed = preview(task, num_rows)
+    for shown in previewed.answers:
+        yield from answer_lines(shown, task.where, width)
+    yield from preview_lines(previewed, task.where, len(task.dataset))
 
 
 def find_artifacts(cfg: Any) -> Artifacts:
     """Return what the stages of a configuration have made so far; makes nothing."""
     blocks = _checked_blocks(cfg)
     pruned = pruning_task(cfg, blocks.layer_pruning) if blocks.layer_pruning is not None else None
-    tasks = distillation_tasks(cfg, blocks.self_distillation) if blocks.self_distillation is not None else []
+    tasks = distillation_tasks(cfg) if blocks.self_distillation is not None else []
     return Artifacts(
         seed_dir=seed_dir_of(cfg),
         pruned_dir=pruned.output_dir if pruned is not None and pruned.is_done else None,
@@ -73,9 +127,6 @@ def find_artifacts(cfg: Any) -> Artifacts:
 
 def _checked_blocks(cfg: Any) -> Blocks:
     blocks = read_blocks(cfg)
+    check_overrides(cfg)
     check_rules(cfg, blocks, other_trainers={})
     return blocks
-
-
-def _listed(layers: tuple[int, ...]) -> str:
-    return ", ".join(str(layer) for layer in layers)

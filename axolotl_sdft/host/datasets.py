@@ -16,16 +16,31 @@ _CONSUMED = (
     *("ds_type", "trust_remote_code", "weight"),
 )
 
-_SHUFFLE_SEED = 42  # Axolotl leaves `seed` unset by default, and then each rank would shuffle differently
+OVERRIDE = "self_distillation"
+"""Key under which an entry changes the top-level block of that name."""
+
+_SHUFFLE_SEED = 42
+
+
+def shuffle_seed(cfg: Any) -> int:
+    """Return the seed that rows are shuffled with.
+
+    Axolotl leaves ``seed`` unset by default, and then each rank would shuffle differently.
+    """
+    return _SHUFFLE_SEED if cfg.get("seed") is None else int(cfg["seed"])
 
 
 def dataset_entries(cfg: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each entry of ``datasets``, expanded as Axolotl does, with what messages call it."""
+    """Yield each entry of ``datasets``, expanded as Axolotl does, with what messages call it.
+
+    A ``self_distillation`` block of the entry is left out: it says nothing about what the entry reads.
+    """
     from axolotl.utils.data.shared import datasets_with_name_generator
     from axolotl.utils.dict import DictDefault
 
     for index, entry in enumerate(cfg.datasets or []):
-        for expanded in datasets_with_name_generator([DictDefault(dict(entry))]):
+        own = {key: value for key, value in entry.items() if key != OVERRIDE}
+        for expanded in datasets_with_name_generator([DictDefault(own)]):
             yield f"datasets[{index}]", expanded
 
 
@@ -50,7 +65,7 @@ def load_rows(cfg: Any, entry: Any, where: str) -> "Dataset":
             "check the path, name, split and data_files"
         ) from err
     rows = _of_split(rows, entry, where)
-    seed = cfg.get("seed") or _SHUFFLE_SEED
+    seed = shuffle_seed(cfg)
     if entry.get("shards"):
         rows = rows.shuffle(seed=seed).shard(num_shards=entry.shards, index=entry.get("shards_idx") or 0)
     if entry.get("weight") is not None and entry.weight < 1.0:
@@ -70,7 +85,7 @@ def _of_split(rows: Any, entry: Any, where: str) -> "Dataset":
 
 
 def rewritten_entry(entry: Any, folder: Path) -> Any:
-    """Return a dataset entry that reads a folder instead, with the same row format."""
+    """Return a dataset entry that reads a folder of rows instead, with the same row format."""
     from axolotl.utils.dict import DictDefault
 
     kept = {key: value for key, value in entry.items() if key not in _CONSUMED and value is not None}

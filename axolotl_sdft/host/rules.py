@@ -5,6 +5,7 @@ from typing import Any
 
 from axolotl_sdft.errors import ConfigError
 from axolotl_sdft.host.blocks import Blocks
+from axolotl_sdft.pruning.score import metric_needs_text
 
 _LIGER = "axolotl.integrations.liger.LigerPlugin"
 _CUT_CROSS_ENTROPY = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
@@ -36,11 +37,12 @@ def check_rules(cfg: Mapping[str, Any], blocks: Blocks, other_trainers: Mapping[
 
 def _layer_pruning_faults(cfg: Mapping[str, Any], blocks: Blocks) -> Iterator[str]:
     pruning = blocks.layer_pruning
-    needs_training_set = pruning is not None and pruning.num_layers is not None and pruning.calibration.path is None
-    if needs_training_set and not cfg.get("datasets"):
+    if pruning is None or pruning.num_layers is None or pruning.calibration.path is not None:
+        return
+    if not (cfg.get("datasets") or cfg.get("pretraining_dataset")) and metric_needs_text(pruning.metric):
         yield (
             "layer_pruning.calibration.path is not set and there are no datasets to take the calibration text from; "
-            "set the path, or name the layers in layer_pruning.drop_layers"
+            "set the path, name the layers in layer_pruning.drop_layers, or set layer_pruning.metric: last"
         )
 
 

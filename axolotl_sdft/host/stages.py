@@ -4,17 +4,20 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.artifacts import DEFAULT_ROOT, ensure_writable, fingerprint
-from axolotl_sdft.config import LayerPruningConfig, SelfDistillationConfig
+from axolotl_sdft.artifacts import DEFAULT_ROOT, fingerprint
+from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.host import compat
 from axolotl_sdft.host.blocks import SEED_KEY, Blocks, read_blocks
 from axolotl_sdft.host.calibration import calibration_entries, calibration_texts
-from axolotl_sdft.host.datasets import dataset_entries, entry_fingerprint, load_rows, rewritten_entry
+from axolotl_sdft.host.datasets import entry_fingerprint
+from axolotl_sdft.host.overrides import check_overrides, take_out_overrides
+from axolotl_sdft.host.rewriting import check_distillation, rewrite_datasets
 from axolotl_sdft.host.rules import check_rules
+from axolotl_sdft.host.seed_model import seed_dir_of
 from axolotl_sdft.plugins import METRICS, registry
+from axolotl_sdft.pruning.score import metric_needs_text
 
 if TYPE_CHECKING:
-    from axolotl_sdft.distillation.transform import DistillationTask
     from axolotl_sdft.pruning.prune import PruningTask
 
 LOG = logging.getLogger(__name__)
@@ -25,10 +28,13 @@ _CONFIG_KEYS_OF_BASE_MODEL = ("base_model_config", "tokenizer_config", "processo
 def prepare(cfg: Any, own_plugin: object) -> None:
     """Check a raw configuration and point its ``base_model`` to the pruned checkpoint, made unless it is there.
 
-    Afterwards the seed model is known as ``cfg.sdft_seed_model``. Can be called again on the same configuration.
+    Afterwards the seed model is known as ``cfg.sdft_seed_model``, and what single datasets change about
+    ``self_distillation`` as ``cfg.sdft_datasets``. Can be called again on the same configuration.
     """
     compat.show_log_lines()
     blocks = read_blocks(cfg)
+    check_overrides(cfg)
+    take_out_overrides(cfg)
     if cfg.get(SEED_KEY):  # a Ray worker gets the configuration that its driver has prepared
         return
     if blocks == Blocks(None, None, None):
@@ -37,23 +43,11 @@ def prepare(cfg: Any, own_plugin: object) -> None:
     check_rules(cfg, blocks, compat.other_trainers(cfg, own_plugin) if blocks.dynsdpb else {})
     command = compat.running_command()
     if blocks.self_distillation is not None and command in ("train", "preprocess", None):
-        check_distillation(cfg, blocks.self_distillation)
+        check_distillation(cfg)
     if blocks.layer_pruning is not None:
         prune_base_model(cfg, blocks.layer_pruning)
     if blocks.self_distillation is not None and command == "evaluate":  # it never calls the hook that rewrites
         rewrite_datasets(cfg, blocks.self_distillation, only_if_done=True)
-
-
-def seed_of(cfg: Any) -> tuple[str, str | None]:
-    """Return the seed model and its revision, whether or not ``base_model`` is the pruned checkpoint by now."""
-    return cfg.get(SEED_KEY) or cfg.base_model, cfg.get("revision_of_model")
-
-
-def seed_dir_of(cfg: Any) -> Path:
-    """Return the folder of the seed model; a Hub id is downloaded."""
-    from axolotl_sdft.pruning.prune import resolve_seed
-
-    return resolve_seed(*seed_of(cfg))
 
 
 def prune_base_model(cfg: Any, config: LayerPruningConfig) -> None:
@@ -82,13 +76,16 @@ def pruning_task(cfg: Any, config: LayerPruningConfig) -> "PruningTask":
 
     registry().resolve(METRICS, config.metric, "layer_pruning.metric")
     calibration = config.calibration
-    entries = calibration_entries(cfg, calibration) if config.drop_layers is None else []
+    reads_text = config.drop_layers is None and metric_needs_text(config.metric)
+    entries = calibration_entries(cfg, calibration) if reads_text else []
     seed_dir = seed_dir_of(cfg)
+    trust_remote_code = bool(cfg.get("trust_remote_code"))
 
     def load_batches() -> Any:
         from axolotl_sdft.pruning.calibration import encode_texts
 
-        return encode_texts(calibration_texts(cfg, entries, calibration, seed_dir), seed_dir, calibration)
+        texts = calibration_texts(cfg, entries, calibration, seed_dir)
+        return encode_texts(texts, seed_dir, calibration, trust_remote_code=trust_remote_code)
 
     return PruningTask(
         seed_dir=seed_dir,
@@ -97,39 +94,5 @@ def pruning_task(cfg: Any, config: LayerPruningConfig) -> "PruningTask":
         calibration_fingerprint=fingerprint([entry_fingerprint(entry) for _, entry in entries]),
         load_batches=load_batches,
         root=Path(DEFAULT_ROOT).absolute(),
+        trust_remote_code=trust_remote_code,
     )
-
-
-def check_distillation(cfg: Any, config: SelfDistillationConfig) -> None:
-    """Refuse what would stop the rewriting later: names, datasets, columns, a seed without chat template."""
-    tasks = distillation_tasks(cfg, config)
-    ensure_writable(tasks[0][1].root, "self_distillation.output_dir")
-    tasks[0][1].backend_factory(tasks[0][1].seed_dir, config.generation).check()
-
-
-def rewrite_datasets(cfg: Any, config: SelfDistillationConfig, only_if_done: bool = False) -> list[Path]:
-    """Point ``datasets`` to distilled ones, made unless they are there, and return their folders.
-
-    With ``only_if_done``, nothing is made: datasets that were never rewritten stay as they are.
-    """
-    entries, folders = [], []
-    for entry, task in distillation_tasks(cfg, config):
-        if only_if_done and not task.is_done:
-            LOG.warning("%s has not been rewritten yet; using its original rows", task.where)
-            entries.append(entry)
-            continue
-        folders.append(task.run())
-        entries.append(rewritten_entry(entry, folders[-1]))
-    cfg.datasets = entries
-    return folders
-
-
-def distillation_tasks(cfg: Any, config: SelfDistillationConfig) -> "list[tuple[Any, DistillationTask]]":
-    """Return each dataset entry with its rewriting task. Settings and columns are checked; no model is loaded."""
-    from axolotl_sdft.distillation.transform import DistillationTask
-
-    seed_dir = seed_dir_of(cfg)
-    return [
-        (entry, DistillationTask(load_rows(cfg, entry, where), config, seed_dir, entry, seed_of(cfg)[0], where))
-        for where, entry in dataset_entries(cfg)
-    ]

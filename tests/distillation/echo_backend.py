@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from axolotl_sdft.distillation.interfaces import Answer
+from axolotl_sdft.distillation.interfaces import Answer, Prompt
 from axolotl_sdft.hookspecs import hookimpl
 
 ROWS_PER_BATCH = 2
@@ -29,12 +29,13 @@ class EchoBackend:
             log = os.environ.get("ECHO_LOG")
             if log:
                 with Path(log).open("a") as file:
-                    file.writelines(f"{prompt.key[0]} {prompt.key[1]}\n" for prompt in batch)
+                    file.writelines(f"{prompt.key[0]} {prompt.key[1]} {prompt.attempt}\n" for prompt in batch)
             yield batch, [self.answer(prompt) for prompt in batch]
 
     def answer(self, prompt):
         last = prompt.messages[-1]["content"].split()
-        return Answer(f"{len(prompt.messages)} messages, the last ends in {last[-1]}", "stop", 7)
+        again = f"{prompt.attempt} times more " if prompt.attempt else ""
+        return Answer(f"{again}{len(prompt.messages)} messages, the last ends in {last[-1]}", "stop", 7)
 
     def answer_nll(self, targets):
         return [float(len(text)) for _, text in targets]
@@ -43,13 +44,26 @@ class EchoBackend:
         pass
 
 
+class ScriptedBackend(EchoBackend):
+    """Gives the answers that a test has put into ``SCRIPT``, and remembers the prompts it was asked."""
+
+    def answer(self, prompt):
+        ASKED.append(prompt)
+        return SCRIPT[(*prompt.key, prompt.attempt)]
+
+
+SCRIPT: dict[tuple[int, int, int], Answer] = {}
+ASKED: list[Prompt] = []
+
+
 def plain_template(target):
     return [*target.context[:-1], {"role": "user", "content": f"Rewrite: {target.reference}"}]
 
 
 @hookimpl
 def sdft_register_backends(register):
-    register("echo", lambda model_dir, config: EchoBackend(model_dir, config))
+    register("echo", EchoBackend)
+    register("scripted", ScriptedBackend)
 
 
 @hookimpl
@@ -60,3 +74,4 @@ def sdft_register_templates(register):
 @hookimpl
 def sdft_register_checks(register):
     register("no_seven", lambda answer, target: "holds 7" if answer.text.endswith("7") else None)
+    register("good", lambda answer, target: None if answer.text.startswith("good") else f"is {answer.text}")

@@ -1,263 +1,22 @@
-"""Which rewritten answers are rejected, and which similar ones pass."""
+"""How the checks of a run are named, set and asked."""
 
-import threading
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Annotated
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
-from axolotl_sdft.distillation.checks import (
-    empty,
-    first_rejection,
-    leak,
-    numeric_answer,
-    repetition,
-    resolve_checks,
-    truncated,
-)
+from axolotl_sdft.distillation.checks import BUILT_IN, first_rejection, prepared_by, resolve_checks, scored_check
 from axolotl_sdft.distillation.interfaces import Answer, Target
-from axolotl_sdft.distillation.templates import BUILT_IN
-from axolotl_sdft.errors import UnknownNameError
-
-
-def written(text: str) -> Answer:
-    return Answer(text, "stop", len(text.split()))
-
-
-def asked(instruction: str = "Tell me about tea.", reference: str = "Tea is a drink.") -> Target:
-    return Target(({"role": "user", "content": instruction},), reference)
-
-
-# --- empty ---
-
-
-@pytest.mark.parametrize("text", ["", " \n", "...", "**", "—"])
-def test_an_answer_without_any_content_is_empty(text: str):
-    assert empty(written(text), asked()) in ("no text", "nothing but punctuation")
-
-
-@pytest.mark.parametrize("text", ["4", "ja", "茶", "🙂", "+"])
-def test_a_short_answer_is_not_empty(text: str):
-    assert empty(written(text), asked()) is None
-
-
-def test_punctuation_passes_where_the_original_is_punctuation():
-    assert empty(written("?"), asked("Which mark ends a question?", "?")) is None
-
-
-def test_an_empty_original_gives_nothing_to_rewrite():
-    assert empty(written("Tea is a drink."), asked(reference=" ")) == "the original answer is empty"
-
-
-# --- truncated ---
-
-
-def test_an_answer_that_was_cut_off_is_truncated():
-    assert truncated(Answer("Tea is", "length", 96), asked()) == "cut off after 96 tokens"
-
-
-def test_an_announcement_with_nothing_behind_it_is_truncated():
-    assert truncated(written("Tea, coffee.\n\nThe answer is:"), asked()) == "ends with a colon"
-    assert truncated(written("if tea:"), asked("Complete: if", "if tea:")) is None
-
-
-def test_an_answer_that_ended_itself_is_not_truncated():
-    assert truncated(written("Tea is"), asked()) is None
-
-
-# --- leak ---
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Here's a response that uses the reference answer as a guide:\n\nTea is a drink.",
-        "Here is a response based on the reference.\nTea is a drink.",
-        "Here's a rewritten version of your answer:\n\nTea is a drink.",
-        "Sure, as you asked: tea is a drink.",
-        "Tea is a drink.\n\nI'm glad you found the instructions helpful.",
-        "Following the instructions you gave, tea is a drink.",
-        "According to the notes, tea is a drink.",
-        "The notes say that tea is a drink.",
-        "Notes: tea is a drink.",
-        "The text above is true. Tea is a drink.",
-        "Tea is a drink.\n\nI\u2019m ready to help. What\u2019s your request?",
-        "Tea is a drink. The last line of the solution must be the same.",
-        "Tea, in my own words, is a drink.",
-        "I made the following changes: tea is a drink.",
-    ],
-)
-def test_talk_about_the_request_is_a_leak(text: str):
-    assert leak(written(text), asked()) is not None
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Here are four ideas for a tea party:\n- Scones\n- Cake",
-        "Here is a solution with the least effort: boil water.",
-        "Note: tea is hot. The notes of jasmine are floral, and the notes are faint.",
-        "Follow the instructions on the package.",
-        "The reference temperature is 20 degrees. See the reference manual.",
-        "Based on the data, tea is a drink. The text is from 1850.",
-        "The original version of the song was slower; a revised version of the treaty followed.",
-        "Explain it in your own words and review your notes before the exam.",
-        "I am ready. The tea is ready.",
-        "Dear John,\nI am glad you found the house. As agreed, tea is at five.",
-    ],
-)
-def test_an_answer_that_only_sounds_similar_is_no_leak(text: str):
-    assert leak(written(text), asked()) is None
-
-
-def test_the_reason_names_the_words_that_leak():
-    assert leak(written("It is like the reference answer says."), asked()) == "'reference answer' in the answer"
-
-
-def test_words_that_stand_in_the_instruction_or_the_reference_are_no_leak():
-    text = "A model answer and a reference answer differ in length."
-    assert leak(written(text), asked("What is a Reference Answer?")) is None
-    assert leak(written(text), asked(reference="A reference answer is longer.")) is None
-
-
-def test_words_that_stand_in_an_earlier_turn_are_no_leak():
-    target = Target(({"role": "user", "content": "The notes say: tea."}, *asked().context), "Tea.")
-    assert leak(written("The notes say tea."), target) is None
-
-
-def test_a_rewritten_version_is_what_some_instructions_ask_for():
-    text = "Here is a rewritten version of your text:\nTea is a drink."
-    assert leak(written(text), asked()) is not None
-    assert leak(written(text), asked("Rewrite this text: tea is drink")) is None
-
-
-def test_a_verdict_is_what_some_instructions_ask_for():
-    text = "The statement is correct."
-    assert leak(written(text), asked()) is not None
-    assert leak(written(text), asked("Is this statement true? Tea is a drink.")) is None
-
-
-@pytest.mark.parametrize("name", sorted(BUILT_IN))
-def test_an_answer_that_copies_the_request_is_a_leak(name: str):
-    target = asked()
-    request = BUILT_IN[name](target)[-1]["content"]
-    assert leak(written(request.partition(target.reference)[2]), target) is not None
-
-
-def test_an_answer_that_begins_with_the_instruction_is_a_leak():
-    target = asked("Sort these drinks:\ntea and beer and milk", "beer, milk, tea")
-    assert leak(written("tea and beer and milk\nbeer, milk, tea"), target) == "begins with the instruction"
-    assert leak(written("beer, milk, tea"), target) is None
-    assert leak(written("tea and beer and milk"), asked("tea and beer and milk", "tea and beer and milk, sir")) is None
-
-
-@settings(deadline=None)
-@given(st.text(max_size=200))
-def test_what_the_reference_says_is_never_a_leak(text: str):
-    assert leak(written(text), asked(reference=text)) is None
-
-
-# --- repetition ---
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "She has 9 cakes.\n" + "A: 12 - 3 = 9\n" * 8,
-        "Tea is good, and " + "pin the tail on the donkey, a " * 7 + "pin the",
-        "Tea grows on hills in Asia and it is picked by hand twice a year.\n" * 2,
-        "very " * 30,
-        "1. Count all of the cups and saucers.\n2. Count all of the cups and saucers.\n"
-        "3. Count all of the cups and saucers.\nThen pour.",
-    ],
-)
-def test_an_answer_that_runs_in_circles_is_repetition(text: str):
-    assert repetition(written(text), asked()) is not None
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "The answer is 72.\n\nThe answer is 72.",
-        "Gymnast: flexible\nSteel: inflexible\nRubber: flexible\nLeather: flexible\nWood: inflexible\nYoga: flexible",
-        "2 x 1 = 2\n2 x 2 = 4\n2 x 3 = 6\n2 x 4 = 8\n2 x 5 = 10\n2 x 6 = 12",
-        "if a:\n    return 1\nif b:\n    return 2\nif c:\n    return 3\n}\n}\n}\n}",
-        "No, no, no! Tea, tea, tea. Yes, yes, yes.",
-        "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |\n| 5 | 6 |",
-    ],
-)
-def test_a_list_a_table_or_code_is_no_repetition(text: str):
-    assert repetition(written(text), asked()) is None
-
-
-def test_a_refrain_passes_where_the_original_has_one():
-    song = "Row, row, row your boat gently down the stream.\n" * 4
-    assert repetition(written(song), asked()) is not None
-    assert repetition(written(song), asked(reference=song)) is None
-
-
-def test_the_reason_says_how_much_goes_round():
-    # "b c" follows "a" eight times: 16 of 17 words, the first three of which begin the loop
-    assert repetition(written("a" + " b c" * 8), asked()) == "the last 16 words run in a loop"
-
-
-# --- numeric_answer ---
-
-
-@pytest.mark.parametrize(
-    ("text", "reference"),
-    [
-        ("She has 18 eggs.", "#### 18"),
-        ("It costs $18.00", "The answer is 18."),
-        ("That makes 36/2", "18"),
-        ("The answer is 1,234 miles in 5 days.", "1234"),
-        ("48 + 24 = 72 clips in April and May", "The answer is 72."),
-        (r"So it is \boxed{\frac{1}{2}} of all 7.", "0.5"),
-        (r"Therefore $x = \frac{36}{2}$.", "18"),
-        (r"\(\sqrt{16}\)", "4"),
-        ("10 - 15 = -5", "-5"),
-        ("**Answer:** 50%", "50"),
-    ],
-)
-def test_equal_numbers_are_equal_however_they_are_written(text: str, reference: str):
-    assert numeric_answer(written(text), asked(reference=reference)) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "reference", "reason"),
-    [
-        ("The answer is 17.", "The answer is 18.", "answer 17, reference 18"),
-        ("18 eggs, so the answer is 9.", "18", "answer 9, reference 18"),
-        ("The answer is -5.", "5", "answer -5, reference 5"),
-        (r"\boxed{\sqrt{2}}", "2", r"answer \sqrt{2}, reference 2"),
-        ("A lot of eggs.", "18", "no number, reference 18"),
-        ("18", "A lot of eggs.", "the reference holds no number"),
-        ("none", "none", "the reference holds no number"),
-        (r"\boxed{9^{9^{9^9}}}", "9", "answer 9^{9^{9^9}}, reference 9"),
-    ],
-)
-def test_another_number_or_none_is_rejected(text: str, reference: str, reason: str):
-    assert numeric_answer(written(text), asked(reference=reference)) == reason
-
-
-@settings(deadline=None)
-@given(st.integers(0, 10**9), st.integers(0, 10**9))
-def test_whole_numbers_agree_exactly_when_they_are_the_same(answer: int, reference: int):
-    target = asked(reference=f"The answer is {reference:,}.")
-    assert (numeric_answer(written(f"I get {answer}."), target) is None) == (answer == reference)
-    assert numeric_answer(written(f"I get {reference}.0"), target) is None
-
-
-def test_expressions_are_compared_outside_the_main_thread_as_well():
-    reasons: list[str | None] = []
-    target = asked(reference="18")
-    worker = threading.Thread(target=lambda: reasons.append(numeric_answer(written(r"\boxed{\frac{36}{2}}"), target)))
-    worker.start()
-    worker.join()
-    assert reasons == [None]
-
-
-# --- the checks of a run ---
+from axolotl_sdft.errors import ConfigError, UnknownNameError
+from axolotl_sdft.hookspecs import hookimpl
+from axolotl_sdft.plugins import Registry
+from tests.distillation.checks.samples import asked, written
 
 
 def test_the_first_check_that_rejects_gives_its_name_and_reason():
@@ -275,3 +34,160 @@ def test_an_answer_that_passes_all_checks_is_not_rejected():
 def test_an_unknown_check_is_refused_with_the_known_ones_named():
     with pytest.raises(UnknownNameError, match=r"self_distillation\.checks is 'leaks'.*known: .*numeric_answer"):
         resolve_checks(["empty", "leaks"])
+
+
+def test_a_name_with_options_sets_them():
+    [(name, check)] = resolve_checks([{"length_ratio": {"max": 1.5, "slack": 0}}])
+    assert name == "length_ratio"
+    assert check(written("one two three four"), asked(reference="one two")) == "4 words, the original 2"
+    assert check(written("one two three"), asked(reference="one two")) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"length_ratio": {"mim": 1}},
+            r"self_distillation\.checks: .*length_ratio has no option 'mim'; .*'min'",
+        ),
+        ({"length_ratio": {"min": -1}}, r"the check length_ratio has min: -1; .*greater than or equal to 0"),
+        ({"length_ratio": {"slack": "some"}}, r"the check length_ratio has slack: 'some'; .*integer"),
+        ({"empty": {"min": 1}}, r"the check empty has no option 'min'; it takes none"),
+        ({"leak": {"template_sentences": ["x"]}}, r"the check leak has no option 'template_sentences'; .*phrases"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_with_the_way_out(options: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        resolve_checks([options])
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_every_built_in_check_says_what_it_rejects(name: str):
+    assert (BUILT_IN[name].__doc__ or "").startswith("Reject an answer")
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_every_built_in_check_passes_an_answer_that_equals_its_original(name: str):
+    reference = "Call it:\n```python\nbrew(cups=4)\n```\nThat makes 2 + 2 = 4 cups. The answer is 4."
+    [(_, check)] = resolve_checks([name])
+    assert check(written(reference), asked("How do I brew tea?", reference)) is None
+
+
+MARKS = st.text(st.sampled_from("f(){}[]=+-x*/1.,\"'`~\n :\\\\#$%ae"), max_size=80)
+
+
+@settings(deadline=None)
+@given(MARKS | st.text(max_size=80), MARKS | st.text(max_size=80))
+def test_no_text_makes_a_built_in_check_fail(text: str, reference: str):
+    for name, check in BUILT_IN.items():
+        reason = check(written(text), asked(f"{reference} {text}", reference))
+        assert reason is None or reason, name
+
+
+@pytest.mark.parametrize("part", ["(", "f(", "[{", "1", "1+", "1,", "```\n", "(1+", '{"name":', "\\boxed{"])
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_a_long_answer_of_one_mark_over_and_over_does_not_make_a_check_fail(name: str, part: str):
+    reason = BUILT_IN[name](written(part * 5000), asked("Count.", "f(1)\n```python\nx\n```\nThe answer is 1."))
+    assert reason is None or reason
+
+
+# --- checks of plugins ---
+
+
+class Plugin:
+    """What an installed plugin package would bring."""
+
+    def __init__(self, **checks):
+        self.checks = checks
+
+    @hookimpl
+    def sdft_register_checks(self, register):
+        for name, check in self.checks.items():
+            register(name, check)
+
+
+@pytest.fixture
+def plugged(monkeypatch):
+    """Registers checks as a plugin would, for one test."""
+
+    def plug(**checks) -> None:
+        plugins = Registry()
+        plugins.add_plugin(Plugin(**checks), "tea_checks")
+        monkeypatch.setattr("axolotl_sdft.distillation.checks.registry", lambda: plugins)
+
+    return plug
+
+
+def test_a_plugin_s_plain_function_is_a_check(plugged):
+    plugged(no_milk=lambda answer, target: "milk" if "milk" in answer.text else None)
+    [(_, check)] = resolve_checks(["no_milk"])
+    assert check(written("Tea with milk"), asked()) == "milk"
+    with pytest.raises(ConfigError, match="the check no_milk has no option 'cups'; it takes none"):
+        resolve_checks([{"no_milk": {"cups": 1}}])
+
+
+def test_a_plugin_s_check_has_the_options_that_its_keywords_declare(plugged):
+    def few_words(answer: Answer, target: Target, *, most: Annotated[int, Field(ge=1)] = 3) -> str | None:
+        return "too long" if answer.num_tokens > most else None
+
+    plugged(few_words=few_words)
+    [(_, by_default)], [(_, longer)] = resolve_checks(["few_words"]), resolve_checks([{"few_words": {"most": 4}}])
+    assert by_default(written("Tea is a drink"), asked()) == "too long"
+    assert longer(written("Tea is a drink"), asked()) is None
+    with pytest.raises(ConfigError, match=r"few_words has most: 0; .*greater than or equal to 1"):
+        resolve_checks([{"few_words": {"most": 0}}])
+
+
+def test_what_a_plugin_s_check_needs_is_tested_before_any_work_starts(plugged):
+    def needs_a_server(*, url: str) -> None:
+        if not url:
+            raise ConfigError("set url")
+
+    @prepared_by(needs_a_server)
+    def judged(answer: Answer, target: Target, *, url: str = "") -> str | None:
+        return url
+
+    plugged(judged=judged)
+    with pytest.raises(ConfigError, match="set url"):
+        resolve_checks(["judged"])
+    [(_, check)] = resolve_checks([{"judged": {"url": "http://tea"}}])
+    assert check(written("Tea"), asked()) == "http://tea"
+
+
+def test_a_judge_behind_a_server_is_a_check_with_a_threshold(plugged, judge_url):
+    def score(answer: Answer, target: Target) -> float:
+        reply = httpx.post(judge_url, json={"question": target.instruction, "answer": answer.text}, timeout=10)
+        return float(reply.raise_for_status().json()["score"])
+
+    plugged(judge=scored_check(score, min_score=0.5))
+    [(_, check)], [(_, strict)] = resolve_checks(["judge"]), resolve_checks([{"judge": {"min_score": 0.9}}])
+    assert check(written("Tea is a drink."), asked()) is None  # 15 characters score 0.75
+    assert check(written("Tea"), asked()) == "score 0.15, below 0.5"
+    assert strict(written("Tea is a drink."), asked()) == "score 0.75, below 0.9"
+
+
+def test_a_score_that_is_no_number_does_not_pass():
+    assert scored_check(lambda answer, target: float("nan"), min_score=0.0)(written("Tea"), asked()) is not None
+
+
+@pytest.fixture
+def judge_url():
+    """A server that scores an answer by its length: 20 characters are worth 1."""
+
+    class Judge(BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = json.dumps({"score": len(request["answer"]) / 20}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            """Print nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()

@@ -152,7 +152,7 @@ def test_a_turn_with_training_marks_inside_is_left_alone():
     assert references(row, message_field_training_detail="marks") == ["See you."]
 
 
-@pytest.mark.parametrize("content", [None, [{"type": "text", "text": "Hello."}], 7])
+@pytest.mark.parametrize("content", [None, [{"type": "image", "url": "x.png"}], [], 7])
 def test_a_turn_whose_content_is_no_text_is_left_alone(content: Any):
     assert references({"messages": [says("user", "Hi"), says("assistant", content)]}) == []
 
@@ -163,11 +163,28 @@ def test_a_turn_without_a_user_turn_right_before_it_is_left_alone():
     assert references({"messages": [*TWO_TURNS, says("assistant", "Still here?")]}) == ["Hello.", "See you."]
 
 
-def test_turns_after_a_picture_or_a_tool_call_are_left_alone():
+def test_turns_after_what_can_not_be_shown_as_text_are_left_alone():
     picture = says("user", [{"type": "image", "url": "x.png"}, {"type": "text", "text": "What is it?"}])
-    call = says("assistant", "", tool_calls=[{"function": {"name": "f"}}])
-    for odd in (picture, call, says("tool", "7")):
+    for odd in (picture, says("narrator", "Meanwhile."), says("user", None)):
         assert references({"messages": [*TWO_TURNS[:2], odd, *TWO_TURNS[2:]]}) == ["Hello."]
+    assert references({"messages": TWO_TURNS, "images": ["x.png"]}) == []
+
+
+def test_an_answer_in_text_parts_is_joined_and_replaced_by_one_part():
+    parts = [{"type": "text", "text": "Good "}, {"type": "text", "text": "day."}]
+    row = {"messages": [says("user", "Hi"), says("assistant", parts)]}
+    assert references(row) == ["Good day."]
+    replaced = resolve_row_format(CHAT).with_answer(row, 0, "Hello.")
+    assert replaced["messages"][1] == says("assistant", [{"type": "text", "text": "Hello."}])
+
+
+@pytest.mark.parametrize("mark", [{"train": False}, {"train": True}, {"weight": 0}])
+def test_an_answer_in_parts_that_say_whether_they_are_trained_is_left_alone(mark: dict[str, Any]):
+    parts = [{"type": "text", "text": "Good "}, {"type": "text", "text": "day.", **mark}]
+    assert references({"messages": [says("user", "Hi"), says("assistant", parts), *TWO_TURNS]}) == [
+        "Hello.",
+        "See you.",
+    ]
 
 
 def test_a_user_turn_made_of_text_parts_is_joined():
@@ -242,9 +259,10 @@ def test_older_chat_types_have_fixed_names(kind: str, role: str, assistant: str)
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("completion", "running text"),
+        ("completion", "running text.*prompt_field: prompt.*field_instruction: prompt, field_output: answer"),
         ("pretrain", "running text"),
-        ("input_output", "segments"),
+        ("sharegpt.load_role", "type: chat_template, field_messages: conversations.*role: from, content: value"),
+        ("creative_acr.load_critique", "scores and critiques"),
         ("chatml.intel", "compare answers"),
         ("bradley_terry.chat_template", "compare answers"),
         ("stepwise_supervised", "steps"),

@@ -1,15 +1,7 @@
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-from pathlib import Path
 
 import pytest
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 
 from axolotl_sdft import SelfDistillationConfig, distill_dataset
 from axolotl_sdft.distillation.transform import DistillationTask
@@ -115,11 +107,9 @@ def test_the_summary_counts_rows_turns_reasons_and_the_gap(tmp_path, seed_dir):
     assert counts == {"rows": 9, "rows_distilled": 8, "rows_original": 1, "rows_dropped": 0, "turns": 9}
     assert summary["rejections"] == {"no_seven": 1}
     # The echo backend takes the length of a text for its likelihood: "Answer 0" has 8 characters, an echo 30.
-    assert summary["gap"] == {
-        "answers": 9,
-        "nats_per_token_before": 8.0,
-        "nats_per_token_after": round((8 * 30 + 8) / 9, 4),
-    }
+    gap = summary["gap"]
+    assert (gap["answers"], gap["nats_per_token_before"]) == (9, 8.0)
+    assert gap["nats_per_token_after"] == round((8 * 30 + 8) / 9, 4)
     assert summary["provenance"]["seed_model"] == "the-seed"
 
 
@@ -154,6 +144,40 @@ def test_any_change_of_what_shapes_the_answers_makes_a_dataset_of_its_own(tmp_pa
 
 
 @pytest.mark.usefixtures("echo_plugin")
+@pytest.mark.parametrize(
+    ("settings", "shares_answers"),
+    [
+        ({"on_reject": "drop"}, True),
+        ({"on_reject": "retry"}, True),
+        ({"checks": ("no_seven",)}, True),
+        ({"generation": {"backend": "echo", "temperature": 0.7}, "candidates": 2}, False),
+    ],
+)
+def test_settings_that_choose_among_answers_make_another_dataset_of_the_same_first_ones(
+    tmp_path, seed_dir, settings, shares_answers
+):
+    usual = DistillationTask(alpaca_rows(3), echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed")
+    other = DistillationTask(alpaca_rows(3), echo_config(tmp_path, **settings), seed_dir, {"type": "alpaca"}, "seed")
+
+    assert other.dataset_dir != usual.dataset_dir
+    assert (other.answers_dir == usual.answers_dir) is shares_answers
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_settings_that_change_the_speed_alone_find_the_same_dataset(tmp_path, seed_dir):
+    fast = {"backend": "echo", "batch_rows": 3, "batch_tokens": 99, "concurrency": 7, "timeout_s": 1.0}
+
+    tasks = [
+        DistillationTask(
+            alpaca_rows(3), echo_config(tmp_path, generation=generation), seed_dir, {"type": "alpaca"}, "s"
+        )
+        for generation in ({"backend": "echo"}, fast)
+    ]
+
+    assert tasks[0].dataset_dir == tasks[1].dataset_dir
+
+
+@pytest.mark.usefixtures("echo_plugin")
 def test_zero_rows_and_missing_columns_are_refused_before_anything_is_written(tmp_path, seed_dir):
     empty = Dataset.from_dict({"instruction": [], "output": []})
     with pytest.raises(DatasetError, match=r"datasets\[0\] has no rows"):
@@ -178,91 +202,3 @@ def test_zero_rows_and_missing_columns_are_refused_before_anything_is_written(tm
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path, seed_dir, settings, message):
     with pytest.raises(UnknownNameError, match=message):
         DistillationTask(alpaca_rows(1), echo_config(tmp_path, **settings), seed_dir, {"type": "alpaca"}, "seed")
-
-
-_RUN = textwrap.dedent(
-    """
-    import sys
-    from pathlib import Path
-    from datasets import Dataset
-    from axolotl_sdft import plugins
-    from axolotl_sdft.distillation.transform import DistillationTask
-    from tests.distillation import echo_backend
-    from tests.distillation.test_transform import alpaca_rows, echo_config
-
-    if __name__ == "__main__":
-        plugins.registry().add_plugin(echo_backend, "echo")
-        root = Path(sys.argv[1])
-        task = DistillationTask(alpaca_rows(24), echo_config(root), root / "seed", {"type": "alpaca"}, "seed")
-        print(task.run())
-    """
-)
-
-
-def start_run(tmp_path, seconds, **env):
-    script = tmp_path / "run.py"
-    script.write_text(_RUN)
-    repository = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(repository), "ECHO_SECONDS": str(seconds)} | env
-    command = [sys.executable, str(script), str(tmp_path)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process):
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    return load_from_disk(output.strip().splitlines()[-1])
-
-
-def journaled(tmp_path):
-    from axolotl_sdft.distillation.journal import Journal
-
-    return {key for folder in (tmp_path / "out").glob("answers-*") for key in Journal(folder).answers()}
-
-
-@pytest.mark.usefixtures("seed_dir")
-def test_a_run_killed_at_random_moments_ends_with_the_same_dataset_and_makes_no_answer_twice(tmp_path):
-    log, moments = tmp_path / "generated.txt", random.Random(0)
-    for attempt in range(3):
-        before = journaled(tmp_path)
-        log.write_text("")
-        process = start_run(tmp_path, seconds=0.15, ECHO_LOG=str(log))
-        deadline = time.monotonic() + 60
-        while len(journaled(tmp_path)) <= len(before) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.4))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        generated = {tuple(map(int, line.split())) for line in log.read_text().splitlines()}
-        assert not generated & before, f"attempt {attempt} made answers again that were in the journal"
-
-    distilled = finish(start_run(tmp_path, seconds=0))
-
-    assert distilled["id"] == list(range(24))
-    assert distilled["output"] == [f"1 messages, the last ends in {index}" for index in range(24)]
-
-
-@pytest.mark.usefixtures("seed_dir")
-def test_two_ranks_share_the_work_and_one_rank_can_go_on_where_they_stopped(tmp_path):
-    logs = [tmp_path / f"rank{rank}.txt" for rank in range(2)]
-    processes = [
-        start_run(tmp_path, seconds=0.01, RANK=str(rank), WORLD_SIZE="2", ECHO_LOG=str(logs[rank])) for rank in range(2)
-    ]
-    datasets = [finish(process) for process in processes]
-
-    keys = [set(log.read_text().splitlines()) for log in logs]
-    assert len(keys[0]) == len(keys[1]) == 12
-    assert not keys[0] & keys[1]
-    assert datasets[0].to_list() == datasets[1].to_list()
-    assert datasets[0]["id"] == list(range(24))
-
-
-@pytest.mark.usefixtures("seed_dir")
-def test_two_runs_at_once_on_the_same_output_make_each_answer_once(tmp_path):
-    log = tmp_path / "generated.txt"
-    processes = [start_run(tmp_path, seconds=0.02, ECHO_LOG=str(log)) for _ in range(2)]
-
-    datasets = [finish(process) for process in processes]
-
-    assert sorted(log.read_text().splitlines()) == sorted(f"{index} 0" for index in range(24))
-    assert datasets[0].to_list() == datasets[1].to_list()

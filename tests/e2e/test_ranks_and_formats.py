@@ -31,7 +31,7 @@ def test_two_processes_prune_once_share_the_rows_and_train_together(tmp_path, ba
     assert load_from_disk(str(distilled))["instruction"] == rows
     (answers,) = tmp_path.glob("sdft_prepared/answers-*")
     shares = [len((answers / f"journal-0000{rank}.jsonl").read_text().splitlines()) for rank in range(2)]
-    assert shares == [3, 3]  # 24 rows in batches of 4, dealt out in turn
+    assert shares == [12, 12]  # 24 rows in batches of 4, dealt out in turn
     assert len(Journal(answers).answers()) == 24
     assert (tmp_path / "out/adapter_model.safetensors").exists()
     assert "dynsdpb/kl" in printed

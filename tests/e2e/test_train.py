@@ -50,10 +50,13 @@ def test_the_rows_are_rewritten_by_the_unpruned_model_in_their_order(trained, ba
     folder, _, _ = trained
     distilled = load_from_disk(str(distilled_dir(folder)))
     summary = json.loads((distilled_dir(folder) / "summary.json").read_text())
+    (held_out_dir,) = folder.glob("sdft_prepared/held-out-*")
+    held_out = load_from_disk(str(held_out_dir)).to_list()
+    rows = [json.loads(line) for line in alpaca_file.read_text().splitlines()]
 
-    assert distilled["instruction"] == [
-        json.loads(line)["instruction"] for line in alpaca_file.read_text().splitlines()
-    ]
+    assert len(held_out) == 5  # a fifth of 24, rounded up
+    assert held_out == [row for row in rows if row in held_out]
+    assert list(distilled["instruction"]) == [row["instruction"] for row in rows if row not in held_out]
     assert set(distilled["sdft_source"]) == {"distilled"}
     assert summary["provenance"]["seed_model"] == base_config["base_model"]
 
@@ -99,6 +102,7 @@ def test_evaluate_uses_the_pruned_model_and_the_distilled_rows(trained):
 
     assert f'"base_model": "{pruned_dir(folder)}"' in printed
     assert str(distilled_dir(folder)) in printed
+    assert "sdft_prepared/held-out-" in printed
 
 
 def test_the_merged_model_loads_with_plain_transformers_and_generates(trained):
@@ -168,6 +172,6 @@ def test_the_summary_names_layers_rows_losses_and_paths(trained):
     printed = run_axolotl(folder, "sdft-summary", config, "--prompt", "Hello")
 
     assert "Layers dropped    2 of 6" in printed
-    assert "24 kept of 24, 24 with rewritten answers" in printed
+    assert "19 kept of 19, 19 with rewritten answers" in printed
     assert "Training loss" in printed
     assert Path("out").name in printed

@@ -36,7 +36,10 @@ def test_all_three_stages_go_together():
         ({"dynsdpb": {}, "plugins": [LIGER], "liger_fused_linear_cross_entropy": True}, "liger_fused_linear_cross_ent"),
         ({"dynsdpb": {}, "use_eaft": True}, "use_eaft .True. each define the training loss"),
         ({"dynsdpb": {}, "context_parallel_size": 2}, "context_parallel_size is 2"),
-        ({"layer_pruning": {"num_layers": 2}, "datasets": []}, "layer_pruning.calibration.path is not set"),
+        (
+            {"layer_pruning": {"num_layers": 2}, "datasets": []},
+            "calibration.path is not set.*metric: last",
+        ),
         ({"dynsdpb": {}, "base_model": None}, "base_model is not set"),
     ],
 )
@@ -53,6 +56,8 @@ def test_a_combination_that_can_not_work_is_refused_with_the_way_out(cfg, messag
         {"dynsdpb": {}, "streaming": True},
         {"layer_pruning": {"drop_layers": [1]}, "rl": "dpo"},
         {"layer_pruning": {"drop_layers": [1]}, "datasets": None},
+        {"layer_pruning": {"num_layers": 2, "metric": "last"}, "datasets": None},
+        {"layer_pruning": {"num_layers": 2}, "datasets": None, "pretraining_dataset": "corpus"},
     ],
 )
 def test_a_combination_that_works_is_let_through(cfg):

@@ -18,7 +18,23 @@ def transformers_backend(model_dir: Path, config: GenerationConfig) -> Backend:
     return TransformersBackend(model_dir, config)
 
 
+def vllm_backend(model_dir: Path, config: GenerationConfig) -> Backend:
+    """Return the backend that generates with vLLM; its engine starts on first use."""
+    from axolotl_sdft.distillation.backends.vllm import VLLMBackend
+
+    return VLLMBackend(model_dir, config)
+
+
+def openai_backend(model_dir: Path, config: GenerationConfig) -> Backend:
+    """Return the backend that asks the servers of ``base_urls``; nothing is sent before it is used."""
+    from axolotl_sdft.distillation.backends.openai import OpenAIBackend
+
+    return OpenAIBackend(model_dir, config)
+
+
 @hookimpl
 def sdft_register_backends(register: "Callable[[str, BackendFactory], None]") -> None:
     """Register the built-in backends."""
     register("transformers", transformers_backend)
+    register("openai", openai_backend)
+    register("vllm", vllm_backend)

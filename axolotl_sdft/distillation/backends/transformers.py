@@ -1,61 +1,61 @@
-"""Generates in this process with transformers, in batches of similar length under a token budget.
+"""Generates in this process with transformers: the embedded default."""
 
-Shapes: B rows, T tokens, V vocabulary.
-"""
-
-import gc
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from typing import Any, TypeAlias
 
 from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.distillation.backends.answer_rows import Row, new_row
+from axolotl_sdft.distillation.backends.decoding import ContinuousDecoder
+from axolotl_sdft.distillation.backends.fitness import unfit_because
+from axolotl_sdft.distillation.backends.grouped_attention import use_grouped_attention, use_plain_attention
+from axolotl_sdft.distillation.backends.likelihood import ScoredIds, mean_nll
+from axolotl_sdft.distillation.backends.memory import free_memory
+from axolotl_sdft.distillation.backends.plain_decoding import PlainDecoder
+from axolotl_sdft.distillation.backends.prompts import (
+    answer_ids,
+    end_ids,
+    load_tokenizer,
+    prompt_ids,
+    read_answer,
+    require_chat_template,
+)
+from axolotl_sdft.distillation.backends.seed_model import context_length, load_seed_model
+from axolotl_sdft.distillation.backends.token_choice import TokenChooser
 from axolotl_sdft.distillation.interfaces import Answer, Message, Prompt, Target
-from axolotl_sdft.errors import ConfigError, MissingExtraError
-from axolotl_sdft.runtime import compute_dtype, local_device
 
 LOG = logging.getLogger(__name__)
 
-_NLL_BATCH_TOKENS = 2048  # bounds the [B, T, V] logits, the largest tensor of the measurement
+_Batch: TypeAlias = tuple[list[Prompt], list[Row]]
+
+_BATCH_ROWS = 16  # rows that are handed out, written down and dealt to the ranks together
+_TRIAL = ({"role": "user", "content": "Name three rivers, and say in a sentence each where they begin and end."},)
 
 
 class TransformersBackend:
-    """The embedded default: needs nothing but the seed model itself."""
+    """Needs nothing but the seed model itself. Batches flow into each other: no row waits for a slower one."""
 
     def __init__(self, model_dir: Path, config: GenerationConfig) -> None:
         self._model_dir = model_dir
         self._config = config
         self._loaded_model: Any = None
+        self._made_decoder: ContinuousDecoder | PlainDecoder | None = None
 
     @cached_property
     def _tokenizer(self) -> Any:
-        tokenizer = AutoTokenizer.from_pretrained(self._model_dir)
-        tokenizer.padding_side = "left"  # so that every row's first new token stands in the same column
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
+        return load_tokenizer(self._model_dir, trust_remote_code=self._config.trust_remote_code)
 
     @property
     def _model(self) -> Any:
         if self._loaded_model is None:
-            device = local_device()
-            dtype = compute_dtype(self._config.dtype, device)
-            LOG.info("loading %s in %s on %s", self._model_dir, dtype, device)
-            self._loaded_model = _load(self._model_dir, dtype).to(device).eval()
+            self._loaded_model = load_seed_model(self._model_dir, self._config)
         return self._loaded_model
 
     def check(self) -> None:
         """Raise ConfigError when the seed model has no chat template."""
-        if not self._tokenizer.chat_template:
-            raise ConfigError(
-                f"self_distillation: the seed model {self._model_dir} has no chat template, so it can't be asked to "
-                "rewrite; name an instruction-tuned base_model, or add a chat_template to its tokenizer"
-            )
+        require_chat_template(self._tokenizer, self._model_dir)
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
         """Split prompts, longest first, so that rows times (prompt + new tokens) stays within ``batch_tokens``."""
@@ -66,121 +66,90 @@ class TransformersBackend:
         for prompt in ordered:
             if not batches or len(batches[-1]) >= capacity:
                 row_tokens = lengths[prompt.key] + self._config.max_new_tokens
-                capacity = min(self._config.batch_rows, max(1, self._config.batch_tokens // row_tokens))
+                fitting = max(1, self._config.batch_tokens // row_tokens)
+                capacity = min(self._config.batch_rows, _BATCH_ROWS, fitting)
                 batches.append([])
             batches[-1].append(prompt)
         return batches
 
     def generate(self, batches: Iterable[list[Prompt]]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
-        """Yield each batch with its answers.
+        """Yield each batch with its answers as soon as its last row is done.
 
-        Sampling is seeded by the settings and by the batch itself, so a batch made after a restart comes out the same.
+        Each row is sampled with a seed of its own. A prompt that leaves no room for an answer, or that does not fit
+        into memory alone, gets an answer with an ``error``.
         """
-        for batch in batches:
-            # Only this process's own device: by default the state of every GPU of the machine would be touched.
-            devices = [] if self._model.device.type == "cpu" else [self._model.device]
-            with torch.random.fork_rng(devices, device_type=self._model.device.type), torch.inference_mode():
-                torch.manual_seed(hash((self._config.seed, *batch[0].key)) % 2**63)
-                answers = self._answers(batch)
-            yield batch, answers
+        opened: list[_Batch] = []
+        for _ in self._decoder.run(self._rows(batches, opened)):
+            yield from self._closed(opened)
+        yield from self._closed(opened)
 
-    def _answers(self, batch: list[Prompt]) -> list[Answer]:
-        encoded = self._tokenizer.pad({"input_ids": [self._prompt_ids(p.messages) for p in batch]}, return_tensors="pt")
-        encoded = encoded.to(self._model.device)
-        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if self._config.temperature > 0:
-            sampling |= {
-                "do_sample": True,
-                "temperature": self._config.temperature,
-                "top_p": self._config.top_p,
-                "top_k": 0,
-            }
-        output_BT = self._model.generate(
-            input_ids=encoded["input_ids"],
-            attention_mask=encoded["attention_mask"],
-            max_new_tokens=self._config.max_new_tokens,
-            max_length=None,
-            eos_token_id=self._end_ids,
-            pad_token_id=self._tokenizer.pad_token_id,
-            **sampling,
-        )
-        return [self._answer(row_T) for row_T in output_BT[:, encoded["input_ids"].shape[1] :]]
+    def _rows(self, batches: Iterable[list[Prompt]], opened: list[_Batch]) -> Iterator[Row]:
+        """Open batch after batch, and yield the rows that have to be written."""
+        limit = context_length(self._model)
+        for prompts in batches:
+            rows = [new_row(prompt, self._prompt_ids(prompt.messages), self._config, limit) for prompt in prompts]
+            opened.append((prompts, rows))
+            yield from (row for row in rows if not row.is_done)
 
-    def _answer(self, new_T: Tensor) -> Answer:
-        ids = new_T.tolist()
-        end = next((place for place, token in enumerate(ids) if token in self._end_ids), None)
-        kept = ids if end is None else ids[:end]
-        text = self._tokenizer.decode(kept, skip_special_tokens=True).strip()
-        return Answer(text, "length" if end is None else "stop", len(kept))
+    def _closed(self, opened: list[_Batch]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
+        """Take the batches that are done out of those opened, and yield them with their answers."""
+        done = [batch for batch in opened if all(row.is_done for row in batch[1])]
+        opened[:] = [batch for batch in opened if batch not in done]
+        for prompts, rows in done:
+            yield prompts, [self._answer(row) for row in rows]
+
+    def _answer(self, row: Row) -> Answer:
+        if row.error is not None:
+            return Answer("", "error", 0, error=row.error)
+        return Answer(*read_answer(self._tokenizer, row.new_ids, self._end_ids), mean_logprob=row.mean_logprob)
+
+    @property
+    def _decoder(self) -> ContinuousDecoder | PlainDecoder:
+        if self._made_decoder is None:
+            self._made_decoder = self._make_decoder()
+        return self._made_decoder
+
+    def _make_decoder(self) -> ContinuousDecoder | PlainDecoder:
+        """Return the fast decoder where the model fits it, else the one that leaves all to transformers."""
+        penalty = getattr(self._model.generation_config, "repetition_penalty", None) or 1.0
+        choose = TokenChooser(self._config.top_p, penalty)
+        limits = (self._config.batch_rows, self._config.batch_tokens)
+        reason = self._unfit_because()
+        if reason is None:
+            return ContinuousDecoder(self._model, choose, self._end_ids, *limits)
+        LOG.info("%s is decoded with transformers' generate, since %s", self._model_dir, reason)
+        return PlainDecoder(self._model, choose, self._end_ids, *limits, pad_id=self._tokenizer.pad_token_id)
+
+    def _unfit_because(self) -> str | None:
+        trial_ids = self._prompt_ids(_TRIAL)
+        is_grouped = use_grouped_attention(self._model)
+        reason = unfit_because(self._model, trial_ids)
+        if reason is not None and is_grouped:
+            use_plain_attention(self._model)
+            reason = unfit_because(self._model, trial_ids)
+        return reason
 
     @cached_property
     def _end_ids(self) -> list[int]:
-        configured = self._model.generation_config.eos_token_id
-        ids = configured if isinstance(configured, list) else [configured]
-        return sorted({token for token in (*ids, self._tokenizer.eos_token_id) if token is not None})
+        return end_ids(self._model.generation_config.eos_token_id, self._tokenizer)
 
     def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return prompt_ids(self._tokenizer, messages)
 
-    @torch.inference_mode()
     def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float]:
-        """Return the mean negative log-likelihood per token of each text as the answer to its target's context."""
-        encoded = []
-        for target, text in targets:
-            prompt = self._prompt_ids(target.context)
-            answer = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-            encoded.append((prompt, [*answer, self._tokenizer.eos_token_id]))
-        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]) + len(encoded[index][1]))
-        nll = [0.0] * len(encoded)
-        for batch in _within_token_budget(order, [len(p) + len(a) for p, a in encoded]):
-            for index, value in zip(batch, self._batch_nll([encoded[index] for index in batch]), strict=True):
-                nll[index] = value
-        return nll
+        """Return the mean negative log-likelihood per token of each text as the answer to its target's context.
 
-    def _batch_nll(self, rows: list[tuple[list[int], list[int]]]) -> list[float]:
-        width = max(len(prompt) + len(answer) for prompt, answer in rows)
-        ids_BT = torch.full((len(rows), width), self._tokenizer.pad_token_id)
-        mask_BT = torch.zeros_like(ids_BT)
-        for row, (prompt, answer) in enumerate(rows):
-            ids_BT[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-            mask_BT[row, : len(prompt) + len(answer)] = 1
-        device = self._model.device
-        logits_BTV = self._model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device)).logits
-        values = []
-        for row, (prompt, answer) in enumerate(rows):
-            predicted_TV = logits_BTV[row, len(prompt) - 1 : len(prompt) + len(answer) - 1].float()
-            values.append(torch.nn.functional.cross_entropy(predicted_TV, torch.tensor(answer, device=device)).item())
-        return values
+        The end-of-turn token counts. Of a conversation longer than the model takes, the beginning is left out.
+        """
+        limit = context_length(self._model)
+        texts = []
+        for target, text in targets:
+            answer = answer_ids(self._tokenizer, text)[: None if limit is None else limit - 1]
+            ids = [*self._prompt_ids(target.context), *answer]
+            texts.append(ScoredIds(ids if limit is None else ids[-limit:], len(answer)))
+        return mean_nll(self._model, texts)
 
     def close(self) -> None:
         """Free the model's memory."""
-        self._loaded_model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def _load(model_dir: Path, dtype: torch.dtype) -> Any:
-    """Load a model; a LoRA adapter loads on top of the base model that it names."""
-    if not (model_dir / "adapter_config.json").exists():
-        return AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
-    try:
-        from peft import AutoPeftModelForCausalLM
-    except ModuleNotFoundError as err:
-        raise MissingExtraError(
-            f"{model_dir} holds an adapter; install peft: pip install 'axolotl-sdft[lora]'"
-        ) from err
-    return AutoPeftModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
-
-
-def _within_token_budget(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield runs of indices, ascending in length, whose padded size stays within the budget."""
-    batch: list[int] = []
-    for index in order:
-        if batch and (len(batch) + 1) * lengths[index] > _NLL_BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+        self._loaded_model = self._made_decoder = None
+        free_memory()

@@ -1,10 +1,9 @@
 """The ``leak`` check: the answer talks about how it came about."""
 
 import re
-from functools import cache
+from collections.abc import Sequence
 
 from axolotl_sdft.distillation.interfaces import Answer, Target
-from axolotl_sdft.distillation.templates import BUILT_IN
 from axolotl_sdft.distillation.texts import shortened
 
 _GUIDE = r"(?:notes|guide|reference)"
@@ -49,6 +48,7 @@ _REWRITING = (
 _ASKS_TO_REWRITE = r"\b(?:re-?w(?:rit|ord)|re-?phras|paraphras|revis|edit|correct|proof-?read|improve|chang|translat)"
 # Fits an instruction that asks for a judgement.
 _VERDICT = (
+    rf"^[^\w\n]*this {_ANSWER} (?:is|was|provides) (?:an? )?(?:correct|accurate|complete|clear|concise|detailed)\b",
     rf"\A\W*(?:the|this|that|your) (?:{_ANSWER}|statement|notes)(?: above| provided| given)? (?:is|are) (?:indeed )?"
     r"(?:correct|true|accurate)\b",
 )
@@ -57,7 +57,7 @@ _INTERJECTION = r"\A\W*(?:(?:sure|certainly|of course|okay|ok|absolutely|great|y
 
 
 def _compiled(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE | re.MULTILINE)
 
 
 _NEVER = _compiled("(?!)")
@@ -69,10 +69,13 @@ _LEAKS = (
 """Patterns, each with the instructions that it does not count for."""
 
 
-def leak(answer: Answer, target: Target) -> str | None:
+def leak(
+    answer: Answer, target: Target, *, phrases: tuple[str, ...] = (), template_sentences: Sequence[str] = ()
+) -> str | None:
     """Reject an answer that talks about the request it came from, or copies a part of it.
 
-    Copied parts are sentences of the built-in templates, and a line of the instruction in place of a first line.
+    Copied parts are sentences of the rewriting template and its examples, and a line of the instruction in place of a
+    first line. ``phrases`` are further words that must not stand in an answer, whatever their case.
     """
     text = _plain_quotes(answer.text)
     known = _plain_quotes("\n".join([*(message["content"] for message in target.context), target.reference])).lower()
@@ -80,24 +83,21 @@ def leak(answer: Answer, target: Target) -> str | None:
         for found in pattern.finditer(text):
             if found.group().strip().lower() not in known and not excuse.search(target.instruction):
                 return f"'{shortened(found.group())}' in the answer"
-    for sentence in _request_sentences():
-        if sentence in text.lower() and sentence not in known:
+    for phrase in phrases:
+        if phrase.lower() in text.lower() and phrase.lower() not in known:
+            return f"'{shortened(phrase)}' in the answer"
+    flat, flat_known = " ".join(text.lower().split()), " ".join(known.split())
+    for sentence in template_sentences:
+        if sentence in flat and sentence not in flat_known:
             return f"'{shortened(sentence)}' copied from the request"
-    first_line = answer.text.strip().partition("\n")[0].strip()
+    return "begins with the instruction" if _begins_with_instruction(answer.text, target) else None
+
+
+def _begins_with_instruction(text: str, target: Target) -> bool:
+    first_line = text.strip().partition("\n")[0].strip()
     asked = [line.strip() for line in target.instruction.splitlines()]
-    if len(first_line.split()) > 3 and first_line in asked and first_line not in target.reference:
-        return "begins with the instruction"
-    return None
+    return len(first_line.split()) > 3 and first_line in asked and first_line not in target.reference
 
 
 def _plain_quotes(text: str) -> str:
     return text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-
-
-@cache
-def _request_sentences() -> tuple[str, ...]:
-    """Return the sentences that the built-in templates put around an instruction and its reference, in lower case."""
-    blank = Target(({"role": "user", "content": ""},), "")
-    requests = [template(blank)[-1]["content"] for template in BUILT_IN.values()]
-    sentences = {part.strip().lower() for request in requests for part in re.split(r"[\n.:]+", request)}
-    return tuple(sorted(sentence for sentence in sentences if len(sentence.split()) > 5))

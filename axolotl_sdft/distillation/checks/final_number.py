@@ -1,13 +1,14 @@
 r"""Finds the final number or expression of an answer, and says whether two of them are equal.
 
-Looked for in this order: the last ``\boxed{...}``, what follows the last ``####``, what follows the last "answer is" or
-"answer:", and the last sentence that holds a number. Where that passage holds an equals sign, what follows the last one
-counts. A percent or currency sign is a unit: 50% is 50.
+Looked for in this order: the last ``\boxed{...}``, what follows the last ``####``, what follows the last "answer is",
+"solution is" or "answer:", and the last sentence that holds a number. Where that passage holds an equals sign, what
+follows the last one counts. A percent or currency sign is a unit: 50% is 50.
 """
 
 import logging
 import re
 from fractions import Fraction
+from typing import Any
 
 from axolotl_sdft.errors import MissingExtraError
 
@@ -19,13 +20,30 @@ _BRACED = r"\{(?:[^{}]|\{[^{}]*\})*\}"
 _LATEX = re.compile(
     r"\$\$?([^$\n]*\\[a-zA-Z][^$\n]*)\$"
     r"|\\\((.+?)\\\)|\\\[(.+?)\\\]"
-    rf"|(-?(?:\d+\s?)?\\(?:[dt]?frac\s*{_BRACED}\s*{_BRACED}|sqrt\s*(?:\[\d+\])?{_BRACED}))",
+    rf"|(-?(?:(?<!\d)\d+\s?)?\\(?:[dt]?frac\s*{_BRACED}\s*{_BRACED}|sqrt\s*(?:\[\d+\])?{_BRACED}))",
     re.DOTALL,
 )
-_CUE = re.compile(r"####|\banswers?\b(?:\s+is|\s+are|\s*:|\s*=)(?:\s*:)?", re.IGNORECASE)
+_MOST_DIGITS = 1000  # Python refuses to read numbers of more than 4300
+_CUE = re.compile(r"####|\b(?:answer|solution)s?\b(?:\s+is|\s+are|\s*:|\s*=)(?:\s*:)?", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n+|(?<=[.!?])\s+(?=[^\d\s])")
 # Powers of powers and long exponents would keep sympy busy for hours; no answer that is meant to be read has them.
 _COSTLY = re.compile(r"\^[^^]{0,20}\^|\^\s*\{?\s*-?\d{4,}|\d\s*!|.{300}", re.DOTALL)
+
+
+def stated_results(text: str) -> list[str]:
+    r"""Return all that an answer states as its result, in order: boxes, what cues announce, and a last equation.
+
+    "The answer is 35. Check: 35 + 10 = 45" states 35 and then 45. An equation before the last cue is a step.
+    """
+    results = [boxed] if (boxed := _last_boxed(text)) else []
+    behind = None
+    for cue in _CUE.finditer(text):
+        found = _expressions(_announced(text, cue.end()))
+        if found:
+            results.append(found[0])
+            behind = cue.end() + len(_announced(text, cue.end()))
+    equations = [part for part in _SENTENCE_END.split(text[behind:]) if "=" in part] if behind is not None else []
+    return results + (_expressions(equations[-1])[:1] if equations else [])
 
 
 def final_expression(text: str) -> str | None:
@@ -34,7 +52,7 @@ def final_expression(text: str) -> str | None:
     if boxed:
         return boxed
     for cue in reversed(list(_CUE.finditer(text))):
-        found = _expressions(_SENTENCE_END.split(text[cue.end() :].lstrip(" \n*:"), maxsplit=1)[0])
+        found = _expressions(_announced(text, cue.end()))
         if found:
             return found[0]
     for passage in reversed(_SENTENCE_END.split(text)):
@@ -52,6 +70,29 @@ def are_equal(first: str, second: str) -> bool:
     if first == second:
         return True
     return not (_COSTLY.search(first) or _COSTLY.search(second)) and _math_verify_equal(first, second)
+
+
+def import_math_verify() -> Any:
+    """Return the module ``math_verify``, kept from warning about every call without a time limit.
+
+    Raises:
+        MissingExtraError: It can't be imported.
+    """
+    try:
+        import math_verify
+    except ImportError as err:
+        raise MissingExtraError(
+            f"self_distillation.checks names numeric_answer, which needs math-verify ({err}); pip install math-verify, "
+            "or remove the check"
+        ) from err
+    for module in ("math_verify.grader", "math_verify.parser"):
+        logging.getLogger(module).setLevel(logging.ERROR)
+    return math_verify
+
+
+def _announced(text: str, start: int) -> str:
+    """Return the sentence that begins behind a cue."""
+    return _SENTENCE_END.split(text[start:].lstrip(" \n*:"), maxsplit=1)[0]
 
 
 def _last_boxed(text: str) -> str | None:
@@ -81,7 +122,7 @@ def _all_expressions(passage: str) -> list[str]:
 def _fraction(expression: str) -> Fraction | None:
     """Return the value of a plain number or fraction, or None for anything else."""
     match = _PLAIN.fullmatch(expression.strip().strip("$"))
-    if match is None:
+    if match is None or len(expression) > _MOST_DIGITS:
         return None
     value = Fraction(match["number"].replace(",", ""))
     if match["divisor"]:
@@ -93,15 +134,7 @@ def _fraction(expression: str) -> Fraction | None:
 
 
 def _math_verify_equal(first: str, second: str) -> bool:
-    try:
-        from math_verify import parse, verify
-    except ImportError as err:
-        raise MissingExtraError(
-            "self_distillation.checks names numeric_answer, which needs math-verify; pip install math-verify, "
-            "or remove the check"
-        ) from err
-    for module in ("math_verify.grader", "math_verify.parser"):  # they warn about every call without a time limit
-        logging.getLogger(module).setLevel(logging.ERROR)
+    math_verify = import_math_verify()
     # The time limits are signal alarms, which only the main thread may set; _COSTLY keeps out what would need them.
-    parsed = [parse(f"${expression}$", parsing_timeout=None) for expression in (first, second)]
-    return all(parsed) and verify(*parsed, timeout_seconds=None)
+    parsed = [math_verify.parse(f"${expression}$", parsing_timeout=None) for expression in (first, second)]
+    return all(parsed) and bool(math_verify.verify(*parsed, timeout_seconds=None))

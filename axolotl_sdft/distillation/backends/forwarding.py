@@ -1,0 +1,43 @@
+"""Calls a model's forward with the arguments that it takes."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Forward:
+    """A decoder that is run with a cache, of which only the last logits are wanted."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._taken = inspect.signature(innermost(model).forward).parameters
+        self.device = input_device(model)
+
+    def __call__(self, **inputs: Any) -> Tensor:
+        """Return the logits of each row's last column, [B, V]."""
+        if "logits_to_keep" in self._taken:
+            inputs["logits_to_keep"] = 1
+        placed = {name: self._placed(value) for name, value in inputs.items() if self._takes(name)}
+        return self._model(**placed, use_cache=True).logits[:, -1]
+
+    def _takes(self, name: str) -> bool:
+        return name != "position_ids" or name in self._taken  # some models find positions in the mask alone
+
+    def _placed(self, value: Any) -> Any:
+        return value.to(self.device) if isinstance(value, Tensor) else value
+
+
+def input_device(model: Any) -> torch.device:
+    """Return where a model takes its inputs."""
+    embeddings = model.get_input_embeddings()
+    device: torch.device = embeddings.weight.device
+    if device.type == "meta":  # offloaded: accelerate brings the weights to this device when they are needed
+        return torch.device(embeddings._hf_hook.execution_device)
+    return device
+
+
+def innermost(model: Any) -> nn.Module:
+    """Return the model inside what an adapter wraps around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

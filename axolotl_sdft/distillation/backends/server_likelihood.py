@@ -1,0 +1,59 @@
+"""Has a server tell how likely given answers are, through the text completions that echo their prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from axolotl_sdft.distillation.backends.http_retries import Failed
+from axolotl_sdft.distillation.backends.servers import Server
+from axolotl_sdft.distillation.interfaces import Target
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """A prompt and an answer as the seed's own tokenizer splits them."""
+
+    index: int
+    ids: tuple[int, ...]
+    num_prompt_tokens: int
+
+
+def encode(tokenizer: Any, targets: Sequence[tuple[Target, str]]) -> list[ScoredText]:
+    """Return each answer behind its context, with the end-of-turn token, in the form that the seed's template gives."""
+    from axolotl_sdft.distillation.backends.prompts import answer_ids, prompt_ids
+
+    texts = []
+    for index, (target, answer) in enumerate(targets):
+        prompt = prompt_ids(tokenizer, target.context)
+        texts.append(ScoredText(index, (*prompt, *answer_ids(tokenizer, answer)), len(prompt)))
+    return texts
+
+
+async def ask_likelihood(server: Server, text: ScoredText) -> float | None:
+    """Return the mean negative log-likelihood, in nats per token, of an answer; None when the server doesn't tell.
+
+    Raises:
+        RequestError: The server did not answer, or refuses such requests.
+    """
+    request = {
+        "model": server.model,
+        "prompt": list(text.ids),
+        "echo": True,
+        "max_tokens": 1,  # some servers don't take 0
+        "temperature": 0.0,
+        "logprobs": 1,
+    }
+    body = await server.post("/completions", request)
+    try:
+        choice = body["choices"][0]
+    except (KeyError, IndexError, TypeError):
+        raise Failed("no completion in the response") from None
+    logprobs = choice.get("logprobs") if isinstance(choice, dict) else None
+    told = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
+    # A server that ignores `echo` tells of the one new token only.
+    if not isinstance(told, list) or len(told) < len(text.ids):
+        return None
+    values = told[text.num_prompt_tokens : len(text.ids)]
+    if not all(isinstance(value, int | float) for value in values):
+        return None
+    return -sum(values) / len(values)

@@ -1,0 +1,59 @@
+"""Checks of an answer's form: ``empty``, ``truncated`` and ``length_ratio``."""
+
+import unicodedata
+from typing import Annotated
+
+from pydantic import Field
+
+from axolotl_sdft.distillation.checks.options import YAML_KEY, prepared_by
+from axolotl_sdft.distillation.interfaces import Answer, Target
+from axolotl_sdft.distillation.texts import words
+from axolotl_sdft.errors import ConfigError
+
+
+def empty(answer: Answer, target: Target) -> str | None:
+    """Reject an answer of nothing but punctuation, and one whose original is empty."""
+    if not target.reference.strip():
+        return "the original answer is empty"
+    if not answer.text.strip():
+        return "no text"
+    if _is_punctuation(answer.text) and not _is_punctuation(target.reference):
+        return "nothing but punctuation"
+    return None
+
+
+def truncated(answer: Answer, target: Target) -> str | None:
+    """Reject an answer that was cut off by ``max_new_tokens``, and one that announces something and ends there."""
+    if answer.finish_reason == "length":
+        return f"cut off after {answer.num_tokens} tokens"
+    breaks_off = answer.text.rstrip(" *\n").endswith(":") and not target.reference.rstrip().endswith(":")
+    return "ends with a colon" if breaks_off else None
+
+
+def _min_is_below_max(*, min: float, max: float, slack: int) -> None:
+    if min >= max:
+        raise ConfigError(f"{YAML_KEY}: the check length_ratio has min: {min}, not below max: {max}; change one")
+
+
+@prepared_by(_min_is_below_max)
+def length_ratio(
+    answer: Answer,
+    target: Target,
+    *,
+    min: Annotated[float, Field(ge=0)] = 0.25,
+    max: Annotated[float, Field(gt=0)] = 4.0,
+    slack: Annotated[int, Field(ge=0)] = 20,
+) -> str | None:
+    """Reject an answer with far fewer or far more words than the original.
+
+    ``min`` and ``max`` bound the words of the answer divided by those of the original; a difference of up to ``slack``
+    words is always allowed, so that a short original may be answered in a sentence.
+    """
+    written, expected = len(words(answer.text)), len(words(target.reference))
+    if abs(written - expected) <= slack or min * expected <= written <= max * expected:
+        return None
+    return f"{written} words, the original {expected}"
+
+
+def _is_punctuation(text: str) -> bool:
+    return all(unicodedata.category(character)[0] in "PZC" for character in text)

@@ -1,0 +1,60 @@
+"""Reads a dataset in slices, and what of it shapes the result."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axolotl_sdft.distillation.interfaces import RowFormat, Template
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_SLICE_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a dataset holds, in short."""
+
+    rows_digest: str
+    """Of all rows."""
+
+    requests_digest: str
+    """Of what the seed model is asked about them, with the original answers in place."""
+
+    num_targets: NDArray[np.int32]
+    """Trained answers of each row."""
+
+    @property
+    def most_targets(self) -> int:
+        """The most trained answers in one row."""
+        return int(self.num_targets.max(initial=0))
+
+
+def read_content(dataset: "Dataset", row_format: RowFormat, template: Template) -> Content:
+    """Read all rows once."""
+    rows, requests = hashlib.sha256(), hashlib.sha256()
+    num_targets = np.zeros(len(dataset), np.int32)
+    for start in range(0, len(dataset), _SLICE_ROWS):
+        for index, row in enumerate(rows_between(dataset, start, start + _SLICE_ROWS), start):
+            rows.update(json.dumps(row, sort_keys=True, default=str).encode())
+            num_targets[index] = row_format.num_targets(row)
+            for turn in range(num_targets[index]):
+                requests.update(json.dumps(template(row_format.target(row, turn))).encode())
+    return Content(rows.hexdigest(), requests.hexdigest(), num_targets)
+
+
+def rows_between(dataset: "Dataset", start: int, stop: int) -> Iterator[dict[str, Any]]:
+    """Yield a slice of the rows, read at once: one by one they cost several times as much."""
+    yield from as_rows(dataset[start : min(stop, len(dataset))])
+
+
+def as_rows(columns: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table that is given by its columns."""
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))

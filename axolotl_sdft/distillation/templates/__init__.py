@@ -1,0 +1,53 @@
+"""Rewriting templates: how the seed model is asked to give an answer in its own words (SDFT, arXiv 2402.13669).
+
+Each is a function of a target that returns a chat. It keeps the earlier turns of the conversation as they are and
+replaces the last user message by a request that holds the instruction and the original answer.
+"""
+
+from collections.abc import Callable, Sequence
+
+from axolotl_sdft.config import ExampleConfig
+from axolotl_sdft.distillation.interfaces import Target, Template
+from axolotl_sdft.distillation.templates.built_in import BUILT_IN
+from axolotl_sdft.distillation.templates.few_shot import with_examples
+from axolotl_sdft.distillation.templates.own import YAML_KEY, jinja_template
+from axolotl_sdft.distillation.templates.wording import template_sentences
+from axolotl_sdft.hookspecs import hookimpl
+from axolotl_sdft.plugins import TEMPLATES, registry
+
+__all__ = ["BUILT_IN", "resolve_template", "template_sentences"]
+
+_DUMMY = Target(
+    (
+        {"role": "system", "content": "system"},
+        {"role": "user", "content": "first question"},
+        {"role": "assistant", "content": "first answer"},
+        {"role": "user", "content": "question"},
+    ),
+    "answer",
+)
+
+
+@hookimpl
+def sdft_register_templates(register: Callable[[str, Template], None]) -> None:
+    """Register the built-in templates."""
+    for name, template in BUILT_IN.items():
+        register(name, template)
+
+
+def resolve_template(template: str, examples: Sequence[ExampleConfig] = ()) -> Template:
+    """Return the template that a text stands for: Jinja where it holds ``{{`` or ``{%``, else a registered name.
+
+    A Jinja text becomes the last user message. It knows ``instruction``, ``reference`` and ``messages``, the earlier
+    turns. Examples come before the conversation, as turns of the same template.
+
+    Raises:
+        ConfigError: The Jinja text is broken, uses another variable, never shows the reference, or can't be rendered
+            for an example.
+        UnknownNameError: No template is registered under the name.
+    """
+    if "{{" not in template and "{%" not in template:
+        return with_examples(registry().resolve(TEMPLATES, template, YAML_KEY), examples)
+    jinja = jinja_template(template)
+    jinja(_DUMMY)  # what can't be rendered shows now, not hours later
+    return with_examples(jinja, examples)

@@ -1,0 +1,93 @@
+"""The templates that ship built in. The first sentence of each docstring says what it does, the rest when to pick it.
+
+The wordings were chosen by what a model of 135M parameters makes of them: asked for more than the original says, it
+invents facts; asked for the final number of a solution, it skips the steps; shown a function, it defines one.
+"""
+
+from axolotl_sdft.distillation.interfaces import Message, Target, Template
+
+
+def reference(target: Target) -> list[Message]:
+    """Ask for the original answer in other words, with all its facts and nothing else.
+
+    The default: for instructions of all kinds, and for small models, which invent facts when left to themselves.
+    """
+    return request(
+        target,
+        f"{target.instruction}\n\nHere is a reliable answer to use as a guide:\n{target.reference}\n\nNow answer the "
+        "question above in your own words, keeping all the facts. Write only the answer.",
+    )
+
+
+def notes(target: Target) -> list[Message]:
+    """Ask for a response of the model's own that is built from the original answer.
+
+    Departs further from the original and says more. For models that can be trusted with facts.
+    """
+    return request(
+        target,
+        f"Notes:\n{target.reference}\n\nUse the facts in the notes to respond to the following. Start directly with "
+        f"the response and do not mention the notes.\n\n{target.instruction}",
+    )
+
+
+def mathematics(target: Target) -> list[Message]:
+    """Ask for a worked solution with the same calculations.
+
+    For word problems whose answers show their steps. Goes with the checks
+    ``numeric_answer`` and ``arithmetic``.
+    """
+    return request(
+        target,
+        f"{target.instruction}\n\nHere is a reliable solution to use as a guide:\n{target.reference}\n\nNow give the "
+        "solution in your own words, with the same calculations in the same order. Begin with the first step.",
+    )
+
+
+def function_calls(target: Target) -> list[Message]:
+    """Ask for the same function calls with the same arguments, and at most a sentence about them.
+
+    For tool use and API calls. Goes with the ``function_call`` check.
+    """
+    is_one_line = "\n" not in target.reference and "`" not in target.reference
+    shown = f"`{target.reference}`" if is_one_line else f"\n{target.reference}\n"
+    return request(
+        target,
+        f"{target.instruction}\n\nThe right call is {shown}. Answer with this call, and say in one short sentence what "
+        "it does.",
+    )
+
+
+def code(target: Target) -> list[Message]:
+    """Ask for the same code with the same names, in the model's own surroundings.
+
+    For answers that hold code between fences. Goes with the ``code`` check.
+    """
+    return request(
+        target,
+        f"{target.instruction}\n\nHere is a reliable answer to use as a guide:\n{target.reference}\n\nNow answer the "
+        "question above with the same code, keeping all the names. Write only the answer.",
+    )
+
+
+def self_data(target: Target) -> list[Message]:
+    """Show the task and the right answer under headings, and ask the model for its own answer to the task.
+
+    In the manner of Self-Data Distillation (arXiv 2410.09982): for seed models that are pruned afterwards, where the
+    training set should read like the seed model itself.
+    """
+    return request(
+        target,
+        f"Task:\n{target.instruction}\n\nCorrect answer:\n{target.reference}\n\nThe correct answer shows what is "
+        "right. Give the answer that you yourself would give to the task: complete, correct, and in your own style.",
+    )
+
+
+def request(target: Target, content: str) -> list[Message]:
+    """Return the conversation before an answer with its last user message replaced by a request."""
+    return [*target.context[:-1], {"role": "user", "content": content}]
+
+
+BUILT_IN: dict[str, Template] = {
+    template.__name__: template for template in (reference, notes, mathematics, function_calls, code, self_data)
+}

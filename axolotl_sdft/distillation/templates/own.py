@@ -1,0 +1,55 @@
+"""Templates that users write themselves, as Jinja texts."""
+
+from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2 import Template as JinjaTemplate
+from jinja2.sandbox import SandboxedEnvironment
+
+from axolotl_sdft.distillation.interfaces import Message, Target, Template
+from axolotl_sdft.distillation.templates.built_in import request
+from axolotl_sdft.distillation.texts import shortened
+from axolotl_sdft.errors import ConfigError
+
+YAML_KEY = "self_distillation.template"
+_VARIABLES = ("instruction", "messages", "reference")
+
+
+def jinja_template(text: str) -> Template:
+    """Return the template that a Jinja text stands for: the text becomes the last user message.
+
+    Raises:
+        ConfigError: The text is broken, uses another variable, or never shows the reference.
+    """
+    environment = SandboxedEnvironment(undefined=StrictUndefined)
+    try:
+        used = meta.find_undeclared_variables(environment.parse(text))
+        compiled = environment.from_string(text)
+    except TemplateError as err:
+        raise ConfigError(f"{YAML_KEY} is no valid Jinja text: {err}; it reads: {shortened(text)!r}") from err
+    unknown = sorted(used.difference(_VARIABLES))
+    if unknown:
+        raise ConfigError(f"{YAML_KEY} uses {unknown[0]!r}, which is not known; known: {', '.join(_VARIABLES)}")
+    if "reference" not in used:
+        raise ConfigError(f"{YAML_KEY} never uses {{{{ reference }}}}; the seed model would not see the answer")
+
+    def template(target: Target) -> list[Message]:
+        return request(target, _rendered(compiled, target))
+
+    return template
+
+
+def _rendered(compiled: JinjaTemplate, target: Target) -> str:
+    try:
+        text = compiled.render(
+            instruction=target.instruction, reference=target.reference, messages=list(target.context[:-1])
+        )
+    except Exception as err:  # a template may call anything that its variables offer
+        raise ConfigError(
+            f"{YAML_KEY} can't be rendered for the instruction {shortened(target.instruction)!r}: "
+            f"{type(err).__name__}: {err}; known variables: {', '.join(_VARIABLES)}"
+        ) from err
+    if not text.strip():
+        raise ConfigError(
+            f"{YAML_KEY} renders to an empty text for the instruction {shortened(target.instruction)!r}; "
+            "let it show {{ instruction }} and {{ reference }}"
+        )
+    return text

@@ -1,0 +1,127 @@
+"""Rewrites the datasets of an Axolotl configuration and points it to the result."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from axolotl_sdft.artifacts import DEFAULT_ROOT, ensure_writable
+from axolotl_sdft.config import SelfDistillationConfig
+from axolotl_sdft.distillation.row_formats import PROMPT_FIELD
+from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.host.datasets import OVERRIDE, dataset_entries, load_rows, rewritten_entry
+from axolotl_sdft.host.held_out import is_split, rows_folder, split_rows, without_repeats
+from axolotl_sdft.host.overrides import DatasetConfig, blaming, dataset_config
+from axolotl_sdft.host.seed_model import seed_dir_of, seed_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from axolotl_sdft.distillation.transform import DistillationTask
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An entry of ``datasets``, and what is to become of its rows."""
+
+    entry: Any
+    task: "DistillationTask | None"
+    """The rewriting of its training rows; None leaves them as they are."""
+
+    training: "Dataset | None" = None
+    held_out: "Dataset | None" = None
+    """Its rows where ``val_set_size`` splits some off; else None."""
+
+
+def check_distillation(cfg: Any) -> None:
+    """Refuse what would stop the rewriting later: names, datasets, columns, a seed without chat template."""
+    checked = set()
+    for _, task in distillation_tasks(cfg):
+        ensure_writable(task.root, "self_distillation.output_dir")
+        generation = task.config.generation
+        if generation not in checked:
+            task.backend_factory(task.seed_dir, generation).check()
+            checked.add(generation)
+
+
+def rewrite_datasets(cfg: Any, config: SelfDistillationConfig, only_if_done: bool = False) -> list[Path]:
+    """Point ``datasets`` to distilled ones, made unless they are there, and return their folders.
+
+    Where ``val_set_size`` splits off rows for validation, these become ``test_datasets``, as they are.
+
+    With ``only_if_done``, nothing is generated: datasets that were never rewritten keep their rows.
+    """
+    sources = _sources(cfg)
+    is_used = [source.task is not None and (source.task.is_done or not only_if_done) for source in sources]
+    for source, used in zip(sources, is_used, strict=True):
+        if source.task and not used:
+            LOG.warning("%s has not been rewritten yet; using its original rows", source.task.where)
+    if not any(is_used):
+        return []
+    root = Path(config.output_dir or DEFAULT_ROOT).absolute()
+    held_out = [
+        rewritten_entry(source.entry, rows_folder(source.held_out, root, "held-out"))
+        for source in sources
+        if source.held_out
+    ]
+    entries, distilled = [], []
+    for source, used in zip(sources, is_used, strict=True):
+        if source.task and used:
+            distilled.append(source.task.run())
+            entries.append(rewritten_entry(source.entry, distilled[-1]))
+        elif source.training is None:
+            entries.append(source.entry)
+        elif len(source.training):
+            entries.append(rewritten_entry(source.entry, rows_folder(source.training, root, "kept")))
+    cfg.datasets = entries
+    if held_out:
+        cfg.test_datasets, cfg.val_set_size = held_out, 0
+    return distilled
+
+
+def distillation_tasks(cfg: Any) -> "list[tuple[Any, DistillationTask]]":
+    """Return each dataset entry that is rewritten with its task. Settings and columns are checked; no model is loaded.
+
+    Raises:
+        ConfigError: A dataset's own settings are wrong, or every dataset is to be left alone.
+        DatasetError: A dataset can't be loaded, or its rows can't be rewritten.
+    """
+    return [(source.entry, source.task) for source in _sources(cfg) if source.task]
+
+
+def _sources(cfg: Any) -> list[Source]:
+    named = [(where, entry, dataset_config(cfg, _index(where))) for where, entry in dataset_entries(cfg)]
+    if not any(own.enabled for _, _, own in named):
+        raise ConfigError(
+            f"{OVERRIDE} is on, but each of the datasets says {OVERRIDE}: {{enabled: false}}; enable one, or remove "
+            "the top-level block"
+        )
+    if not is_split(cfg) and not cfg.get("dataset_exact_deduplication"):
+        return [
+            Source(entry, _task(cfg, load_rows(cfg, entry, where), own, entry, where) if own.enabled else None)
+            for where, entry, own in named
+        ]
+    loaded = [load_rows(cfg, entry, where) for where, entry, _ in named]
+    if cfg.get("dataset_exact_deduplication"):
+        loaded = without_repeats(loaded)
+    parts = split_rows(cfg, loaded) if is_split(cfg) else [(rows, None) for rows in loaded]
+    sources = []
+    for (where, entry, own), (training, held_out) in zip(named, parts, strict=True):
+        is_left_alone = not own.enabled or bool(held_out and not len(training))
+        task = None if is_left_alone else _task(cfg, training, own, entry, where)
+        sources.append(Source(entry, task, training if held_out is not None else None, held_out))
+    return sources
+
+
+def _task(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str) -> "DistillationTask":
+    from axolotl_sdft.distillation.transform import DistillationTask
+
+    kept = {PROMPT_FIELD: own.prompt_field} if own.prompt_field else {}
+    with blaming(cfg, _index(where)):
+        return DistillationTask(rows, own.settings(), seed_dir_of(cfg), {**entry, **kept}, seed_of(cfg)[0], where)
+
+
+def _index(where: str) -> int:
+    return int(where.removeprefix("datasets[").removesuffix("]"))

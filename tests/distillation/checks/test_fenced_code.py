@@ -1,0 +1,48 @@
+"""Which fenced code is missing or broken."""
+
+import pytest
+
+from axolotl_sdft.distillation.checks import code
+from tests.distillation.checks.samples import asked, written
+
+
+def block(text: str, language: str = "python") -> str:
+    return f"```{language}\n{text}\n```"
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        (f"Here it is:\n{block('x = 1')}\nDone.", block("x = 2")),
+        (block("x = 1", "Py"), block("x = 2")),
+        (block("x = 1"), block("x = 2", "")),
+        (f"1. First:\n   {block('   x = 1').replace('```', '   ```', 1)}", block("x = 2")),
+        (block("!pip install tea\n%time brew()"), block("x = 2")),
+        (block(">>> 1 + 1\n2\n>>> for x in y:\n...     x"), block("x = 2")),
+        (block("print 'hot'"), block("print 'cold'")),
+        (block("let a = ['(', \"}\"]; // ]", "js"), block("let a", "javascript")),
+        (block("any ( text", "text"), block("some text", "text")),
+        ("~~~python\nx = '```'\n~~~", block("x = 2")),
+        ("No code in either.", "None here."),
+    ],
+)
+def test_code_that_parses_in_the_language_of_the_original_passes(text: str, reference: str):
+    assert code(written(text), asked(reference=reference)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "reason"),
+    [
+        ("x = 1", block("x = 2"), "no code block"),
+        (block("x = 1")[:-4], block("x = 2"), "no code block"),
+        (f"{block('x = 1')}\nand\n```python\ny =", block("x = 2"), "a code block is left open"),
+        (block("x = 1", "js"), block("x = 2"), "no python block"),
+        (block("def f(:\n    pass"), block("x = 2"), "the python block does not parse: invalid syntax"),
+        (block("f(a, [b)"), block("f(a)", "python"), "the python block does not parse: "),
+        (block("f(a, [b)];", "js"), block("f(a)", "js"), "the javascript block has a ) too many"),
+        (block("int f() { return 1;", "c"), block("int f();", "c"), "the c block leaves a { open"),
+        (block("x ="), "No code here.", "the python block does not parse: invalid syntax"),
+    ],
+)
+def test_code_that_is_missing_open_or_broken_is_rejected(text: str, reference: str, reason: str):
+    assert (code(written(text), asked(reference=reference)) or "").startswith(reason)

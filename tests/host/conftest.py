@@ -1,0 +1,1 @@
+from tests.distillation.conftest import echo_plugin as echo_plugin
