@@ -36,10 +36,10 @@ def publish_commands(dataset_dir: Path) -> str:
 from datasets import load_from_disk
 from huggingface_hub import HfApi
 
-folder, name = {str(dataset_dir)!r}, "your-name/your-dataset"
-api = HfApi()
+folder = {str(dataset_dir)!r}
+name, card, api = "your-name/your-dataset", "{CARD_FILE}", HfApi()
 api.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
-api.upload_file(repo_id=name, repo_type="dataset", path_in_repo="{CARD_FILE}", path_or_fileobj=folder + "/{CARD_FILE}")
+api.upload_file(repo_id=name, repo_type="dataset", path_in_repo=card, path_or_fileobj=f"{{folder}}/{{card}}")
 load_from_disk(folder).push_to_hub(name, split="train")'''
 
 

@@ -97,7 +97,7 @@ def overlaid_histograms(
         places = np.clip(np.floor(np.round(values / step, 9)) - first, 0, num_bins - 1).astype(int)
         heights.append(np.bincount(places, weights, num_bins).astype(int))
     highest = max(int(counts.max()) for counts in heights)
-    every = math.ceil((num_bins + 1) / _MOST_TICKS)
+    every = next(count for count in (1, 2, 4, 5, 10) if count * _MOST_TICKS > num_bins)
     span = (float(edges[0]), float(edges[-1]))
     return Chart(
         before=_bars(heights[0], edges, highest, has_tail),

@@ -7,6 +7,7 @@ from typing import Any
 
 from axolotl_sdft.artifacts import read_json
 from axolotl_sdft.distillation.build import read_summary
+from axolotl_sdft.distillation.report import REPORT_FILE
 from axolotl_sdft.distillation.texts import shortened
 from axolotl_sdft.pruning.cut import PROVENANCE_FILE
 
@@ -102,7 +103,7 @@ def _path_lines(artifacts: Artifacts) -> Iterator[str]:
     if artifacts.pruned_dir is not None:
         yield f"Pruned model      {_shown(artifacts.pruned_dir)}"
     for folder in artifacts.distilled_dirs:
-        yield f"Distilled dataset {_shown(folder)}"
+        yield f"Distilled dataset {_shown(folder)}, see {REPORT_FILE} in it"
     yield f"Trained model     {_shown(artifacts.output_dir)}"
 
 

@@ -14,7 +14,7 @@ from tests.distillation.decoders import END, LENGTHS, plainly_written, rows_of, 
 
 TRIAL = list(range(5, 27))
 FITTING = ("gemma2", "gemma3_text", "gpt2", "llama", "llama4_text", "mistral", "phi3", "qwen2", "qwen3")
-WITH_OTHER_STATE = ("jamba", "lfm2_moe", "mamba", "qwen3_next")
+WITH_OTHER_STATE = ("jamba", "lfm2_moe", "mamba")
 
 
 def decoder(model, most_rows=3, most_tokens=10**6):

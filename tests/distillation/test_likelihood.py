@@ -24,8 +24,8 @@ def slowly(model, text):
     return -sum(log_probs[place - 1, text.ids[place]].item() for place in places) / text.num_answer
 
 
-# Gemma 2 caps its logits, Cohere scales them, GPT-2 has no rotary positions, Mamba no attention.
-@pytest.mark.parametrize("model_type", ["gemma2", "cohere", "gpt2", "mamba", "qwen3"])
+# Gemma 2 caps its logits, Cohere scales them, GPT-2 has no rotary positions, LFM2 layers without attention.
+@pytest.mark.parametrize("model_type", ["gemma2", "cohere", "gpt2", "lfm2_moe", "qwen3"])
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 1000])
 def test_values_are_those_of_all_logits_of_each_text_alone(model_type, chunk_tokens, monkeypatch):
     monkeypatch.setattr(likelihood, "_CHUNK_LOGITS", chunk_tokens * VOCABULARY)

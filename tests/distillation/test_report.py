@@ -113,7 +113,7 @@ def test_the_report_of_a_run_stands_beside_its_summary(tmp_path, seed_dir):
         "original kept: no_seven: holds 7",
         "The gap narrowed for 0.0 % of the sampled answers",
         "9 of 9, spread evenly",
-        f"folder, name = '{task.dataset_dir}'",
+        f"folder = '{task.dataset_dir}'",
     ):
         assert shown in page.text
     assert page.tags.count("svg") == 3

@@ -34,7 +34,7 @@ class TokenChooser:
         scores_BV = logits_BV
         if self._repetition_penalty != 1.0:
             scores_BV = _penalized(logits_BV.float(), rows, self._repetition_penalty)
-        chosen_B = scores_BV.argmax(-1)
+        chosen_B = scores_BV.max(-1).indices  # several times faster than argmax in bfloat16 on a CPU
         if not any(row.temperature > 0 for row in rows):
             return [(token, 0.0) for token in chosen_B.tolist()]
         sampled_B = self._sampled(scores_BV.float(), rows)
