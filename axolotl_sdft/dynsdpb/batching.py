@@ -45,6 +45,14 @@ def label_mask(inputs: Mapping[str, Any]) -> Tensor:
     return mask_BT
 
 
+def predicted_labels(inputs: Mapping[str, Any]) -> Tensor:
+    """Return the label at each position of :func:`label_mask`, [N], in row-major order."""
+    mask_BT = label_mask(inputs)
+    if torch.is_tensor(inputs.get("shift_labels")):
+        return inputs["shift_labels"][mask_BT]
+    return inputs["labels"].roll(-1, dims=1)[mask_BT]
+
+
 def join_batches(
     former: Mapping[str, Any], new: Mapping[str, Any], pad_token_id: int, *, one_row: bool = False
 ) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from axolotl_sdft.dynsdpb.loss import DynSDPBTerms
 
-_CE_SUM, _CE_TOKENS, _KL_SUM, _ALPHA_SUM, _TEMPERATURE_SUM, _KL_TOKENS = range(6)
+_CE_SUM, _CE_TOKENS, _KL_TOKENS, *_TERM_PLACES = range(8)
+_TERMS = dict(zip(("kl", "alpha", "temperature", "uncertainty", "agreement"), _TERM_PLACES, strict=True))
 
 
 class RunningFigures:
@@ -24,13 +25,19 @@ class RunningFigures:
 
     def add_distillation(self, terms: DynSDPBTerms) -> None:
         """Count the distilled tokens of a micro-batch."""
-        sums = {_KL_SUM: terms.divergence_sum, _ALPHA_SUM: terms.alpha_sum, _TEMPERATURE_SUM: terms.temperature_sum}
-        self._add({**sums, _KL_TOKENS: terms.num_tokens})
+        sums = (
+            terms.divergence_sum,
+            terms.alpha_sum,
+            terms.temperature_sum,
+            terms.uncertainty_sum,
+            terms.agreement_sum,
+        )
+        self._add({**dict(zip(_TERM_PLACES, sums, strict=True)), _KL_TOKENS: terms.num_tokens})
 
     def _add(self, values: dict[int, Tensor | int]) -> None:
         if self._sums is None:
             device = next(value.device for value in values.values() if torch.is_tensor(value))
-            self._sums = torch.zeros(6, device=device)
+            self._sums = torch.zeros(8, device=device)
         for place, value in values.items():
             self._sums[place] += value
 
@@ -43,14 +50,12 @@ class RunningFigures:
             device: Where the sums of a rank that has counted nothing are made.
             sum_over_ranks: Called once on every rank.
         """
-        sums = torch.zeros(6, device=device) if self._sums is None else self._sums
+        sums = torch.zeros(8, device=device) if self._sums is None else self._sums
         self._sums = None
         values = sum_over_ranks(sums).tolist()
         figures = {}
         if values[_CE_TOKENS]:
             figures["dynsdpb/ce"] = values[_CE_SUM] / values[_CE_TOKENS]
         if values[_KL_TOKENS]:
-            figures["dynsdpb/kl"] = values[_KL_SUM] / values[_KL_TOKENS]
-            figures["dynsdpb/alpha"] = values[_ALPHA_SUM] / values[_KL_TOKENS]
-            figures["dynsdpb/temperature"] = values[_TEMPERATURE_SUM] / values[_KL_TOKENS]
+            figures |= {f"dynsdpb/{name}": values[place] / values[_KL_TOKENS] for name, place in _TERMS.items()}
         return figures

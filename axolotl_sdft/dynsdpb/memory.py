@@ -3,10 +3,11 @@
 An iteration is an optimizer step. Its micro-batches share the same weights, so within one accumulation window nothing
 can be distilled from one to the next: micro-batch k learns from micro-batch k of the window before.
 
-Shapes: N label tokens of a micro-batch, in row-major order; V vocabulary.
+Shapes: N label tokens of a micro-batch, in row-major order.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +17,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The inputs of one micro-batch and what the model predicted at their label positions."""
+    """The inputs of one micro-batch and what was kept of the prediction at their label positions."""
 
     inputs: dict[str, Any]
 
-    logits: Tensor
-    """[N, V], a constant."""
+    kept: dict[str, Tensor]
+    """By name, [N, ...] each, constants."""
 
     @property
     def num_tokens(self) -> int:
         """How many label tokens it has."""
-        return self.logits.shape[0]
+        return len(next(iter(self.kept.values())))
 
 
 class PreviousMiniBatch:
@@ -46,6 +47,11 @@ class PreviousMiniBatch:
         """Whether a window has begun: outside a training loop there is no iteration before."""
         return self._is_open
 
+    @property
+    def window(self) -> list[MicroBatch]:
+        """The present window so far; once it is complete, all that the next one depends on."""
+        return list(self._present)
+
     def begin_window(self, num_micro_batches: int) -> list[MicroBatch]:
         """Turn the present window into the former one, and return the micro-batches that will be repeated.
 
@@ -63,13 +69,29 @@ class PreviousMiniBatch:
         """Return the former micro-batch at the next place of the window, and forget it; None when there is none."""
         return self._former.popleft() if self._former else None
 
-    def remember(self, inputs: dict[str, Any], logits_NV: Tensor) -> None:
-        """Keep a micro-batch of the present window: its inputs, and its logits at label positions as a constant."""
-        kept = {name: value.detach() if torch.is_tensor(value) else value for name, value in inputs.items()}
-        self._present.append(MicroBatch(kept, logits_NV.detach()))
+    def remember(self, inputs: dict[str, Any], kept: dict[str, Tensor], *, offload: bool = False) -> None:
+        """Add a micro-batch to the present window: its inputs, and what is kept of its prediction, as constants.
+
+        With ``offload`` what is kept moves to the CPU, while the device goes on working.
+        """
+        constants = {name: value.detach() if torch.is_tensor(value) else value for name, value in inputs.items()}
+        kept = {name: value.detach() for name, value in kept.items()}
+        self._present.append(MicroBatch(constants, {name: _on_cpu(kept[name]) for name in kept} if offload else kept))
+
+    def restore(self, window: Sequence[MicroBatch]) -> None:
+        """Take these micro-batches for the present window, as if they had been remembered one by one."""
+        self._present = deque(window)
 
     def clear(self) -> None:
         """Forget everything; a window has to begin anew."""
         self._former.clear()
         self._present.clear()
         self._is_open = False
+
+
+def _on_cpu(value: Tensor) -> Tensor:
+    """Return a copy in memory that a CUDA device reads and writes without waiting; on the CPU, the tensor itself."""
+    if value.device.type == "cpu":
+        return value
+    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type == "cuda")
+    return copy.copy_(value, non_blocking=value.device.type == "cuda")

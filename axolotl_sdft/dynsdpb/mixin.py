@@ -7,17 +7,22 @@ With ``alpha: 0`` this is plain training on the joined batches.
 Shapes: B rows, T positions, N label tokens, V vocabulary.
 """
 
+import logging
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from axolotl_sdft.config import DynSDPBConfig
-from axolotl_sdft.dynsdpb.batching import join_batches, label_mask
+from axolotl_sdft.dynsdpb.batching import join_batches, label_mask, predicted_labels
 from axolotl_sdft.dynsdpb.figures import RunningFigures
-from axolotl_sdft.dynsdpb.loss import dynsdpb_loss
+from axolotl_sdft.dynsdpb.former import FormerPrediction
+from axolotl_sdft.dynsdpb.loss import PresentPrediction, distil
 from axolotl_sdft.dynsdpb.memory import MicroBatch, PreviousMiniBatch
+from axolotl_sdft.dynsdpb.memory_file import load_memory, save_memory
+from axolotl_sdft.dynsdpb.prediction import Predictions
 from axolotl_sdft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,16 +30,20 @@ if TYPE_CHECKING:
 else:
     _Parent = object
 
+log = logging.getLogger(__name__)
+
 
 class DynSDPBMixin(_Parent):
     """Goes before a trainer among the bases: ``class MyTrainer(DynSDPBMixin, Trainer)``.
 
     The batch size keeps its meaning: new samples per step. Each sample goes through the model twice, in two
-    successive steps, except those of the last. The first step of a run, also of a resumed one, repeats nothing.
+    successive steps, except those of the last. The first step of a run repeats nothing. What it remembers is saved with
+    each checkpoint that holds the optimizer, one file for each rank, and a resumed run goes on with it.
 
     Logged beside the parent's figures, as means per token since the last log: ``dynsdpb/ce`` (the parent's loss),
     ``dynsdpb/kl`` (divergence from the former prediction, without influence and temperature squared),
-    ``dynsdpb/alpha`` and ``dynsdpb/temperature``.
+    ``dynsdpb/alpha``, ``dynsdpb/temperature``, ``dynsdpb/uncertainty`` (of the former prediction) and
+    ``dynsdpb/agreement`` (share of tokens whose likeliest token is the same as before).
 
     Args:
         dynsdpb: Influence and temperature; the defaults when unset. All other arguments are the parent's.
@@ -43,6 +52,7 @@ class DynSDPBMixin(_Parent):
     def __init__(self, *args: Any, dynsdpb: DynSDPBConfig | None = None, **kwargs: Any) -> None:
         self._dynsdpb_given = dynsdpb
         self._dynsdpb_memory = PreviousMiniBatch()
+        self._dynsdpb_predictions: Predictions | None = None
         self._dynsdpb_figures = RunningFigures()
         self._dynsdpb_window_tokens: Tensor | int = 0
         super().__init__(*args, **kwargs)
@@ -56,12 +66,35 @@ class DynSDPBMixin(_Parent):
         return self._dynsdpb_given or DynSDPBConfig()
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the parent does; what is remembered lives no longer than one run."""
-        self._dynsdpb_memory.clear()
+        """Train as the parent does; what is remembered lives no longer than one run, and as long as its checkpoints."""
+        self._dynsdpb_forget()
+        checkpoint = kwargs.get("resume_from_checkpoint", args[2] if len(args) > 2 else None)
+        if checkpoint:
+            self._dynsdpb_resume(Path(checkpoint))
         try:
             return super()._inner_training_loop(*args, **kwargs)
         finally:
-            self._dynsdpb_memory.clear()
+            self._dynsdpb_forget()
+
+    def _dynsdpb_resume(self, checkpoint: Path) -> None:
+        """Remember what was saved with the checkpoint, on all ranks or on none: they count tokens together."""
+        place = (checkpoint, self.args.process_index, self.args.world_size, self.args.device)
+        window = load_memory(*place, offload=self.dynsdpb_config.offload)
+        if self.args.world_size > 1:
+            lengths = self.accelerator.gather(torch.tensor([len(window)], device=self.args.device)).tolist()
+            if window and 0 in lengths:
+                log.warning("dynsdpb: %s lacks the memory of other ranks; the first step repeats nothing", checkpoint)
+                window = []
+        self._dynsdpb_memory.restore(window)
+
+    def _dynsdpb_forget(self) -> None:
+        self._dynsdpb_memory.clear()
+        self._dynsdpb_predictions = None
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save what the parent does for the next run to go on as this one would have, and the memory with it."""
+        super()._save_rng_state(output_dir)
+        save_memory(self._dynsdpb_memory.window, Path(output_dir), self.args.process_index, self.args.world_size)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Return the micro-batches of one optimizer step, as the parent does, and turn to the next iteration.
@@ -101,18 +134,26 @@ class DynSDPBMixin(_Parent):
         former = self._dynsdpb_memory.take()
         joined = self._dynsdpb_join(former, inputs)
         mask_BT = label_mask(joined)
-        loss, outputs = super().compute_loss(model, joined, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        logits = _flat_logits(outputs, mask_BT)
-        positions_N = mask_BT.flatten().nonzero().squeeze(1).to(logits.device)
-        self._dynsdpb_count_cross_entropy(loss, len(positions_N), num_items_in_batch)
+        predictions = self._dynsdpb_reader()
+        with predictions.watched() as calls:
+            loss, outputs = super().compute_loss(
+                model, joined, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+        logits_BTV = _logits(outputs, mask_BT)
+        rows_N = mask_BT.flatten().nonzero().squeeze(1).to(logits_BTV.device)
+        seen = predictions.read(calls, logits_BTV, rows_N)
+        self._dynsdpb_count_cross_entropy(loss, len(rows_N), num_items_in_batch)
         num_former = former.num_tokens if former else 0
         if former is not None and num_former:
-            loss = loss + self._dynsdpb_term(logits[positions_N[:num_former]], former, num_items_in_batch).to(loss)
-        self._dynsdpb_memory.remember(inputs, logits.detach()[positions_N[num_former:]])
+            present = seen.present(rows_N[:num_former], is_constant=self.dynsdpb_config.alpha == 0)
+            term = self._dynsdpb_term(present, former, predictions.recall(former.kept), num_items_in_batch)
+            loss = loss + term.to(loss)
+        kept = predictions.keep(seen, rows_N[num_former:])
+        self._dynsdpb_memory.remember(inputs, kept, offload=self.dynsdpb_config.offload)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the parent does; training logs also hold the four figures of DynSDPB."""
+        """Log as the parent does; training logs also hold the figures of DynSDPB."""
         if "loss" in logs:
             several = self.accelerator.num_processes > 1
             figures = self._dynsdpb_figures.take(
@@ -131,11 +172,29 @@ class DynSDPBMixin(_Parent):
         pad_token_id = next((pad_id for pad_id in pad_ids if isinstance(pad_id, int) and pad_id >= 0), 0)
         return join_batches(former.inputs, inputs, pad_token_id, one_row=one_row)
 
-    def _dynsdpb_term(self, student_NV: Tensor, former: MicroBatch, num_items: Any) -> Tensor:
+    def _dynsdpb_reader(self) -> Predictions:
+        if self._dynsdpb_predictions is None:
+            model = self.accelerator.unwrap_model(self.model)
+            deepspeed = getattr(self.accelerator.state, "deepspeed_plugin", None)
+            is_sharded = self.is_fsdp_enabled or getattr(deepspeed, "zero_stage", 0) == 3
+            is_compiled = self.args.torch_compile or getattr(model, "_compiled_call_impl", None) is not None
+            self._dynsdpb_predictions = Predictions(
+                model,
+                self.dynsdpb_config,
+                can_watch=not (is_sharded or is_compiled or hasattr(self.model, "_orig_mod")),
+                context=self.accelerator.autocast,
+            )
+        return self._dynsdpb_predictions
+
+    def _dynsdpb_term(
+        self, present: PresentPrediction, former: MicroBatch, prediction: FormerPrediction | None, num_items: Any
+    ) -> Tensor:
         """Return the distillation term, divided the way the parent divides its own loss."""
-        if self.dynsdpb_config.alpha == 0:
-            student_NV = student_NV.detach()
-        terms = dynsdpb_loss(student_NV, former.logits, self.dynsdpb_config)
+        if prediction is None:
+            log.warning("dynsdpb: what the checkpoint remembers can't be read here; its last step is not distilled")
+            return torch.zeros(())
+        labels_N = predicted_labels(former.inputs).to(present.raw.device) if self.dynsdpb_config.only_correct else None
+        terms = distil(present, prediction, self.dynsdpb_config, labels_N)
         self._dynsdpb_figures.add_distillation(terms)
         if self._dynsdpb_is_window_mean(num_items):
             return terms.kl_sum * self._dynsdpb_rank_scale(num_items) / self._dynsdpb_window_tokens
@@ -180,8 +239,8 @@ class DynSDPBMixin(_Parent):
                 )
 
 
-def _flat_logits(outputs: Any, mask_BT: Tensor) -> Tensor:
-    """Return the logits of all positions, [B * T, V]."""
+def _logits(outputs: Any, mask_BT: Tensor) -> Tensor:
+    """Return the logits of all positions, [B, T, V]."""
     logits = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
     if not torch.is_tensor(logits) or logits.dim() != 3 or logits.shape[:2] != mask_BT.shape:
         found = f"logits of shape {tuple(logits.shape)}" if torch.is_tensor(logits) else "no logits"
@@ -190,4 +249,4 @@ def _flat_logits(outputs: Any, mask_BT: Tensor) -> Tensor:
             "distilled from the logits of the one before; switch off what computes the loss without them (such as "
             "cut_cross_entropy or liger_fused_linear_cross_entropy) or lengthens the input (prompt tuning)"
         )
-    return logits.flatten(0, 1)
+    return logits

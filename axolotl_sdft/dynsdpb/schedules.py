@@ -15,6 +15,7 @@ Shapes: N tokens, V vocabulary.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,42 +23,45 @@ from torch import Tensor
 from axolotl_sdft.config import DynSDPBConfig
 
 
-def uncertainty(log_probs_NV: Tensor) -> Tensor:
-    """Return the entropy of each distribution as a share of the largest possible one, in [0, 1].
+@dataclass(frozen=True)
+class Confidence:
+    """How sure a prediction was of each token, at temperature 1; [N] each."""
 
-    A vocabulary of one token leaves nothing to be unsure of: 0.
-    """
+    uncertainty: Tensor
+    """Entropy as a share of the largest possible one, in [0, 1]. A vocabulary of one token leaves no doubt: 0."""
+
+    discrimination: Tensor
+    """Gap between the two largest probabilities, in [0, 1]. A vocabulary of one token has no rival: 1."""
+
+    top: Tensor
+    """The likeliest token."""
+
+
+def confidence_of(log_probs_NV: Tensor) -> Confidence:
+    """Return how sure each of these distributions is."""
     num_tokens, vocab_size = log_probs_NV.shape
     if vocab_size == 1:
-        return log_probs_NV.new_zeros(num_tokens)
-    entropy_N = torch.special.entr(log_probs_NV.exp()).sum(-1)
-    # Rounding can push the uniform distribution a little above its own maximum.
-    return (entropy_N / math.log(vocab_size)).clamp(0.0, 1.0)
+        zeros_N = log_probs_NV.new_zeros(num_tokens)
+        return Confidence(zeros_N, zeros_N + 1.0, zeros_N.long())
+    # What is impossible adds nothing, but 0 * -inf is no number, so these are left out of the sum.
+    entropy_N = -log_probs_NV.exp().mul_(log_probs_NV).nansum(-1)
+    largest_N2, tokens_N2 = log_probs_NV.topk(2, dim=-1)
+    probs_N2 = largest_N2.exp()
+    # Rounding can push the entropy a little out of its range.
+    uncertainty_N = (entropy_N / math.log(vocab_size)).clamp(0.0, 1.0)
+    return Confidence(uncertainty_N, probs_N2[:, 0] - probs_N2[:, 1], tokens_N2[:, 0])
 
 
-def discrimination(log_probs_NV: Tensor) -> Tensor:
-    """Return the gap between the two largest probabilities of each distribution, in [0, 1].
-
-    A vocabulary of one token has no rival: 1.
-    """
-    num_tokens, vocab_size = log_probs_NV.shape
-    if vocab_size == 1:
-        return log_probs_NV.new_ones(num_tokens)
-    largest_N2 = log_probs_NV.topk(2, dim=-1).values.exp()
-    return largest_N2[:, 0] - largest_N2[:, 1]
+def influence(uncertainty_N: Tensor, config: DynSDPBConfig) -> Tensor:
+    """Return alpha of each token, [N]."""
+    if not config.dynamic_alpha:
+        return torch.full_like(uncertainty_N, config.alpha)
+    return config.alpha * (1.0 - uncertainty_N)
 
 
-def influence_and_temperature(former_logits_NV: Tensor, config: DynSDPBConfig) -> tuple[Tensor, Tensor]:
-    """Return alpha and temperature of each token, [N] each, from the former prediction at temperature 1."""
-    num_tokens = former_logits_NV.shape[0]
-    alpha_N = former_logits_NV.new_full((num_tokens,), config.alpha)
-    temperature_N = former_logits_NV.new_full((num_tokens,), config.temperature)
-    if not (config.dynamic_alpha or config.dynamic_temperature):
-        return alpha_N, temperature_N
-    log_probs_NV = former_logits_NV.log_softmax(-1)
-    if config.dynamic_alpha:
-        alpha_N = alpha_N * (1.0 - uncertainty(log_probs_NV))
-    if config.dynamic_temperature:
-        span = config.temperature - config.temperature_min
-        temperature_N = config.temperature_min + span * (1.0 - discrimination(log_probs_NV))
-    return alpha_N, temperature_N
+def temperature(discrimination_N: Tensor, config: DynSDPBConfig) -> Tensor:
+    """Return the temperature of each token, [N]."""
+    if not config.dynamic_temperature:
+        return torch.full_like(discrimination_N, config.temperature)
+    span = config.temperature - config.temperature_min
+    return config.temperature_min + span * (1.0 - discrimination_N)

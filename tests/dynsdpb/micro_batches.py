@@ -59,12 +59,13 @@ def train(
 ) -> Trainer:
     """Train on what is given; keywords of the trainer itself are told from those of its arguments by name."""
     own = {name: settings.pop(name) for name in ("dynsdpb", "eval_dataset") if name in settings}
+    checkpoint = settings.pop("resume_from_checkpoint", None)
     quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1}
     plain = {"optim": "sgd", "learning_rate": 0.3, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
-    args = TrainingArguments(str(tmp_path), num_train_epochs=len(epochs), **{**quiet, **plain, **settings})
+    args = TrainingArguments(str(tmp_path), **{"num_train_epochs": len(epochs), **quiet, **plain, **settings})
     trainer = trainer_class(model=model, args=args, train_dataset=epochs[0], **own)
     trainer.get_train_dataloader = lambda: Epochs(epochs)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
 
 

@@ -7,7 +7,7 @@ from axolotl_sdft.dynsdpb.memory import PreviousMiniBatch
 
 def fill(memory: PreviousMiniBatch, *names: str) -> None:
     for name in names:
-        memory.remember({"name": name}, torch.zeros(len(name), 3))
+        memory.remember({"name": name}, {"logits": torch.zeros(len(name), 3)})
 
 
 def taken(memory: PreviousMiniBatch, places: int) -> list[str | None]:
@@ -65,11 +65,11 @@ def test_what_is_remembered_is_a_constant_and_keeps_the_callers_dictionary_out()
     memory = PreviousMiniBatch()
     memory.begin_window(1)
     inputs = {"embeds": torch.ones(1, requires_grad=True), "flag": True}
-    memory.remember(inputs, torch.ones(1, 2, requires_grad=True))
+    memory.remember(inputs, {"logits": torch.ones(1, 2, requires_grad=True)})
     inputs.clear()
     (kept,) = memory.begin_window(1)
     assert not kept.inputs["embeds"].requires_grad
-    assert not kept.logits.requires_grad
+    assert not kept.kept["logits"].requires_grad
     assert kept.inputs["flag"] is True
 
 
@@ -80,6 +80,23 @@ def test_clearing_forgets_everything_and_closes_the_window():
     memory.clear()
     assert not memory.is_open
     assert memory.begin_window(1) == []
+
+
+def test_a_restored_window_is_repeated_as_if_it_had_been_remembered():
+    memory, resumed = PreviousMiniBatch(), PreviousMiniBatch()
+    memory.begin_window(2)
+    fill(memory, "a", "bb")
+    resumed.restore(memory.window)
+    assert [micro_batch.num_tokens for micro_batch in resumed.begin_window(2)] == [1, 2]
+    assert taken(resumed, 2) == ["a", "bb"]
+
+
+def test_what_is_offloaded_is_on_the_cpu_and_equal():
+    memory, logits = PreviousMiniBatch(), torch.randn(2, 3)
+    memory.begin_window(1)
+    memory.remember({}, {"logits": logits}, offload=True)
+    kept = memory.window[0].kept["logits"]
+    assert (kept.device.type, kept.tolist()) == ("cpu", logits.tolist())
 
 
 @settings(deadline=None)

@@ -1,0 +1,121 @@
+"""Where a model's logits come from: what goes into its output head, what comes out, and what is done with that.
+
+Most models return what the head gives. Gemma caps it, Cohere and Granite scale it. Which of these a model does is
+looked up in its configuration and believed only where it reproduces the logits of a real pass.
+
+Shapes: B rows, T positions, H hidden, V vocabulary, S sampled positions.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from axolotl_sdft.dynsdpb.former import identity
+
+Finish = Callable[[Tensor], Tensor]
+
+_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+_DIVISORS = ("logits_scaling",)  # some models multiply by it, others divide
+_CAPS = ("final_logit_softcapping", "output_logit_soft_cap")
+_NUM_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class HeadCall:
+    """What went into the output head in a forward pass, and what came out."""
+
+    hidden: Tensor
+    """[B, T, H]"""
+
+    raw: Tensor
+    """[B, T, V]"""
+
+
+@contextmanager
+def recorded(head: nn.Module | None) -> Iterator[list[HeadCall]]:
+    """Give a list to which each call of the head is added while the block runs."""
+    calls: list[HeadCall] = []
+    if head is None:
+        yield calls
+        return
+
+    def record(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if args and torch.is_tensor(args[0]) and torch.is_tensor(output):
+            calls.append(HeadCall(args[0], output))
+
+    handle = head.register_forward_hook(record)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def find_head(model: Any) -> nn.Module | None:
+    """Return the module that makes logits of hidden states; None when the model doesn't say."""
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if callable(getter) else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def is_frozen(head: nn.Module) -> bool:
+    """Whether training leaves the head as it is.
+
+    A wrapper of PEFT counts as trained, whatever its own parameters say: what it trains may be held elsewhere.
+    """
+    is_wrapped = any(type(module).__module__.startswith("peft.") for module in head.modules())
+    return not is_wrapped and not any(parameter.requires_grad for parameter in head.parameters())
+
+
+def finish_that_gives(logits_SV: Tensor, raw_SV: Tensor, model_config: Any) -> Finish | None:
+    """Return what turns the head's output into these logits; None when nothing known does."""
+    # Any cap changes the last bits of some of so many numbers, so what is equal is no coincidence.
+    if torch.equal(raw_SV.to(logits_SV.dtype), logits_SV):
+        return identity
+    step = max(torch.finfo(logits_SV.dtype).eps, torch.finfo(raw_SV.dtype).eps)
+    candidates = (finish for finish in _candidates(model_config) if finish is not identity)
+    return next((finish for finish in candidates if _is_close(finish(raw_SV), logits_SV, 8 * step)), None)
+
+
+def head_gives(head: nn.Module, hidden_SH: Tensor, raw_SV: Tensor) -> bool:
+    """Whether the head, run again, gives what it gave in the pass, as nearly as another matrix shape allows."""
+    with torch.no_grad():
+        again_SV = head(hidden_SH)
+    coarse = 2e-3 if raw_SV.dtype in (torch.float32, torch.float64) else 3e-2
+    return again_SV.shape == raw_SV.shape and _is_close(again_SV, raw_SV, coarse)
+
+
+def sampled(positions_N: Tensor) -> Tensor:
+    """Return a few of the positions, spread evenly."""
+    return positions_N[:: max(1, -(-len(positions_N) // _NUM_SAMPLES))]
+
+
+def _is_close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    found, expected = found.float(), expected.float()
+    largest = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return torch.allclose(found, expected, rtol=0.0, atol=tolerance * largest)
+
+
+def _candidates(model_config: Any) -> Iterator[Finish]:
+    """Give every way of finishing that the configuration's numbers allow; the likeliest, with a cap, first."""
+    text_config = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
+    factors = [factor for name in _FACTORS if (factor := _number(text_config, name))]
+    factors += [1.0 / divisor for name in _DIVISORS if (divisor := _number(text_config, name))]
+    caps = [cap for name in _CAPS if (cap := _number(text_config, name))]
+    for cap in [*caps, None]:
+        for factor in [*factors, 1.0]:
+            yield partial(_finish, factor=factor, cap=cap) if (factor, cap) != (1.0, None) else identity
+
+
+def _finish(raw: Tensor, factor: float, cap: float | None) -> Tensor:
+    scaled = raw * factor if factor != 1.0 else raw
+    return scaled if cap is None else torch.tanh(scaled / cap) * cap
+
+
+def _number(config: Any, name: str) -> float | None:
+    value = getattr(config, name, None)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value else None
