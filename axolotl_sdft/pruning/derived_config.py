@@ -6,18 +6,14 @@ derives more from the layer count than was cut, the model can't be cut soundly.
 
 import copy
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from axolotl_sdft.errors import CheckpointError
-from axolotl_sdft.pruning.layer_settings import (
-    COUNT_KEYS,
-    LAYER_KINDS,
-    LayerCut,
-    Settings,
-    UnsoundCutError,
-    cut_settings,
-)
+from axolotl_sdft.pruning.exceptions_by_type import check_layers, check_model
+from axolotl_sdft.pruning.layer_rules import cut_settings
+from axolotl_sdft.pruning.layer_settings import COUNT_KEYS, LAYER_KINDS, LayerCut, Settings, UnsoundCutError
 from axolotl_sdft.pruning.vision_settings import cut_vision_settings
 
 LOG = logging.getLogger(__name__)
@@ -29,51 +25,9 @@ HARMLESS = (
 )
 """What may follow from a layer's number or from how many there are."""
 
-# What no choice of layers could mend. Each reason completes "can't be cut soundly: ...".
-_UNSOUND: tuple[tuple[Callable[[Settings], Any], str], ...] = (
-    (lambda c: c.get("is_encoder_decoder"), "it has an encoder and a decoder (is_encoder_decoder)"),
-    (lambda c: c.get("num_layers_per_stack"), "its layers form two stacks that run many times (num_layers_per_stack)"),
-    (lambda c: c.get("hidden_size_per_layer_input"), "layers share a matrix (hidden_size_per_layer_input)"),
-    (
-        lambda c: c.get("num_layers_per_stack"),
-        "its layers stand in two stacks and run many times (num_layers_per_stack)",
-    ),
-)
-_UNSOUND_TYPES = {"minimax": "each layer's decay is computed from its number and from the number of layers"}
-
 
 class RefusedConfigError(CheckpointError):
     """transformers' config class does not take a ``config.json``."""
-
-
-def _keeps_first(_settings: Settings, cut: LayerCut) -> bool:
-    return 0 in cut.kept
-
-
-def _keeps_last(_settings: Settings, cut: LayerCut) -> bool:
-    return cut.num_layers - 1 in cut.kept
-
-
-def _keeps_numbers(_settings: Settings, cut: LayerCut) -> bool:
-    return cut.only_last_go
-
-
-def _keeps_hybrids(settings: Settings, cut: LayerCut) -> bool:
-    kinds = settings.get("layers_block_type") or []
-    return not any(kind == "hybrid" for layer, kind in enumerate(kinds) if layer in cut.dropped)
-
-
-# Model types whose code, not whose settings, tells layers apart by number: what must hold, and what to say otherwise.
-_TYPES_BY_NUMBER: dict[str, tuple[Callable[[Settings, LayerCut], bool], str]] = {
-    "diffllama": (_keeps_numbers, "each layer's lambda is computed from its number; drop the last layers only"),
-    "gpt_neox_japanese": (_keeps_last, "the last layer alone has a bias; keep it"),
-    "modernbert": (_keeps_first, "layer 0 is built differently; keep it"),
-    "modernbert-decoder": (_keeps_first, "layer 0 is built differently; keep it"),
-    "rwkv": (_keeps_first, "layer 0 alone normalizes what it receives; keep it"),
-    "zamba": (_keeps_hybrids, "its hybrid layers share weights; drop others only"),
-    "zamba2": (_keeps_hybrids, "its hybrid layers share weights; drop others only"),
-    "zaya": (_keeps_first, "layer 0 alone routes without the layer before; keep it"),
-}
 
 
 def find_count(config: dict[str, Any]) -> int | None:
@@ -114,38 +68,42 @@ def prune(config: dict[str, Any], drop_layers: Collection[int]) -> dict[str, Any
         CheckpointError: The architecture can't be cut soundly, with the reason.
     """
     full = derived(config)
-    level, pruned = full or config, copy.deepcopy(config)
-    check_settings(config, level)
-    num_layers = find_count(level) or count_layers(config)
+    known = full or config
+    check_settings(config, known)
+    num_layers = find_count(known) or count_layers(config)
     cut = LayerCut(num_layers, tuple(layer for layer in range(num_layers) if layer not in drop_layers))
-    path = text_path(level)
-    settings = _at(level, path)
-    changes = _changes(config, settings, cut)
-    around = _changes_around(config, level, cut)
-    written = pruned
-    for key in path:
-        written = written.setdefault(key, {})
-    # What the class knows under no such name may be the older name of a list.
-    written.update(_changes(config, {key: value for key, value in written.items() if key not in settings}, cut))
-    has_count = any(key in written for key in COUNT_KEYS)
-    written.update(
-        {key: value for key, value in changes.items() if key in written or key not in COUNT_KEYS or not has_count}
-    )
-    _update_copies(pruned, settings, changes)
-    pruned.update(around)
+    with _named(config):
+        pruned, expected = _cut(config, known, cut)
     if full is None:
         LOG.warning(
             "transformers has no class for model type %r; lists that its own code derives from the number of layers "
             "are not cut",
             config.get("model_type"),
         )
-        return pruned
-    expected = copy.deepcopy(full)
-    _at(expected, path).update(changes)
-    _update_copies(expected, settings, changes)
-    expected.update(around)
-    _check_derives(pruned, expected)
+    else:
+        _check_derives(pruned, expected)
     return pruned
+
+
+def _cut(config: dict[str, Any], known: dict[str, Any], cut: LayerCut) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return ``config`` and all that is ``known`` of it, both as they are with only these layers."""
+    path = text_path(known)
+    settings = _at(known, path)
+    check_layers(settings, _types(config, settings), cut)
+    changes, around = cut_settings(settings, cut), cut_vision_settings(known, cut)
+    pruned, expected = copy.deepcopy(config), copy.deepcopy(known)
+    _at(expected, path).update(changes)
+    written = pruned
+    for key in path:
+        written = written.setdefault(key, {})
+    # What the class knows under no such name may be the older name of a list.
+    written.update(cut_settings({key: value for key, value in written.items() if key not in settings}, cut))
+    has_count = any(key in written for key in COUNT_KEYS)
+    written.update({key: changes[key] for key in changes if key in written or key not in COUNT_KEYS or not has_count})
+    for whole in (pruned, expected):
+        _update_copies(whole, settings, changes)
+        whole.update(around)
+    return pruned, expected
 
 
 def _update_copies(config: dict[str, Any], settings: Settings, changes: Settings) -> None:
@@ -174,11 +132,8 @@ def derived(config: dict[str, Any]) -> dict[str, Any] | None:
 def with_floats(value: Any) -> Any:
     """Return a copy in which the words that transformers writes for infinities and NaN are numbers."""
     if isinstance(value, dict):
-        return (
-            float(value["__float__"])
-            if value.keys() == {"__float__"}
-            else {k: with_floats(v) for k, v in value.items()}
-        )
+        is_word = value.keys() == {"__float__"}
+        return float(value["__float__"]) if is_word else {key: with_floats(item) for key, item in value.items()}
     return [with_floats(item) for item in value] if isinstance(value, list) else value
 
 
@@ -204,36 +159,22 @@ def check_settings(config: dict[str, Any], full: dict[str, Any]) -> None:
         CheckpointError: The message holds the reason.
     """
     text = _at(full, text_path(full))
-    reasons = [reason for is_unsound, reason in _UNSOUND if is_unsound(full) or is_unsound(text)]
-    reasons += [_UNSOUND_TYPES[kind] for kind in _types(config, text) if kind in _UNSOUND_TYPES]
-    if reasons:
-        raise _unsound(config, reasons[0])
+    with _named(config):
+        for settings in (full, text):
+            check_model(settings, _types(config, text))
 
 
 def _types(config: dict[str, Any], text: dict[str, Any]) -> set[str]:
     return {str(kind) for kind in (config.get("model_type"), text.get("model_type")) if kind}
 
 
-def _changes(config: dict[str, Any], settings: Settings, cut: LayerCut) -> Settings:
-    for kind in _types(config, settings) & _TYPES_BY_NUMBER.keys():
-        holds, reason = _TYPES_BY_NUMBER[kind]
-        if not holds(settings, cut):
-            raise _unsound(config, reason)
+@contextmanager
+def _named(config: dict[str, Any]) -> Iterator[None]:
+    """Turn a reason against a cut into an error that names the model type."""
     try:
-        return cut_settings(settings, cut)
+        yield
     except UnsoundCutError as err:
-        raise _unsound(config, str(err)) from None
-
-
-def _changes_around(config: dict[str, Any], full: dict[str, Any], cut: LayerCut) -> Settings:
-    try:
-        return cut_vision_settings(full, cut)
-    except UnsoundCutError as err:
-        raise _unsound(config, str(err)) from None
-
-
-def _unsound(config: dict[str, Any], reason: str) -> CheckpointError:
-    return CheckpointError(f"model type {config.get('model_type')!r} can't be cut soundly: {reason}")
+        raise CheckpointError(f"model type {config.get('model_type')!r} can't be cut soundly: {err}") from None
 
 
 def _check_derives(pruned: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -241,7 +182,8 @@ def _check_derives(pruned: dict[str, Any], expected: dict[str, Any]) -> None:
     actual = derived(pruned) or {}
     differing = sorted(_differences(expected, actual))
     if differing:
-        raise _unsound(pruned, f"its config class computes {', '.join(differing)} from the number of layers")
+        with _named(pruned):
+            raise UnsoundCutError(f"its config class computes {', '.join(differing)} from the number of layers")
 
 
 def _differences(expected: Any, actual: Any, path: str = "") -> Iterable[str]:

@@ -113,10 +113,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mamba2": {"hidden_size": 32, "num_heads": 8, "head_dim": 8},
     "mllama": {"text_config.cross_attention_layers": [3]},
     "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention", "moe"] * 2},
-    **dict.fromkeys(
-        ("musicgen", "musicgen_melody"),
-        {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {}},
-    ),
+    **{
+        name: {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {}}
+        for name in ("musicgen", "musicgen_melody")
+    },
     "phi4_multimodal": {
         "audio_config.ext_pw_out_channel": 32,
         "audio_config.depthwise_separable_out_channel": 32,

@@ -8,7 +8,7 @@ from axolotl_sdft import cut_layers
 from axolotl_sdft.errors import CheckpointError
 from axolotl_sdft.pruning.architecture import prune_config
 from tests.pruning.architectures import build, tiny_config
-from tests.pruning.skipped_layers import check_config, check_cut, check_generation, loaded
+from tests.pruning.skipped_layers import check_config, check_cut, check_generation, loaded, logits
 
 NOT_BUILT = {
     "gemma3n": "the vision tower needs the package timm",
@@ -79,12 +79,28 @@ CACHE_DIFFERS = {
 """Types whose original writes something else with a cache; the cut model has to write the same both times."""
 
 
+CANNOT_BE_SAVED = {("5.20.1", "bitnet"), ("5.20.1", "mamba")}
+"""Versions of transformers whose save_pretrained stumbles over a type's list of tied weights."""
+
+
 @pytest.fixture
 def seed(request, tmp_path):
     """A tiny random model of a type, loaded from the checkpoint in ``seed``."""
+    if (transformers.__version__, request.param) in CANNOT_BE_SAVED:
+        pytest.skip("this transformers can't save the type")
     model = build(tiny_config(request.param))
     model.save_pretrained(tmp_path / "seed")
     return loaded(type(model), tmp_path / "seed")
+
+
+def skip_if_kernels_need_a_gpu(model):
+    """Some types run Triton kernels wherever the package fla is installed together with Triton."""
+    try:
+        logits(model)
+    except RuntimeError as err:
+        if "active drivers" not in str(err):
+            raise
+        pytest.skip("the kernels installed here need a GPU")
 
 
 @pytest.mark.parametrize(
@@ -94,12 +110,46 @@ def seed(request, tmp_path):
     ids=lambda name: name,
 )
 def test_a_cut_model_equals_the_original_with_those_layers_skipped(seed, model_type, tmp_path):
+    skip_if_kernels_need_a_gpu(seed)
     for drop_layers in OTHER_DROP_SETS.get(model_type, DROP_SETS):
         pruned_dir = tmp_path / f"without {drop_layers}"
         pruned = check_cut(seed, tmp_path / "seed", drop_layers, pruned_dir)
         check_config(tmp_path / "seed", drop_layers, pruned_dir)
     if model_type not in CANNOT_GENERATE:
         check_generation(seed, pruned, tmp_path / "seed", drop_layers, model_type not in CACHE_DIFFERS)
+
+
+TWO_BLOCKS = ["linear_attention", "linear_attention", "hybrid"] * 2
+SHARED_KEYS = {
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "drop_layers"),
+    [
+        ("qwen3_moe", {"decoder_sparse_step": 2}, (1,)),
+        ("qwen2_moe", {"mlp_only_layers": [1, 3]}, (0, 1)),
+        ("llama4_text", {"interleave_moe_layer_step": 2}, (0, 3)),
+        ("ernie4_5_moe", {"moe_layer_start_index": 2, "moe_layer_end_index": 4}, (0, 3)),
+        ("ernie4_5_moe", {"moe_layer_start_index": 0, "moe_layer_interval": 2}, (2, 3)),
+        ("deepseek_v2", {"first_k_dense_replace": 3}, (1, 4)),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 3}, (0, 4)),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, (4, 5)),
+        ("glm_moe_dsa", {"indexer_types": ["full", "shared"] * 3}, (1, 4, 5)),
+        ("gemma4_text", SHARED_KEYS, (0, 4)),
+        ("zamba2", {"num_mem_blocks": 2, "layers_block_type": TWO_BLOCKS}, (0, 1)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_settings_by_layer_number_follow_the_layers_left(model_type, changes, drop_layers, tmp_path):
+    model = build(tiny_config(model_type, **changes))
+    model.save_pretrained(tmp_path / "seed")
+    seed = loaded(type(model), tmp_path / "seed")
+    check_cut(seed, tmp_path / "seed", drop_layers, tmp_path / "pruned")
+    check_config(tmp_path / "seed", drop_layers, tmp_path / "pruned")
 
 
 @pytest.mark.parametrize(
@@ -126,9 +176,12 @@ def test_layers_that_others_cannot_stand_in_for_are_refused_with_the_reason(seed
         cut_layers(tmp_path / "seed", drop_layers, tmp_path / "pruned")
 
 
-def test_the_tables_name_model_types_once():
-    """Types that this transformers lacks may stand in the tables: other versions have them."""
-    assert REFUSED.keys().isdisjoint(PARTLY_REFUSED)
+def test_the_tables_do_not_contradict_each_other():
+    """Types that this transformers lacks may stand in them: other versions have them."""
     assert NOT_BUILT.keys() <= REFUSED.keys()
-    assert REFUSED.keys().isdisjoint(OTHER_DROP_SETS.keys() | CANNOT_GENERATE.keys() | CACHE_DIFFERS.keys())
-    assert transformers.__version__
+    assert REFUSED.keys().isdisjoint(PARTLY_REFUSED.keys() | OTHER_DROP_SETS.keys())
+    assert REFUSED.keys().isdisjoint(CANNOT_GENERATE.keys() | CACHE_DIFFERS.keys())
+
+
+def test_most_types_are_cut():
+    assert len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - REFUSED.keys()) >= 160
