@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from axolotl_sdft.pruning.score import LayerScores, score_layers
 
 _HOME_OF = {
-    "DynSDPBConfig": "axolotl_sdft.config",
+    "DynSDPBConfig": "axolotl_sdft.config.dynsdpb",
     "DynSDPBMixin": "axolotl_sdft.dynsdpb.mixin",
     "DynSDPBTrainer": "axolotl_sdft.dynsdpb.trainers",
-    "LayerPruningConfig": "axolotl_sdft.config",
+    "LayerPruningConfig": "axolotl_sdft.config.layer_pruning",
     "LayerScores": "axolotl_sdft.pruning.score",
     "PruningPlan": "axolotl_sdft.pruning.plan",
     "SDFTPlugin": "axolotl_sdft.axolotl_plugin",
-    "SelfDistillationConfig": "axolotl_sdft.config",
+    "SelfDistillationConfig": "axolotl_sdft.config.self_distillation",
     "cut_layers": "axolotl_sdft.pruning.cut",
     "distill_dataset": "axolotl_sdft.distillation.transform",
     "dynsdpb_loss": "axolotl_sdft.dynsdpb.loss",

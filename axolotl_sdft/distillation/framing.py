@@ -12,8 +12,8 @@ _SOLUTION = re.compile(r"(\s*<\|begin_of_solution\|>\s*)(.*?)(\s*<\|end_of_solut
 _OPENING = r"<\|im_start\|>[ \t]*\w*\n?|<\|start_header_id\|>\s*\w*\s*<\|end_header_id\|>|<start_of_turn>[ \t]*\w*\n?"
 # The wide bars are those of DeepSeek.
 _TOKEN = (
-    r"<\|(?!(?:begin|end)_of_(?:thought|solution)\|)[^|<>\s]{1,40}\|>|<\uff5c[^\uff5c<>\s]{1,40}\uff5c>|</?s>|<bos>|<eos>|"
-    r"<end_of_turn>|\[/?INST\]|\[/?SYSTEM_PROMPT\]|<</?SYS>>"
+    r"<\|(?!(?:begin|end)_of_(?:thought|solution)\|)[^|<>\s]{1,40}\|>|<\uff5c[^\uff5c<>\s]{1,40}\uff5c>|"
+    r"</?s>|<bos>|<eos>|<end_of_turn>|\[/?INST\]|\[/?SYSTEM_PROMPT\]|<</?SYS>>"
 )
 _CONTROL = rf"(?:{_OPENING}|{_TOKEN})"
 _BETWEEN = re.compile(rf"\s*(?:{_CONTROL}\s*)+")

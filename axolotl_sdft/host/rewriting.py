@@ -119,8 +119,18 @@ def _task(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str)
     from axolotl_sdft.distillation.transform import DistillationTask
 
     kept = {PROMPT_FIELD: own.prompt_field} if own.prompt_field else {}
+    settings = _trusting_as_axolotl(cfg, own.settings())
     with blaming(cfg, _index(where)):
-        return DistillationTask(rows, own.settings(), seed_dir_of(cfg), {**entry, **kept}, seed_of(cfg)[0], where)
+        return DistillationTask(rows, settings, seed_dir_of(cfg), {**entry, **kept}, seed_of(cfg)[0], where)
+
+
+def _trusting_as_axolotl(cfg: Any, config: SelfDistillationConfig) -> SelfDistillationConfig:
+    """Let the seed model run code of its own where the whole configuration allows it."""
+    generation = config.generation
+    if not cfg.get("trust_remote_code") or "trust_remote_code" in generation.model_fields_set:
+        return config
+    trusting = generation.model_copy(update={"trust_remote_code": True})
+    return config.model_copy(update={"generation": trusting})
 
 
 def _index(where: str) -> int:

@@ -16,10 +16,14 @@ __all__ = [
     "first_number_prefix",
     "is_text_path",
     "layer_count",
+    "num_extra_layers",
     "prune_config",
     "renamed",
     "start_prune_config",
 ]
+
+
+_EXTRA_LAYER_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
 
 
 def layer_count(config: dict[str, Any]) -> int:
@@ -30,6 +34,16 @@ def layer_count(config: dict[str, Any]) -> int:
     """
     count = find_count(config)
     return start("count_layers", config).result() if count is None else count
+
+
+def num_extra_layers(config: dict[str, Any]) -> int:
+    """Return how many layers that predict further tokens may be stored after the last one; most models have none.
+
+    transformers leaves them out when it loads the model; servers use them to write several tokens at once.
+    """
+    levels = (config, *(value for value in config.values() if isinstance(value, dict)))
+    counts = (level.get(key) for level in levels for key in _EXTRA_LAYER_KEYS)
+    return max((count for count in counts if isinstance(count, int)), default=0)
 
 
 def check_can_be_cut(config: dict[str, Any]) -> None:

@@ -21,7 +21,13 @@ from axolotl_sdft.artifacts import (
 )
 from axolotl_sdft.config import parse_size
 from axolotl_sdft.errors import ArtifactError, CheckpointError
-from axolotl_sdft.pruning.architecture import find_layer_prefix, layer_count, renamed, start_prune_config
+from axolotl_sdft.pruning.architecture import (
+    find_layer_prefix,
+    layer_count,
+    num_extra_layers,
+    renamed,
+    start_prune_config,
+)
 from axolotl_sdft.pruning.legacy_files import converted, is_legacy, read_legacy_checkpoint
 from axolotl_sdft.pruning.plan import validate_drop_layers
 from axolotl_sdft.pruning.quantization import QUANTIZATION_FILES, LayerNames, prune_quantization, renumbered
@@ -173,9 +179,10 @@ def _begun(source_dir: Path, drop_layers: Collection[int]) -> Iterator[tuple[Cut
     try:
         legacy = is_legacy(source_dir)
         tensors, metadata = (read_legacy_checkpoint(source_dir), {}) if legacy else read_checkpoint(source_dir)
-        prefix = find_layer_prefix((tensor.name for tensor in tensors), num_layers)
-        kept = [layer for layer in range(num_layers) if layer not in dropped]
-        layers = LayerNames.of((tensor.name for tensor in tensors), prefix, num_layers, kept)
+        num_stored = num_layers + num_extra_layers(config)
+        prefix = find_layer_prefix((tensor.name for tensor in tensors), num_layers, num_stored - num_layers)
+        kept = [layer for layer in range(num_stored) if layer not in dropped]
+        layers = LayerNames.of((tensor.name for tensor in tensors), prefix, num_stored, kept)
 
         def pruned_config() -> dict[str, Any]:
             return _without_earlier_pruning(prune_quantization(pending.result(), layers))

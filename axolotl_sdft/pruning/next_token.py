@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from axolotl_sdft.errors import CheckpointError
-from axolotl_sdft.pruning.running import counted_tokens, ids_and_mask, patched_forward, run
+from axolotl_sdft.patching import patched_forward
+from axolotl_sdft.pruning.running import counted_tokens, ids_and_mask, run
 from axolotl_sdft.pruning.score import Batch, TokenAverage
 
 _CHUNK_LOGITS = 2**25  # numbers of a chunk in float32: 128 MiB

@@ -1,10 +1,10 @@
-"""Runs the body of a model on one micro-batch, and changes what its modules do for a while.
+"""Runs the body of a model on one micro-batch.
 
 Shapes: B rows, T tokens of a row, D hidden size.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,19 +27,6 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-@contextmanager
-def patched_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module do something else while open. What accelerate put on the instance comes back, too."""
-    own = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
 
 
 def ids_and_mask(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.pruning.architecture import find_layer_prefix, first_number_prefix
+from axolotl_sdft.pruning.architecture import find_layer_prefix, first_number_prefix, num_extra_layers
 from axolotl_sdft.pruning.cut import Cut, read_config, read_cut
 from axolotl_sdft.pruning.tensor_files import StoredTensor
 from axolotl_sdft.pruning.token_costs import TokenCosts, token_costs
@@ -122,9 +122,11 @@ def _text_configs(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _layer_parameters(whole: Cut) -> tuple[int, ...]:
-    prefix = find_layer_prefix((tensor.name for _, tensor in whole.tensors), whole.num_layers)
+    num_extra = num_extra_layers(whole.config)
+    prefix = find_layer_prefix((tensor.name for _, tensor in whole.tensors), whole.num_layers, num_extra)
     counts = [0] * whole.num_layers
     for _, tensor in whole.tensors:
-        if first_number_prefix(tensor.name) == prefix:
-            counts[int(tensor.name[len(prefix) :].split(".", 1)[0])] += tensor.num_parameters
+        layer = int(tensor.name[len(prefix) :].split(".", 1)[0]) if first_number_prefix(tensor.name) == prefix else -1
+        if 0 <= layer < whole.num_layers:
+            counts[layer] += tensor.num_parameters
     return tuple(counts)

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from axolotl_sdft.pruning.running import hidden_argument, patched_forward
+from axolotl_sdft.patching import patched_forward
+from axolotl_sdft.pruning.running import hidden_argument
 
 
 class LayerSwitch:

@@ -19,10 +19,11 @@ def is_text_path(name: str) -> bool:
     return not _OTHER_MODALITIES.search(name)
 
 
-def find_layer_prefix(names: Iterable[str], num_layers: int) -> str:
+def find_layer_prefix(names: Iterable[str], num_layers: int, num_extra: int = 0) -> str:
     """Return what comes before the layer number in the tensor names of the text decoder.
 
-    It is the one prefix that comes with exactly the numbers 0 to ``num_layers`` - 1.
+    It is the one prefix that comes with exactly the numbers 0 to ``num_layers`` - 1, and perhaps ``num_extra`` more:
+    layers that predict further tokens are stored after the last one (DeepSeek-V3, GLM-4.5).
 
     Raises:
         CheckpointError: There is none, or more than one.
@@ -32,7 +33,8 @@ def find_layer_prefix(names: Iterable[str], num_layers: int) -> str:
         prefix = first_number_prefix(name)
         if prefix is not None:
             numbers.setdefault(prefix, set()).add(int(name[len(prefix) :].split(".", 1)[0]))
-    found = [prefix for prefix in numbers if numbers[prefix] == set(range(num_layers))]
+    counts = (set(range(num_layers)), set(range(num_layers + num_extra)))
+    found = [prefix for prefix in numbers if numbers[prefix] in counts]
     if len(found) > 1:
         found = [prefix for prefix in found if is_text_path(prefix)]
     if len(found) == 1:

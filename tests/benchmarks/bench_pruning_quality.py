@@ -22,11 +22,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from axolotl_sdft.artifacts import fingerprint, read_json, write_json
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.host.calibration_text import text_of
+from axolotl_sdft.patching import patched_forward
 from axolotl_sdft.pruning.boundaries import decoder_layers
 from axolotl_sdft.pruning.calibration import encode_texts
 from axolotl_sdft.pruning.plan import PruningPlan
 from axolotl_sdft.pruning.prune import PruningTask
-from axolotl_sdft.pruning.running import evaluating, patched_forward
+from axolotl_sdft.pruning.running import evaluating
 
 METRICS = (
     ("angular_distance", "all"),

@@ -6,7 +6,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from axolotl_sdft import artifacts, cut_layers
 from axolotl_sdft.errors import ArtifactError, CheckpointError, ConfigError
@@ -232,3 +232,19 @@ def test_a_real_checkpoint_is_cut_without_its_tensors_in_memory(smollm2_dir, tmp
     # A layer: attention 2 * 576 * (576 + 192), mlp 3 * 576 * 1536, two norms of 576.
     assert provenance["parameters_before"] - provenance["parameters_after"] == 3 * (884_736 + 2_654_208 + 1_152)
     assert len(list(pruned.glob("*.safetensors"))) == 3
+
+
+def test_layers_that_predict_further_tokens_stay_behind_the_last_layer(own_checkpoint, tmp_path):
+    tensors = load_file(own_checkpoint / "model.safetensors")
+    names = [name.removeprefix("model.layers.5.") for name in tensors if name.startswith("model.layers.5.")]
+    extra = {f"model.layers.6.{name}": tensors[f"model.layers.5.{name}"] + 1 for name in names}
+    save_file(tensors | extra, own_checkpoint / "model.safetensors", {"format": "pt"})
+    edit_config(own_checkpoint, num_nextn_predict_layers=1)
+
+    pruned = cut_layers(own_checkpoint, (1, 5), tmp_path / "pruned")
+
+    after = load_file(pruned / "model.safetensors")
+    assert all(torch.equal(after[f"model.layers.4.{name}"], extra[f"model.layers.6.{name}"]) for name in names)
+    assert torch.equal(after["model.layers.3.mlp.up_proj.weight"], tensors["model.layers.4.mlp.up_proj.weight"])
+    assert config_of(pruned)["num_hidden_layers"] == 4
+    assert not any(name.startswith("model.layers.5.") for name in after)

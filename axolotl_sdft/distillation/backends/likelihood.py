@@ -13,7 +13,7 @@ from torch import Tensor
 
 from axolotl_sdft.distillation.backends.forwarding import innermost, input_device
 from axolotl_sdft.distillation.backends.memory import free_memory, is_out_of_memory
-from axolotl_sdft.pruning.running import patched_forward
+from axolotl_sdft.patching import patched_forward
 
 _BATCH_TOKENS = 2048  # padded tokens that go through the model at once
 _CHUNK_LOGITS = 2**25  # numbers of a chunk in float32: 128 MiB

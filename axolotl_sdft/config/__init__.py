@@ -1,0 +1,34 @@
+"""The settings of the three stages, as pydantic models that import no torch.
+
+Every field has a text, bounds and a default that works. Names of metrics, templates, checks and backends are plain
+strings here: which ones exist depends on the plugins installed, so :mod:`axolotl_sdft.plugins` resolves them.
+"""
+
+from pydantic import BaseModel
+
+from axolotl_sdft.config.block import nearest_key_hint
+from axolotl_sdft.config.dynsdpb import DynSDPBConfig
+from axolotl_sdft.config.generation import GenerationConfig
+from axolotl_sdft.config.layer_pruning import CalibrationConfig, LayerPruningConfig
+from axolotl_sdft.config.numbers import parse_num_layers, parse_size
+from axolotl_sdft.config.self_distillation import ExampleConfig, SelfDistillationConfig
+
+__all__ = [
+    "BLOCKS",
+    "CalibrationConfig",
+    "DynSDPBConfig",
+    "ExampleConfig",
+    "GenerationConfig",
+    "LayerPruningConfig",
+    "SelfDistillationConfig",
+    "nearest_key_hint",
+    "parse_num_layers",
+    "parse_size",
+]
+
+BLOCKS: dict[str, type[BaseModel]] = {
+    "layer_pruning": LayerPruningConfig,
+    "self_distillation": SelfDistillationConfig,
+    "dynsdpb": DynSDPBConfig,
+}
+"""The YAML blocks in the order in which their stages run."""

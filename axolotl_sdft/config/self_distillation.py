@@ -1,0 +1,113 @@
+"""The settings of the self-distilled dataset."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from axolotl_sdft.config.block import Block
+from axolotl_sdft.config.generation import GenerationConfig
+
+
+class ExampleConfig(Block):
+    """One worked example of a rewritten answer, shown to the seed model before each request."""
+
+    instruction: str = Field(min_length=1)
+    """What a user might ask."""
+
+    reference: str = Field(min_length=1)
+    """The original answer to it."""
+
+    answer: str = Field(min_length=1)
+    """How the seed model should rewrite it."""
+
+
+class SelfDistillationConfig(Block):
+    """How the seed model rewrites the answers of the training set in its own words."""
+
+    template: str = "reference"
+    """How the seed model is asked: ``reference`` (the same facts in other words), ``notes`` (more freely, for models
+    that can be trusted with facts), ``mathematics`` (a worked solution), ``function_calls``, ``code``, ``self_data``
+    (an answer of the model's own, for pruned models), what a plugin registers, or a Jinja text of your own that uses
+    ``{{ instruction }}`` and ``{{ reference }}``."""
+
+    examples: tuple[ExampleConfig, ...] = ()
+    """Worked examples that come before each request as earlier turns of the chat, in the form of the same template:
+    each has an ``instruction``, a ``reference`` and an ``answer``."""
+
+    checks: tuple[str | dict[str, dict[str, Any]], ...] = ("empty", "truncated", "leak", "repetition")
+    """What a rewritten answer must pass, in this order: ``empty``, ``truncated``, ``leak``, ``repetition``,
+    ``refusal``, ``language``, ``length_ratio``, ``numeric_answer``, ``arithmetic``, ``function_call``, ``code``,
+    ``exact_match``, ``normalized_match``, or what a plugin registers. A check with options is written as
+    ``length_ratio: {min: 0.5, max: 2.0}``."""
+
+    candidates: int = Field(1, ge=1, le=64)
+    """How many answers the seed model may sample for each original one. Above 1 needs ``generation.temperature``."""
+
+    choose: Literal["first", "likeliest"] = "first"
+    """Which candidate is taken: the first that passes the checks, later ones being made only where earlier ones fail;
+    or, of all of them, the one that passes and is likeliest per token under the seed model."""
+
+    on_reject: Literal["original", "drop", "retry"] = "original"
+    """A row whose rewritten answer fails a check keeps its original answer, or is left out. ``retry``: the seed model
+    is asked again, sampling even where ``temperature`` is 0, up to ``retries`` times; then the original answer is
+    kept."""
+
+    retries: int = Field(2, ge=1, le=64)
+    """How often a rejected answer is asked for again. Only with ``on_reject: retry``."""
+
+    generation: GenerationConfig = GenerationConfig()
+    """How the seed model writes its answers."""
+
+    gap_samples: int = Field(256, ge=0)
+    """Rows, spread evenly, on which the distribution gap is measured before and after; 0 leaves it out."""
+
+    output_dir: str | None = None
+    """Folder that holds the distilled datasets and their journals. Unset: ``sdft_prepared``."""
+
+    @model_validator(mode="after")
+    def _template_is_a_name_or_shows_the_reference(self) -> "SelfDistillationConfig":
+        if "{" in self.template and "reference" not in self.template:
+            raise ValueError(
+                "template is a Jinja text without {{ reference }}; the seed model would never see the answer"
+            )
+        return self
+
+    @field_validator("checks", mode="before")
+    @classmethod
+    def _a_check_without_options_is_its_name(cls, checks: Any) -> Any:
+        if not isinstance(checks, list | tuple):
+            return checks
+        return tuple(next(iter(check)) if _is_name_without_options(check) else check for check in checks)
+
+    @model_validator(mode="after")
+    def _candidates_and_retries_can_differ(self) -> "SelfDistillationConfig":
+        if self.candidates > 1 and self.generation.temperature == 0.0:
+            raise ValueError(
+                f"candidates is {self.candidates}, but generation.temperature 0.0 would give the same answer each "
+                "time; set generation.temperature, such as 0.7, or candidates: 1"
+            )
+        if self.choose == "likeliest" and self.candidates == 1:
+            raise ValueError("choose is likeliest, but candidates is 1; set candidates above 1 or remove choose")
+        if self.retries != type(self).model_fields["retries"].default and self.on_reject != "retry":
+            raise ValueError(
+                f"retries is {self.retries}, but on_reject is {self.on_reject}; set on_reject: retry or remove retries"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _checks_are_distinct(self) -> "SelfDistillationConfig":
+        for check in self.checks:
+            if isinstance(check, dict) and len(check) != 1:
+                raise ValueError(f"checks holds {check}, not one name with its options; give each its own '- '")
+        names = [check if isinstance(check, str) else next(iter(check)) for check in self.checks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"checks names one twice: {names}")
+        return self
+
+    def __hash__(self) -> int:  # options are mappings, which pydantic's own hash of a frozen model can't take
+        return hash(self.model_dump_json())
+
+
+def _is_name_without_options(check: Any) -> bool:
+    """Say whether a check is written with a colon and nothing behind it, as in ``- leak:``."""
+    return isinstance(check, dict) and len(check) == 1 and next(iter(check.values())) in (None, {})
