@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from axolotl_sdft.dynsdpb.loss import dynsdpb_loss
     from axolotl_sdft.dynsdpb.mixin import DynSDPBMixin
     from axolotl_sdft.dynsdpb.trainers import DynSDPBTrainer
+    from axolotl_sdft.dynsdpb.trl_trainer import DynSDPBSFTConfig, DynSDPBSFTTrainer
     from axolotl_sdft.pruning.cut import cut_layers
     from axolotl_sdft.pruning.plan import PruningPlan, plan_pruning
     from axolotl_sdft.pruning.score import LayerScores, score_layers
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "DynSDPBConfig": "axolotl_sdft.config.dynsdpb",
     "DynSDPBMixin": "axolotl_sdft.dynsdpb.mixin",
+    "DynSDPBSFTConfig": "axolotl_sdft.dynsdpb.trl_trainer",
+    "DynSDPBSFTTrainer": "axolotl_sdft.dynsdpb.trl_trainer",
     "DynSDPBTrainer": "axolotl_sdft.dynsdpb.trainers",
     "LayerPruningConfig": "axolotl_sdft.config.layer_pruning",
     "LayerScores": "axolotl_sdft.pruning.score",
@@ -38,6 +41,8 @@ _HOME_OF = {
 __all__ = [
     "DynSDPBConfig",
     "DynSDPBMixin",
+    "DynSDPBSFTConfig",
+    "DynSDPBSFTTrainer",
     "DynSDPBTrainer",
     "LayerPruningConfig",
     "LayerScores",

@@ -15,9 +15,11 @@ from torch.nn.functional import pad
 
 from axolotl_sdft.errors import ConfigError
 
-_IGNORED_LABEL = -100
+IGNORED_LABEL = -100
+"""Of a label that is not trained."""
+
 # Where shorter rows are filled up on the right. Input and position ids have rules of their own.
-_PADDING = {"labels": _IGNORED_LABEL, "shift_labels": _IGNORED_LABEL, "attention_mask": 0}
+_PADDING = {"labels": IGNORED_LABEL, "shift_labels": IGNORED_LABEL, "attention_mask": 0}
 _PADDING |= {"token_type_ids": 0, "mm_token_type_ids": 0}
 _VARLEN_OFFSETS = ("cu_seq_lens_q", "cu_seq_lens_k")
 _VARLEN_LENGTHS = ("max_length_q", "max_length_k")
@@ -32,7 +34,7 @@ def label_mask(inputs: Mapping[str, Any]) -> Tensor:
         ConfigError: There are no labels of shape [B, T].
     """
     if torch.is_tensor(inputs.get("shift_labels")):
-        return inputs["shift_labels"] != _IGNORED_LABEL
+        return inputs["shift_labels"] != IGNORED_LABEL
     labels_BT = inputs.get("labels")
     if not torch.is_tensor(labels_BT) or labels_BT.dim() != 2:
         found = f"of shape {tuple(labels_BT.shape)}" if torch.is_tensor(labels_BT) else "missing"
@@ -41,7 +43,7 @@ def label_mask(inputs: Mapping[str, Any]) -> Tensor:
             "labels are [rows, tokens]; train this model without the dynsdpb block"
         )
     mask_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
-    mask_BT[:, :-1] = labels_BT[:, 1:] != _IGNORED_LABEL
+    mask_BT[:, :-1] = labels_BT[:, 1:] != IGNORED_LABEL
     return mask_BT
 
 
@@ -93,7 +95,9 @@ def join_batches(
 
 def _size(inputs: Mapping[str, Any]) -> torch.Size:
     """Return (B, T)."""
-    return label_mask(inputs).shape
+    given = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
+    size = next((value.shape[:2] for value in given if torch.is_tensor(value) and value.dim() > 1), None)
+    return size or label_mask(inputs).shape
 
 
 def _join_rows(name: str, parts: list[tuple[Any, torch.Size]], length: int, pad_token_id: int) -> Any:
@@ -133,7 +137,7 @@ def _join_end_to_end(former: Mapping[str, Any], new: Mapping[str, Any]) -> dict[
     joined = {name: _join_ends(name, former[name], new[name], _size(new)) for name in names}
     if torch.is_tensor(joined.get("labels")):
         # The first label of the new row was predicted by nothing; now the last former position would predict it.
-        joined["labels"][:, _size(former)[1]] = _IGNORED_LABEL
+        joined["labels"][:, _size(former)[1]] = IGNORED_LABEL
     return joined
 
 

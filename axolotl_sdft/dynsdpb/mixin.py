@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from axolotl_sdft.config import DynSDPBConfig
-from axolotl_sdft.dynsdpb.batching import join_batches, label_mask, predicted_labels
 from axolotl_sdft.dynsdpb.figures import RunningFigures
 from axolotl_sdft.dynsdpb.former import FormerPrediction
+from axolotl_sdft.dynsdpb.labels import LabelLayout, label_layout, returned_logits
 from axolotl_sdft.dynsdpb.loss import PresentPrediction, distil
 from axolotl_sdft.dynsdpb.memory import MicroBatch, PreviousMiniBatch
 from axolotl_sdft.dynsdpb.memory_file import load_memory, save_memory
@@ -49,10 +49,14 @@ class DynSDPBMixin(_Parent):
         dynsdpb: Influence and temperature; the defaults when unset. All other arguments are the parent's.
     """
 
+    dynsdpb_label_layout: LabelLayout | None = None
+    """Where labels meet logits; set it in a subclass for a model whose class doesn't tell."""
+
     def __init__(self, *args: Any, dynsdpb: DynSDPBConfig | None = None, **kwargs: Any) -> None:
         self._dynsdpb_given = dynsdpb
         self._dynsdpb_memory = PreviousMiniBatch()
         self._dynsdpb_predictions: Predictions | None = None
+        self._dynsdpb_found_layout: LabelLayout | None = None
         self._dynsdpb_figures = RunningFigures()
         self._dynsdpb_window_tokens: Tensor | int = 0
         super().__init__(*args, **kwargs)
@@ -90,6 +94,7 @@ class DynSDPBMixin(_Parent):
     def _dynsdpb_forget(self) -> None:
         self._dynsdpb_memory.clear()
         self._dynsdpb_predictions = None
+        self._dynsdpb_found_layout = None
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save what the parent does for the next run to go on as this one would have, and the memory with it."""
@@ -125,21 +130,23 @@ class DynSDPBMixin(_Parent):
         for, are those of the joined batch, former rows first.
 
         Raises:
-            ConfigError: The model shows no logits for the labels, or its inputs can't be joined.
+            ConfigError: The model shows no logits for the labels, its labels can't be distilled, or its inputs can't
+                be joined.
         """
         if not (model.training and self._dynsdpb_memory.is_open):
             return super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
+        layout = self._dynsdpb_layout(inputs)
         former = self._dynsdpb_memory.take()
         joined = self._dynsdpb_join(former, inputs)
-        mask_BT = label_mask(joined)
+        mask_BT = layout.mask(joined)
         predictions = self._dynsdpb_reader()
         with predictions.watched() as calls:
             loss, outputs = super().compute_loss(
                 model, joined, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
-        logits_BTV = _logits(outputs, mask_BT)
+        logits_BTV = returned_logits(outputs, mask_BT, layout)
         rows_N = mask_BT.flatten().nonzero().squeeze(1).to(logits_BTV.device)
         seen = predictions.read(calls, logits_BTV, rows_N)
         self._dynsdpb_count_cross_entropy(loss, len(rows_N), num_items_in_batch)
@@ -162,15 +169,27 @@ class DynSDPBMixin(_Parent):
             logs = {**logs, **figures}
         super().log(logs, *args, **kwargs)
 
+    def _dynsdpb_layout(self, inputs: dict[str, Any]) -> LabelLayout:
+        if self._dynsdpb_found_layout is None:
+            self._dynsdpb_found_layout = self.dynsdpb_label_layout or label_layout(
+                self.accelerator.unwrap_model(self.model), inputs
+            )
+        return self._dynsdpb_found_layout
+
     def _dynsdpb_join(self, former: MicroBatch | None, inputs: dict[str, Any]) -> dict[str, Any]:
         if former is None:
             return dict(inputs)  # trainers take labels out of what they are given, but these will be needed again
         model_config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
-        one_row = "flash" in str(getattr(model_config, "_attn_implementation", ""))
+        one_row = self._dynsdpb_joins_end_to_end or "flash" in str(getattr(model_config, "_attn_implementation", ""))
         pad_ids = (getattr(source, "pad_token_id", None) for source in (self.processing_class, model_config))
         # Which token fills the rows makes no difference, so any token of the vocabulary will do.
         pad_token_id = next((pad_id for pad_id in pad_ids if isinstance(pad_id, int) and pad_id >= 0), 0)
-        return join_batches(former.inputs, inputs, pad_token_id, one_row=one_row)
+        return self._dynsdpb_layout(inputs).join(former.inputs, inputs, pad_token_id, one_row=one_row)
+
+    @property
+    def _dynsdpb_joins_end_to_end(self) -> bool:
+        """Whether packed rows stay one row, whatever the attention needs."""
+        return False
 
     def _dynsdpb_reader(self) -> Predictions:
         if self._dynsdpb_predictions is None:
@@ -193,19 +212,32 @@ class DynSDPBMixin(_Parent):
         if prediction is None:
             log.warning("dynsdpb: what the checkpoint remembers can't be read here; its last step is not distilled")
             return torch.zeros(())
-        labels_N = predicted_labels(former.inputs).to(present.raw.device) if self.dynsdpb_config.only_correct else None
+        labels_N = None
+        if self.dynsdpb_config.only_correct:
+            labels_N = self._dynsdpb_layout(former.inputs).trained(former.inputs).to(present.raw.device)
         terms = distil(present, prediction, self.dynsdpb_config, labels_N)
         self._dynsdpb_figures.add_distillation(terms)
         if self._dynsdpb_is_window_mean(num_items):
             return terms.kl_sum * self._dynsdpb_rank_scale(num_items) / self._dynsdpb_window_tokens
-        return terms.kl_sum / terms.num_tokens
+        return terms.kl_sum * self._dynsdpb_mean_scale(num_items) / terms.num_tokens
 
     def _dynsdpb_is_window_mean(self, num_items: Any) -> bool:
         """Whether the parent's loss is a share of the window's mean, rather than the mean of one micro-batch."""
         declared = getattr(self, "loss_is_scaled_for_ga", None)  # since transformers 5.20
         if declared is not None:
             return bool(declared)
+        if self._dynsdpb_is_models_own_mean():
+            return False
         return num_items is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func is not None)
+
+    def _dynsdpb_is_models_own_mean(self) -> bool:
+        is_models_own = self.label_smoother is None and self.compute_loss_func is None
+        return is_models_own and self._dynsdpb_found_layout is not None and self._dynsdpb_found_layout.has_own_mean
+
+    def _dynsdpb_mean_scale(self, num_items: Any) -> int:
+        """Return by what the parent multiplies the mean of one micro-batch: it takes it for a share of the window's."""
+        is_mistaken = self._dynsdpb_is_models_own_mean() and self.model_accepts_loss_kwargs
+        return self._dynsdpb_rank_scale(num_items) if is_mistaken else 1
 
     def _dynsdpb_rank_scale(self, num_items: Any) -> int:
         """Return by what the parent multiplies a loss that it has divided by the tokens of all ranks.
@@ -221,7 +253,7 @@ class DynSDPBMixin(_Parent):
         if self._dynsdpb_is_window_mean(num_items) and num_items is not None:
             loss_sum = loss.detach() * num_items / self._dynsdpb_rank_scale(num_items)
         else:
-            loss_sum = loss.detach() * num_tokens
+            loss_sum = loss.detach() * num_tokens / self._dynsdpb_mean_scale(num_items)
         self._dynsdpb_figures.add_cross_entropy(loss_sum, num_tokens)
 
     def _dynsdpb_refuse_what_cannot_work(self) -> None:
@@ -237,16 +269,3 @@ class DynSDPBMixin(_Parent):
                     f"dynsdpb: {name} is {getattr(parallelism, name)}, so each rank holds only a part of every "
                     "sequence and can't tell which label its logits belong to; set it to 1"
                 )
-
-
-def _logits(outputs: Any, mask_BT: Tensor) -> Tensor:
-    """Return the logits of all positions, [B, T, V]."""
-    logits = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
-    if not torch.is_tensor(logits) or logits.dim() != 3 or logits.shape[:2] != mask_BT.shape:
-        found = f"logits of shape {tuple(logits.shape)}" if torch.is_tensor(logits) else "no logits"
-        raise ConfigError(
-            f"dynsdpb: the model returned {found} for labels of shape {tuple(mask_BT.shape)}, but each iteration is "
-            "distilled from the logits of the one before; switch off what computes the loss without them (such as "
-            "cut_cross_entropy or liger_fused_linear_cross_entropy) or lengthens the input (prompt tuning)"
-        )
-    return logits

@@ -1,4 +1,4 @@
-"""Trainers that train with DynSDPB: for transformers, and for Axolotl."""
+"""Trainers that train with DynSDPB: for transformers, and for Axolotl. That for TRL is in ``trl_trainer``."""
 
 from functools import cache
 from typing import Any
@@ -12,6 +12,9 @@ from axolotl_sdft.errors import ConfigError, MissingExtraError
 
 class DynSDPBTrainer(DynSDPBMixin, Trainer):
     """``transformers.Trainer`` that distils each mini-batch from the logits of the iteration before.
+
+    For causal language models, and for token and sequence classification (BERT, RoBERTa, DeBERTa and others), where
+    what is distilled are the probabilities of the classes.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments

@@ -26,7 +26,15 @@ def result_of(mean_over: str, epochs: list[MicroBatches], folder: Path, **settin
 def run_rank(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     epochs = [EPOCH[rank::2], EPOCH[::-1][rank::2]]
-    torch.save({name: result_of(name, epochs, folder) for name in TRAINERS}, folder / f"rank{rank}.pt")
+    results = {name: result_of(name, epochs, folder) for name in TRAINERS}
+    results["saving"] = result_of("window", epochs, folder, save_strategy="epoch")
+    checkpoint = folder / "checkpoint-2"
+    again = {"resume_from_checkpoint": str(checkpoint), "num_train_epochs": 2}
+    results["resumed"] = result_of("window", epochs[1:], folder / "resumed", **again)
+    if rank == 1:
+        (checkpoint / "dynsdpb_memory_1.pt").unlink()
+    results["torn"] = result_of("window", epochs[1:], folder / "torn", **again)
+    torch.save(results, folder / f"rank{rank}.pt")
 
 
 def start_rank(rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
@@ -56,6 +64,19 @@ def test_two_processes_train_what_one_does_with_twice_the_accumulation(
         torch.testing.assert_close(result[mean_over]["parameters"], alone["parameters"], rtol=1e-4, atol=1e-5)
     # The log of the main process speaks for all.
     torch.testing.assert_close(results_of_ranks[0][mean_over]["figures"], alone["figures"], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_resume_as_if_they_had_never_stopped(results_of_ranks: list[dict[str, Any]]):
+    for result in results_of_ranks:
+        whole, resumed = result["saving"], result["resumed"]
+        torch.testing.assert_close(resumed["parameters"], whole["parameters"], rtol=0.0, atol=0.0)
+    assert resumed["figures"] == whole["figures"]
+
+
+def test_where_one_rank_has_lost_its_memory_none_repeats_anything(results_of_ranks: list[dict[str, Any]]):
+    for result in results_of_ranks:
+        assert ["dynsdpb/kl" in figures for figures in result["torn"]["figures"]] == [False, True, False, True]
+    torch.testing.assert_close(*(result["torn"]["parameters"] for result in results_of_ranks), rtol=0.0, atol=0.0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""The scripts under example_configs/ that train with DynSDPB run as they are, on less."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parent.parent.parent / "example_configs"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_encoder_learns_what_messages_are_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    torch.manual_seed(1)
+    share = load("dynsdpb_encoder").main(["--output_dir", str(tmp_path), "--alpha", "0.5", "--epochs", "14"])
+    assert share > 0.8
+    assert f"{share:.0%} of the 36 messages are told right" in capsys.readouterr().out
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_the_encoder_example_takes_a_pretrained_model(tmp_path: Path):
+    script = load("dynsdpb_encoder")
+    script.main(["--output_dir", str(tmp_path / "first"), "--epochs", "1"])
+    share = script.main(["--model", str(tmp_path / "first"), "--output_dir", str(tmp_path / "again"), "--epochs", "1"])
+    assert 0.0 <= share <= 1.0
+    assert (tmp_path / "again" / "model.safetensors").is_file()
+
+
+def test_the_messages_are_evenly_spread_over_their_topics():
+    rows = [json.loads(line) for line in (SCRIPTS / "data" / "messages_by_topic.jsonl").read_text().splitlines()]
+    topics = [row["topic"] for row in rows]
+    assert {topic: topics.count(topic) for topic in topics} == {"billing": 12, "delivery": 12, "technical": 12}
+    assert len({row["text"] for row in rows}) == 36
+
+
+@pytest.mark.parametrize("adapter", [[], ["--use_peft", "--lora_r", "2"]])
+def test_the_trl_script_trains_and_saves_the_model(tmp_path: Path, tiny_llama_dir: Path, adapter: list[str]):
+    pytest.importorskip("trl")
+    pytest.importorskip("peft")
+    short = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--max_length", "48"]
+    here = ["--model_name_or_path", str(tiny_llama_dir), "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "False"]
+    data = ["--data", str(SCRIPTS / "data" / "quickstart.jsonl"), "--dynsdpb_alpha", "0.5"]
+    trainer = load("dynsdpb_trl").main([*short, *here, *data, *adapter])
+    assert trainer.dynsdpb_config.alpha == 0.5
+    assert trainer.state.log_history[1]["dynsdpb/kl"] > 0
+    assert (tmp_path / ("adapter_model.safetensors" if adapter else "model.safetensors")).is_file()
+
+
+def test_the_commands_in_a_scripts_docstring_name_the_script_itself():
+    for name in ("dynsdpb_trl", "dynsdpb_encoder"):
+        commands = re.findall(r"^    python (\S+)", load(name).__doc__ or "", flags=re.MULTILINE)
+        assert commands == [f"example_configs/{name}.py"] * 2

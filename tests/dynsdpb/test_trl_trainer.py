@@ -1,0 +1,238 @@
+"""TRL's trainer with DynSDPB, on batches that TRL itself makes, held against TRL's plain trainer."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+
+import torch
+from datasets import Dataset
+from micro_batches import STATIC, Epochs, MicroBatches, make_llama, train_logs
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedTokenizerFast, TrainingArguments
+from trl import SFTConfig, SFTTrainer, TrlParser
+
+from axolotl_sdft.config import DynSDPBConfig
+from axolotl_sdft.dynsdpb.batching import label_mask
+from axolotl_sdft.dynsdpb.trl_trainer import DynSDPBSFTConfig, DynSDPBSFTTrainer
+from axolotl_sdft.errors import ConfigError
+
+TEXTS = [" ".join(f"w{(3 * row + 5 * place) % 60}" for place in range(4 + row % 4)) for row in range(9)]
+DATASETS = {
+    "text": {"text": TEXTS},
+    "prompt and completion": {"prompt": TEXTS, "completion": [" " + text for text in TEXTS[::-1]]},
+    "messages": {
+        "messages": [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in TEXTS]
+    },
+}
+TEMPLATE = "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} {% endfor %}"
+# With 9 rows in batches of 2 the last batch of an epoch holds only one.
+BATCHES = {"per_device_train_batch_size": 2}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer for the words w0 to w59 and the two roles."""
+    words = ["<pad>", "<eos>", "user", "assistant", *(f"w{number}" for number in range(60))]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def make_trainer(
+    trainer_class: type[Any], tmp_path: Path, rows: str = "text", *, own: Any = None, **settings: Any
+) -> Any:
+    """A trainer on the same random Llama each time; ``own`` goes to the trainer, all else to its arguments."""
+    quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "logging_steps": 1}
+    plain = {"disable_tqdm": True, "gradient_checkpointing": False, "learning_rate": 0.01, "loss_type": "nll"}
+    config_class = DynSDPBSFTConfig if trainer_class is DynSDPBSFTTrainer else SFTConfig
+    return trainer_class(
+        model=make_llama(attn_implementation="sdpa"),
+        args=config_class(str(tmp_path), **{**quiet, **plain, **BATCHES, **settings}),
+        train_dataset=Dataset.from_dict(DATASETS[rows]),
+        processing_class=make_tokenizer(),
+        **(own or {}),
+    )
+
+
+def batches_of(trainer: Any, num_epochs: int) -> list[MicroBatches]:
+    return [[dict(batch) for batch in trainer.get_train_dataloader()] for _ in range(num_epochs)]
+
+
+def trained(trainer: Any, epochs: list[MicroBatches]) -> Any:
+    trainer.get_train_dataloader = lambda: Epochs(epochs)
+    trainer.train()
+    return trainer
+
+
+def joined(former: dict[str, Tensor], new: dict[str, Tensor], end_to_end: bool) -> dict[str, Tensor]:
+    if end_to_end:
+        return {name: torch.cat([former[name], new[name]], dim=1) for name in new}
+    length = max(former["labels"].shape[1], new["labels"].shape[1])
+    filling = {"input_ids": 0, "labels": -100, "attention_mask": 0}
+    return {
+        name: torch.cat([pad(part[name], (0, length - part[name].shape[1]), value=filling[name]) for part in parts])
+        for name, parts in ((name, (former, new)) for name in new)
+    }
+
+
+def beside_the_former(epochs: list[MicroBatches], size: int, end_to_end: bool) -> list[MicroBatches]:
+    """The same epochs with each micro-batch joined to that at its place in the window before."""
+    together, former = [], []
+    for epoch in epochs:
+        for start in range(0, len(epoch), size):
+            window = epoch[start : start + size]
+            for place, new in enumerate(window):
+                together.append(joined(former[place], new, end_to_end) if place < len(former) else new)
+            former = window
+    return [together[start : start + len(epochs[0])] for start in range(0, len(together), len(epochs[0]))]
+
+
+def assert_same_parameters(model: torch.nn.Module, expected: torch.nn.Module, **tolerance: float) -> None:
+    torch.testing.assert_close(dict(model.named_parameters()), dict(expected.named_parameters()), **tolerance)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("rows", "settings"),
+    [
+        ("text", {}),
+        ("text", {"loss_type": "dft"}),
+        ("prompt and completion", {}),
+        ("prompt and completion", {"completion_only_loss": False}),
+        ("messages", {"gradient_checkpointing": True}),
+        ("text", {"padding_free": True, "max_length": None}),
+        ("text", {"packing": True, "max_length": 8, "per_device_train_batch_size": 1}),
+    ],
+)
+def test_without_influence_twenty_steps_are_plain_training_on_the_joined_micro_batches(
+    tmp_path: Path, rows: str, settings: dict[str, Any], accumulation: int
+):
+    settings = {**settings, "gradient_accumulation_steps": accumulation, "max_steps": 20}
+    plain = make_trainer(SFTTrainer, tmp_path, rows, **settings)
+    trainer = make_trainer(DynSDPBSFTTrainer, tmp_path, rows, dynsdpb_alpha=0.0, **settings)
+    epochs = batches_of(plain, 8)
+    trained(plain, beside_the_former(epochs, accumulation, "padding_free" in settings or "packing" in settings))
+    trained(trainer, epochs)
+    assert trainer.state.global_step == plain.state.global_step == 20
+    assert_same_parameters(trainer.model, plain.model, rtol=0.0, atol=0.0)
+    for name in ("loss", "entropy", "mean_token_accuracy", "num_tokens"):
+        assert [entry[name] for entry in train_logs(trainer)] == [entry[name] for entry in train_logs(plain)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings"),
+    [("text", {}), ("prompt and completion", {}), ("text", {"padding_free": True, "max_length": None})],
+)
+def test_the_second_step_adds_the_distillation_to_the_loss_of_both_batches(
+    tmp_path: Path, rows: str, settings: dict[str, Any]
+):
+    settings = {**settings, "optim": "sgd", "lr_scheduler_type": "constant", "learning_rate": 0.3, "max_grad_norm": 0.0}
+    trainer = make_trainer(DynSDPBSFTTrainer, tmp_path, rows, own={"dynsdpb": STATIC}, max_steps=2, **settings)
+    [(first, second, *rest)] = batches_of(trainer, 1)
+    model = make_llama(attn_implementation="sdpa")
+    before = descend(model, model(**first, use_cache=False).loss, first)
+    again = model(**first, use_cache=False).logits[label_mask(first)]
+    present = model(**second, use_cache=False).logits[label_mask(second)]
+    labels = torch.cat([batch["labels"][:, 1:][label_mask(batch)[:, :-1]] for batch in (first, second)])
+    ce = torch.nn.functional.cross_entropy(torch.cat([again, present]), labels)
+    former, now = (before / 2).log_softmax(-1), (again / 2).log_softmax(-1)
+    kl = (former.exp() * (former - now)).sum(-1).mean()
+    descend(model, ce + 0.8 * 4 * kl, second)
+    trained(trainer, [[first, second, *rest]])
+    assert_same_parameters(trainer.model, model, rtol=1e-3, atol=2e-5)
+    assert train_logs(trainer)[1]["dynsdpb/kl"] == pytest.approx(kl.item(), rel=1e-3)
+
+
+def descend(model: Any, loss: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Take a step of plain gradient descent; return the logits of the labels from before it, as constants."""
+    with torch.no_grad():
+        logits = model(**batch, use_cache=False).logits[label_mask(batch)]
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.3 * parameter.grad
+    model.zero_grad()
+    return logits
+
+
+def test_it_trains_an_adapter_and_evaluates_with_trls_own_loss(tmp_path: Path):
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    held_out = Dataset.from_dict({"text": TEXTS[:3]})
+    trainer = make_trainer(
+        DynSDPBSFTTrainer, tmp_path, own={"peft_config": lora, "eval_dataset": held_out}, num_train_epochs=2
+    )
+    trainer.train()
+    kl = [entry.get("dynsdpb/kl") for entry in train_logs(trainer)]
+    assert kl[0] is None
+    assert all(value > 0 for value in kl[1:])
+    plain = make_trainer(SFTTrainer, tmp_path, own={"eval_dataset": held_out})
+    plain.model = trainer.model
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=1e-6)
+
+
+def test_each_setting_is_a_field_with_the_same_default_and_text():
+    flat = {item.name: item for item in fields(DynSDPBSFTConfig) if item.name.startswith("dynsdpb_")}
+    assert {name.removeprefix("dynsdpb_") for name in flat} == set(DynSDPBConfig.model_fields)
+    for name, info in DynSDPBConfig.model_fields.items():
+        assert flat[f"dynsdpb_{name}"].default == info.default
+        assert flat[f"dynsdpb_{name}"].metadata["help"].replace("%%", "%") == info.description
+
+
+def test_the_settings_are_read_from_a_command_line(tmp_path: Path):
+    line = f"--output_dir {tmp_path} --dynsdpb_alpha 0.25 --no_dynsdpb_dynamic_alpha --dynsdpb_memory top_k --use_cpu"
+    parser = TrlParser((DynSDPBSFTConfig,))
+    [args] = parser.parse_args_and_config([*line.split(), "--report_to", "none", "--bf16", "False"])
+    assert args.dynsdpb_config == DynSDPBConfig(alpha=0.25, dynamic_alpha=False, memory="top_k")
+    assert "--dynsdpb_divergence {forward_kl,reverse_kl,jsd}" in parser.format_help()
+
+
+def test_a_setting_out_of_bounds_is_refused_by_its_name(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"dynsdpb_alpha is -1.0: .*greater than or equal to 0"):
+        DynSDPBSFTConfig(str(tmp_path), use_cpu=True, bf16=False, dynsdpb_alpha=-1.0)
+    with pytest.raises(ConfigError, match=r"dynsdpb: temperature_min is 3.0, above temperature 2.0"):
+        DynSDPBSFTConfig(str(tmp_path), use_cpu=True, bf16=False, dynsdpb_temperature_min=3.0)
+
+
+def test_a_loss_that_is_left_unset_has_logits(tmp_path: Path):
+    assert DynSDPBSFTConfig(str(tmp_path), use_cpu=True, bf16=False).loss_type == "nll"
+
+
+@pytest.mark.parametrize("settings", [{"loss_type": "chunked_nll"}, {"use_liger_kernel": True}])
+def test_a_loss_without_logits_is_refused(tmp_path: Path, settings: dict[str, Any]):
+    with pytest.raises(ConfigError, match=f"dynsdpb: {next(iter(settings))} is .*without logits.*set"):
+        DynSDPBSFTConfig(str(tmp_path), use_cpu=True, bf16=False, **settings)
+
+
+def test_trls_own_default_loss_is_refused_before_a_model_is_loaded(tmp_path: Path):
+    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, loss_type="chunked_nll")
+    with pytest.raises(ConfigError, match=r"TRL's own default.*use DynSDPBSFTConfig"):
+        DynSDPBSFTTrainer(model="no such model", args=args, train_dataset=[])
+
+
+def test_plain_training_arguments_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"args is a TrainingArguments.*pass a DynSDPBSFTConfig"):
+        DynSDPBSFTTrainer(model="no such model", args=TrainingArguments(str(tmp_path), use_cpu=True), train_dataset=[])
+
+
+def test_settings_come_from_the_keyword_or_from_args_but_not_from_both(tmp_path: Path):
+    by_args = make_trainer(DynSDPBSFTTrainer, tmp_path, dynsdpb_alpha=0.5)
+    by_keyword = make_trainer(DynSDPBSFTTrainer, tmp_path, own={"dynsdpb": STATIC})
+    assert (by_args.dynsdpb_config, by_keyword.dynsdpb_config) == (DynSDPBConfig(alpha=0.5), STATIC)
+    with pytest.raises(ConfigError, match=r"dynsdpb is DynSDPBConfig\(alpha=0.8.*of args say .*alpha=0.5.*only one"):
+        make_trainer(DynSDPBSFTTrainer, tmp_path, own={"dynsdpb": STATIC}, dynsdpb_alpha=0.5)
+
+
+def test_without_trl_the_extra_is_named():
+    program = "import sys; sys.modules['trl'] = None\nfrom axolotl_sdft import DynSDPBSFTTrainer"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "MissingExtraError: DynSDPBSFTTrainer needs the module 'trl'; pip install 'axolotl-sdft[trl]'" in run.stderr
