@@ -1,6 +1,6 @@
 """Times a cut against a plain copy of the bytes that stay, and against mergekit's passthrough where it is installed.
 
-    python tests/benchmarks/bench_cut.py --workdir /tmp/bench --mergekit /path/to/other/venv/bin/python
+    python tests/benchmarks/bench_cut.py --workdir bench --mergekit ../mergekit-venv/bin/python
 
 Makes a random bfloat16 Llama once, then runs each way in turn, several rounds, each in a process of its own. Prints
 medians, each round's ratio to the copy of the same round, and the peak memory of the process and its children.

@@ -1,6 +1,6 @@
 """Measures what a DynSDPB step costs at equal tokens.
 
-    python tests/benchmarks/bench_dynsdpb_step.py --model-dir DIR --mode lora
+    python -m tests.benchmarks.bench_dynsdpb_step --model-dir DIR --mode lora
 
 Three ways in turn, several rounds, each in a process of its own so that its peak memory is its own:
 
@@ -17,12 +17,12 @@ import contextlib
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.rounds import in_turn
 
 WAYS = ("plain", "dynsdpb", "straightforward")
 _TITLES = {
@@ -178,14 +178,7 @@ def main() -> None:
     if options.way:
         print(json.dumps(measure(options.way, options)))
         return
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for number in range(options.rounds):
-        for way in WAYS:
-            child = [sys.executable, __file__, *sys.argv[1:], "--way", way]
-            last_line = subprocess.run(child, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-            found[way].append(json.loads(last_line))
-            print(f"round {number + 1}, {way}: {last_line}", file=sys.stderr)
-    print("\n".join(table(found)))
+    print("\n".join(table(in_turn("tests.benchmarks.bench_dynsdpb_step", WAYS, options.rounds))))
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> list[str]:

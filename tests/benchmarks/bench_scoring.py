@@ -1,4 +1,4 @@
-"""Measures what scoring costs beside bare forward passes: ``python tests/benchmarks/bench_scoring.py MODEL_DIR``.
+"""Measures what scoring costs beside bare forward passes: ``python -m tests.benchmarks.bench_scoring MODEL_DIR``.
 
 Three ways in turn, several rounds, each in a process of its own so that its peak memory is its own: the model's body
 run on the same text with nothing measured, ``score_layers``, and the usual way, all hidden states of the text kept
@@ -10,12 +10,12 @@ import contextlib
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.rounds import in_turn
 
 WAYS = ("forward", "scoring", "keeping")
 _TITLES = {
@@ -79,14 +79,7 @@ def main() -> None:
     if options.way:
         print(json.dumps(measure(options.way, options)))
         return
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for number in range(options.rounds):
-        for way in WAYS:
-            child = [sys.executable, __file__, *sys.argv[1:], "--way", way]
-            last_line = subprocess.run(child, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-            found[way].append(json.loads(last_line))
-            print(f"round {number + 1}, {way}: {last_line}", file=sys.stderr)
-    print("\n".join(table(found)))
+    print("\n".join(table(in_turn("tests.benchmarks.bench_scoring", WAYS, options.rounds))))
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
