@@ -148,10 +148,7 @@ class GenerationConfig(Block):
     @field_validator("extra_body")
     @classmethod
     def _extra_body_leaves_alone_what_the_backend_sets(cls, body: dict[str, Any]) -> dict[str, Any]:
-        taken = sorted(set(body) & _REQUEST_FIELDS.keys())
-        if taken:
-            raise ValueError(f"extra_body sets {taken[0]!r}, {_REQUEST_FIELDS[taken[0]]}")
-        return body
+        return _without("extra_body", body, _REQUEST_FIELDS)
 
     @model_validator(mode="after")
     def _servers_belong_to_backend_openai(self) -> "GenerationConfig":
@@ -170,10 +167,7 @@ class GenerationConfig(Block):
     @field_validator("vllm_args")
     @classmethod
     def _vllm_args_leave_alone_what_the_backend_sets(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        taken = sorted(set(arguments) & _VLLM_ARGUMENTS.keys())
-        if taken:
-            raise ValueError(f"vllm_args sets {taken[0]!r}, {_VLLM_ARGUMENTS[taken[0]]}")
-        return arguments
+        return _without("vllm_args", arguments, _VLLM_ARGUMENTS)
 
     @model_validator(mode="after")
     def _vllm_args_belong_to_backend_vllm(self) -> "GenerationConfig":
@@ -190,6 +184,14 @@ class GenerationConfig(Block):
                 f"top_p is {self.top_p}, but temperature 0.0 does not sample; set temperature or drop top_p"
             )
         return self
+
+
+def _without(key: str, given: dict[str, Any], taken: dict[str, str]) -> dict[str, Any]:
+    """Return what a user gives, refused where it holds one of the names that come from elsewhere."""
+    found = sorted(given.keys() & taken.keys())
+    if found:
+        raise ValueError(f"{key} sets {found[0]!r}, {taken[found[0]]}")
+    return given
 
 
 def _base_url(url: str) -> str:

@@ -18,7 +18,7 @@ from axolotl_sdft.pruning.vision_settings import cut_vision_settings
 
 LOG = logging.getLogger(__name__)
 
-_TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "global_config")
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "global_config")
 HARMLESS = (
     "final_w_init_variance_scale",  # for random weights, which a checkpoint has no need of
     "store_full_length_kv",  # marks the last layer of each kind, which matters only to layers that share its keys
@@ -47,7 +47,7 @@ def count_layers(config: dict[str, Any]) -> int:
     if count is None:
         raise CheckpointError(
             f"config.json of model type {config.get('model_type')!r} gives no layer count; looked for "
-            f"{', '.join(COUNT_KEYS)}, also under {', '.join(_TEXT_CONFIGS)}"
+            f"{', '.join(COUNT_KEYS)}, also under {', '.join(TEXT_CONFIGS)}"
         )
     return count
 
@@ -139,7 +139,7 @@ def with_floats(value: Any) -> Any:
 
 def text_path(config: dict[str, Any]) -> tuple[str, ...]:
     """Return the keys that lead to the text decoder's settings."""
-    for key in _TEXT_CONFIGS:
+    for key in TEXT_CONFIGS:
         nested = config.get(key)
         if isinstance(nested, dict) and any(isinstance(nested.get(count), int) for count in COUNT_KEYS):
             return (key,)

@@ -8,11 +8,11 @@ from typing import Any
 
 from axolotl_sdft.pruning.architecture import find_layer_prefix, first_number_prefix, num_extra_layers
 from axolotl_sdft.pruning.cut import Cut, read_config, read_cut
+from axolotl_sdft.pruning.derived_config import TEXT_CONFIGS
 from axolotl_sdft.pruning.tensor_files import StoredTensor
 from axolotl_sdft.pruning.token_costs import TokenCosts, token_costs
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 _EXPERTS = re.compile(r"(^|\.)experts\.")
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN_COUNTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
@@ -118,7 +118,7 @@ def _first(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
 
 
 def _text_configs(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [config[key] for key in _TEXT_CONFIGS if isinstance(config.get(key), Mapping)]
+    return [config[key] for key in TEXT_CONFIGS if isinstance(config.get(key), Mapping)]
 
 
 def _layer_parameters(whole: Cut) -> tuple[int, ...]:
