@@ -5,6 +5,11 @@ message names the YAML key or path, the value, what it meets, and the way out.
 """
 
 
+def first_line(err: BaseException) -> str:
+    """Return the first line of what an error says, or its type where it says nothing."""
+    return next(iter(str(err).strip().splitlines()), type(err).__name__)
+
+
 class SdftError(Exception):
     """Root of all errors raised on purpose."""
 

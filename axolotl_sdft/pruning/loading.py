@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import LayerPruningConfig
-from axolotl_sdft.errors import CheckpointError, ConfigError, MissingExtraError
+from axolotl_sdft.errors import CheckpointError, ConfigError, MissingExtraError, first_line
 from axolotl_sdft.pruning.cut import read_config
 from axolotl_sdft.runtime import compute_dtype, local_device
 
@@ -100,7 +100,7 @@ def failure_explained(seed_dir: Path) -> Iterator[None]:
         raise
     except Exception as err:  # transformers raises many kinds for files that do not fit together
         raise CheckpointError(
-            f"base_model ({seed_dir}) can't be loaded to score its layers ({type(err).__name__}: {_first_line(err)}); "
+            f"base_model ({seed_dir}) can't be loaded to score its layers ({type(err).__name__}: {first_line(err)}); "
             "if it comes with code of its own, set trust_remote_code: true, or name the layers in "
             "layer_pruning.drop_layers"
         ) from err
@@ -128,7 +128,7 @@ def out_of_memory_explained() -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as err:
         raise CheckpointError(
-            f"memory ran out while the layers were scored ({_first_line(err)}); lower "
+            f"memory ran out while the layers were scored ({first_line(err)}); lower "
             "layer_pruning.calibration.batch_size or sequence_len, or set layer_pruning.load_in_4bit: true, or "
             "layer_pruning.device_map: auto"
         ) from err
@@ -167,7 +167,3 @@ def _auto_class(seed_config: dict[str, Any], trust_remote_code: bool) -> Any:
     by_architecture = [kind for kind, name in known.items() if name in architectures]
     by_type = [kind for kind, name in known.items() if name is not None]
     return getattr(transformers, _AUTO_CLASSES[(by_code or by_architecture or by_type or ["CAUSAL_LM"])[0]])
-
-
-def _first_line(err: Exception) -> str:
-    return next(iter(str(err).strip().splitlines()), "no reason given")

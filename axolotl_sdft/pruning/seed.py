@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from axolotl_sdft.errors import CheckpointError
+from axolotl_sdft.errors import CheckpointError, first_line
 
 _SEED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*", "NOTICE*")
 _LEGACY_SEED_FILES = ("pytorch_model*.bin",)
@@ -37,7 +37,7 @@ def resolve_seed(base_model: str, revision: str | None = None, key: str = "base_
         if not any(path.glob("*.safetensors")):
             path = _download(base_model, revision, (*_SEED_FILES, *_LEGACY_SEED_FILES))
     except (OSError, ValueError) as err:  # huggingface_hub's own errors inherit one of the two
-        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        reason = first_line(err)
         at = f" (revision {revision!r})" if revision else ""
         raise CheckpointError(
             f"{key} is {base_model!r}{at}, which is no folder here and can't be had from the Hub: {reason}. Check "

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from axolotl_sdft.errors import first_line
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -56,8 +58,7 @@ def token_costs(config: Mapping[str, Any], dtype: str) -> TokenCosts:
         model = _model_without_weights(config, dtype)
         return _measured_apart(config, dtype) if _would_use_kernels(model) else _measured(model)
     except Exception as err:  # model code fails in many ways on tensors without content, and for custom code
-        reason = str(err).strip().splitlines()
-        return TokenCosts(None, None, None, fault=reason[0] if reason else type(err).__name__)
+        return TokenCosts(None, None, None, fault=first_line(err))
 
 
 def _would_use_kernels(model: "PreTrainedModel") -> bool:
