@@ -50,8 +50,14 @@ types: $(STAMP)
 pytest: $(STAMP) model
 	$(BIN)/pytest
 
-docs: $(STAMP)
-	$(BIN)/python -m axolotl_sdft.settings_reference README.md
+# Brings the generated tables up to date, then builds the site; open build/docs/index.html.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m axolotl_sdft.settings_reference README.md docs
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.installed-docs: $(STAMP)
+	$(BIN)/pip install --quiet "$(TORCH)" "$(AXOLOTL)" --editable ".[docs]"
+	touch $@
 
 clean:
-	rm -rf $(VENV) outputs sdft_prepared last_run_prepared
+	rm -rf $(VENV) build outputs sdft_prepared last_run_prepared

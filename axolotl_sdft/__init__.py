@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from axolotl_sdft.pruning.cut import cut_layers
     from axolotl_sdft.pruning.plan import PruningPlan, plan_pruning
     from axolotl_sdft.pruning.score import LayerScores, score_layers
+    from axolotl_sdft.recovery.merging.merge import merge_models
 
 _HOME_OF = {
     "DynSDPBConfig": "axolotl_sdft.config.dynsdpb",
@@ -34,6 +35,7 @@ _HOME_OF = {
     "cut_layers": "axolotl_sdft.pruning.cut",
     "distill_dataset": "axolotl_sdft.distillation.transform",
     "dynsdpb_loss": "axolotl_sdft.dynsdpb.loss",
+    "merge_models": "axolotl_sdft.recovery.merging.merge",
     "plan_pruning": "axolotl_sdft.pruning.plan",
     "score_layers": "axolotl_sdft.pruning.score",
 }
@@ -53,6 +55,7 @@ __all__ = [
     "cut_layers",
     "distill_dataset",
     "dynsdpb_loss",
+    "merge_models",
     "plan_pruning",
     "score_layers",
 ]

@@ -4,7 +4,13 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from axolotl_sdft.config import DynSDPBConfig, LayerPruningConfig, SelfDistillationConfig
+from axolotl_sdft.config import (
+    DynSDPBConfig,
+    LayerPruningConfig,
+    MergeConfig,
+    RecoveryReportConfig,
+    SelfDistillationConfig,
+)
 from axolotl_sdft.errors import MissingExtraError
 from axolotl_sdft.host.blocks import read_blocks
 from axolotl_sdft.host.rewriting import rewrite_datasets
@@ -28,6 +34,10 @@ class SDFTArgs(BaseModel):
     )
     dynsdpb: DynSDPBConfig | None = Field(
         None, description="Distil each mini-batch from the model's own logits of the iteration before."
+    )
+    merge: MergeConfig | None = Field(None, description="What `axolotl sdft-merge` makes of two trained models.")
+    recovery_report: RecoveryReportConfig | None = Field(
+        None, description="What `axolotl recovery-report` measures of seed, pruned and trained models."
     )
     sdft_seed_model: str | None = Field(
         None, description="Set by the plugin: the unpruned model, once base_model is the pruned checkpoint."

@@ -1,14 +1,14 @@
-"""Tables of all settings, derived from the pydantic models, for the README and for ``--help``. Imports no torch.
+"""Tables of all settings, derived from the pydantic models, for the documentation and for ``--help``. Imports no torch.
 
-``python -m axolotl_sdft.settings_reference README.md`` rewrites what stands between the markers of each block:
-``<!-- settings:dynsdpb -->`` and ``<!-- /settings:dynsdpb -->``.
+``python -m axolotl_sdft.settings_reference docs`` rewrites what stands between the markers of each block:
+``<!-- settings:dynsdpb -->`` and ``<!-- /settings:dynsdpb -->``. The blocks may be spread over several files.
 """
 
 import argparse
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -23,6 +23,7 @@ from axolotl_sdft.errors import ConfigError, UnknownNameError
 _HELP_WIDTH = 100
 _UNSET, _REQUIRED = "unset", "required"
 _ESCAPED_PIPE = r"\|"
+_BETWEEN_FILES = "\0"
 
 
 class SettingRow(NamedTuple):
@@ -66,44 +67,56 @@ def plain_help(block_name: str) -> str:
     """Return the settings of a block as plain text of at most 100 columns and no blank line, for ``--help``."""
     lines = []
     indented = textwrap.TextWrapper(_HELP_WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 4)
+    hanging = textwrap.TextWrapper(_HELP_WIDTH, subsequent_indent=" " * 4, break_on_hyphens=False)
     for row in settings_rows(block_name):
-        lines.append(f"{row.key}: {row.type_text} (default: {row.default})")
+        lines += hanging.wrap(f"{row.key}: {row.type_text} (default: {row.default})")
         # Code stays on one line: the wrapper doesn't break at no-break spaces.
         meaning = re.sub("``(.+?)``", lambda code: code[1].replace(" ", "\xa0"), row.description)
         lines += [line.replace("\xa0", " ") for line in indented.wrap(meaning)]
     return "\n".join(lines)
 
 
-def refresh(markdown: str) -> str:
-    """Return a Markdown text whose tables are up to date: the settings of each block, and templates and checks.
+def refresh(texts: Sequence[str]) -> list[str]:
+    """Return Markdown texts whose tables are up to date: the settings of each block, and templates and checks.
 
     Raises:
-        ConfigError: The markers of a block are not there exactly once, or name a block that there is not.
+        ConfigError: The markers of a block are not there exactly once in all texts together, or name a block that
+            there is not.
     """
     from axolotl_sdft.distillation.builtin_tables import refreshed  # --help does without
 
+    markdown = _BETWEEN_FILES.join(texts)
     unknown = sorted(set(re.findall(r"<!-- /?settings:(\S*) -->", markdown)) - set(BLOCKS))
     if unknown:
         raise ConfigError(f"a marker names {unknown[0]!r}, which is no block of settings; known: {', '.join(BLOCKS)}")
     for block_name in BLOCKS:
         markdown = _with_table(markdown, block_name)
-    return refreshed(markdown)
+    return refreshed(markdown).split(_BETWEEN_FILES)
+
+
+def markdown_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the Markdown files among paths, with those in folders at any depth, in the order of their names."""
+    return [file for path in paths for file in (sorted(path.rglob("*.md")) if path.is_dir() else [path])]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Rewrite the tables in the Markdown file that the command line names."""
-    parser = argparse.ArgumentParser(description="Bring the tables of settings in a Markdown file up to date.")
-    parser.add_argument("markdown", type=Path)
-    path: Path = parser.parse_args(arguments).markdown
+    """Rewrite the tables in the Markdown files that the command line names, all or none; others are left alone."""
+    parser = argparse.ArgumentParser(description="Bring the tables of settings in Markdown files up to date.")
+    parser.add_argument("paths", type=Path, nargs="+", help="Markdown files, or folders of them")
+    paths: list[Path] = parser.parse_args(arguments).paths
     try:
-        path.write_text(refresh(path.read_text(encoding="utf-8")), encoding="utf-8")
+        files = markdown_files(paths)
+        texts = [path.read_text(encoding="utf-8") for path in files]
+        for path, old, new in zip(files, texts, refresh(texts), strict=True):
+            if new != old:
+                path.write_text(new, encoding="utf-8")
     except (ConfigError, OSError) as err:
-        raise SystemExit(f"error: {path}: {err}") from err
+        raise SystemExit(f"error: {', '.join(map(str, paths))}: {err}") from err
 
 
 def _with_table(markdown: str, block_name: str) -> str:
     opening, closing = f"<!-- settings:{block_name} -->", f"<!-- /settings:{block_name} -->"
-    between = re.compile(f"{re.escape(opening)}.*?{re.escape(closing)}", re.DOTALL)
+    between = re.compile(f"{re.escape(opening)}[^{_BETWEEN_FILES}]*?{re.escape(closing)}")
     if not (len(between.findall(markdown)) == markdown.count(opening) == markdown.count(closing) == 1):
         raise ConfigError(f"the markers {opening} and {closing} must be there once each, in this order")
     table = f"{opening}\n{markdown_table(block_name)}\n{closing}"
@@ -112,12 +125,21 @@ def _with_table(markdown: str, block_name: str) -> str:
 
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[SettingRow]:
     for name, field in model.model_fields.items():
-        key = f"{prefix}.{name}"
-        if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
-            yield from _rows(field.annotation, key)
-        else:
+        key, nested = f"{prefix}.{name}", _nested_block(field.annotation)
+        is_optional = nested is not None and nested is not field.annotation
+        if nested is None or is_optional:  # that an optional block is there already says something
             description = " ".join((field.description or "").split())
-            yield SettingRow(key, _bounded(field), _default_text(field), description)
+            type_text = "block" if is_optional else _bounded(field)
+            yield SettingRow(key, type_text, _default_text(field), description)
+        if nested is not None:
+            yield from _rows(nested, key)
+
+
+def _nested_block(annotation: Any) -> type[BaseModel] | None:
+    """Return the block that an annotation stands for, alone or with its absence; else None."""
+    candidates = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    blocks = [each for each in candidates if inspect.isclass(each) and issubclass(each, BaseModel)]
+    return blocks[0] if blocks and all(each in (blocks[0], type(None)) for each in candidates) else None
 
 
 def _bounded(field: FieldInfo) -> str:
@@ -173,6 +195,10 @@ def _yaml_text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple | list):
         return f"[{', '.join(_yaml_text(item) for item in value)}]"
+    if isinstance(value, BaseModel):
+        value = value.model_dump(exclude_none=True)
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_yaml_text(item)}' for key, item in value.items())}}}"
     return str(value)
 
 

@@ -7,9 +7,18 @@ import pytest
 from pydantic import BaseModel, Field, create_model
 
 from axolotl_sdft.errors import ConfigError, UnknownNameError
-from axolotl_sdft.settings_reference import BLOCKS, main, markdown_table, plain_help, refresh, settings_rows
+from axolotl_sdft.settings_reference import (
+    BLOCKS,
+    main,
+    markdown_files,
+    markdown_table,
+    plain_help,
+    refresh,
+    settings_rows,
+)
 
 REPO_ROOT = Path(__file__).parent.parent
+TASK = create_model("Task", name=(str, ...), shots=(int | None, None))
 
 
 @pytest.fixture
@@ -32,6 +41,15 @@ def test_nested_blocks_are_flattened_where_they_stand():
     assert keys[nested - 1] == "self_distillation.retries"
     assert keys[nested + 1] == "self_distillation.generation.max_new_tokens"
     assert "self_distillation.generation" not in keys
+
+
+def test_a_block_that_may_be_absent_has_a_row_of_its_own_before_its_keys(define):
+    nested = create_model("Nested", seed=(int, Field(42, description="Seed.")))
+    define(sampling=(nested | None, Field(None, description="Present: answers are sampled.")))
+    assert settings_rows("sample") == [
+        ("sample.sampling", "block", "unset", "Present: answers are sampled."),
+        ("sample.sampling.seed", "int", "42", "Seed."),
+    ]
 
 
 def test_a_row_holds_key_bounded_type_default_and_text():
@@ -81,6 +99,8 @@ def test_a_type_is_told_with_its_bounds_and_without_its_absence(define, annotati
         (tuple[str, ...], Field(("leak", "empty")), "[leak, empty]"),
         (list[bool], Field(default_factory=lambda: [True]), "[true]"),
         (int, Field(), "required"),
+        (tuple[TASK, ...], Field((TASK(name="a", shots=5), TASK(name="b"))), "[{name: a, shots: 5}, {name: b}]"),
+        (dict[str, Any], Field({"b": [True]}), "{b: [true]}"),
     ],
 )
 def test_a_default_is_told_as_it_would_stand_in_yaml(define, annotation, default, text):
@@ -112,6 +132,14 @@ def test_help_is_a_line_for_each_setting_with_its_text_below(define):
     assert plain_help("sample") == "sample.seed: int >= 0 (default: 42)\n    Seed of the sampling."
 
 
+def test_help_breaks_a_long_default_at_spaces(define):
+    define(keys=(tuple[str, ...], Field(("a" * 60, "b" * 60))))
+    assert plain_help("sample").splitlines() == [
+        f"sample.keys: list of str (default: [{'a' * 60},",
+        f"    {'b' * 60}])",
+    ]
+
+
 def test_help_breaks_long_texts_but_never_inside_code(define):
     define(key=(str, Field("x", description="a" * 90 + " ``{{ instruction }}`` " + "b" * 90)))
     assert plain_help("sample").splitlines()[1:] == ["    " + "a" * 90, "    {{ instruction }}", "    " + "b" * 90]
@@ -135,7 +163,7 @@ def marked(table: str) -> str:
 
 
 def test_refreshing_replaces_what_is_between_the_markers_and_nothing_else():
-    fresh = refresh(marked("an old\n\ntable"))
+    (fresh,) = refresh([marked("an old\n\ntable")])
     for name in BLOCKS:
         assert f"<!-- settings:{name} -->\n{markdown_table(name)}\n<!-- /settings:{name} -->\n" in fresh
         fresh = fresh.replace(markdown_table(name), "an old\n\ntable")
@@ -143,7 +171,7 @@ def test_refreshing_replaces_what_is_between_the_markers_and_nothing_else():
 
 
 def test_refreshing_twice_changes_nothing_more():
-    once = refresh(marked(""))
+    once = refresh([marked("")])
     assert refresh(once) == once
 
 
@@ -164,19 +192,19 @@ def test_markers_that_are_not_one_pair_are_refused_by_name(old, new):
     broken = marked("").replace(old, new)
     assert broken != marked("")
     with pytest.raises(ConfigError, match=r"the markers <!-- settings:dynsdpb --> and .* must be there once each"):
-        refresh(broken)
+        refresh([broken])
 
 
 def test_a_marker_of_an_unknown_block_is_refused():
     with pytest.raises(ConfigError, match="a marker names 'merging', which is no block of settings; known: layer_pr"):
-        refresh(marked("") + "<!-- settings:merging -->")
+        refresh([marked("") + "<!-- settings:merging -->"])
 
 
 def test_the_command_rewrites_the_file(tmp_path):
     (tmp_path / "README.md").write_text(marked("größer"), encoding="utf-8")
     command = [sys.executable, "-m", "axolotl_sdft.settings_reference", str(tmp_path / "README.md")]
     subprocess.run(command, cwd=REPO_ROOT, check=True)
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == refresh(marked(""))
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == refresh([marked("")])[0]
 
 
 @pytest.mark.parametrize(("content", "cause"), [(None, "No such file"), ("# Title", "the markers <!-- settings:lay")])
@@ -189,9 +217,35 @@ def test_the_command_ends_with_the_cause_and_leaves_the_file_alone(tmp_path, con
     assert (path.read_text() if path.exists() else None) == content
 
 
-def test_the_readme_is_fresh():
-    readme = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
-    assert refresh(readme) == readme, "run: python -m axolotl_sdft.settings_reference README.md"
+def test_a_folder_stands_for_the_files_in_it_and_blocks_may_be_spread_over_them(tmp_path):
+    first, second = marked("").split("between\n", maxsplit=1)
+    for name, text in (("a.md", first), ("inner/b.md", second), ("notes.txt", "<!-- settings:nothing -->")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    main([str(tmp_path)])
+    fresh = [(tmp_path / name).read_text() for name in ("a.md", "inner/b.md")]
+    assert fresh == refresh([first, second])
+    assert markdown_table("layer_pruning") in fresh[0]
+    assert markdown_table("dynsdpb") in fresh[1]
+
+
+@pytest.mark.parametrize("block", ["layer_pruning", "dynsdpb"])
+def test_markers_of_one_block_in_two_files_are_refused(block):
+    again = f"<!-- settings:{block} --><!-- /settings:{block} -->"
+    with pytest.raises(ConfigError, match=f"the markers <!-- settings:{block} --> and .* must be there once each"):
+        refresh([marked(""), again])
+
+
+def test_a_pair_of_markers_that_lies_in_two_files_is_refused():
+    opening, closing = marked("").split("<!-- /settings:layer_pruning -->")
+    with pytest.raises(ConfigError, match=r"the markers <!-- settings:layer_pruning --> and .* must be there once"):
+        refresh([opening, "<!-- /settings:layer_pruning -->" + closing])
+
+
+def test_the_documentation_is_fresh():
+    pages = markdown_files([REPO_ROOT / "README.md", REPO_ROOT / "docs"])
+    texts = [page.read_text(encoding="utf-8") for page in pages]
+    assert refresh(texts) == texts, "run: python -m axolotl_sdft.settings_reference README.md docs"
 
 
 def test_every_block_is_a_pydantic_model_with_a_text():

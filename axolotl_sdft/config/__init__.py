@@ -1,4 +1,4 @@
-"""The settings of the three stages, as pydantic models that import no torch.
+"""The settings of the stages, as pydantic models that import no torch.
 
 Every field has a text, bounds and a default that works. Names of metrics, templates, checks and backends are plain
 strings here: which ones exist depends on the plugins installed, so :mod:`axolotl_sdft.plugins` resolves them.
@@ -10,17 +10,37 @@ from axolotl_sdft.config.block import nearest_key_hint
 from axolotl_sdft.config.dynsdpb import DynSDPBConfig
 from axolotl_sdft.config.generation import GenerationConfig
 from axolotl_sdft.config.layer_pruning import CalibrationConfig, LayerPruningConfig
+from axolotl_sdft.config.merging import MergeConfig
 from axolotl_sdft.config.numbers import parse_num_layers, parse_size
+from axolotl_sdft.config.recovery_report import (
+    DraftingConfig,
+    ExactMatchConfig,
+    GeneralPromptsConfig,
+    LmEvalConfig,
+    RecoveryReportConfig,
+    RowsConfig,
+    SpeedConfig,
+    TaskConfig,
+)
 from axolotl_sdft.config.self_distillation import ExampleConfig, SelfDistillationConfig
 
 __all__ = [
     "BLOCKS",
     "CalibrationConfig",
+    "DraftingConfig",
     "DynSDPBConfig",
+    "ExactMatchConfig",
     "ExampleConfig",
+    "GeneralPromptsConfig",
     "GenerationConfig",
     "LayerPruningConfig",
+    "LmEvalConfig",
+    "MergeConfig",
+    "RecoveryReportConfig",
+    "RowsConfig",
     "SelfDistillationConfig",
+    "SpeedConfig",
+    "TaskConfig",
     "nearest_key_hint",
     "parse_num_layers",
     "parse_size",
@@ -30,5 +50,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "layer_pruning": LayerPruningConfig,
     "self_distillation": SelfDistillationConfig,
     "dynsdpb": DynSDPBConfig,
+    "merge": MergeConfig,
+    "recovery_report": RecoveryReportConfig,
 }
-"""The YAML blocks in the order in which their stages run."""
+"""The YAML blocks in the order in which their stages run; the last two have commands of their own."""

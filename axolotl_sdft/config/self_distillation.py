@@ -27,8 +27,8 @@ class SelfDistillationConfig(Block):
     template: str = "reference"
     """How the seed model is asked: ``reference`` (the same facts in other words), ``notes`` (more freely, for models
     that can be trusted with facts), ``mathematics`` (a worked solution), ``function_calls``, ``code``, ``self_data``
-    (an answer of the model's own, for pruned models), what a plugin registers, or a Jinja text of your own that uses
-    ``{{ instruction }}`` and ``{{ reference }}``."""
+    (an answer of the model's own, for pruned models), ``unaided`` (the question alone, for self-training), what a
+    plugin registers, or a Jinja text of your own that uses ``{{ instruction }}`` and ``{{ reference }}``."""
 
     examples: tuple[ExampleConfig, ...] = ()
     """Worked examples that come before each request as earlier turns of the chat, in the form of the same template:

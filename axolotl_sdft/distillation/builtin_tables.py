@@ -1,4 +1,4 @@
-"""Tables of the built-in templates and checks, made of their docstrings, for the README."""
+"""Tables of the built-in templates and checks, made of their docstrings, for the documentation."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ No script, no network, no picture files. All of it goes through escaping, whatev
 """
 
 from collections import Counter
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from axolotl_sdft.distillation.card import publish_commands
 from axolotl_sdft.distillation.charts import mean, median, overlaid_histograms
 from axolotl_sdft.distillation.gap import Gap
 from axolotl_sdft.distillation.report_figures import ReportFigures
-from axolotl_sdft.distillation.texts import cut, duration, printable
+from axolotl_sdft.pages import page_template
 
 REPORT_FILE = "report.html"
 
@@ -39,7 +37,7 @@ def write_report(folder: Path, dataset_dir: Path, summary: dict[str, Any], figur
 
 def render_report(dataset_dir: Path, summary: dict[str, Any], figures: ReportFigures, gap: Gap) -> str:
     """Return the page."""
-    return _template().render(
+    return page_template(__package__, _TEMPLATE_FILE).render(
         dataset_dir=str(dataset_dir),
         name=dataset_dir.name,
         summary=summary,
@@ -73,27 +71,3 @@ def _gap_chart(gap: Gap) -> Any:
     before = Counter(round(answer.before, 4) for answer in gap.answers)
     after = Counter(round(answer.after, 4) for answer in gap.answers)
     return overlaid_histograms(before, after, mean(before), mean(after), least_step=0.01)
-
-
-@cache
-def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    def finalize(value: Any) -> Any:
-        """Make row texts printable; what a macro has drawn is Markup, and done already."""
-        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=finalize, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"cut": cut, "percent": _percent, "count": _count, "duration": duration}
-    return environment.from_string(resources.files(__package__).joinpath(_TEMPLATE_FILE).read_text(encoding="utf-8"))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _count(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.10g}"

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from axolotl_sdft.distillation.answer_index import Key
 from axolotl_sdft.distillation.checks import first_rejection
+from axolotl_sdft.distillation.checks.form import truncated
+from axolotl_sdft.distillation.framing import answer_alone, is_unfinished_thought
 from axolotl_sdft.distillation.interfaces import Answer, AnswerCheck, RowFormat, Target
 
 SOURCE_COLUMN = "sdft_source"
@@ -21,11 +23,22 @@ Checks = Sequence[tuple[str, AnswerCheck]]
 def rejection_of(answer: Answer, target: Target, checks: Checks) -> tuple[str, str] | None:
     """Return the name of the first check that rejects an answer, with its reason, or None when all pass.
 
-    An answer that could not be had is rejected as ``failed`` before any check sees it.
+    An answer that could not be had is rejected as ``failed`` before any check sees it, and one that ends within its
+    thinking part as ``truncated``. The checks see it without that part.
     """
     if answer.finish_reason == "error":
         return FAILED, answer.error or "no answer"
-    return first_rejection(answer, target, checks)
+    if is_unfinished_thought(answer.text):
+        return truncated.__name__, (
+            f"its thinking part has no end after {answer.num_tokens} tokens; raise generation.max_new_tokens, or turn "
+            "thinking off where the chat template can: generation.chat_template_kwargs: {enable_thinking: false}"
+        )
+    return first_rejection(without_thinking(answer), target, checks)
+
+
+def without_thinking(answer: Answer) -> Answer:
+    """Return an answer as it is judged and trained: without its thinking part, which the journal keeps."""
+    return replace(answer, text=answer_alone(answer.text))
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class Policy:
         for attempt in range(most):
             if passing and not self.is_always_asked(attempt):
                 break
-            answer = answers[row, turn, attempt]
+            answer = without_thinking(answers[row, turn, attempt])
             rejection = rejection_of(answer, target, self.checks)
             if rejection is None:
                 passing.append((attempt, answer))
@@ -75,9 +88,10 @@ class Policy:
                 rejections.append(rejection)
         num_judged = len(passing) + len(rejections)
         if not passing:
-            return Settlement(target, None, None, tuple(rejections), num_judged)
+            return Settlement(target, None, None, tuple(rejections), num_judged, frozenset())
         attempt, answer = max(passing, key=lambda pair: _likelihood(pair[1]))  # of equal ones the first
-        return Settlement(target, attempt, answer, tuple(rejections), num_judged)
+        passed = frozenset(number for number, _ in passing)
+        return Settlement(target, attempt, answer, tuple(rejections), num_judged, passed)
 
 
 def _likelihood(answer: Answer) -> float:
@@ -99,6 +113,8 @@ class Settlement:
     """Check and reason of each attempt that was rejected, in order."""
 
     num_judged: int
+    passed: frozenset[int] = frozenset()
+    """The attempts that passed all checks."""
 
     @property
     def shown_attempt(self) -> int:

@@ -1,4 +1,4 @@
-"""Reads the three blocks out of an Axolotl configuration."""
+"""Reads the blocks out of an Axolotl configuration."""
 
 import difflib
 from collections.abc import Mapping
@@ -7,7 +7,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from axolotl_sdft.config import BLOCKS, DynSDPBConfig, LayerPruningConfig, SelfDistillationConfig
+from axolotl_sdft.config import (
+    BLOCKS,
+    DynSDPBConfig,
+    LayerPruningConfig,
+    MergeConfig,
+    RecoveryReportConfig,
+    SelfDistillationConfig,
+)
 from axolotl_sdft.errors import ConfigError
 
 SEED_KEY = "sdft_seed_model"
@@ -16,11 +23,18 @@ SEED_KEY = "sdft_seed_model"
 
 @dataclass(frozen=True)
 class Blocks:
-    """The stages that a configuration switches on; None is off."""
+    """The blocks of a configuration; None where one is not there."""
 
     layer_pruning: LayerPruningConfig | None
     self_distillation: SelfDistillationConfig | None
     dynsdpb: DynSDPBConfig | None
+    merge: MergeConfig | None = None
+    recovery_report: RecoveryReportConfig | None = None
+
+    @property
+    def has_stage(self) -> bool:
+        """Whether a stage of training is on. The other blocks only say what commands of their own do."""
+        return any(block is not None for block in (self.layer_pruning, self.self_distillation, self.dynsdpb))
 
 
 def read_blocks(cfg: Mapping[str, Any]) -> Blocks:

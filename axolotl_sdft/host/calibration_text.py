@@ -52,7 +52,7 @@ def text_of(row: dict[str, Any], entry: Mapping[str, Any], where: str, tokenizer
         column = "text"
     if column is not None:
         return _plain_text(row, column, where)
-    known = entry if entry.get("type") else _guessed(row, where)
+    known = entry if entry.get("type") else guessed_entry(row, where)
     row_format = _row_format(known, where)
     if isinstance(row_format, ChatRows):
         messages, tools = _conversation(row, row_format, where), _tools(row, known)
@@ -80,7 +80,7 @@ def _row_format(entry: Mapping[str, Any], where: str) -> RowFormat:
         ) from err
 
 
-def _guessed(row: dict[str, Any], where: str) -> dict[str, Any]:
+def guessed_entry(row: dict[str, Any], where: str) -> dict[str, Any]:
     """Return the first kind of row whose columns, and keys of messages, are there."""
     for entry in _GUESSES:
         row_format = resolve_row_format(entry)

@@ -6,6 +6,7 @@ from typing import Any
 
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.distillation.build import read_summary
+from axolotl_sdft.distillation.corrections import refuse_existing, write_corrections
 from axolotl_sdft.distillation.report import REPORT_FILE
 from axolotl_sdft.errors import ConfigError, MissingExtraError
 from axolotl_sdft.host.blocks import Blocks, read_blocks
@@ -78,21 +79,28 @@ def _picture_lines(
         yield f"no pictures: {err}"
 
 
-def distill_alone(cfg: Any, num_previews: int | None, width: int | None = None) -> Iterator[str]:
+def distill_alone(
+    cfg: Any, num_previews: int | None, width: int | None = None, corrections: Path | None = None
+) -> Iterator[str]:
     """Rewrite the datasets, or show some rows; yield counts, folders and reports.
 
     Args:
         cfg: The raw configuration.
         num_previews: Show so many rows of each dataset, and write nothing.
         width: Columns of the terminal that shows them; None for a file or a pipe.
+        corrections: File for conversations in which rejected attempts are corrected; with several datasets, each has
+            its own, numbered.
 
     Raises:
         ConfigError: The configuration has no ``self_distillation`` block.
+        ArtifactError: The file for the corrections exists already.
     """
     config = _checked_blocks(cfg).self_distillation
     if config is None:
         raise ConfigError("there is no self_distillation block; an empty one will do: self_distillation: {}")
-    for _, task in distillation_tasks(cfg):
+    tasks = [task for _, task in distillation_tasks(cfg)]
+    files = _numbered(corrections, len(tasks))
+    for task, file in zip(tasks, files, strict=True):
         if num_previews is not None:
             yield from _preview(task, num_previews, width)
             continue
@@ -100,6 +108,18 @@ def distill_alone(cfg: Any, num_previews: int | None, width: int | None = None) 
         summary = read_summary(folder)
         yield f"{task.where}: {summary['turns_distilled']} of {summary['turns']} answers rewritten: {folder}"
         yield f"report: {folder / REPORT_FILE}"
+        if file is not None:
+            yield f"{task.where}: {write_corrections(task, file)} wrong attempts with their corrections: {file}"
+
+
+def _numbered(path: Path | None, count: int) -> list[Path | None]:
+    """Return a file for each dataset; where there is only one, the file itself."""
+    if path is None:
+        return [None] * count
+    files = [path] if count == 1 else [path.with_stem(f"{path.stem}-{number}") for number in range(count)]
+    for file in files:
+        refuse_existing(file)
+    return [*files]
 
 
 def _preview(task: Any, num_rows: int, width: int | None) -> Iterator[str]:

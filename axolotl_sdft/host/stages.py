@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.artifacts import DEFAULT_ROOT, fingerprint
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.host import compat
-from axolotl_sdft.host.blocks import SEED_KEY, Blocks, read_blocks
+from axolotl_sdft.host.blocks import SEED_KEY, read_blocks
 from axolotl_sdft.host.calibration import calibration_entries, calibration_texts
 from axolotl_sdft.host.datasets import entry_fingerprint
 from axolotl_sdft.host.overrides import check_overrides, take_out_overrides
@@ -37,7 +37,7 @@ def prepare(cfg: Any, own_plugin: object) -> None:
     take_out_overrides(cfg)
     if cfg.get(SEED_KEY):  # a Ray worker gets the configuration that its driver has prepared
         return
-    if blocks == Blocks(None, None, None):
+    if not blocks.has_stage:
         LOG.warning("axolotl_sdft.SDFTPlugin is listed, but none of its blocks is set; it does nothing")
         return
     check_rules(cfg, blocks, compat.other_trainers(cfg, own_plugin) if blocks.dynsdpb else {})

@@ -46,7 +46,7 @@ _WEIGHT_SUFFIXES = (
     ".index.json",
 )
 # A model card describes the seed model; it would be wrong about the pruned one.
-_NOT_COPIED = ("config.json", "README.md", PROVENANCE_FILE, SCORES_FILE)
+_NOT_COPIED = ("config.json", "README.md", "sdft_merge.json", PROVENANCE_FILE, SCORES_FILE)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COPIED_FOLDERS = ("additional_chat_templates",)
 
@@ -250,7 +250,7 @@ def _write(
 
 
 def _copy_files(cut: Cut, folder: Path) -> None:
-    for path in _files_that_come_along(cut.source_dir):
+    for path in files_that_come_along(cut.source_dir):
         target = folder / path.relative_to(cut.source_dir)
         target.parent.mkdir(exist_ok=True)
         if path.name in cut.rewritten_files:
@@ -259,7 +259,8 @@ def _copy_files(cut: Cut, folder: Path) -> None:
             shutil.copyfile(path, target)
 
 
-def _files_that_come_along(source_dir: Path) -> Sequence[Path]:
+def files_that_come_along(source_dir: Path) -> Sequence[Path]:
+    """Return what goes with the weights into another checkpoint: tokenizer, templates, settings, code, licence."""
     folders = [source_dir, *(source_dir / name for name in _COPIED_FOLDERS)]
     return [
         path

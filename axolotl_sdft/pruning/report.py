@@ -67,11 +67,11 @@ def _row(name: str, before: int | None, after: int | None, unit: str) -> str:
     if before is None or after is None:
         return f"{name:<24}{_UNKNOWN:>14}{_UNKNOWN:>14}"
     percent = f"{100 * (before - after) / before:>8.1f} %" if before else ""
-    saved = _number(before - after, unit)
-    return f"{name:<24}{_number(before, unit):>14}{_number(after, unit):>14}{saved:>14}{percent}"
+    saved = short_number(before - after, unit)
+    return f"{name:<24}{short_number(before, unit):>14}{short_number(after, unit):>14}{saved:>14}{percent}"
 
 
-def _number(value: int, unit: str) -> str:
+def short_number(value: int, unit: str) -> str:
     """Return a number in four digits, with the prefix of its thousands: 134515008 is 134.5 M."""
     size, prefixes = float(value), iter(("", "k", "M", "G", "T", "P"))
     prefix = next(prefixes)
@@ -94,7 +94,7 @@ def _alternative_lines(
     for count, choice in enumerate(shown, start=1):
         mark = ">" if count == chosen else " "
         left = savings.before.parameters - sum(savings.layer_parameters[layer] for layer in choice.drop_layers)
-        share = f"{_number(left, '')}{100 * left / savings.before.parameters:>7.1f} %"
+        share = f"{short_number(left, '')}{100 * left / savings.before.parameters:>7.1f} %"
         yield f"{mark:<2}{count:>3}{cost_text(choice.cost):>{metric_width}}{share:>24}  {_which(choice, plans, scores)}"
     if scores.contiguous and scores.block_costs:
         yield from _runner_up_lines(scores, config, chosen)

@@ -1,4 +1,4 @@
-"""What a cut saves: layers, parameters, bytes and operations. torch comes with :func:`read_savings`."""
+"""What a cut saves: layers, parameters, bytes and operations. torch comes with the calls that read them."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.pruning.architecture import find_layer_prefix, first_number_prefix, num_extra_layers
+from axolotl_sdft.pruning.architecture import find_layer_prefix, first_number_prefix, layer_count, num_extra_layers
 from axolotl_sdft.pruning.cut import Cut, read_config, read_cut
 from axolotl_sdft.pruning.derived_config import TEXT_CONFIGS
-from axolotl_sdft.pruning.tensor_files import StoredTensor
+from axolotl_sdft.pruning.legacy_files import is_legacy, read_legacy_checkpoint
+from axolotl_sdft.pruning.tensor_files import StoredTensor, read_checkpoint
 from axolotl_sdft.pruning.token_costs import TokenCosts, token_costs
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -55,18 +56,36 @@ def read_savings(seed_dir: Path, drop_layers: Sequence[int]) -> Savings:
     """
     whole, cut = read_cut(seed_dir, ()), read_cut(seed_dir, drop_layers)
     # The seed's own config.json, since a cut may write out what its config class derives.
-    before, note_before = _footprint(whole, read_config(seed_dir))
-    after, note_after = _footprint(cut, cut.config)
+    before, note_before = _footprint(whole.num_layers, _tensors(whole), read_config(seed_dir))
+    after, note_after = _footprint(cut.num_layers - len(cut.drop_layers), _tensors(cut), cut.config)
     notes = dict.fromkeys(note for note in (note_before, note_after) if note is not None)
     return Savings(before, after, _layer_parameters(whole), tuple(notes))
 
 
-def _footprint(cut: Cut, config: Mapping[str, Any]) -> tuple[Footprint, str | None]:
-    tensors = [tensor for _, tensor in cut.tensors]
+def read_footprint(model_dir: Path) -> tuple[Footprint, str | None]:
+    """Return how large a checkpoint is, and how a figure was come by where it was not measured.
+
+    It is told from ``config.json`` and tensor headers; no weights are read. The architecture need not be one that can
+    be cut.
+
+    Raises:
+        CheckpointError: The checkpoint is incomplete.
+    """
+    config = read_config(model_dir)
+    tensors = read_legacy_checkpoint(model_dir) if is_legacy(model_dir) else read_checkpoint(model_dir)[0]
+    return _footprint(layer_count(config), tensors, config)
+
+
+def _tensors(cut: Cut) -> list[StoredTensor]:
+    return [tensor for _, tensor in cut.tensors]
+
+
+def _footprint(
+    num_layers: int, tensors: Sequence[StoredTensor], config: Mapping[str, Any]
+) -> tuple[Footprint, str | None]:
     costs, note = _costs(config, tensors)
-    num_layers = cut.num_layers - len(cut.drop_layers)
-    figures = (costs.cache_bytes, costs.state_bytes, costs.flops)
-    return Footprint(num_layers, cut.parameters_after, cut.num_bytes, *figures), note
+    sizes = (sum(tensor.num_parameters for tensor in tensors), sum(tensor.num_bytes for tensor in tensors))
+    return Footprint(num_layers, *sizes, costs.cache_bytes, costs.state_bytes, costs.flops), note
 
 
 def _costs(config: Mapping[str, Any], tensors: Sequence[StoredTensor]) -> tuple[TokenCosts, str | None]:

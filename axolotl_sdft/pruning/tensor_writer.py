@@ -48,8 +48,8 @@ def writing_checkpoint(
 
     When the block or a copy raises, the other copies stop within a moment and half-written files stay where they are.
     """
-    shards = list(_shards(tensors, max_shard_bytes))
-    files = _file_names(len(shards))
+    shards = list(split_into_shards(tensors, max_shard_bytes))
+    files = file_names(len(shards))
     header_metadata = {"format": "pt", **metadata}
     stop = threading.Event()
     with ThreadPoolExecutor(_WORKERS) as pool, progress("cutting", len(shards), "files", LOG) as shown:
@@ -67,10 +67,11 @@ def writing_checkpoint(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if len(shards) > 1:
-        _write_index(folder / INDEX_FILE, files, shards)
+        write_index(folder / INDEX_FILE, files, shards)
 
 
-def _write_index(path: Path, files: Sequence[str], shards: Sequence[Sequence[NamedTensor]]) -> None:
+def write_index(path: Path, files: Sequence[str], shards: Sequence[Sequence[NamedTensor]]) -> None:
+    """Write the index that tells in which file each tensor is."""
     homes = sorted((name, file) for file, shard in zip(files, shards, strict=True) for name, _ in shard)
     total = sum(tensor.num_bytes for shard in shards for _, tensor in shard)
     with path.open("w", encoding="utf-8") as file:  # piece by piece, since it may hold 100,000 names
@@ -78,14 +79,16 @@ def _write_index(path: Path, files: Sequence[str], shards: Sequence[Sequence[Nam
         file.write("\n")
 
 
-def _file_names(count: int) -> list[str]:
+def file_names(count: int) -> list[str]:
+    """Return the names of so many weight files, as transformers gives them."""
     if count == 1:
         return [SINGLE_FILE]
     width = max(5, len(str(count)))
     return [f"model-{number:0{width}}-of-{count:0{width}}.safetensors" for number in range(1, count + 1)]
 
 
-def _shards(tensors: Sequence[NamedTensor], max_bytes: int) -> Iterator[list[NamedTensor]]:
+def split_into_shards(tensors: Sequence[NamedTensor], max_bytes: int) -> Iterator[list[NamedTensor]]:
+    """Yield the tensors of one weight file after another, in order; a tensor that is larger has one of its own."""
     shard: list[NamedTensor] = []
     filled = 0
     for name, tensor in tensors:
@@ -99,9 +102,9 @@ def _shards(tensors: Sequence[NamedTensor], max_bytes: int) -> Iterator[list[Nam
 
 def _write_file(path: Path, tensors: Sequence[NamedTensor], metadata: Mapping[str, str], stop: threading.Event) -> None:
     # Readers view the bytes in place, so wide numbers must not follow an odd count of narrow ones.
-    ordered = sorted(tensors, key=lambda pair: -_bytes_per_number(pair[1]))
+    ordered = sorted(tensors, key=lambda pair: -bytes_per_number(pair[1]))
     ranges = _merged_ranges([tensor for _, tensor in ordered])
-    header = _header(ordered, metadata)
+    header = header_bytes(ordered, metadata)
     header += b" " * ((_best_start(ranges) - 8 - len(header)) % _PAGE)
     with path.open("wb", buffering=0) as file:
         file.write(struct.pack("<Q", len(header)) + header)
@@ -110,7 +113,8 @@ def _write_file(path: Path, tensors: Sequence[NamedTensor], metadata: Mapping[st
                 copy_range(source_file.fileno(), offset, file.fileno(), num_bytes, stop)
 
 
-def _header(ordered: Sequence[NamedTensor], metadata: Mapping[str, str]) -> bytes:
+def header_bytes(ordered: Sequence[NamedTensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the JSON header of a safetensors file that holds these tensors one after the other."""
     entries = [f'"__metadata__":{_compact(dict(metadata))}']
     end = 0
     for name, tensor in ordered:
@@ -124,7 +128,8 @@ def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _bytes_per_number(tensor: StoredTensor) -> int:
+def bytes_per_number(tensor: StoredTensor) -> int:
+    """Return the width of a tensor's numbers; 1 where it has none."""
     return tensor.num_bytes // tensor.num_parameters if tensor.num_parameters else 1
 
 

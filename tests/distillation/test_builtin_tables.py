@@ -1,4 +1,4 @@
-"""The tables of templates and checks that the README shows."""
+"""The tables of templates and checks that the documentation shows."""
 
 from axolotl_sdft.distillation.builtin_tables import checks_table, refreshed, templates_table
 from axolotl_sdft.distillation.checks import BUILT_IN as CHECKS

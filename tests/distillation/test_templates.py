@@ -12,10 +12,12 @@ EARLIER: tuple[Message, ...] = (
     {"role": "user", "content": "Hello"},
     {"role": "assistant", "content": "Hi"},
 )
+SHOWING = sorted(set(BUILT_IN) - {"unaided"})
+"""Those that show the original answer."""
 TARGET = Target((*EARLIER, {"role": "user", "content": "What is 6 * 7?"}), "It is 42.")
 
 
-@pytest.mark.parametrize("name", sorted(BUILT_IN))
+@pytest.mark.parametrize("name", SHOWING)
 def test_a_built_in_template_keeps_the_earlier_turns_and_asks_with_instruction_and_reference(name: str):
     *earlier, request = resolve_template(name)(TARGET)
     assert earlier == list(EARLIER)
@@ -24,7 +26,11 @@ def test_a_built_in_template_keeps_the_earlier_turns_and_asks_with_instruction_a
     assert "It is 42." in request["content"]
 
 
-@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_the_unaided_template_asks_the_question_as_it_stands():
+    assert resolve_template("unaided")(TARGET) == list(TARGET.context)
+
+
+@pytest.mark.parametrize("name", SHOWING)
 def test_a_built_in_template_takes_braces_in_a_row_as_they_are(name: str):
     target = Target(({"role": "user", "content": "What does {{ x }} do?"},), "It prints {reference} and {% raw %}.")
     content = resolve_template(name)(target)[-1]["content"]

@@ -83,11 +83,21 @@ def self_data(target: Target) -> list[Message]:
     )
 
 
+def unaided(target: Target) -> list[Message]:
+    """Ask the question as it stands; the original answer is not shown, and only the checks know it.
+
+    For self-training on the model's own right answers: goes with ``candidates``, a temperature, ``on_reject: drop`` and
+    a check that tells right from wrong, such as ``numeric_answer``.
+    """
+    return list(target.context)
+
+
 def request(target: Target, content: str) -> list[Message]:
     """Return the conversation before an answer with its last user message replaced by a request."""
     return [*target.context[:-1], {"role": "user", "content": content}]
 
 
 BUILT_IN: dict[str, Template] = {
-    template.__name__: template for template in (reference, notes, mathematics, function_calls, code, self_data)
+    template.__name__: template
+    for template in (reference, notes, mathematics, function_calls, code, self_data, unaided)
 }

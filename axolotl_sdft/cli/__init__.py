@@ -1,0 +1,11 @@
+"""The commands that the package adds to ``axolotl``; no logic of their own.
+
+``axolotl --help`` imports these modules, so whatever is heavy is imported inside the commands.
+"""
+
+from axolotl_sdft.cli.configs import sdft_configs
+from axolotl_sdft.cli.merging import sdft_merge
+from axolotl_sdft.cli.recovery import recovery_report
+from axolotl_sdft.cli.stages import prune_layers, sdft_summary, self_distill
+
+__all__ = ["prune_layers", "recovery_report", "sdft_configs", "sdft_merge", "sdft_summary", "self_distill"]

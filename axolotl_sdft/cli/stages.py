@@ -1,0 +1,81 @@
+"""``axolotl prune-layers``, ``axolotl self-distill`` and ``axolotl sdft-summary``."""
+
+import contextlib
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from axolotl_sdft.cli.command import config_command
+
+
+class _LayerCount(click.ParamType):
+    """A number of layers, or a fraction of the model's layers."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        if isinstance(value, int | float):
+            return value
+        with contextlib.suppress(ValueError):
+            if value.isdecimal() and int(value) >= 1:
+                return int(value)
+            if not value.isdecimal() and 0 < float(value) < 1:
+                return float(value)
+        self.fail(f"{value!r} is neither a count such as 6 nor a fraction between 0 and 1 such as 0.2", param, ctx)
+
+
+@click.option(
+    "--num-layers", type=_LayerCount(), metavar="K", help="Remove K layers, or this fraction; overrides CONFIG."
+)
+@click.option("--dry-run", is_flag=True, help="Write no checkpoint. Scores and pictures are kept, as without it.")
+@config_command("prune-layers", "layer_pruning", "Example: axolotl prune-layers config.yml --num-layers 6 --dry-run")
+def prune_layers(cfg: Any, dry_run: bool, num_layers: int | float | None) -> None:
+    """Write the pruned checkpoint that CONFIG asks for, as training would.
+
+    Before that, print which layers go, what that saves and what else could go, and draw the scores.
+    """
+    from axolotl_sdft.host.commands import prune_alone
+
+    for line in prune_alone(cfg, dry_run, num_layers):
+        click.echo(line)
+
+
+@click.option(
+    "--dry-run",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Rewrite N rows, show them, estimate the time for all, and write nothing.",
+)
+@click.option(
+    "--corrections",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write, as chat rows, how each attempt that was rejected for its content is corrected.",
+)
+@config_command("self-distill", "self_distillation", "Example: axolotl self-distill config.yml --dry-run 5")
+def self_distill(cfg: Any, dry_run: int | None, corrections: Path | None) -> None:
+    """Write the self-distilled datasets that CONFIG asks for, as training would.
+
+    Beside each stands report.html: what was accepted and why not, lengths, the distribution gap, sample answers.
+    """
+    if dry_run is not None and corrections is not None:
+        raise click.UsageError("--dry-run writes nothing, so there is no file for --corrections; leave one out")
+    from axolotl_sdft.host.commands import distill_alone
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in distill_alone(cfg, num_previews=dry_run, width=width, corrections=corrections):
+        click.echo(line)
+
+
+@click.option("--prompt", help="Let the seed, the pruned and the trained model answer this.")
+@config_command("sdft-summary", None, "Example: axolotl sdft-summary config.yml --prompt 'What is a glacier?'")
+def sdft_summary(cfg: Any, prompt: str | None) -> None:
+    """Say what the stages of CONFIG made: layers, rows, losses, paths."""
+    from axolotl_sdft.host.commands import find_artifacts
+    from axolotl_sdft.recovery.summary import summary_lines
+
+    for line in list(summary_lines(find_artifacts(cfg), prompt)):  # all at once, after what loading models prints
+        click.echo(line)

@@ -1,0 +1,181 @@
+"""The settings of the recovery report: what was lost by pruning and won back by training."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from axolotl_sdft.config.block import Block
+
+OPEN_LLM_V1_SHOTS = {
+    "arc_challenge": 25,
+    "hellaswag": 10,
+    "mmlu": 5,
+    "truthfulqa_mc2": 0,
+    "winogrande": 5,
+    "gsm8k": 5,
+}
+"""The six tasks of the OpenLLM Leaderboard v1, which arXiv 2410.09982 reports, with their numbers of shots."""
+
+
+class RowsConfig(Block):
+    """Rows with a prompt and a reference answer. Of a conversation the last trained answer counts."""
+
+    path: str | None = None
+    """Dataset to read: a file, a folder or a Hub id. Unset: ``test_datasets``, else the rows of ``val_set_size``."""
+
+    name: str | None = None
+    """Configuration (subset) of the dataset."""
+
+    split: str = "train"
+    """Split to read."""
+
+    type: str | dict[str, Any] | None = None
+    """Row format, as in ``datasets``. Unset: the first format whose fields are there."""
+
+    num_samples: int = Field(200, ge=1)
+    """How many rows are read, spread evenly over the dataset."""
+
+    sequence_len: int = Field(1024, ge=8)
+    """Longest prompt with its answer, in tokens. Longer rows are cut at their end."""
+
+
+class GeneralPromptsConfig(Block):
+    """Prompts from outside the task. The seed's own answers to them show what a trained model has forgotten."""
+
+    path: str | None = None
+    """A text file with one prompt per line, or rows of JSON with a ``prompt``. Unset: 48 prompts that come with the
+    package, about everyday knowledge, writing, reasoning and code."""
+
+    num_samples: int = Field(48, ge=1)
+    """How many prompts are used, spread evenly."""
+
+    max_new_tokens: int = Field(96, ge=1)
+    """Longest answer of the seed, in tokens."""
+
+
+class ExactMatchConfig(Block):
+    """Answers that each model writes to held-out prompts, judged by the checks of the self-distilled dataset."""
+
+    checks: tuple[str | dict[str, dict[str, Any]], ...] = Field(("normalized_match",), min_length=1)
+    """What an answer must pass to count as right, such as ``numeric_answer`` or ``function_call``."""
+
+    num_samples: int = Field(50, ge=1)
+    """How many held-out rows are answered, spread evenly."""
+
+    max_new_tokens: int = Field(256, ge=1)
+    """Longest answer, in tokens."""
+
+
+class TaskConfig(Block):
+    """One task of lm-evaluation-harness."""
+
+    task: str
+    """Its name, or that of a group of tasks."""
+
+    num_fewshot: int | None = Field(None, ge=0)
+    """How many solved examples each question is preceded by. Unset: as the task says."""
+
+    metric: str | None = None
+    """Which of its metrics counts, such as ``acc_norm``. Unset: the first of ``acc_norm``, ``exact_match`` and ``acc``
+    that it has."""
+
+
+class LmEvalConfig(Block):
+    """Tasks of lm-evaluation-harness. Present: they are run, which takes the data of the tasks, and hours."""
+
+    tasks: tuple[TaskConfig, ...] = Field(
+        tuple(TaskConfig(task=task, num_fewshot=shots) for task, shots in OPEN_LLM_V1_SHOTS.items()), min_length=1
+    )
+    """Names of tasks, or ``{task: gsm8k, num_fewshot: 5, metric: exact_match}``. Unset: the six of the OpenLLM
+    Leaderboard v1 that arXiv 2410.09982 reports, with their numbers of shots."""
+
+    include_path: str | None = None
+    """Folder with task files of your own."""
+
+    limit: int | None = Field(None, ge=1)
+    """Questions of each task. Unset: all."""
+
+    batch_size: int | str = "auto"
+    """As lm-evaluation-harness takes it: a number, or ``auto``."""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _a_name_is_a_task(cls, tasks: Any) -> Any:
+        if not isinstance(tasks, list | tuple):
+            return tasks
+        return tuple(
+            {"task": task, "num_fewshot": OPEN_LLM_V1_SHOTS.get(task)} if isinstance(task, str) else task
+            for task in tasks
+        )
+
+
+class SpeedConfig(Block):
+    """How fast each model generates, and what memory that takes."""
+
+    prompt_tokens: int = Field(128, ge=1)
+    """Tokens before the first new one."""
+
+    new_tokens: int = Field(64, ge=2)
+    """Tokens that are generated."""
+
+    rounds: int = Field(3, ge=0)
+    """How often each model is timed, in turn with the others; medians count. 0 leaves it out."""
+
+
+class DraftingConfig(Block):
+    """The smaller models as drafts of the seed in speculative decoding (arXiv 2410.09982, its second extension)."""
+
+    num_prompts: int = Field(16, ge=1)
+    """General prompts that are answered with and without a draft."""
+
+    max_new_tokens: int = Field(96, ge=2)
+    """Longest answer, in tokens."""
+
+    num_draft_tokens: int = Field(5, ge=1)
+    """Tokens that the draft proposes before the seed checks them."""
+
+
+class RecoveryReportConfig(Block):
+    """What ``axolotl recovery-report`` measures: seed, pruned and trained models side by side."""
+
+    models: dict[str, str] = Field(default_factory=dict)
+    """Further models by name, such as ``{original rows: ./outputs/plain}``: folders of checkpoints or LoRA adapters.
+    Seed, pruned and trained model of this configuration are in the report anyway, if they are there."""
+
+    held_out: RowsConfig = RowsConfig()
+    """Rows of the task that no model was trained on."""
+
+    general_prompts: GeneralPromptsConfig = GeneralPromptsConfig()
+    """Prompts from outside the task."""
+
+    exact_match: ExactMatchConfig | None = None
+    """Present: each model answers held-out prompts, and checks say how many answers are right."""
+
+    lm_eval: LmEvalConfig | None = None
+    """Present: tasks of lm-evaluation-harness are run (``pip install "axolotl-sdft[lm-eval]"``)."""
+
+    speed: SpeedConfig = SpeedConfig()
+    """How fast each model generates, and what memory that takes."""
+
+    drafting: DraftingConfig | None = None
+    """Present: each smaller model is tried as draft of the seed in speculative decoding."""
+
+    bootstrap_samples: int = Field(1000, ge=0)
+    """Resamples of the rows behind each confidence interval of 95 %; 0 leaves the intervals out."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of all models while they are measured. ``auto``: the checkpoint's on an accelerator, float32 on a
+    CPU."""
+
+    output_dir: str | None = None
+    """Folder of the report. Unset: ``recovery_report`` in ``output_dir``."""
+
+    @model_validator(mode="after")
+    def _models_have_names_of_their_own(self) -> "RecoveryReportConfig":
+        taken = sorted({"seed", "pruned", "trained"} & self.models.keys())
+        if taken:
+            raise ValueError(f"models names one {taken[0]!r}, which the report calls one of its own; take another name")
+        return self
+
+    def __hash__(self) -> int:  # models is a mapping, which pydantic's own hash of a frozen model can't take
+        return hash(self.model_dump_json())

@@ -1,0 +1,57 @@
+"""Keeps what was measured, so that a report that was killed, or is asked for again, measures only what is missing."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from axolotl_sdft.artifacts import checkpoint_fingerprint, fingerprint, read_json, write_json
+from axolotl_sdft.recovery.loading import weights_dir
+from axolotl_sdft.recovery.models import ReportedModel
+
+_FORMAT = 1
+"""Counts up when a measure changes what it measures, so that older values are not found again."""
+
+
+@dataclass(frozen=True)
+class FigureStore:
+    """One JSON file for each measured value, named by the measure and a fingerprint of everything that shaped it."""
+
+    folder: Path
+
+    def find(self, measure: str, shaped_by: Any) -> Any | None:
+        """Return a value that was measured before; None where there is none, or its file can't be read."""
+        path = self._path(measure, shaped_by)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["value"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def keep(self, measure: str, shaped_by: Any, value: Any) -> None:
+        """Write a value; its file is there whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self._path(measure, shaped_by), {"measure": measure, "shaped_by": shaped_by, "value": value})
+
+    def _path(self, measure: str, shaped_by: Any) -> Path:
+        return self.folder / f"{measure}-{fingerprint([_FORMAT, measure, shaped_by])}.json"
+
+
+def write_whole(path: Path, content: Any) -> None:
+    """Write a text, or another value as JSON, so that a reader finds the old file or the new one and never a part."""
+    temporary = path.with_name(f".{path.name}.unfinished")
+    if isinstance(content, str):
+        temporary.write_text(content, encoding="utf-8")
+    else:
+        write_json(temporary, content)
+    os.replace(temporary, path)
+
+
+def model_fingerprint(model: ReportedModel) -> str:
+    """Return 12 hex digits that change when a model does: its weights, config or tokenizer, or an adapter's base."""
+    own = checkpoint_fingerprint(model.folder)
+    if not model.is_adapter:
+        return own
+    # Two trainings of one base may differ in the scale of the adapter alone; where the base lies does not matter.
+    settings = read_json(model.folder / "adapter_config.json") | {"base_model_name_or_path": None}
+    return fingerprint([own, settings, checkpoint_fingerprint(weights_dir(model))])

@@ -1,0 +1,1 @@
+"""Merges two trained models into one: the formula, checkpoints, LoRA adapters, the stage, and a sweep over ratios."""

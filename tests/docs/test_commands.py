@@ -1,0 +1,92 @@
+"""Every command that a page names exists, takes these options, and finds the files that it is given."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+import pytest
+import tomllib
+
+pytest.importorskip("axolotl")
+
+from axolotl_sdft.sharing.catalogue import find_config
+from tests.docs.pages import PAGES, REPOSITORY, commands, each_block, name_of, prose
+
+OWN_CONCERN = {"vllm", "llama-server", "source"}
+"""Programs that are no part of this project; what they take is theirs to say."""
+FOREIGN_MODULES = {"sglang.launch_server"}
+MAKEFILE = (REPOSITORY / "Makefile").read_text()
+EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def parse_axolotl(words):
+    """Let the real command read its arguments, and run nothing."""
+    from axolotl.cli.main import cli
+
+    command, context = cli, click.Context(cli, info_name="axolotl")
+    while isinstance(command, click.Group):
+        name, *words = words
+        found = command.get_command(context, name)
+        assert found is not None, f"axolotl has no command {name!r}"
+        command = found
+    given = command.make_context(name, words).params
+    if command.name in ("show", "copy"):  # of sdft-configs
+        find_config(given["name"])
+
+
+def check_python(words):
+    if words[0] == "-m":
+        assert words[1] in FOREIGN_MODULES or find_spec(words[1]), f"there is no module {words[1]!r}"
+        return
+    script = REPOSITORY / words[0]
+    assert script.is_file(), f"there is no script {words[0]!r}"
+    for option in (word for word in words[1:] if word.startswith("--")):
+        is_setting = option.startswith("--dynsdpb_") or option == "--use_peft"  # these come from TRL and the settings
+        assert is_setting or f'"{option}"' in script.read_text(), f"{words[0]} takes no {option}"
+
+
+def check_make(words):
+    for word in words:
+        variable, is_variable, _ = word.partition("=")
+        pattern = rf"^{re.escape(variable)} \?=" if is_variable else rf"^{re.escape(word)}:"
+        assert re.search(pattern, MAKEFILE, flags=re.MULTILINE), f"the Makefile has no {variable!r}"
+
+
+def check(words):
+    program, *rest = words
+    if program == "axolotl":
+        parse_axolotl(rest)
+    elif program == "python":
+        check_python(rest)
+    elif program == "make":
+        check_make(rest)
+    elif program == "pip":
+        assert rest[0] == "install"
+        assert all(word.startswith("axolotl-sdft[") for word in rest[1:])
+    else:
+        assert program in OWN_CONCERN, f"what is {program!r}?"
+
+
+@each_block("console")
+def test_the_commands_of_a_block_exist_and_take_these_arguments(block, newcomer_folder):
+    made_by_training = Path("outputs/tutorial/checkpoint-10")
+    made_by_training.mkdir(parents=True)
+    for words in commands(block):
+        check(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_within_sentences_exist_too(page, newcomer_folder):
+    for text in re.findall(r"`((?:axolotl|make) [^`]+)`", prose(page)):
+        words = text.split()
+        try:
+            check(words)
+        except click.MissingParameter:  # a command as one speaks of it, without the file that it takes
+            check([*words, "config.yml"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_extras_that_a_page_names_exist(page):
+    for extras in re.findall(r"axolotl-sdft\[([\w,-]+)\]", page.read_text(encoding="utf-8")):
+        assert set(extras.split(",")) <= set(EXTRAS)

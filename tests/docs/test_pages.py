@@ -1,0 +1,73 @@
+"""Pages can be found, links lead somewhere, and blocks are of kinds that some test looks at."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import yaml
+
+import axolotl_sdft
+from tests.docs.pages import PAGES, REPOSITORY, anchors, blocks, commands, name_of, prose
+
+TESTED = {"yaml", "python", "console", "toml", "json"}
+SHOWN_ONLY = {"text"}
+"""What programs print."""
+
+
+def links(page):
+    """Return the targets of a page's links to other pages and files."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    return [target for target in targets if not target.startswith(("http://", "https://"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_lead_to_files_and_headings_that_are_there(page):
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_says_what_it_is(page):
+    assert {block.language for block in blocks(page)} <= TESTED | SHOWN_ONLY
+
+
+def test_the_readme_can_be_read_in_five_minutes_and_starts_with_the_two_commands_that_set_all_up():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    assert commands(blocks(REPOSITORY / "README.md")[0]) == [["make", "quickstart"], ["make", "test"]]
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())["nav"]
+    assert set(leaves(navigation)) == {page.relative_to(REPOSITORY / "docs").as_posix() for page in PAGES[1:]}
+
+
+def leaves(tree):
+    if isinstance(tree, str):
+        return [tree]
+    return [leaf for branch in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves(branch)]
+
+
+def test_the_reference_holds_every_public_name():
+    text = (REPOSITORY / "docs" / "reference.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^::: axolotl_sdft\.(\w+)$", text, flags=re.MULTILINE))
+    assert {name for name in axolotl_sdft.__all__ if not name.startswith("_")} <= named
+
+
+@pytest.mark.skipif(find_spec("mkdocstrings") is None, reason="needs the extra docs")
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    reference = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
+    assert "What it costs to remove layers; a lower cost is a less important block or layer." in reference
+    assert ":class:" not in reference

@@ -1,0 +1,35 @@
+import pytest
+from pydantic import ValidationError
+
+from axolotl_sdft.config import ExactMatchConfig, LmEvalConfig, RecoveryReportConfig
+
+
+def test_without_settings_an_answer_is_right_when_it_matches_but_for_its_form():
+    assert ExactMatchConfig().checks == ("normalized_match",)
+
+
+def test_the_tasks_are_those_of_the_leaderboard_with_their_shots_by_default():
+    assert {task.task: task.num_fewshot for task in LmEvalConfig().tasks} == {
+        "arc_challenge": 25,
+        "hellaswag": 10,
+        "mmlu": 5,
+        "truthfulqa_mc2": 0,
+        "winogrande": 5,
+        "gsm8k": 5,
+    }
+
+
+def test_a_task_that_is_only_named_has_the_shots_of_the_leaderboard_where_it_is_on_it():
+    tasks = LmEvalConfig.model_validate({"tasks": ["gsm8k", "mine", {"task": "gsm8k", "num_fewshot": 0}]}).tasks
+    assert [task.num_fewshot for task in tasks] == [5, None, 0]
+
+
+@pytest.mark.parametrize("name", ["seed", "pruned", "trained"])
+def test_a_model_can_not_take_a_name_of_the_report(name):
+    with pytest.raises(ValidationError, match=f"models names one '{name}', which the report calls one of its own"):
+        RecoveryReportConfig.model_validate({"models": {name: "./out"}})
+
+
+def test_equal_settings_are_equal_also_where_they_are_hashed():
+    one, other = (RecoveryReportConfig.model_validate({"models": {"plain": "./out"}}) for _ in range(2))
+    assert len({one, other}) == 1
