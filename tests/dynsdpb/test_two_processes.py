@@ -17,10 +17,43 @@ EPOCH = [rows(7, 4, seed=1), rows(3, 8, seed=2), rows(5, 5, seed=3), rows(9, 6, 
 TRAINERS = {"window": DynSDPBTrainer, "micro_batch": DynSDPBMeanTrainer}
 
 
+class ShardedTrainer(DynSDPBTrainer):
+    """Trains a model whose weights are spread over the ranks by FSDP2, which accelerate itself does on GPUs only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.accelerator.prepare_model = lambda model, **_: model
+
+    def _dynsdpb_reader(self) -> Any:
+        self.is_fsdp_enabled = True  # to all else of the trainer that means accelerate's own plugin
+        try:
+            return super()._dynsdpb_reader()
+        finally:
+            self.is_fsdp_enabled = False
+
+
+def sharded(model: Any) -> Any:
+    from torch.distributed.fsdp import fully_shard
+
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
 def result_of(mean_over: str, epochs: list[MicroBatches], folder: Path, **settings: Any) -> dict[str, Any]:
-    trainer = train(TRAINERS[mean_over], make_llama(), epochs, folder, dynsdpb=STATIC, **settings)
+    return result_from(train(TRAINERS[mean_over], make_llama(), epochs, folder, dynsdpb=STATIC, **settings))
+
+
+def result_from(trainer: Any) -> dict[str, Any]:
     figures = [{key: log[key] for key in log if key == "loss" or "dynsdpb" in key} for log in train_logs(trainer)]
-    return {"parameters": trainer.accelerator.unwrap_model(trainer.model).state_dict(), "figures": figures}
+    parameters = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+    whole = {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in parameters.items()
+    }
+    return {"parameters": whole, "figures": figures}
 
 
 def run_rank(folder: Path) -> None:
@@ -34,6 +67,9 @@ def run_rank(folder: Path) -> None:
     if rank == 1:
         (checkpoint / "dynsdpb_memory_1.pt").unlink()
     results["torn"] = result_of("window", epochs[1:], folder / "torn", **again)
+    over_ranks = train(ShardedTrainer, sharded(make_llama()), epochs, folder / "sharded", dynsdpb=STATIC)
+    assert all(type(parameter).__name__ == "DTensor" for parameter in over_ranks.model.parameters())
+    results["sharded"] = result_from(over_ranks)
     torch.save(results, folder / f"rank{rank}.pt")
 
 
@@ -64,6 +100,15 @@ def test_two_processes_train_what_one_does_with_twice_the_accumulation(
         torch.testing.assert_close(result[mean_over]["parameters"], alone["parameters"], rtol=1e-4, atol=1e-5)
     # The log of the main process speaks for all.
     torch.testing.assert_close(results_of_ranks[0][mean_over]["figures"], alone["figures"], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_that_share_the_weights_train_what_one_does_alone(
+    results_of_ranks: list[dict[str, Any]], tmp_path: Path
+):
+    alone = result_of("window", [EPOCH, EPOCH[::-1]], tmp_path, gradient_accumulation_steps=2)
+    for result in results_of_ranks:
+        torch.testing.assert_close(result["sharded"]["parameters"], alone["parameters"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results_of_ranks[0]["sharded"]["figures"], alone["figures"], rtol=1e-4, atol=1e-5)
 
 
 def test_two_processes_resume_as_if_they_had_never_stopped(results_of_ranks: list[dict[str, Any]]):
