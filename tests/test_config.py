@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from axolotl_sdft.artifacts import fingerprint
 from axolotl_sdft.config import (
     CalibrationConfig,
     DynSDPBConfig,
@@ -65,6 +66,7 @@ def test_an_empty_self_distillation_block_rewrites_greedily_and_keeps_originals_
             "temperature": 0.0,
             "top_p": 1.0,
             "seed": 42,
+            "chat_template_kwargs": {},
             "batch_tokens": 32768,
             "batch_rows": 64,
             "dtype": "auto",
@@ -332,6 +334,79 @@ def test_answers_are_shaped_by_the_settings_of_the_model_and_not_by_those_of_mem
     assert tuned.shaping_answers() == plain.shaping_answers()
     assert quantized.shaping_answers() == plain.shaping_answers() | {"vllm_args": {"quantization": "fp8"}}
     assert plain.shaping_answers()["temperature"] == 0.0
+
+
+SERVED = {"backend": "openai", "base_urls": ("http://a/v1",)}
+NO_THINKING = {"enable_thinking": False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "af41376a351a"),
+        ({"backend": "vllm", "temperature": 0.7, "vllm_args": {"max_model_len": 8192}}, "55397524a168"),
+        ({**SERVED, "extra_body": {"top_k": 20, "chat_template_kwargs": NO_THINKING}}, "62da8933424a"),
+    ],
+)
+def test_answers_that_earlier_releases_wrote_are_found_by_the_same_name(settings, name):
+    assert fingerprint(GenerationConfig(**settings).shaping_answers()) == name
+
+
+def test_arguments_of_the_chat_template_shape_answers():
+    plain, told = GenerationConfig(), GenerationConfig(chat_template_kwargs=NO_THINKING)
+
+    assert told.shaping_answers() == plain.shaping_answers() | {"chat_template_kwargs": NO_THINKING}
+    assert told.template_arguments == NO_THINKING
+    assert plain.template_arguments == {}
+
+
+def test_a_request_is_the_same_whichever_key_gives_the_chat_templates_arguments():
+    settings = SERVED | {"extra_body": {"top_k": 20}}
+    own = GenerationConfig(**settings, chat_template_kwargs=NO_THINKING)
+    body = GenerationConfig(**SERVED, extra_body={"top_k": 20, "chat_template_kwargs": NO_THINKING})
+    both = GenerationConfig(**SERVED, extra_body=body.extra_body, chat_template_kwargs={"lang": "en"})
+
+    assert own.request_fields == body.request_fields == {"top_k": 20, "chat_template_kwargs": NO_THINKING}
+    assert own.shaping_answers() == body.shaping_answers()
+    assert own.template_arguments == body.template_arguments == NO_THINKING
+    assert both.template_arguments == NO_THINKING | {"lang": "en"}
+    assert GenerationConfig(**settings).request_fields == {"top_k": 20}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"chat_template_kwargs": {"tokenize": True}}, "sets 'tokenize', but the backend turns the prompt into tokens"),
+        ({"chat_template_kwargs": {"messages": []}}, "sets 'messages', but the rewriting template makes the chat"),
+        ({"chat_template_kwargs": {"add_generation_prompt": True}}, "'add_generation_prompt', but a prompt ends where"),
+        (
+            {**SERVED, "extra_body": {"chat_template_kwargs": {"chat_template": "x"}}},
+            r"extra_body\.chat_template_kwargs sets 'chat_template', but the seed model's own chat template is used",
+        ),
+        (
+            {
+                **SERVED,
+                "chat_template_kwargs": NO_THINKING,
+                "extra_body": {"chat_template_kwargs": {"enable_thinking": True}},
+            },
+            r"generation\.chat_template_kwargs sets enable_thinking: False, but "
+            r"generation\.extra_body\.chat_template_kwargs sets enable_thinking: True; remove one of the two",
+        ),
+        (
+            {**SERVED, "chat_template_kwargs": NO_THINKING, "extra_body": {"chat_template_kwargs": "{}"}},
+            r"extra_body sets chat_template_kwargs to '\{\}', which can't be joined with generation\.chat_template_kwa",
+        ),
+    ],
+)
+def test_arguments_of_the_chat_template_that_can_not_work_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        GenerationConfig(**settings)
+
+
+def test_what_a_server_takes_for_arguments_of_the_chat_template_is_sent_as_it_is():
+    config = GenerationConfig(**SERVED, extra_body={"chat_template_kwargs": "{}"})
+    assert config.request_fields == {"chat_template_kwargs": "{}"}
+    assert config.template_arguments == {}
 
 
 def test_settings_that_only_change_the_speed_are_settings():

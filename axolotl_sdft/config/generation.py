@@ -30,6 +30,26 @@ _VLLM_ARGUMENTS = {
 }
 """What a vLLM engine is given anyway, and where it comes from."""
 
+_MADE_BY_THE_TEMPLATE = "but the rewriting template makes the chat"
+_TOKENIZED_BY_THE_BACKEND = "but the backend turns the prompt into tokens"
+_WRITTEN_BY_THE_ASSISTANT = "but a prompt ends where the assistant begins to write"
+_TEMPLATE_ARGUMENTS = {
+    "messages": _MADE_BY_THE_TEMPLATE,
+    "conversation": _MADE_BY_THE_TEMPLATE,
+    "chat_template": "but the seed model's own chat template is used; change it in its tokenizer",
+    "tools": "but the functions of a row stand in its messages",
+    "add_generation_prompt": _WRITTEN_BY_THE_ASSISTANT,
+    "continue_final_message": _WRITTEN_BY_THE_ASSISTANT,
+    **dict.fromkeys(
+        (
+            *("tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length"),
+            *("return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        ),
+        _TOKENIZED_BY_THE_BACKEND,
+    ),
+}
+"""What a chat template is given anyway, or not at all, and why."""
+
 _VLLM_SPEED_ONLY = frozenset(
     {
         *("gpu_memory_utilization", "kv_cache_memory_bytes", "swap_space", "cpu_offload_gb", "block_size"),
@@ -59,6 +79,12 @@ class GenerationConfig(Block):
 
     seed: int = Field(42, ge=0)
     """Seed of the sampling. The same seed gives the same dataset, also after a restart."""
+
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the seed model's chat template, for all backends, such as ``{enable_thinking: false}`` for
+    models that would think aloud first (Qwen3, SmolLM3). Axolotl's top-level key of this name is about the rows that
+    are trained, and plays no part here."""
+    # It may ask for the thinking that the rows hold, while rewriting is better off without; so it is no default.
 
     batch_tokens: int = Field(32768, ge=1)
     """Token budget of backend ``transformers``: rows written at once times the longest prompt plus ``max_new_tokens``.
@@ -99,7 +125,8 @@ class GenerationConfig(Block):
     """How often a row is asked again before it counts as failed, and a silent server before it counts as dead."""
 
     extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of each request to a server, such as ``chat_template_kwargs: {enable_thinking: false}``."""
+    """Further fields of each request to a server, such as ``top_k: 20``. ``chat_template_kwargs`` in it are joined with
+    the setting of that name."""
 
     vllm_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of vLLM's ``LLM``, such as ``max_model_len: 8192``, ``gpu_memory_utilization: 0.8`` or
@@ -117,7 +144,23 @@ class GenerationConfig(Block):
         """Return the settings that answers depend on, as JSON values: those that a fingerprint is made of."""
         settings = self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
         kept = {name: value for name, value in self.vllm_args.items() if name not in _VLLM_SPEED_ONLY}
+        arguments = settings.pop("chat_template_kwargs")
+        if self.backend == "openai":  # a request is the same whichever of the two keys its arguments come from
+            settings["extra_body"] = _with_template_arguments(settings["extra_body"], arguments)
+        elif arguments:  # without any, answers in the folders of earlier releases are found
+            settings["chat_template_kwargs"] = arguments
         return settings | {"vllm_args": kept}
+
+    @property
+    def request_fields(self) -> dict[str, Any]:
+        """``extra_body`` with ``chat_template_kwargs``: what a request to a server holds beside its own fields."""
+        return _with_template_arguments(self.extra_body, self.chat_template_kwargs)
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """What the seed model's chat template is given beside the chat, by this process or by a server."""
+        arguments = self.request_fields.get("chat_template_kwargs")
+        return arguments if isinstance(arguments, dict) else {}
 
     def __hash__(self) -> int:  # extra_body is a mapping, which pydantic's own hash of a frozen model can't take
         return hash(self.model_dump_json())
@@ -149,6 +192,30 @@ class GenerationConfig(Block):
     @classmethod
     def _extra_body_leaves_alone_what_the_backend_sets(cls, body: dict[str, Any]) -> dict[str, Any]:
         return _without("extra_body", body, _REQUEST_FIELDS)
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _chat_template_kwargs_leave_alone_what_the_backend_sets(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        return _without("chat_template_kwargs", arguments, _TEMPLATE_ARGUMENTS)
+
+    @model_validator(mode="after")
+    def _both_ways_to_give_chat_template_kwargs_agree(self) -> "GenerationConfig":
+        given = self.extra_body.get("chat_template_kwargs", {})
+        if not isinstance(given, dict):
+            if self.chat_template_kwargs:
+                raise ValueError(
+                    f"extra_body sets chat_template_kwargs to {given!r}, which can't be joined with "
+                    "generation.chat_template_kwargs; keep one of the two"
+                )
+            return self
+        _without("extra_body.chat_template_kwargs", given, _TEMPLATE_ARGUMENTS)
+        for name in sorted(given.keys() & self.chat_template_kwargs.keys()):
+            if given[name] != self.chat_template_kwargs[name]:
+                raise ValueError(
+                    f"generation.chat_template_kwargs sets {name}: {self.chat_template_kwargs[name]!r}, but "
+                    f"generation.extra_body.chat_template_kwargs sets {name}: {given[name]!r}; remove one of the two"
+                )
+        return self
 
     @model_validator(mode="after")
     def _servers_belong_to_backend_openai(self) -> "GenerationConfig":
@@ -192,6 +259,13 @@ def _without(key: str, given: dict[str, Any], taken: dict[str, str]) -> dict[str
     if found:
         raise ValueError(f"{key} sets {found[0]!r}, {taken[found[0]]}")
     return given
+
+
+def _with_template_arguments(body: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a request with further arguments of the chat template, where there are any."""
+    if not arguments:
+        return body
+    return body | {"chat_template_kwargs": {**body.get("chat_template_kwargs", {}), **arguments}}
 
 
 def _base_url(url: str) -> str:

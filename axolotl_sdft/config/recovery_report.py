@@ -167,6 +167,10 @@ class RecoveryReportConfig(Block):
     """Number format of all models while they are measured. ``auto``: the checkpoint's on an accelerator, float32 on a
     CPU."""
 
+    chat_template_kwargs: dict[str, Any] | None = None
+    """What the seed's chat template is given besides, such as ``{enable_thinking: false}``, for all models alike.
+    Unset: as ``self_distillation.generation`` says."""
+
     output_dir: str | None = None
     """Folder of the report. Unset: ``recovery_report`` in ``output_dir``."""
 

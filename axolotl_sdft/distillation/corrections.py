@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.distillation.content import as_rows
+from axolotl_sdft.distillation.framing import answer_alone
 from axolotl_sdft.distillation.journal import Journal
 from axolotl_sdft.distillation.verdicts import FAILED, Settlement, judge_row
 from axolotl_sdft.errors import ArtifactError
@@ -48,7 +49,8 @@ def correction_rows(task: "DistillationTask", request: str = REQUEST) -> Iterato
                 for turn, settlement in enumerate(verdict.settlements):
                     wrong = _wrong_attempt(settlement)
                     if wrong is not None:
-                        yield {"messages": _messages(settlement, journal[index, turn, wrong].text, request)}
+                        said = answer_alone(journal[index, turn, wrong].text)
+                        yield {"messages": _messages(settlement, said, request)}
     finally:
         journal.close()
 

@@ -1,11 +1,35 @@
-"""Tells what stands around an answer and stays: a thinking part, markers of a solution, control tokens of raw text."""
+"""Tells what stands around an answer: a thinking part, markers of a solution, control tokens of raw text.
+
+What stands around the answer of a row stays in the row. What the seed model puts around an answer of its own falls
+away: it thinks about the request to rewrite, of which nothing may be trained.
+"""
 
 import re
 from typing import NamedTuple
 
+_FINAL_CHANNEL = "<|channel|>final<|message|>"
+_PARTS = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<reasoning>": "</reasoning>",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "[THINK]": "[/THINK]",  # Mistral
+    "<|channel|>": _FINAL_CHANNEL,  # gpt-oss, whose answer stands in the last of its channels
+    "<|channel>": "<channel|>",  # Gemma 4
+}
+"""How thinking parts begin and end."""
+
+THINKING_TOKENS = (*_PARTS, *_PARTS.values(), "<|message|>")
+"""Tokens that tell a thinking part from the answer; tokenizers take some of them for special ones."""
+
 _THINKING = re.compile(
-    r"\s*(?:<(think|thinking|reasoning)>.*?</\1>|<\|begin_of_thought\|>.*?<\|end_of_thought\|>)\s*", re.DOTALL
+    rf"\s*(?:{'|'.join(f'{re.escape(start)}.*?{re.escape(end)}' for start, end in _PARTS.items())})\s*", re.DOTALL
 )
+_START = re.compile(rf"\s*(?!{re.escape(_FINAL_CHANNEL)})(?:{'|'.join(map(re.escape, _PARTS))})")
+# Of parts that some chat templates start themselves. A mark between quotes is only talked about.
+_ENDS = ("</think>", "[/THINK]", _FINAL_CHANNEL)
+_ANY_END = f"(?:{'|'.join(map(re.escape, _ENDS))})"
+_END = re.compile(rf"""(?:(?<![`'"]){_ANY_END}|{_ANY_END}(?![`'"]))\s*""")
 _SOLUTION = re.compile(r"(\s*<\|begin_of_solution\|>\s*)(.*?)(\s*<\|end_of_solution\|>\s*)", re.DOTALL)
 
 # Where chat templates open a turn, the name of the role belongs to the token.
@@ -29,8 +53,8 @@ class Framed(NamedTuple):
     after: str
 
     def with_text(self, text: str) -> str:
-        """Return another answer in the same frame."""
-        return self.before + text + self.after
+        """Return another answer in the same frame, without a thinking part of its own."""
+        return self.before + answer_alone(text) + self.after
 
 
 def framed(answer: str) -> Framed:
@@ -41,6 +65,19 @@ def framed(answer: str) -> Framed:
     if solution is None:
         return Framed(before, rest, "")
     return Framed(before + solution[1], solution[2], solution[3])
+
+
+def answer_alone(written: str) -> str:
+    """Return what a model wrote without its thinking part; a text that ends within that part stays as it is."""
+    end = _END.search(written) if any(mark in written for mark in _ENDS) else None  # a plain search is much faster
+    is_started_by_the_template = end is not None and _START.search(written, 0, end.start()) is None
+    answer = written[end.end() :] if end and is_started_by_the_template else framed(written).text
+    return answer if answer == written else answer_alone(answer)
+
+
+def is_unfinished_thought(written: str) -> bool:
+    """Whether what a model wrote ends within its thinking part, so that it holds no answer."""
+    return _START.match(answer_alone(written)) is not None
 
 
 def framed_raw(text: str) -> Framed:

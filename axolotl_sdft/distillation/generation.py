@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from axolotl_sdft.distillation.answer_index import Keys, pack, pack_rows
 from axolotl_sdft.distillation.content import rows_between
+from axolotl_sdft.distillation.framing import answer_alone
 from axolotl_sdft.distillation.interfaces import Backend, Prompt, Target
 from axolotl_sdft.distillation.journal import Journal, JournalWriter
 from axolotl_sdft.distillation.meter import Meter
@@ -156,7 +157,8 @@ class Generation:
                 self._outcomes.settle(index, earlier, settlement.attempt)
             taken = self._outcomes.taken(index, earlier)
             if taken is not None:
-                row = row_format.with_answer(row, earlier, self._journal[index, earlier, taken].text)
+                text = answer_alone(self._journal[index, earlier, taken].text)
+                row = row_format.with_answer(row, earlier, text)
         return row_format.target(row, turn)
 
     def _wait_for_others(self) -> None:

@@ -1,7 +1,7 @@
 """What a configuration has to compare: its models, its held-out rows, and the recovery report of them."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,11 +55,16 @@ def report_alone(cfg: Any) -> Iterator[str]:
     """
     from axolotl_sdft.recovery.report_task import write_report
     from axolotl_sdft.recovery.report_text import text_lines
+    from axolotl_sdft.recovery.vllm_settings import vllm_lines_of
 
     task = recovery_task(cfg)
     report = task.run()
     paths = write_report(report, task.output_dir)
     yield from text_lines(report)
+    for name, lines in vllm_lines_of(report).items():
+        yield ""
+        yield f"{name} as draft of the seed in vLLM:"
+        yield from lines
     yield ""
     yield from (f"{name}: {path}" for name, path in paths.items())
 
@@ -85,9 +90,18 @@ def recovery_task(cfg: Any) -> "RecoveryTask":
         notes=(*missing, *rows.notes),
         provenance={"seed_model": seed_of(cfg)[0], "held_out_rows": rows.source},
         trust_remote_code=bool(cfg.get("trust_remote_code")),
+        template_arguments=_template_arguments(cfg, config),
     )
     task.check()
     return task
+
+
+def _template_arguments(cfg: Any, config: RecoveryReportConfig) -> Mapping[str, Any]:
+    """Return what the chat template is given besides: a seed that must not think aloud there must not here."""
+    if config.chat_template_kwargs is not None:
+        return config.chat_template_kwargs
+    distillation = read_blocks(cfg).self_distillation
+    return distillation.generation.template_arguments if distillation is not None else {}
 
 
 def reported_models(cfg: Any, config: RecoveryReportConfig) -> tuple[list[ReportedModel], list[str]]:

@@ -1,7 +1,7 @@
 """Lets a loaded model answer prompts greedily, as the embedded backend of the self-distilled dataset does."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,12 @@ LOG = logging.getLogger(__name__)
 
 
 def greedy_answers(
-    model: Any, tokenizer: Any, chats: Sequence[Sequence[Message]], max_new_tokens: int, description: str
+    model: Any,
+    tokenizer: Any,
+    chats: Sequence[Sequence[Message]],
+    max_new_tokens: int,
+    description: str,
+    template_arguments: Mapping[str, Any] | None = None,
 ) -> list[tuple[Row, Answer]]:
     """Return the greedy answer to each chat, in order, with the token ids that it is made of.
 
@@ -32,6 +37,7 @@ def greedy_answers(
         chats: Each ends with the user's message.
         max_new_tokens: Longest answer, in tokens.
         description: What the progress calls it.
+        template_arguments: What the chat template is given besides, such as ``{"enable_thinking": False}``.
 
     Raises:
         ConfigError: The tokenizer has no chat template.
@@ -39,8 +45,9 @@ def greedy_answers(
     require_template(tokenizer)
     prompts = [Prompt((number, 0), tuple(chat)) for number, chat in enumerate(chats)]
     answers: dict[tuple[int, int], Answer] = {}
+    config = GenerationConfig(max_new_tokens=max_new_tokens, chat_template_kwargs=dict(template_arguments or {}))
     with (
-        _answering(model, tokenizer, max_new_tokens) as backend,
+        _answering(model, tokenizer, config) as backend,
         progress(description, len(prompts), "answers", LOG) as shown,
     ):
         for batch, written in backend.generate(backend.batches(prompts)):
@@ -76,9 +83,9 @@ class _LoadedBackend(TransformersBackend):
 
 
 @contextmanager
-def _answering(model: Any, tokenizer: Any, max_new_tokens: int) -> Iterator[_LoadedBackend]:
+def _answering(model: Any, tokenizer: Any, config: GenerationConfig) -> Iterator[_LoadedBackend]:
     attention = getattr(model.config, "_attn_implementation", None)
-    backend = _LoadedBackend(model, tokenizer, GenerationConfig(max_new_tokens=max_new_tokens))
+    backend = _LoadedBackend(model, tokenizer, config)
     try:
         yield backend
     finally:

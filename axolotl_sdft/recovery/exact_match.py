@@ -1,6 +1,6 @@
 """Measures how many held-out prompts a model answers rightly, by the checks of the self-distilled dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from axolotl_sdft.config import ExactMatchConfig
@@ -14,7 +14,12 @@ from axolotl_sdft.recovery.figures import Figure
 
 
 def exact_match(
-    model: Any, tokenizer: Any, targets: Sequence[Target], config: ExactMatchConfig, resampler: Resampler
+    model: Any,
+    tokenizer: Any,
+    targets: Sequence[Target],
+    config: ExactMatchConfig,
+    resampler: Resampler,
+    template_arguments: Mapping[str, Any] | None = None,
 ) -> tuple[Figure, list[bool]]:
     """Return the share of the prompts that a model answers rightly, and of each whether it does.
 
@@ -28,6 +33,7 @@ def exact_match(
         targets: The conversations with the right answers; at least one.
         config: The checks, and how long an answer may become.
         resampler: Makes the interval.
+        template_arguments: What the chat template is given besides.
 
     Raises:
         ConfigError: The tokenizer has no chat template, or an option of a check is wrong.
@@ -37,7 +43,7 @@ def exact_match(
 
     checks = right_answer_checks(config)
     chats = [target.context for target in targets]
-    written = greedy_answers(model, tokenizer, chats, config.max_new_tokens, "exact match")
+    written = greedy_answers(model, tokenizer, chats, config.max_new_tokens, "exact match", template_arguments)
     passed = [
         rejection_of(answer, target, checks) is None for (_, answer), target in zip(written, targets, strict=True)
     ]

@@ -8,7 +8,7 @@ Shapes: N answer tokens of all rows of a batch, C of them in a chunk, V vocabula
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,12 @@ class RowSums:
     """Tokens at which model and seed hold the same one likeliest."""
 
 
-def encode_targets(tokenizer: Any, targets: Sequence[Target], sequence_len: int) -> tuple[list[ScoredIds], int]:
+def encode_targets(
+    tokenizer: Any,
+    targets: Sequence[Target],
+    sequence_len: int,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> tuple[list[ScoredIds], int]:
     """Return reference answers after their conversations, as token ids, and how many targets are left out.
 
     The seed's chat template wraps the conversation, and the token that ends the turn counts as part of the answer: as
@@ -61,6 +66,7 @@ def encode_targets(tokenizer: Any, targets: Sequence[Target], sequence_len: int)
         tokenizer: That of the seed.
         targets: What is answered, and how.
         sequence_len: Longest text, in tokens.
+        template_arguments: What the chat template is given besides.
 
     Raises:
         ConfigError: The tokenizer has no chat template.
@@ -69,14 +75,20 @@ def encode_targets(tokenizer: Any, targets: Sequence[Target], sequence_len: int)
     scored = []
     for target in targets:
         if target.reference.strip():
-            prompt = prompt_ids(tokenizer, target.context)
+            prompt = prompt_ids(tokenizer, target.context, template_arguments)
             ids = [*prompt, *answer_ids(tokenizer, target.reference)][:sequence_len]
             scored.append(ScoredIds(ids, max(0, len(ids) - len(prompt))))
     kept = [text for text in scored if text.num_answer]
     return kept, len(targets) - len(kept)
 
 
-def seed_answers(seed: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[ScoredIds]:
+def seed_answers(
+    seed: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> list[ScoredIds]:
     """Return the seed's own greedy answers after their prompts, as the very tokens that it wrote.
 
     A prompt that the seed can't answer, since it leaves no room or memory runs out, is left out; the log says so.
@@ -86,12 +98,13 @@ def seed_answers(seed: Any, tokenizer: Any, prompts: Sequence[str], max_new_toke
         tokenizer: That of the seed.
         prompts: What it is asked, each in a chat of its own.
         max_new_tokens: Longest answer, in tokens.
+        template_arguments: What the chat template is given besides.
 
     Raises:
         ConfigError: The tokenizer has no chat template.
     """
     chats = [({"role": "user", "content": prompt},) for prompt in prompts]
-    written = greedy_answers(seed, tokenizer, chats, max_new_tokens, "answers of the seed")
+    written = greedy_answers(seed, tokenizer, chats, max_new_tokens, "answers of the seed", template_arguments)
     failures = [row.error for row, _ in written if row.error is not None]
     if failures:
         LOG.warning("the seed can't answer %d of %d prompts: %s", len(failures), len(prompts), failures[0])

@@ -150,7 +150,12 @@ class Measuring:
 
     @cached_property
     def _held_out_answers(self) -> list[ScoredIds]:
-        answers, num_left_out = encode_targets(self._tokenizer, self._task.held_out, self._config.held_out.sequence_len)
+        answers, num_left_out = encode_targets(
+            self._tokenizer,
+            self._task.held_out,
+            self._config.held_out.sequence_len,
+            self._task.template_arguments,
+        )
         if num_left_out:
             self.notes.append(
                 f"held-out rows: {num_left_out} of {len(self._task.held_out)} are left out, whose answer is empty or "
@@ -163,10 +168,11 @@ class Measuring:
         prompts, max_new_tokens = self._task.prompts, self._config.general_prompts.max_new_tokens
 
         def make() -> list[Any]:
-            answers = seed_answers(*self._load(self._task.seed), prompts, max_new_tokens)
+            answers = seed_answers(*self._load(self._task.seed), prompts, max_new_tokens, self._task.template_arguments)
             return [[answer.ids, answer.num_answer] for answer in answers]
 
         shaped_by = {"prompts": fingerprint(prompts), "max_new_tokens": max_new_tokens}
+        shaped_by |= {"template_arguments": dict(self._task.template_arguments)}
         return [ScoredIds(*answer) for answer in self._value(self._task.seed, "seed_answers", shaped_by, make)]
 
     def _right_answers(self, model: ReportedModel) -> list[bool]:
@@ -176,9 +182,12 @@ class Measuring:
         targets = self._task.exact_match_targets
 
         def make() -> list[bool]:
-            return exact_match(self._load(model)[0], self._tokenizer, targets, config, self._resampler)[1]
+            return exact_match(
+                self._load(model)[0], self._tokenizer, targets, config, self._resampler, self._task.template_arguments
+            )[1]
 
         shaped_by = config.model_dump(mode="json") | {"rows": fingerprint([asdict(target) for target in targets])}
+        shaped_by |= {"template_arguments": dict(self._task.template_arguments)}
         return self._value(model, "exact_match", shaped_by, make) or []
 
     def _drafting(self, model: ReportedModel) -> DraftFigures | None:
@@ -186,7 +195,8 @@ class Measuring:
         if config is None or model == seed:
             return None
         prompts = [self._task.prompts[place] for place in evenly_spaced(len(self._task.prompts), config.num_prompts)]
-        encoded = [prompt_ids(self._tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        encoded = [prompt_ids(self._tokenizer, chat, self._task.template_arguments) for chat in chats]
 
         def make() -> Any:
             from axolotl_sdft.recovery.drafting import measure_drafting

@@ -4,7 +4,6 @@ No script, no network, no picture files. All of it goes through escaping, whatev
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,7 +14,7 @@ from axolotl_sdft.recovery.figures import Figure, ModelFigures, RecoveryReport
 from axolotl_sdft.recovery.headline import SEED, SOURCES, headline
 from axolotl_sdft.recovery.report_charts import Bars, Point, Scatter, bars, scatter
 from axolotl_sdft.recovery.report_rows import percent_cell, plain_cell, sections
-from axolotl_sdft.recovery.vllm_settings import vllm_lines
+from axolotl_sdft.recovery.vllm_settings import vllm_lines_of
 
 _TEMPLATE_FILE = "recovery_report.html.jinja"
 _NAME_CHARS = 28
@@ -31,7 +30,7 @@ def render_page(report: RecoveryReport) -> str:
         top=top,
         quality=percent_cell(top.quality if top else None),
         forgetting=plain_cell(top.forgetting if top else None),
-        drafts=_drafts(report),
+        drafts={name: "\n".join(lines) for name, lines in vllm_lines_of(report).items()},
         sources={name: SOURCES[name] for name in measured},
         sections=sections(report),
         settings=yaml.safe_dump(dict(report.settings), sort_keys=False, allow_unicode=True),
@@ -41,19 +40,6 @@ def render_page(report: RecoveryReport) -> str:
         forgetting_chart=_forgetting_chart(report),
         speed_chart=_speed_chart(report),
     )
-
-
-def _drafts(report: RecoveryReport) -> dict[str, str]:
-    """Return how vLLM is started with each model that was tried as a draft."""
-    seed, others = report.models[0], report.models[1:]
-    num_tokens = (report.settings.get("drafting") or {}).get("num_draft_tokens")
-    if num_tokens is None:
-        return {}
-    return {
-        model.name: "\n".join(vllm_lines(Path(seed.folder), Path(model.folder), num_tokens))
-        for model in others
-        if model.drafting
-    }
 
 
 def _quality_chart(report: RecoveryReport, source: str | None) -> Bars | None:

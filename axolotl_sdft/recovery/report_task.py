@@ -40,6 +40,8 @@ class RecoveryTask:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where models and rows come from."""
     trust_remote_code: bool = False
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template is given besides."""
 
     @property
     def seed(self) -> ReportedModel:

@@ -10,6 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.artifacts import read_json
+from axolotl_sdft.recovery.figures import RecoveryReport
+
+
+def vllm_lines_of(report: RecoveryReport) -> dict[str, list[str]]:
+    """Return how vLLM is started with each model that a report tried as draft, by the model's name."""
+    seed, others = report.models[0], report.models[1:]
+    num_tokens = (report.settings.get("drafting") or {}).get("num_draft_tokens")
+    if num_tokens is None:
+        return {}
+    return {
+        model.name: vllm_lines(Path(seed.folder), Path(model.folder), num_tokens) for model in others if model.drafting
+    }
 
 
 def vllm_lines(seed_dir: Path, draft_dir: Path, num_draft_tokens: int) -> list[str]:

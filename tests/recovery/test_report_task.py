@@ -189,7 +189,7 @@ def test_each_task_is_kept_by_itself(task, monkeypatch):
 def test_models_are_timed_together_and_one_that_fails_is_noted_and_tried_again(task, monkeypatch):
     calls = []
 
-    def speed(models, config, dtype, on_failure):
+    def speed(models, config, dtype, on_failure, **_):
         calls.append([model.name for model in models])
         if len(calls) == 1:
             on_failure("the speed of pruned can't be measured: why")
@@ -270,7 +270,7 @@ def test_models_are_freed_before_the_speed_is_measured(task, monkeypatch):
         loaded.append(weakref.ref(model))
         return model, tokenizer
 
-    def speed(*args):
+    def speed(*args, **_):
         alive.extend(reference for reference in loaded if reference() is not None)
         return {}
 

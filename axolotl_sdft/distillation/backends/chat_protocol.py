@@ -39,12 +39,12 @@ def chat_request(config: GenerationConfig, model: str, prompt: Prompt, without: 
             "logprobs": True,
         }
     fields = {"model": model, "messages": list(prompt.messages), "max_tokens": config.max_new_tokens, **sampling}
-    return {name: value for name, value in fields.items() if name not in without} | config.extra_body
+    return {name: value for name, value in fields.items() if name not in without} | config.request_fields
 
 
 def optional_fields(request: dict[str, Any], config: GenerationConfig) -> frozenset[str]:
     """Return the fields of a request that a server may refuse without harm."""
-    return frozenset(_OPTIONAL & request.keys() - config.extra_body.keys())
+    return frozenset(_OPTIONAL & request.keys() - config.request_fields.keys())
 
 
 def refused_fields(reason: str, optional: frozenset[str]) -> frozenset[str]:

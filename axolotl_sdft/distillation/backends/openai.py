@@ -166,7 +166,7 @@ class OpenAIBackend:
         They do where text completions echo the prompt with its log-probabilities, as in vLLM.
         """
         values = [0.0] * len(targets)
-        texts = encode(self._tokenizer, targets)
+        texts = encode(self._tokenizer, targets, self._config.template_arguments)
         # The first one alone shows whether the servers can do it at all.
         for part in (texts[:1], texts[1:]):
             with closing(self._dispatcher(_ask_likelihood).run(part)) as told:

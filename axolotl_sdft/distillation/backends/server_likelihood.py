@@ -1,6 +1,6 @@
 """Has a server tell how likely given answers are, through the text completions that echo their prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,15 @@ class ScoredText:
     num_prompt_tokens: int
 
 
-def encode(tokenizer: Any, targets: Sequence[tuple[Target, str]]) -> list[ScoredText]:
+def encode(
+    tokenizer: Any, targets: Sequence[tuple[Target, str]], template_arguments: Mapping[str, Any]
+) -> list[ScoredText]:
     """Return each answer behind its context, with the end-of-turn token, in the form that the seed's template gives."""
     from axolotl_sdft.distillation.backends.prompts import answer_ids, prompt_ids
 
     texts = []
     for index, (target, answer) in enumerate(targets):
-        prompt = prompt_ids(tokenizer, target.context)
+        prompt = prompt_ids(tokenizer, target.context, template_arguments)
         texts.append(ScoredText(index, (*prompt, *answer_ids(tokenizer, answer)), len(prompt)))
     return texts
 

@@ -21,6 +21,7 @@ from axolotl_sdft.distillation.backends.prompts import (
     prompt_ids,
     read_answer,
     require_chat_template,
+    require_template_arguments,
 )
 from axolotl_sdft.distillation.backends.seed_model import context_length, load_seed_model
 from axolotl_sdft.distillation.backends.token_choice import TokenChooser
@@ -54,8 +55,9 @@ class TransformersBackend:
         return self._loaded_model
 
     def check(self) -> None:
-        """Raise ConfigError when the seed model has no chat template."""
+        """Raise ConfigError when the seed model has no chat template, or one that fails with the arguments given."""
         require_chat_template(self._tokenizer, self._model_dir)
+        require_template_arguments(self._tokenizer, self._model_dir, self._config.template_arguments)
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
         """Split prompts, longest first, so that rows times (prompt + new tokens) stays within ``batch_tokens``."""
@@ -134,7 +136,7 @@ class TransformersBackend:
         return end_ids(self._model.generation_config.eos_token_id, self._tokenizer)
 
     def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return prompt_ids(self._tokenizer, messages)
+        return prompt_ids(self._tokenizer, messages, self._config.template_arguments)
 
     def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float]:
         """Return the mean negative log-likelihood per token of each text as the answer to its target's context.

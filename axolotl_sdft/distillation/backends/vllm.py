@@ -15,10 +15,11 @@ from axolotl_sdft.distillation.backends.prompts import (
     prompt_ids,
     read_answer,
     require_chat_template,
+    require_template_arguments,
     saved_generation_settings,
 )
 from axolotl_sdft.distillation.backends.vllm_engine import Engine, check_vllm
-from axolotl_sdft.distillation.interfaces import Answer, Prompt, Target
+from axolotl_sdft.distillation.interfaces import Answer, Message, Prompt, Target
 from axolotl_sdft.distillation.seeds import attempt_temperature, sampling_seed
 from axolotl_sdft.errors import ConfigError
 
@@ -68,11 +69,12 @@ class VLLMBackend:
         """Find what would keep this backend from answering, without loading weights.
 
         Raises:
-            ConfigError: The seed model has no chat template or is an adapter, ``vllm_args`` holds what vLLM does not
-                know, or there are fewer GPUs than the ranks need.
+            ConfigError: The seed model has no chat template, or one that fails with ``chat_template_kwargs``, or is an
+                adapter, ``vllm_args`` holds what vLLM does not know, or there are fewer GPUs than the ranks need.
             MissingExtraError: vLLM is not installed.
         """
         require_chat_template(self._tokenizer, self._model_dir)
+        require_template_arguments(self._tokenizer, self._model_dir, self._config.template_arguments)
         if (self._model_dir / "adapter_config.json").exists():
             raise ConfigError(
                 f"self_distillation.generation.backend is vllm, but the seed model {self._model_dir} is an adapter; "
@@ -99,8 +101,11 @@ class VLLMBackend:
         for prompts in batches:
             batch = _Open(prompts, [None] * len(prompts))
             for place, prompt in enumerate(prompts):
-                ids = prompt_ids(self._tokenizer, prompt.messages)
+                ids = self._prompt_ids(prompt.messages)
                 yield (batch, place, len(ids)), ids, self._sampling(prompt)
+
+    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        return prompt_ids(self._tokenizer, messages, self._config.template_arguments)
 
     def _sampling(self, prompt: Prompt) -> Any:
         from vllm import SamplingParams
@@ -150,7 +155,7 @@ class VLLMBackend:
         room = self._engine.max_tokens - 1
         for index, (target, text) in enumerate(targets):
             answer = answer_ids(self._tokenizer, text)[: room - 1]
-            ids = [*prompt_ids(self._tokenizer, target.context), *answer][-room:]
+            ids = [*self._prompt_ids(target.context), *answer][-room:]
             yield (index, len(answer)), ids, scoring
 
     def close(self) -> None:
