@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.artifacts import ensure_free_space, ensure_writable
 from axolotl_sdft.config import MergeConfig, RecoveryReportConfig, SpeedConfig
 from axolotl_sdft.errors import CheckpointError, ConfigError
 from axolotl_sdft.host.blocks import read_blocks
-from axolotl_sdft.host.recovery import held_out
+from axolotl_sdft.host.recovery import held_out, template_arguments
 from axolotl_sdft.host.rules import check_rules
 from axolotl_sdft.host.seed_model import seed_dir_of
 from axolotl_sdft.host.stages import pruning_task
@@ -19,6 +19,9 @@ from axolotl_sdft.recovery.merging.adapters import is_adapter
 from axolotl_sdft.recovery.merging.merge import OUTPUT_KEY, MergeTask, NamedModel, fingerprinted_folder
 from axolotl_sdft.recovery.merging.sweep import Candidate, choice_lines, choose, sweep_lines
 from axolotl_sdft.recovery.models import ReportedModel
+
+if TYPE_CHECKING:
+    from axolotl_sdft.recovery.report_task import RecoveryTask
 
 _DEFAULT_FOLDER = "sdft_merged"
 _MODELS_KEY = "merge.models"
@@ -55,25 +58,12 @@ def sweep_alone(cfg: Any) -> Iterator[str]:
     Raises:
         SdftError: There is no ``merge`` block, the models can't be merged, or the seed can't be measured.
     """
-    from axolotl_sdft.recovery.report_task import RecoveryTask
-
-    config, report = _merge_config(cfg), read_blocks(cfg).recovery_report or RecoveryReportConfig()
+    config = _merge_config(cfg)
     pair = named_models(cfg, config)
     root = _sweep_dir(cfg, config)
-    rows = held_out(cfg, report.held_out)
     tasks = _sweep_tasks(pair, config, root)
     folders = {0.0: pair[0].folder, 1.0: pair[1].folder} | {ratio: task.output_dir for ratio, task in tasks.items()}
-    measuring = RecoveryTask(
-        models=(
-            ReportedModel(SEED, seed_dir_of(cfg)),
-            *(ReportedModel(f"{ratio:g}", folders[ratio]) for ratio in config.sweep),
-        ),
-        config=_likelihood_only(report),
-        output_dir=root,
-        held_out=rows.targets,
-        notes=rows.notes,
-        trust_remote_code=bool(cfg.get("trust_remote_code")),
-    )
+    measuring = _sweep_measuring(cfg, {ratio: folders[ratio] for ratio in config.sweep}, root)
     _check_room(tasks, root)
     measuring.check()
     with _naming_the_key():
@@ -164,6 +154,24 @@ def _sweep_tasks(pair: tuple[NamedModel, NamedModel], config: MergeConfig, root:
     between = [ratio for ratio in config.sweep if 0.0 < ratio < 1.0]
     configs = [(ratio, config.model_copy(update={"ratio": ratio})) for ratio in between]
     return {ratio: MergeTask(*pair, own, fingerprinted_folder(*pair, own, root)) for ratio, own in configs}
+
+
+def _sweep_measuring(cfg: Any, folders: dict[float, Path], root: Path) -> "RecoveryTask":
+    """Return the measuring of the seed and of each ratio's model, as the ``recovery_report`` block says."""
+    from axolotl_sdft.recovery.report_task import RecoveryTask
+
+    report = read_blocks(cfg).recovery_report or RecoveryReportConfig()
+    rows = held_out(cfg, report.held_out)
+    merged = [ReportedModel(f"{ratio:g}", folder) for ratio, folder in folders.items()]
+    return RecoveryTask(
+        models=(ReportedModel(SEED, seed_dir_of(cfg)), *merged),
+        config=_likelihood_only(report),
+        output_dir=root,
+        held_out=rows.targets,
+        notes=rows.notes,
+        trust_remote_code=bool(cfg.get("trust_remote_code")),
+        template_arguments=template_arguments(cfg, report),
+    )
 
 
 def _check_room(tasks: dict[float, MergeTask], root: Path) -> None:

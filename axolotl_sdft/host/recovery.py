@@ -90,13 +90,13 @@ def recovery_task(cfg: Any) -> "RecoveryTask":
         notes=(*missing, *rows.notes),
         provenance={"seed_model": seed_of(cfg)[0], "held_out_rows": rows.source},
         trust_remote_code=bool(cfg.get("trust_remote_code")),
-        template_arguments=_template_arguments(cfg, config),
+        template_arguments=template_arguments(cfg, config),
     )
     task.check()
     return task
 
 
-def _template_arguments(cfg: Any, config: RecoveryReportConfig) -> Mapping[str, Any]:
+def template_arguments(cfg: Any, config: RecoveryReportConfig) -> Mapping[str, Any]:
     """Return what the chat template is given besides: a seed that must not think aloud there must not here."""
     if config.chat_template_kwargs is not None:
         return config.chat_template_kwargs
