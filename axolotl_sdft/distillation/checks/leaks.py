@@ -34,6 +34,7 @@ _OPENING = (
     r"provided \w+|same (?:information|facts|content|calculations|meaning))\b",
     r"(?:the|an?) (?:reference|guide|worked|reliable) (?:answer|response|solution)\b",
     r"a (?:good|reliable) (?:answer|response|solution):",
+    rf"(?:the|my|here(?:'s| is) (?:the|my)) {_ANSWER} to (?:your|the|this) (?:question|request|prompt|task)(?: is)?:",
     r"\**notes:",
     rf"i(?:'ll| will| can)? (?:use|follow|refer to) the (?:{_GUIDE}|instructions)\b",
 )

@@ -30,6 +30,8 @@ from tests.distillation.checks.samples import asked, written
         "I made the following changes: tea is a drink.",
         "Tea is a drink.\n\nThis answer is correct and concise.",
         "Tea is a drink.\nThe original answer was water.",
+        "The answer to your question is: tea is a drink.",
+        "Here is the answer to the question:\nTea is a drink.",
     ],
 )
 def test_talk_about_the_request_is_a_leak(text: str):
@@ -49,6 +51,7 @@ def test_talk_about_the_request_is_a_leak(text: str):
         "Explain it in your own words and review your notes before the exam.",
         "I am ready. The tea is ready.",
         "They gave an answer. This solution is popular, and this answer is theirs.",
+        "The answer to your question is no: tea is no food.",
         "Dear John,\nI am glad you found the house. As agreed, tea is at five.",
     ],
 )
@@ -83,7 +86,7 @@ def test_a_verdict_is_what_some_instructions_ask_for():
     assert leak(written(text), asked("Is this statement true? Tea is a drink.")) is None
 
 
-@pytest.mark.parametrize("name", sorted(BUILT_IN))
+@pytest.mark.parametrize("name", sorted(set(BUILT_IN) - {"unaided"}))  # which adds nothing to the question
 def test_an_answer_that_copies_the_request_is_a_leak(name: str):
     target = asked()
     request = BUILT_IN[name](target)[-1]["content"]
