@@ -1,0 +1,259 @@
+"""Shows how much less a model forgets that is trained on self-distilled answers (SDFT, arXiv 2402.13669).
+
+    python -m tests.benchmarks.effect_forgetting --data DATA --workdir bench --picture forgetting.svg
+
+For each of three sets: training on the original answers against training on the answers that the seed model rewrote,
+with the same rows, the same LoRA and the same steps. Along each run two things are measured:
+
+* skill: the negative log-likelihood of held-out answers of the set, once of the original ones (which favours plain
+  training by construction) and once of their rewritten versions (which favours SDFT)
+* forgetting: KL(seed || model) per token of the seed's own greedy answers to prompts of the other two sets
+
+Forgetting is compared at equal skill: at the best skill that both ways of a seed reach, and halfway there, linear
+between the points of a curve. Prints the tables; ``--picture`` draws the curves. Finished runs are kept in
+``--workdir``; ``--finished-only`` shows what is there.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from axolotl_sdft.config import ExactMatchConfig
+from axolotl_sdft.distillation.backends.likelihood import ScoredIds
+from axolotl_sdft.distillation.interfaces import Target
+from axolotl_sdft.recovery.bootstrap import Resampler
+from axolotl_sdft.recovery.exact_match import exact_match
+from tests.benchmarks.effect_runs import FinishedRuns, markdown_table, mean_and_spread, seeds_first
+from tests.benchmarks.effect_training import SETS, TITLES, Bench, Training, measured, remembering, study_parser, train
+
+WAYS = {
+    "plain": "plain fine-tuning",
+    "sdft": "SDFT",
+    "taken": "SDFT, rejected rows left out",
+    "freer": "SDFT, `self_data`, rejected rows left out",
+}
+COMPARED = ("plain", "sdft")
+"""The ways of the paper; the others ask what stands in their way."""
+SKILLS = {"original": "original answers", "rewritten": "rewritten answers"}
+LEVELS = {0.5: "half", 1.0: "all that both reach"}
+SHARES = (0.25, 0.5, 0.75, 1.0)
+TRAINING = Training(rank=16, learning_rate=1e-3, epochs=2)
+
+_COLOURS = {"plain": "tab:red", "sdft": "tab:blue", "taken": "tab:cyan", "freer": "tab:green"}
+
+Point = dict[str, float]
+Found = dict[tuple[str, str, int], dict[str, Any]]
+"""Figures of the runs by set, way and seed."""
+
+
+def main() -> None:
+    """Make the runs that are not there yet, print the tables, draw the picture."""
+    options = study_parser(__doc__)
+    options.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    options.add_argument("--ways", nargs="+", default=COMPARED, choices=WAYS)
+    options.add_argument("--learning-rate", type=float, default=TRAINING.learning_rate)
+    options.add_argument("--rows", type=int, default=64)
+    options.add_argument("--held-out", type=int, default=16, help="rows that skill is measured on")
+    options.add_argument("--others", type=int, default=8, help="prompts of each other set")
+    args = options.parse_args()
+    bench = Bench(args.model_dir, args.data, args.workdir)
+    runs = FinishedRuns(args.workdir / "forgetting.jsonl")
+    sizes = {"rows": args.rows, "held_out": args.held_out, "others": args.others}
+    found: Found = {}
+    training = replace(TRAINING, learning_rate=args.learning_rate)
+    settings = sizes | {"training": vars(training), "shares": SHARES}
+    variants = [
+        {"set": name, "way": way, "rewriting": asdict(SETS[name]), **settings}
+        for name in args.sets
+        for way in args.ways
+    ]
+    for run in seeds_first(args.seeds, variants):
+        known = runs.find(run) if args.finished_only else runs.find_or_make(run, partial(forgetting_run, bench, run))
+        if known is not None:
+            found[run["set"], run["way"], run["seed"]] = known
+    names = [name for name in args.sets if any(set_ == name for set_, _, _ in found)]
+    print(rows_table(bench, names, args.rows), end="\n\n")
+    print(final_table(found, names), end="\n\n")
+    if set(COMPARED) <= set(args.ways):
+        print(equal_skill_table(found, names))
+    if args.picture:
+        draw(found, names, args.picture)
+
+
+def forgetting_run(bench: Bench, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train one way, and return what was measured along the run: ``points``, the first of them the seed itself."""
+    name = settings["set"]
+    targets = training_rows(bench, name, settings["way"], settings["rows"])
+    answers = measured_answers(bench, settings)
+    points = []
+
+    def measure(share: float, model: Any) -> None:
+        point = {"share": share}
+        for kind, texts in answers.items():
+            figures = measured(model, bench.seed, texts)
+            point |= {f"{kind}_{key}": value for key, value in figures.items()}
+        points.append(point)
+
+    with remembering(bench.seed):
+        measure(0.0, bench.seed)
+        training = Training(**settings["training"])
+        model = train(bench, bench.load(bench.model_dir), targets, training, settings["seed"], measure, SHARES)
+    return {"points": points, **exact_figures(bench, model, name, settings["held_out"])}
+
+
+def training_rows(bench: Bench, name: str, way: str, count: int) -> list[Target]:
+    """Return what a way trains on."""
+    if way == "freer":  # such answers are longer
+        return bench.rows(name, "train", count, template="self_data", most_new_tokens=128).taken
+    rows = bench.rows(name, "train", count)
+    return {"plain": rows.original, "sdft": rows.distilled, "taken": rows.taken}[way]
+
+
+def measured_answers(bench: Bench, settings: dict[str, Any]) -> dict[str, list[ScoredIds]]:
+    """Return the answers that a run is measured on, by what they show."""
+    name = settings["set"]
+    held_out = bench.rows(name, "test", settings["held_out"])
+    others = [other for other in SETS if other != name]
+    return {
+        "original": bench.encoded(held_out.original),
+        "rewritten": bench.encoded(held_out.taken),
+        "others": bench.own_answers(others, settings["others"]),
+    }
+
+
+def exact_figures(bench: Bench, model: Any, name: str, count: int) -> dict[str, float]:
+    """Return the share of held-out calls that the model writes right, where the set is about calls."""
+    if name != "openfunctions":
+        return {}
+    config = ExactMatchConfig(checks=("function_call",), max_new_tokens=SETS[name].most_new_tokens)
+    targets = bench.targets(name, "test", count)
+    figure, _ = exact_match(model.merge_and_unload(), bench.tokenizer, targets, config, Resampler(0))
+    return {"exact_match": figure.value}
+
+
+def equal_skill(
+    plain: Sequence[Point], sdft: Sequence[Point], skill: str, share: float
+) -> tuple[float, float, float] | None:
+    """Return a skill that both ways reach, and what each has forgotten when it first reaches it.
+
+    None where one of them never gets better than the seed.
+
+    Args:
+        plain: The points of one way, the seed itself first.
+        sdft: Those of the other.
+        skill: Which answers tell it.
+        share: How much of what both gain at best: 1.0 is the best skill that both reach.
+    """
+    start = plain[0][f"{skill}_nll"]
+    best = max(min(point[f"{skill}_nll"] for point in points) for points in (plain, sdft))
+    if best >= start:
+        return None
+    level = start + share * (best - start)
+    return level, forgotten_at(plain, skill, level), forgotten_at(sdft, skill, level)
+
+
+def forgotten_at(points: Sequence[Point], skill: str, level: float) -> float:
+    """Return what has been forgotten when a curve first comes down to a level, linear between its points."""
+    for before, after in pairwise(points):
+        above, below = before[f"{skill}_nll"], after[f"{skill}_nll"]
+        if above > level >= below:
+            share = (above - level) / (above - below)
+            return before["others_kl"] + share * (after["others_kl"] - before["others_kl"])
+    raise ValueError(f"the curve never comes down to {level}")
+
+
+def rows_table(bench: Bench, names: Sequence[str], count: int) -> str:
+    """Return a table of how many answers were rewritten, and by how much that closes the distribution gap."""
+    lines = []
+    for name in names:
+        summary = bench.rows(name, "train", count).summary
+        gap, rejections = summary["gap"], summary["rejections"]
+        rejected = ", ".join(f"{reason} {number}" for reason, number in rejections.items()) or "none"
+        closed = f"{gap['nats_per_token_before']:.2f}, {gap['nats_per_token_after']:.2f}"
+        lines.append([TITLES[name], SETS[name].template, f"{summary['turns_distilled']} of {count}", rejected, closed])
+    header = ["set", "template", "answers accepted", "rejected", "nats per token under the seed, before and after"]
+    return markdown_table(header, lines)
+
+
+def final_table(found: Found, names: Sequence[str]) -> str:
+    """Return a table of skill and forgetting at the end of the runs."""
+    lines = []
+    for name in names:
+        for way, title in WAYS.items():
+            runs = [run for (set_, way_, _), run in found.items() if (set_, way_) == (name, way)]
+            if not runs:
+                continue
+            first, last = runs[0]["points"][0], [run["points"][-1] for run in runs]
+            skills = [
+                f"{first[f'{skill}_nll']:.2f} → {mean_and_spread([point[f'{skill}_nll'] for point in last], 3)}"
+                for skill in SKILLS
+            ]
+            exact = [100 * run["exact_match"] for run in runs if "exact_match" in run]
+            forgotten = mean_and_spread([point["others_kl"] for point in last], 3)
+            agreement = mean_and_spread([100 * point["others_agreement"] for point in last], 1)
+            lines.append([TITLES[name], title, *skills, mean_and_spread(exact, 1), forgotten, agreement])
+    header = [
+        *("set", "training", "nll, original answers", "nll, rewritten answers", "right calls, %"),
+        *("forgetting: KL to the seed, others", "agreement with the seed, others, %"),
+    ]
+    return markdown_table(header, lines)
+
+
+def equal_skill_table(found: Found, names: Sequence[str]) -> str:
+    """Return a table of forgetting at skills that both ways reach, by both measures of skill."""
+    lines = []
+    for name in names:
+        for skill, title in SKILLS.items():
+            for share, gained in LEVELS.items():
+                columns = _equal_skill_columns(found, name, skill, share)
+                lines.append([TITLES[name], title, gained, *columns])
+    header = ["set", "skill measured on", "gained", "nll", "KL, plain", "KL, SDFT", "SDFT / plain, median"]
+    return markdown_table(header, lines)
+
+
+def _equal_skill_columns(found: Found, name: str, skill: str, share: float) -> list[str]:
+    seeds = [seed for set_, way, seed in found if (set_, way) == (name, "sdft") and (name, "plain", seed) in found]
+    curves = [[found[name, way, seed]["points"] for way in COMPARED] for seed in seeds]
+    told = [equal_skill(plain, sdft, skill, share) for plain, sdft in curves]
+    known = [each for each in told if each is not None]
+    if not known:
+        return ["one way never improves", "-", "-", "-"]
+    ratio = statistics.median(sdft / plain for _, plain, sdft in known)
+    return [*(mean_and_spread(values, 3) for values in zip(*known, strict=True)), f"{ratio:.2f}"]
+
+
+def draw(found: Found, names: Sequence[str], path: Path) -> None:
+    """Draw forgetting over skill: a row for each set, a column for each measure of skill, a line for each run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(SKILLS), 3.4 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), len(SKILLS), squeeze=False)
+    for panel_row, name in zip(panels, names, strict=True):
+        for panel, (skill, title) in zip(panel_row, SKILLS.items(), strict=True):
+            _draw_panel(panel, found, name, skill)
+            panel.set_xlabel(f"nll of held-out {title} (better to the right)")
+        panel_row[0].set_ylabel(f"{TITLES[name]}: KL to the seed, other sets")
+    panels[0][0].legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _draw_panel(panel: Any, found: Found, name: str, skill: str) -> None:
+    for way, title in WAYS.items():
+        runs = [run["points"] for (set_, way_, _), run in found.items() if (set_, way_) == (name, way)]
+        for number, points in enumerate(runs):
+            across = [point[f"{skill}_nll"] for point in points]
+            up = [point["others_kl"] for point in points]
+            panel.plot(across, up, ".-", color=_COLOURS[way], alpha=0.8, label=title if number == 0 else None)
+    panel.invert_xaxis()
+    panel.set_ylim(bottom=0)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(alpha=0.3)
+
+
+if __name__ == "__main__":
+    main()
