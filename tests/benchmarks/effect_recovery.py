@@ -214,7 +214,7 @@ def draw(found: Found, counts: Sequence[int], path: Path) -> None:
             places = [place + (number - len(WAYS) / 2 + 0.5) * _BAR_WIDTH for place, values in told if values]
             means = [statistics.fmean(values) for _, values in told if values]
             spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in told if values]
-            panel.bar(places, means, _BAR_WIDTH, yerr=spreads, label=label)
+            panel.bar(places, means, _BAR_WIDTH, yerr=spreads, label=label, color=f"C{number}")
         panel.set_xticks(range(len(counts)), map(str, counts))
         panel.set_xlabel("layers less, of 30")
         panel.set_title(title, fontsize=10)
