@@ -11,12 +11,11 @@ form               kept for each label token                   read back
 Top-k keeps the log-probabilities at the temperature that they will be compared at, because the rest can't be softened
 later, and the uncertainty from before the cut, so that the dynamic schedules stay exact.
 
-Shapes: N tokens, C tokens of a chunk, H hidden, V vocabulary, B buckets, K tokens kept.
+Shapes: N tokens, M tokens of a block, C tokens of a chunk, H hidden, V vocabulary, B buckets, K tokens kept.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -57,8 +56,8 @@ class FormerPrediction(ABC):
     def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> FormerChunk:
         """Return the tokens of ``part``, on this device and in this number format."""
 
-    def spare(self) -> Tensor | None:
-        """Return memory, a chunk of which may be overwritten once that chunk has been read; None for none."""
+    def logits(self, part: slice, device: torch.device, precise: torch.dtype) -> Tensor | None:
+        """Return the logits of ``part``, [C, V], not to be written to; None where they are not known."""
         return None
 
 
@@ -67,28 +66,36 @@ def identity(raw: Tensor) -> Tensor:
     return raw
 
 
+_LEAST_BLOCK_TOKENS = 256
+
+
+def block_tokens(chunk_tokens: int) -> int:
+    """Return on how many tokens an output head is run at a time, a multiple of the chunk.
+
+    A matrix product of fewer spends its time on fetching the head's weights.
+    """
+    return chunk_tokens * max(1, _LEAST_BLOCK_TOKENS // chunk_tokens)
+
+
 class FormerLogits(FormerPrediction):
     """Logits, or what the model makes logits of.
 
     Args:
         raw_NV: One row for each token.
         finish: Makes logits of it.
-        is_disposable: It is read once only, so its memory can be used again.
     """
 
-    def __init__(
-        self, raw_NV: Tensor, finish: Callable[[Tensor], Tensor] = identity, *, is_disposable: bool = False
-    ) -> None:
+    def __init__(self, raw_NV: Tensor, finish: Callable[[Tensor], Tensor] = identity) -> None:
         super().__init__(raw_NV)
-        self._raw_NV, self._finish, self._is_disposable = raw_NV, finish, is_disposable
+        self._raw_NV, self._finish = raw_NV, finish
 
     def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> FormerChunk:
         """Soften the logits."""
-        return soften(self._finish(self._raw_NV[part].to(device, precise, non_blocking=True)), config)
+        return soften(self.logits(part, device, precise), config)
 
-    def spare(self) -> Tensor | None:
-        """Return the logits' own memory."""
-        return self._raw_NV if self._is_disposable else None
+    def logits(self, part: slice, device: torch.device, precise: torch.dtype) -> Tensor:
+        """Finish what was kept."""
+        return self._finish(self._raw_NV[part].to(device, precise, non_blocking=True))
 
 
 class FormerHiddenStates(FormerPrediction):
@@ -98,7 +105,6 @@ class FormerHiddenStates(FormerPrediction):
         hidden_NH: One row for each token.
         head: Runs the output head as the model did.
         finish: Makes logits of its result.
-        context: Entered while the head runs, such as autocast.
     """
 
     def __init__(
@@ -106,16 +112,24 @@ class FormerHiddenStates(FormerPrediction):
         hidden_NH: Tensor,
         head: Callable[[Tensor], Tensor],
         finish: Callable[[Tensor], Tensor] = identity,
-        context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__(hidden_NH)
-        self._hidden_NH, self._head, self._finish, self._context = hidden_NH, head, finish, context
+        self._hidden_NH, self._head, self._finish = hidden_NH, head, finish
+        self._block, self._block_raw_MV = slice(0, 0), hidden_NH
 
     def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> FormerChunk:
         """Run the head and soften its logits."""
-        with torch.no_grad(), self._context():
-            raw_CV = self._head(self._hidden_NH[part].to(device, non_blocking=True))
-        return soften(self._finish(raw_CV.to(precise)), config)
+        return soften(self.logits(part, device, precise), config)
+
+    def logits(self, part: slice, device: torch.device, precise: torch.dtype) -> Tensor:
+        """Run the head on a block of tokens, unless this chunk of it has been computed with the one before."""
+        if not (self._block.start <= part.start and part.stop <= self._block.stop):
+            stop = part.start + block_tokens(part.stop - part.start)
+            self._block = slice(part.start, min(stop, self.num_tokens))
+            with torch.no_grad():
+                self._block_raw_MV = self._head(self._hidden_NH[self._block].to(device, non_blocking=True))
+        place = slice(part.start - self._block.start, part.stop - self._block.start)
+        return self._finish(self._block_raw_MV[place].to(precise))
 
 
 class FormerTopK(FormerPrediction):

@@ -3,12 +3,15 @@
 Most models return what the head gives. Gemma caps it, Cohere and Granite scale it. Which of these a model does is
 looked up in its configuration and believed only where it reproduces the logits of a real pass.
 
+Some models are made to compute their loss without logits (cut cross-entropy, Liger's fused loss, TRL's chunked one):
+they never call their head in training. What would go into it is then what their body gives.
+
 Shapes: B rows, T positions, H hidden, V vocabulary, S sampled positions.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -36,23 +39,63 @@ class HeadCall:
     """[B, T, V]"""
 
 
+@dataclass
+class Watched:
+    """What was seen of a forward pass."""
+
+    calls: list[HeadCall] = field(default_factory=list)
+    """Calls of the output head."""
+
+    hidden: Tensor | None = None
+    """What the body gave last, [B, T, H]; None where it was not watched, or gave no such tensor."""
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """Runs a model's output head apart from the model."""
+
+    module: nn.Module
+
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Entered while it runs, such as autocast."""
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return what the head gives for hidden states [..., H]: [..., V], before it is finished."""
+        with self.context():
+            return self.module(hidden)
+
+    is_constant: bool = False
+    """Its parameters get no gradient, even where they are trained."""
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Those of its parameters that get a gradient."""
+        trained = (parameter for parameter in self.module.parameters() if parameter.requires_grad)
+        return () if self.is_constant else tuple(trained)
+
+    def as_constant(self) -> "OutputHead":
+        """Return the same head, whose parameters get no gradient."""
+        return replace(self, is_constant=True)
+
+
 @contextmanager
-def recorded(head: nn.Module | None) -> Iterator[list[HeadCall]]:
-    """Give a list to which each call of the head is added while the block runs."""
-    calls: list[HeadCall] = []
-    if head is None:
-        yield calls
-        return
+def watched(head: nn.Module | None, body: nn.Module | None) -> Iterator[Watched]:
+    """Give a record, kept while the block runs, of each call of the head and of what the body gives."""
+    seen = Watched()
 
-    def record(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def record_head(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if args and torch.is_tensor(args[0]) and torch.is_tensor(output):
-            calls.append(HeadCall(args[0], output))
+            seen.calls.append(HeadCall(args[0], output))
 
-    handle = head.register_forward_hook(record)
-    try:
-        yield calls
-    finally:
-        handle.remove()
+    def record_body(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+        seen.hidden = hidden if torch.is_tensor(hidden) and hidden.dim() == 3 else None
+
+    with ExitStack() as handles:
+        for module, record in ((head, record_head), (body, record_body)):
+            if module is not None:
+                handles.callback(module.register_forward_hook(record).remove)
+        yield seen
 
 
 def find_head(model: Any) -> nn.Module | None:
@@ -60,6 +103,13 @@ def find_head(model: Any) -> nn.Module | None:
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     return head if isinstance(head, nn.Module) else None
+
+
+def find_body(model: Any) -> nn.Module | None:
+    """Return the module whose last hidden state goes into the head; None when the model doesn't say."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body = getattr(inner, "base_model", None)
+    return body if isinstance(body, nn.Module) and body is not inner else None
 
 
 def is_frozen(head: nn.Module) -> bool:
@@ -81,7 +131,7 @@ def finish_that_gives(logits_SV: Tensor, raw_SV: Tensor, model_config: Any) -> F
     return next((finish for finish in candidates if _is_close(finish(raw_SV), logits_SV, 8 * step)), None)
 
 
-def head_gives(head: nn.Module, hidden_SH: Tensor, raw_SV: Tensor) -> bool:
+def head_gives(head: Callable[[Tensor], Tensor], hidden_SH: Tensor, raw_SV: Tensor) -> bool:
     """Whether the head, run again, gives what it gave in the pass, as nearly as another matrix shape allows."""
     with torch.no_grad():
         again_SV = head(hidden_SH)

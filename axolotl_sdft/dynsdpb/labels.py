@@ -165,20 +165,21 @@ def label_layout(model: Any, inputs: Mapping[str, Any]) -> LabelLayout:
     )
 
 
-def returned_logits(outputs: Any, mask_BT: Tensor, layout: LabelLayout) -> Tensor:
-    """Return the logits of all positions, [B, T, V], from what the model returned.
+def returned_logits(outputs: Any, mask_BT: Tensor, layout: LabelLayout) -> Tensor | None:
+    """Return the logits of all positions, [B, T, V], from what the model returned; None where there are none.
 
     Raises:
-        ConfigError: There are none, or they don't belong to the labels.
+        ConfigError: They don't belong to the labels.
     """
     logits = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
-    logits = layout.logits(logits) if torch.is_tensor(logits) else logits
-    if not torch.is_tensor(logits) or logits.dim() != 3 or logits.shape[:2] != mask_BT.shape:
-        found = f"logits of shape {tuple(logits.shape)}" if torch.is_tensor(logits) else "no logits"
+    if not torch.is_tensor(logits):
+        return None
+    logits = layout.logits(logits)
+    if logits.dim() != 3 or logits.shape[:2] != mask_BT.shape:
         raise ConfigError(
-            f"dynsdpb: the model returned {found} for labels of shape {tuple(mask_BT.shape)}, but each iteration is "
-            "distilled from the logits of the one before; switch off what computes the loss without them (such as "
-            "cut_cross_entropy or liger_fused_linear_cross_entropy) or lengthens the input (prompt tuning)"
+            f"dynsdpb: the model returned logits of shape {tuple(logits.shape)} for labels of shape "
+            f"{tuple(mask_BT.shape)}, but each prediction is matched with its label; switch off what lengthens the "
+            "input, such as prompt tuning"
         )
     return logits
 

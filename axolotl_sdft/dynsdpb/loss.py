@@ -11,12 +11,16 @@ before it is averaged. Its gradient with respect to ``s`` is ``alpha * tau`` tim
 prediction is a constant, alpha and tau included.
 
 Both are computed chunk by chunk: full precision is paid for one chunk of tokens at a time, and the gradient is kept
-in the number format of the present logits.
+in the number format of what it is the gradient of. That are the present logits, or, where a model computes its loss
+without any, the hidden states that its output head makes them of: then logits exist for one block of tokens at a time
+only, in any number format.
 
-Shapes: R rows of logits, N tokens among them, C tokens of a chunk, V vocabulary.
+Shapes: R rows of the batch, N tokens among them, M tokens of a block, C tokens of a chunk, V vocabulary, H hidden, X
+either of the two.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +29,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from axolotl_sdft.config import DynSDPBConfig
-from axolotl_sdft.dynsdpb.divergences import divergence_and_gradient
-from axolotl_sdft.dynsdpb.former import FormerChunk, FormerLogits, FormerPrediction, identity
-from axolotl_sdft.dynsdpb.schedules import influence
+from axolotl_sdft.dynsdpb.chunks import Chunks
+from axolotl_sdft.dynsdpb.former import FormerLogits, FormerPrediction, block_tokens, identity
+from axolotl_sdft.dynsdpb.head import OutputHead
 from axolotl_sdft.errors import ConfigError
 
 
@@ -62,17 +66,19 @@ class PresentPrediction:
     """Where the present logits of the tokens are found.
 
     Args:
-        raw: [..., V], what the model makes logits of.
+        raw: [..., V], what the model makes logits of; with ``head``, [..., H], what goes into that.
         rows: The tokens' rows, [N], once the leading dimensions are flattened; None for all rows.
-        finish: Makes logits of it.
-        feeds_loss: The parent's loss is computed from ``raw``. Its gradient then passes here anyway, and that of the
-            distillation is added to it as it passes, instead of being held as a second one of full size.
+        finish: Makes logits of what the head gives.
+        feeds_loss: The parent's loss is computed from ``raw``. Its gradient then passes here anyway, and moves into the
+            memory of the distillation's, instead of a sum of full size being made of the two.
+        head: Is run here, because the model didn't; its own parameters get their gradient too.
     """
 
     raw: Tensor
     rows: Tensor | None = None
     finish: Callable[[Tensor], Tensor] = identity
     feeds_loss: bool = False
+    head: OutputHead | None = None
 
 
 def dynsdpb_loss(
@@ -111,9 +117,9 @@ def distil(
     if config.only_correct and labels_N is None:
         raise ConfigError("dynsdpb.only_correct needs the labels of the tokens; pass labels_N, or set it to false")
     work = _Work(present, config, labels_N)
-    sums = _Distillation.apply(present.raw, former, work)
+    sums = _Distillation.apply(present.raw, former, work, *work.head_parameters)
     if work.is_late and present.raw.requires_grad:
-        present.raw.register_hook(work.add_gradient)
+        present.raw.register_hook(work.added)
     return DynSDPBTerms(sums[0], former.num_tokens, *sums[1:])
 
 
@@ -123,114 +129,113 @@ class _Work:
     def __init__(self, present: PresentPrediction, config: DynSDPBConfig, labels_N: Tensor | None) -> None:
         # The graph holds on to this object, so neither the logits nor the former prediction may hang on it.
         self.rows_N, self.finish, self.is_late = present.rows, present.finish, present.feeds_loss
-        self.config, self.labels_N = config, labels_N
-        self.gradient_NV: Tensor | None = None
+        self.head, self.config, self.labels_N = present.head, config, labels_N
+        self.gradient_RX: Tensor | None = None
+        """Of ``raw``; only the tokens' rows of it have been written."""
+        self.head_gradients: list[Tensor] = []
         self.factor: Tensor | None = None
 
-    def run(self, flat_RV: Tensor, former: FormerPrediction, needs_gradient: bool) -> Tensor:
+    @property
+    def head_parameters(self) -> tuple[Tensor, ...]:
+        return self.head.parameters if self.head is not None else ()
+
+    def run(self, flat_RX: Tensor, former: FormerPrediction, needs_gradient: bool) -> Tensor:
         """Return the six sums, [6]."""
-        is_double = flat_RV.dtype == torch.float64 or former.is_double
-        precise = torch.float64 if is_double else torch.float32
-        if needs_gradient:
-            self.gradient_NV = _spare_or_new(former.spare(), (former.num_tokens, flat_RV.shape[1]), flat_RV)
-        sums = torch.zeros(6, dtype=precise, device=flat_RV.device)
-        for part in _parts(former.num_tokens, self.config):
-            chunk = former.chunk(part, self.config, flat_RV.device, precise)
-            raw_CV = flat_RV[part] if self.rows_N is None else flat_RV[self.rows_N[part]]
-            is_right_C = None if self.labels_N is None else chunk.top == self.labels_N[part]
-            chunk_sums, gradient_CV = _chunk_terms(raw_CV.to(precise), self.finish, chunk, self.config, is_right_C)
-            sums += chunk_sums
-            if self.gradient_NV is not None:
-                self.gradient_NV[part] = gradient_CV
-        return sums
-
-    def full_gradient(self, gradient_NV: Tensor, shape: torch.Size, factor: Tensor) -> Tensor:
-        """Return the gradient of the whole ``raw``, of which some rows took part."""
-        gradient_NV = gradient_NV * factor.to(gradient_NV.dtype)
         if self.rows_N is None:
-            return gradient_NV.view(shape)
-        full = gradient_NV.new_zeros(shape)
-        full.flatten(0, -2).index_copy_(0, self.rows_N, gradient_NV)
-        return full
+            self.rows_N = torch.arange(len(flat_RX), device=flat_RX.device)
+        if needs_gradient:
+            self.gradient_RX = torch.empty_like(flat_RX, memory_format=torch.contiguous_format)
+            self.head_gradients = [torch.zeros_like(weight) for weight in self.head_parameters]
+        chunks = Chunks(self.finish, self.config, self.labels_N, former, flat_RX)
+        chunk_tokens = self.config.chunk_tokens
+        for block in parts(former.num_tokens, chunk_tokens if self.head is None else block_tokens(chunk_tokens)):
+            if self.head is None:
+                gradient_MX = chunks.add(chunks.gathered(flat_RX, self.rows_N[block]), block)
+            else:
+                hidden_MH = flat_RX[self.rows_N[block]]
+                gradient_MX = self._through_head(self.head, hidden_MH, chunks, block, needs_gradient)
+            if self.gradient_RX is not None:
+                self.gradient_RX.index_copy_(0, self.rows_N[block], gradient_MX.to(flat_RX.dtype))
+        return chunks.sums
 
-    def add_gradient(self, gradient: Tensor | None) -> Tensor:
-        """Return the gradient that the parent's loss gave to ``raw``, with the distillation's added."""
-        if gradient is None or self.gradient_NV is None or self.factor is None:
+    def _through_head(
+        self, head: OutputHead, hidden_MH: Tensor, chunks: Chunks, block: slice, needs_gradient: bool
+    ) -> Tensor:
+        """Run the head on a block, work through it chunk by chunk, and return the gradient of the hidden states."""
+        hidden_MH = hidden_MH.detach().requires_grad_(needs_gradient)
+        with torch.enable_grad() if needs_gradient else nullcontext():
+            raw_MV = head(hidden_MH)
+        gradient_MV = torch.empty_like(raw_MV)
+        for part in parts(len(raw_MV), self.config.chunk_tokens):
+            place = slice(block.start + part.start, block.start + part.stop)
+            gradient_MV[part] = chunks.add(raw_MV.detach()[part], place)
+        if not needs_gradient:
+            return hidden_MH
+        gradient_MH, *of_head = torch.autograd.grad(raw_MV, (hidden_MH, *self.head_parameters), gradient_MV)
+        for total, gradient in zip(self.head_gradients, of_head, strict=True):
+            total += gradient
+        return gradient_MH
+
+    def alone(self, gradient_RX: Tensor, factor: Tensor, shape: torch.Size) -> Tensor:
+        """Return the gradient of the whole ``raw`` from the distillation alone."""
+        full_RX = torch.zeros_like(gradient_RX)
+        for rows in self._row_chunks():
+            full_RX.index_copy_(0, rows, self._scaled(gradient_RX, rows, factor))
+        return full_RX.view(shape)
+
+    def added(self, gradient: Tensor | None) -> Tensor:
+        """Return the gradient that the parent's loss gave to ``raw`` together with that of the distillation."""
+        if gradient is None or self.gradient_RX is None or self.factor is None:
             raise ConfigError(
                 "dynsdpb: the training loss does not depend on what came out of the output head, or was differentiated "
                 "twice; compute it from the model's logits, once for each step"
             )
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        total_RV = total.flatten(0, -2)
-        rows_N = torch.arange(len(total_RV), device=total.device) if self.rows_N is None else self.rows_N
-        for part in _parts(len(rows_N), self.config):
-            # The factor, a loss scale among others, may be out of range for the number format of the gradient.
-            scaled_CV = self.gradient_NV[part].to(self.factor.dtype) * self.factor
-            total_RV.index_add_(0, rows_N[part], scaled_CV.to(total.dtype))
-        self.gradient_NV = None
-        return total
+        others_R = torch.ones(len(self.gradient_RX), dtype=torch.bool, device=gradient.device)
+        others_R[self.rows_N] = False
+        total_RX, given_RX = self.gradient_RX, gradient.flatten(0, -2)
+        self.gradient_RX = None
+        for rows in self._row_chunks():
+            total_RX.index_copy_(0, rows, self._scaled(total_RX, rows, self.factor).add_(given_RX[rows]))
+        for rows in others_R.nonzero().squeeze(1).split(self.config.chunk_tokens):
+            total_RX.index_copy_(0, rows, given_RX[rows])
+        return total_RX.view(gradient.shape)
+
+    def _row_chunks(self) -> tuple[Tensor, ...]:
+        assert self.rows_N is not None
+        return self.rows_N.split(self.config.chunk_tokens)
+
+    def _scaled(self, gradient_RX: Tensor, rows: Tensor, factor: Tensor) -> Tensor:
+        # The factor, a loss scale among others, may be out of range for the number format of the gradient.
+        return gradient_RX[rows].to(factor.dtype).mul_(factor).to(gradient_RX.dtype)
 
 
 class _Distillation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, raw: Tensor, former: FormerPrediction, work: _Work) -> tuple[Tensor, ...]:
-        total, *figures = work.run(raw.flatten(0, -2), former, ctx.needs_input_grad[0]).unbind()
+    def forward(
+        ctx: Any, raw: Tensor, former: FormerPrediction, work: _Work, *_head_parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        total, *figures = work.run(raw.flatten(0, -2), former, any(ctx.needs_input_grad)).unbind()
         ctx.work, ctx.shape = work, raw.shape
-        ctx.save_for_backward(None if work.is_late else work.gradient_NV)
+        if not work.is_late:
+            # The graph lets go of what it saved as soon as it has been used.
+            ctx.save_for_backward(work.gradient_RX, *work.head_gradients)
+            work.gradient_RX, work.head_gradients = None, []
         ctx.mark_non_differentiable(*figures)
         return total, *figures
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, factor: Tensor, *_: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, factor: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         work: _Work = ctx.work
         if work.is_late:
             # ``raw`` waits for the gradients of all that was computed from it, this one too; its hook adds it.
             work.factor = factor
             return None, None, None
-        (gradient_NV,) = ctx.saved_tensors
-        return work.full_gradient(gradient_NV, ctx.shape, factor), None, None
+        gradient_RX, *of_head = ctx.saved_tensors
+        scaled = (gradient * factor.to(gradient.dtype) for gradient in of_head)
+        return work.alone(gradient_RX, factor, ctx.shape), None, None, *scaled
 
 
-def _parts(num_tokens: int, config: DynSDPBConfig) -> list[slice]:
-    return [slice(start, start + config.chunk_tokens) for start in range(0, num_tokens, config.chunk_tokens)]
-
-
-def _spare_or_new(spare_NV: Tensor | None, shape: tuple[int, int], like: Tensor) -> Tensor:
-    wanted = (shape, like.dtype, like.device)
-    if spare_NV is not None and (spare_NV.shape, spare_NV.dtype, spare_NV.device) == wanted:
-        return spare_NV
-    return like.new_empty(shape)
-
-
-def _chunk_terms(
-    raw_CV: Tensor,
-    finish: Callable[[Tensor], Tensor],
-    former: FormerChunk,
-    config: DynSDPBConfig,
-    is_right_C: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the six sums over a chunk, [6], and the gradient of the first with respect to ``raw_CV``."""
-    student_CV = finish(raw_CV)
-    alpha_C, temperature_C = influence(former.uncertainty, config), former.temperature
-    if config.only_correct and is_right_C is not None:
-        alpha_C = alpha_C * is_right_C
-    log_probs_CV = (student_CV / temperature_C[:, None]).log_softmax(-1)
-    divergence_C, gradient_CV = divergence_and_gradient(
-        config.divergence, former.log_probs, log_probs_CV, former.token_ids
-    )
-    gradient_CV.mul_((alpha_C * temperature_C)[:, None])
-    if finish is not identity:
-        gradient_CV = _through(finish, raw_CV, gradient_CV)
-    weighted_C = alpha_C * temperature_C.square() * divergence_C
-    agreement_C = (student_CV.argmax(-1) == former.top).to(weighted_C.dtype)
-    figures = (weighted_C, divergence_C, alpha_C, temperature_C, former.uncertainty, agreement_C)
-    return torch.stack([figure_C.sum() for figure_C in figures]), gradient_CV
-
-
-def _through(finish: Callable[[Tensor], Tensor], raw_CV: Tensor, gradient_CV: Tensor) -> Tensor:
-    """Return the gradient with respect to what logits are made of."""
-    with torch.enable_grad():
-        leaf_CV = raw_CV.detach().requires_grad_()
-        (gradient_CV,) = torch.autograd.grad(finish(leaf_CV), leaf_CV, gradient_CV)
-    return gradient_CV
+def parts(num_tokens: int, size: int) -> Iterator[slice]:
+    """Give slices of at most ``size`` that together are all tokens."""
+    return (slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size))

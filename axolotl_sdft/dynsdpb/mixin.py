@@ -142,13 +142,13 @@ class DynSDPBMixin(_Parent):
         joined = self._dynsdpb_join(former, inputs)
         mask_BT = layout.mask(joined)
         predictions = self._dynsdpb_reader()
-        with predictions.watched() as calls:
+        with predictions.watched() as watched:
             loss, outputs = super().compute_loss(
                 model, joined, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         logits_BTV = returned_logits(outputs, mask_BT, layout)
-        rows_N = mask_BT.flatten().nonzero().squeeze(1).to(logits_BTV.device)
-        seen = predictions.read(calls, logits_BTV, rows_N)
+        seen = predictions.read(watched, logits_BTV, mask_BT, joined.get("input_ids"))
+        rows_N = mask_BT.flatten().nonzero().squeeze(1).to(loss.device)
         self._dynsdpb_count_cross_entropy(loss, len(rows_N), num_items_in_batch)
         num_former = former.num_tokens if former else 0
         if former is not None and num_former:

@@ -3,15 +3,17 @@
 The leanest way that a model allows is found out at its first pass:
 
 * The output head can be watched: gradients are added to what it gave, and its input or output is what is kept.
-* It can't (it is sharded over ranks, compiled, or the logits can't be traced back to it): the logits that the model
-  returned are used and kept.
+* The model returned no logits, since its loss is computed without any: the head is run here, on what the model's body
+  gave, for a block of tokens at a time.
+* Neither can be watched (sharded over ranks, compiled, or the logits can't be traced back to the head): the logits
+  that the model returned are used and kept.
 
 Shapes: B rows, T positions, N label tokens, H hidden, V vocabulary.
 """
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,42 +25,68 @@ from axolotl_sdft.dynsdpb.former import (
     FormerLogits,
     FormerPrediction,
     FormerTopK,
+    block_tokens,
     identity,
     keep_top_k,
 )
 from axolotl_sdft.dynsdpb.head import (
     Finish,
     HeadCall,
+    OutputHead,
+    Watched,
+    find_body,
     find_head,
     finish_that_gives,
     head_gives,
     is_frozen,
-    recorded,
     sampled,
+    watched,
 )
 from axolotl_sdft.dynsdpb.loss import PresentPrediction
 from axolotl_sdft.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+_PROBED_TOKENS = 16
+
 
 @dataclass(frozen=True)
 class Pass:
-    """What a forward pass predicted."""
+    """What a forward pass predicted; of ``raw`` and ``hidden`` at least one is there."""
 
-    raw: Tensor
-    """What came out of the output head where it was watched, else the logits; [B, T, V]."""
+    raw: Tensor | None
+    """What came out of the output head where it was watched, else the logits; [B, T, V]. None where the model's loss
+    was computed without either."""
 
     finish: Finish
     """Makes logits of it."""
 
     hidden: Tensor | None
-    """What went into the head, [B, T, H]; None where it was not watched."""
+    """What went into the head, or would have gone, [B, T, H]; None where it was not watched."""
+
+    head: OutputHead | None
+    """Makes ``raw`` of ``hidden``; None where it can't be run apart from the model."""
 
     def present(self, rows_N: Tensor, *, is_constant: bool) -> PresentPrediction:
         """Return the prediction at these rows of the flattened batch, for the loss."""
-        raw = self.raw.detach() if is_constant else self.raw
-        return PresentPrediction(raw, rows_N, self.finish, feeds_loss=self.hidden is not None)
+        if self.raw is not None:
+            raw = self.raw.detach() if is_constant else self.raw
+            return PresentPrediction(raw, rows_N, self.finish, feeds_loss=self.hidden is not None)
+        assert self.hidden is not None
+        assert self.head is not None
+        if is_constant:
+            return PresentPrediction(self.hidden.detach(), rows_N, self.finish, head=self.head.as_constant())
+        return PresentPrediction(self.hidden, rows_N, self.finish, head=self.head)
+
+    def raw_parts(self, rows_N: Tensor, size: int) -> Iterator[Tensor]:
+        """Give what the head gave for these rows as constants, [at most size, V] at a time; without rows once."""
+        for start in range(0, max(1, len(rows_N)), size):
+            rows = rows_N[start : start + size]
+            if self.raw is not None:
+                yield self.raw.detach().flatten(0, 1)[rows]
+            elif self.hidden is not None and self.head is not None:
+                with torch.no_grad():
+                    yield self.head(self.hidden.detach().flatten(0, 1)[rows])
 
 
 class Predictions:
@@ -82,18 +110,19 @@ class Predictions:
         can_watch: bool = True,
         context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self._config, self._model_config, self._context = config, getattr(model, "config", None), context
+        self._model, self._config, self._model_config = model, config, getattr(model, "config", None)
         head = find_head(model)
         if config.memory == "hidden_states" and head is not None and not is_frozen(head):
             raise ConfigError(
                 "dynsdpb.memory is hidden_states, but the output head is trained, so one iteration later it would make "
                 "other logits of them; freeze it (as LoRA does), or set memory: logits"
             )
-        self._head = head if can_watch else None
+        self._head = OutputHead(head, context) if head is not None and can_watch else None
+        self._body = find_body(model) if self._head is not None else None
         self._finish: Finish | None = None
         self._is_inspected = False
         wants_hidden = config.memory in ("auto", "hidden_states")
-        can_hidden = self._head is not None and is_frozen(self._head)
+        can_hidden = self._head is not None and is_frozen(self._head.module)
         self.form = (
             "hidden_states" if wants_hidden and can_hidden else "top_k" if config.memory == "top_k" else "logits"
         )
@@ -101,23 +130,30 @@ class Predictions:
         if config.memory == "hidden_states" and not can_hidden:
             self._warn("the output head can't be run outside of the model (sharded or compiled)")
 
-    def watched(self) -> AbstractContextManager[list[HeadCall]]:
-        """Record the output head while the block runs; for :meth:`read`."""
-        return recorded(self._head)
+    def watched(self) -> AbstractContextManager[Watched]:
+        """Watch the output head and the body while the block runs; for :meth:`read`."""
+        return watched(None if self._head is None else self._head.module, self._body)
 
-    def read(self, calls: list[HeadCall], logits_BTV: Tensor, rows_N: Tensor) -> Pass:
+    def read(self, seen: Watched, logits_BTV: Tensor | None, mask_BT: Tensor, ids_BT: Tensor | None = None) -> Pass:
         """Return what a pass predicted.
 
         Args:
-            calls: What :meth:`watched` gave.
-            logits_BTV: What the model returned.
-            rows_N: Some rows of the flattened batch to tell by whether the two belong together.
+            seen: What :meth:`watched` gave.
+            logits_BTV: What the model returned; None where it computed its loss without logits.
+            mask_BT: Where labels are predicted.
+            ids_BT: The token ids of the batch. Some are run without labels, once, if the model returned no logits.
+
+        Raises:
+            ConfigError: There are no logits, and what the model's body gives does not make them either.
         """
+        if logits_BTV is None:
+            return self._read_body(seen, mask_BT, ids_BT)
+        rows_N = mask_BT.flatten().nonzero().squeeze(1).to(logits_BTV.device)
         if not self._is_inspected and len(rows_N):
-            self._inspect(calls, logits_BTV, sampled(rows_N))
-        if self._finish is None or len(calls) != 1:
-            return Pass(logits_BTV, identity, None)
-        return Pass(calls[0].raw, self._finish, calls[0].hidden)
+            self._inspect(seen.calls, logits_BTV, sampled(rows_N))
+        if self._finish is None or len(seen.calls) != 1:
+            return Pass(logits_BTV, identity, None, None)
+        return Pass(seen.calls[0].raw, self._finish, seen.calls[0].hidden, self._head)
 
     @torch.no_grad()
     def _inspect(self, calls: list[HeadCall], logits_BTV: Tensor, rows_S: Tensor) -> None:
@@ -137,8 +173,51 @@ class Predictions:
         hidden_BTH, raw_BTV = calls[0].hidden, calls[0].raw
         if hidden_BTH.shape[:2] != raw_BTV.shape[:2]:
             return False
-        with self._context():
-            return head_gives(self._head, hidden_BTH.flatten(0, 1)[rows_S], raw_BTV.flatten(0, 1)[rows_S])
+        return head_gives(self._head, hidden_BTH.flatten(0, 1)[rows_S], raw_BTV.flatten(0, 1)[rows_S])
+
+    def _read_body(self, seen: Watched, mask_BT: Tensor, ids_BT: Tensor | None) -> Pass:
+        if not self._is_inspected:
+            self._is_inspected = True
+            self._finish = self._finish_of_body(ids_BT)
+        hidden_BTH = seen.hidden
+        if self._finish is None or hidden_BTH is None or hidden_BTH.shape[:2] != mask_BT.shape:
+            reason = (
+                "what its body gives can't be turned into them here"
+                if self._head is not None
+                else "its output head is sharded over ranks or compiled, so it can't be run apart from the model"
+            )
+            raise ConfigError(
+                f"dynsdpb: the model computes its loss without logits, and {reason}; switch off what makes it do so, "
+                "such as cut_cross_entropy, liger_fused_linear_cross_entropy, use_liger_kernel or loss_type chunked_nll"
+            )
+        return Pass(None, self._finish, hidden_BTH, self._head)
+
+    @torch.no_grad()
+    def _finish_of_body(self, ids_BT: Tensor | None) -> Finish | None:
+        """Return what makes logits of what the body gives, once it has gone through the head; None if that is not so.
+
+        Without labels even these models compute logits, by which it can be told.
+        """
+        if self._head is None or self._body is None or ids_BT is None:
+            return None
+        with self._evaluating(), self._head.context(), self.watched() as seen:
+            logits_BTV = getattr(self._model(input_ids=ids_BT[:1, :_PROBED_TOKENS]), "logits", None)
+        if logits_BTV is None or len(seen.calls) != 1 or seen.hidden is None:
+            return None
+        (call,) = seen.calls
+        if not torch.equal(call.hidden, seen.hidden) or call.raw.shape != logits_BTV.shape:
+            return None
+        return finish_that_gives(logits_BTV.flatten(0, 1), call.raw.flatten(0, 1), self._model_config)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        trained = [module for module in self._model.modules() if module.training]
+        self._model.eval()
+        try:
+            yield
+        finally:
+            for module in trained:
+                module.training = True
 
     def _warn(self, reason: str) -> None:
         log.warning("dynsdpb: logits are kept instead of hidden states, because %s; they take more memory", reason)
@@ -147,15 +226,15 @@ class Predictions:
         """Return what is to be remembered of these rows of the flattened batch, as constants."""
         if self.form == "hidden_states" and seen.hidden is not None:
             return {"hidden": seen.hidden.detach().flatten(0, 1)[rows_N]}
-        raw_RV = seen.raw.detach().flatten(0, 1)
         if self.form == "top_k":
-            return keep_top_k(self._chunks(raw_RV, rows_N, seen.finish), self._config)
-        return {"logits" if seen.hidden is None else "raw": raw_RV[rows_N]}
+            return keep_top_k(self._chunks(seen, rows_N), self._config)
+        if seen.raw is not None:
+            return {"logits" if seen.hidden is None else "raw": seen.raw.detach().flatten(0, 1)[rows_N]}
+        return {"raw": torch.cat(list(seen.raw_parts(rows_N, block_tokens(self._config.chunk_tokens))))}
 
-    def _chunks(self, raw_RV: Tensor, rows_N: Tensor, finish: Finish) -> Iterator[Tensor]:
-        precise = torch.float64 if raw_RV.dtype == torch.float64 else torch.float32
-        for start in range(0, max(1, len(rows_N)), self._config.chunk_tokens):
-            yield finish(raw_RV[rows_N[start : start + self._config.chunk_tokens]].to(precise))
+    def _chunks(self, seen: Pass, rows_N: Tensor) -> Iterator[Tensor]:
+        for raw_CV in seen.raw_parts(rows_N, self._config.chunk_tokens):
+            yield seen.finish(raw_CV.to(torch.float64 if raw_CV.dtype == torch.float64 else torch.float32))
 
     def recall(self, kept: dict[str, Tensor]) -> FormerPrediction | None:
         """Return what :meth:`keep` kept, to be read once, after the pass of its own iteration.
@@ -165,13 +244,12 @@ class Predictions:
         if "log_probs" in kept:
             return FormerTopK(**kept)
         if "logits" in kept:
-            return FormerLogits(kept["logits"], is_disposable=True)
+            return FormerLogits(kept["logits"])
         if self._finish is None or self._head is None:
             return None
         if "raw" in kept:
-            return FormerLogits(kept["raw"], self._finish, is_disposable=True)
-        is_same_head = self.form == "hidden_states"
-        return FormerHiddenStates(kept["hidden"], self._head, self._finish, self._context) if is_same_head else None
+            return FormerLogits(kept["raw"], self._finish)
+        return FormerHiddenStates(kept["hidden"], self._head, self._finish) if self.form == "hidden_states" else None
 
 
 def _could_make(logits_BTV: Tensor, raw_BTV: Tensor) -> bool:

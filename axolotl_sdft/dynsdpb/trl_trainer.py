@@ -48,10 +48,8 @@ else:
 class DynSDPBSFTConfig(_FlatConfig):
     """``trl.SFTConfig`` with each setting of :class:`~axolotl_sdft.DynSDPBConfig` as a field ``dynsdpb_<name>``.
 
-    A ``loss_type`` that is left unset is ``nll``: TRL's own ``chunked_nll`` computes no logits.
-
     Raises:
-        ConfigError: A setting is out of its bounds, or ``loss_type`` or ``use_liger_kernel`` hides the logits.
+        ConfigError: A setting is out of its bounds.
 
     Example:
         >>> from axolotl_sdft import DynSDPBSFTConfig
@@ -60,9 +58,6 @@ class DynSDPBSFTConfig(_FlatConfig):
     """
 
     def __post_init__(self) -> None:
-        if getattr(self, "loss_type", "nll") is None:
-            self.loss_type = "nll"
-        _refuse_hidden_logits(self)
         _ = self.dynsdpb_config
         super().__post_init__()
 
@@ -79,16 +74,17 @@ class DynSDPBSFTConfig(_FlatConfig):
 class DynSDPBSFTTrainer(DynSDPBMixin, SFTTrainer):
     """``trl.SFTTrainer`` that distils each mini-batch from the logits of the iteration before.
 
-    All that TRL makes of a dataset works: text, messages, prompt and completion, packing, padding-free batches. TRL's
-    own figures (``entropy``, ``mean_token_accuracy``, ``num_tokens``) count the repeated samples too.
+    All that TRL makes of a dataset works: text, messages, prompt and completion, packing, padding-free batches; and
+    its losses, also those without logits (``chunked_nll``, which is TRL's default, and Liger's). TRL's own figures
+    (``entropy``, ``mean_token_accuracy``, ``num_tokens``) count the repeated samples too.
 
     Args:
         model: As in TRL.
-        args: A :class:`DynSDPBSFTConfig`, which is also made when unset, or an ``SFTConfig`` with ``loss_type='nll'``.
+        args: A :class:`DynSDPBSFTConfig`, which is also made when unset, or whatever TRL takes.
         dynsdpb: The settings, in place of those in ``args``. All other arguments are TRL's.
 
     Raises:
-        ConfigError: ``args`` has no settings of TRL, hides the logits, or tells other settings than ``dynsdpb``.
+        ConfigError: ``args`` tells other settings than ``dynsdpb``.
 
     Example:
         >>> from axolotl_sdft import DynSDPBSFTConfig, DynSDPBSFTTrainer
@@ -103,12 +99,6 @@ class DynSDPBSFTTrainer(DynSDPBMixin, SFTTrainer):
         self, model: Any, args: Any = None, *others: Any, dynsdpb: DynSDPBConfig | None = None, **kwargs: Any
     ) -> None:
         args = DynSDPBSFTConfig() if args is None else args
-        if not isinstance(args, SFTConfig):
-            raise ConfigError(
-                f"dynsdpb: args is a {type(args).__name__}, which TRL would turn into settings that hide the logits; "
-                "pass a DynSDPBSFTConfig"
-            )
-        _refuse_hidden_logits(args)
         super().__init__(model, args, *others, dynsdpb=_one_of(dynsdpb, args), **kwargs)
 
     @property
@@ -126,20 +116,6 @@ def _one_of(given: DynSDPBConfig | None, args: Any) -> DynSDPBConfig | None:
             f"dynsdpb is {given!r}, but the fields dynsdpb_* of args say {args.dynsdpb_config!r}; set only one of them"
         )
     return given or args.dynsdpb_config
-
-
-def _refuse_hidden_logits(args: Any) -> None:
-    if getattr(args, "loss_type", None) == "chunked_nll":
-        raise ConfigError(
-            "dynsdpb: loss_type is chunked_nll (TRL's own default), which computes the loss without logits, but each "
-            "iteration is distilled from the logits of the one before; use DynSDPBSFTConfig without loss_type, or set "
-            "loss_type to nll"
-        )
-    if getattr(args, "use_liger_kernel", False):
-        raise ConfigError(
-            "dynsdpb: use_liger_kernel is on, which computes the loss without logits, but each iteration is distilled "
-            "from the logits of the one before; set it to False"
-        )
 
 
 def _fault_line(error: Any) -> str:

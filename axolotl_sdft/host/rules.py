@@ -1,6 +1,8 @@
 """What in the rest of an Axolotl configuration makes no sense with the stages. Pure functions of the raw YAML."""
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.errors import ConfigError
@@ -75,7 +77,6 @@ def _self_distillation_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _dynsdpb_faults(cfg: Mapping[str, Any], other_trainers: Mapping[str, str]) -> Iterator[str]:
-    plugins = [str(name) for name in cfg.get("plugins") or []]
     for key in ("rl", "reward_model", "process_reward_model"):
         if cfg.get(key):
             yield f"dynsdpb trains with a supervised trainer, but {key} is {cfg[key]!r}; remove one of the two"
@@ -83,16 +84,11 @@ def _dynsdpb_faults(cfg: Mapping[str, Any], other_trainers: Mapping[str, str]) -
         yield f"dynsdpb and the plugin {plugin} ({trainer}) each bring a trainer; remove one of the two"
     if cfg.get("trainer_cls"):
         yield f"dynsdpb brings a trainer, but trainer_cls is {cfg['trainer_cls']!r}; remove one of the two"
-    # Axolotl's cut-cross-entropy is on as soon as its plugin is listed.
-    if _CUT_CROSS_ENTROPY in plugins and cfg.get("cut_cross_entropy") is not False:
+    without_logits, cut_up = _loss_without_logits(cfg), _what_cuts_up_the_head(cfg)
+    if without_logits and cut_up:
         yield (
-            "dynsdpb needs the model's logits, which the cut_cross_entropy plugin never computes; remove the plugin, "
-            "or set cut_cross_entropy: false"
-        )
-    if _LIGER in plugins and cfg.get("liger_fused_linear_cross_entropy"):
-        yield (
-            "dynsdpb needs the model's logits, which liger_fused_linear_cross_entropy: true never computes; set it to "
-            "false (liger_cross_entropy may stay on)"
+            f"dynsdpb runs the output head itself where {without_logits} leaves the model without logits, but with "
+            f"{cut_up} no process has the whole head to run; switch off one of the two"
         )
     for key in ("use_eaft", "use_dft", "orpo_alpha", "diffusion_lm"):
         if cfg.get(key):
@@ -103,3 +99,34 @@ def _dynsdpb_faults(cfg: Mapping[str, Any], other_trainers: Mapping[str, str]) -
             f"dynsdpb matches the tokens of whole sequences, but context_parallel_size is {size}, which gives each "
             "rank a part of every sequence; set it to 1"
         )
+
+
+def _loss_without_logits(cfg: Mapping[str, Any]) -> str | None:
+    """Return the setting by which the model computes its loss without logits, or None."""
+    plugins = [str(name) for name in cfg.get("plugins") or []]
+    # Axolotl's cut-cross-entropy is on as soon as its plugin is listed.
+    if _CUT_CROSS_ENTROPY in plugins and cfg.get("cut_cross_entropy") is not False:
+        return "cut_cross_entropy"
+    if _LIGER in plugins and cfg.get("liger_fused_linear_cross_entropy"):
+        return "liger_fused_linear_cross_entropy"
+    return None
+
+
+def _what_cuts_up_the_head(cfg: Mapping[str, Any]) -> str | None:
+    """Return the setting by which no process holds, or can run, the whole output head; None where each can."""
+    for key in ("fsdp", "fsdp_config", "torch_compile"):
+        if cfg.get(key):
+            return key
+    return "deepspeed (ZeRO stage 3)" if _zero_stage(cfg.get("deepspeed")) == 3 else None
+
+
+def _zero_stage(deepspeed: Any) -> int:
+    """Return the stage that DeepSpeed's settings ask for, given in place or as a file; 0 where none is told."""
+    if isinstance(deepspeed, str):
+        try:
+            deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0  # Axolotl says what is wrong with the file
+    zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, Mapping) else None
+    stage = zero.get("stage") if isinstance(zero, Mapping) else None
+    return stage if isinstance(stage, int) else 0

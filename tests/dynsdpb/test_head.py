@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from axolotl_sdft.dynsdpb.former import identity
-from axolotl_sdft.dynsdpb.head import find_head, finish_that_gives, head_gives, is_frozen, recorded, sampled
+from axolotl_sdft.dynsdpb.head import find_body, find_head, finish_that_gives, head_gives, is_frozen, sampled, watched
 
 TINY = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "pad_token_id": 0}
 TINY |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "initializer_range": 0.3}
@@ -34,9 +34,9 @@ FINISHING = {
 
 def passed(model: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Hidden states, head output and logits of a pass, one row for each position."""
-    with recorded(find_head(model)) as calls, torch.no_grad():
+    with watched(find_head(model), None) as seen, torch.no_grad():
         logits = model(torch.arange(3, 15).view(2, 6)).logits
-    (call,) = calls
+    (call,) = seen.calls
     return call.hidden.flatten(0, 1), call.raw.flatten(0, 1), logits.flatten(0, 1)
 
 
@@ -82,13 +82,36 @@ def test_another_head_is_noticed():
 
 def test_the_head_is_watched_only_while_the_block_runs():
     head = nn.Linear(3, 4)
-    with recorded(head) as calls:
+    with watched(head, None) as seen:
         output = head(torch.ones(1, 2, 3))
     head(torch.ones(1, 2, 3))
-    assert [call.raw is output for call in calls] == [True]
-    with recorded(None) as nothing:
+    assert [call.raw is output for call in seen.calls] == [True]
+    with watched(None, None) as nothing:
         head(torch.ones(1, 2, 3))
-    assert nothing == []
+    assert (nothing.calls, nothing.hidden) == ([], None)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_what_the_body_gives_is_what_goes_into_the_head(adapters: bool):
+    model = make_llama()
+    if adapters:
+        peft = pytest.importorskip("peft")
+        model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    with watched(find_head(model), find_body(model)) as seen:
+        model(torch.arange(3, 15).view(2, 6))
+    (call,) = seen.calls
+    assert torch.equal(seen.hidden, call.hidden)
+
+
+def test_a_body_that_gives_nothing_of_the_kind_is_seen_to_give_none():
+    with watched(None, nn.Linear(3, 4)) as seen:
+        pass
+    assert seen.hidden is None
+    body = nn.Linear(3, 4)
+    with watched(None, body) as seen:
+        body(torch.ones(1, 2, 3))
+    assert seen.hidden is None
+    assert find_body(nn.Linear(3, 4)) is None
 
 
 def test_a_model_that_names_no_head_has_none():

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from axolotl_sdft.config import DynSDPBConfig
-from axolotl_sdft.dynsdpb.former import FormerHiddenStates, FormerLogits, FormerTopK, keep_top_k
+from axolotl_sdft.dynsdpb.chunks import any_divergence
+from axolotl_sdft.dynsdpb.former import FormerHiddenStates, FormerLogits, FormerTopK, identity, keep_top_k
+from axolotl_sdft.dynsdpb.full_vocabulary import FullVocabularyKL
+from axolotl_sdft.dynsdpb.head import OutputHead
 from axolotl_sdft.dynsdpb.loss import PresentPrediction, distil, dynsdpb_loss
 from axolotl_sdft.errors import ConfigError
 
@@ -221,6 +224,16 @@ def test_a_token_that_both_predictions_rule_out_adds_nothing(divergence: str):
     assert student.grad[0, 2].item() == 0.0
 
 
+def test_the_lean_way_gives_what_the_general_one_gives():
+    config = DynSDPBConfig(alpha=1.3, temperature=3.0, temperature_min=0.5, only_correct=True)
+    student, teacher, labels = random_logits(9, 6, 0), random_logits(9, 6, 1), torch.arange(9) % 6
+    terms = FullVocabularyKL(config).terms(student, teacher, labels)
+    former = FormerLogits(teacher).chunk(slice(0, 9), config, student.device, torch.float64)
+    reference = any_divergence(student, former, config, labels)
+    for name in ("divergence", "alpha", "temperature", "uncertainty", "agreement", "gradient"):
+        torch.testing.assert_close(getattr(terms, name), getattr(reference, name))
+
+
 @pytest.mark.parametrize("feeds_loss", [False, True])
 @pytest.mark.parametrize("form", ["logits", "hidden", "top_k"])
 def test_full_precision_is_paid_for_one_chunk_at_a_time(feeds_loss: bool, form: str):
@@ -273,20 +286,42 @@ def test_gradients_are_added_to_those_of_a_loss_that_the_logits_feed():
     torch.testing.assert_close(gradient(True), reference.grad)
 
 
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 7), configs, st.booleans(), st.integers(0, 99))
+def test_hidden_states_and_the_head_get_the_gradients_that_they_would_get_through_logits(
+    num_tokens: int, vocab: int, config: DynSDPBConfig, is_capped: bool, seed: int
+):
+    finish = torch.tanh if is_capped else identity
+    head = torch.nn.Linear(3, vocab, dtype=torch.float64)
+    hidden, teacher = random_logits(num_tokens + 1, 3, seed), random_logits(num_tokens, vocab, seed + 1)
+    rows = torch.arange(num_tokens) + 1
+
+    def gradients(through_logits: bool) -> list[torch.Tensor]:
+        leaf = hidden.clone().requires_grad_()
+        if through_logits:
+            term = dynsdpb_loss(finish(head(leaf))[rows], teacher, config).kl_sum
+        else:
+            present = PresentPrediction(leaf * 1, rows, finish, head=OutputHead(head))
+            term = distil(present, FormerLogits(teacher), config).kl_sum
+        return [term.detach(), *torch.autograd.grad(2.0 * term, (leaf, head.weight, head.bias))]
+
+    for found, expected in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_constant_head_gets_no_gradient():
+    head = OutputHead(torch.nn.Linear(3, 5)).as_constant()
+    hidden = torch.randn(4, 3).requires_grad_()
+    distil(PresentPrediction(hidden, head=head), FormerLogits(torch.randn(4, 5)), STATIC).kl_sum.backward()
+    assert hidden.grad.abs().sum() > 0
+    assert head.module.weight.grad is None
+
+
 def test_a_loss_that_the_logits_do_not_feed_is_refused_instead_of_losing_the_gradient():
     raw = random_logits(2, 3, 0).requires_grad_() * 1
     terms = distil(PresentPrediction(raw, feeds_loss=True), FormerLogits(random_logits(2, 3, 1)), DynSDPBConfig())
     with pytest.raises(ConfigError, match="does not depend on what came out of the output head"):
         terms.kl_sum.backward()
-
-
-def test_disposable_logits_lend_their_memory_to_the_gradient():
-    student, teacher = random_logits(5, 4, 0).requires_grad_(), random_logits(5, 4, 1)
-    kept = teacher.clone()
-    terms = distil(PresentPrediction(student), FormerLogits(kept, is_disposable=True), STATIC)
-    terms.kl_sum.backward()
-    torch.testing.assert_close(kept, student.grad)
-    torch.testing.assert_close(terms.kl_sum.detach(), dynsdpb_loss(student, teacher, STATIC).kl_sum.detach())
 
 
 @settings(deadline=None)

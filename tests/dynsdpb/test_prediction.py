@@ -40,10 +40,11 @@ def capped() -> nn.Module:
 
 
 def read(predictions: Predictions, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Any, Tensor, Tensor]:
-    rows = label_mask(inputs).flatten().nonzero().squeeze(1)
-    with predictions.watched() as calls:
+    mask = label_mask(inputs)
+    rows = mask.flatten().nonzero().squeeze(1)
+    with predictions.watched() as seen:
         logits = model(**inputs).logits
-    return predictions.read(calls, logits, rows), rows, logits.flatten(0, 1)[rows]
+    return predictions.read(seen, logits, mask), rows, logits.flatten(0, 1)[rows]
 
 
 FORMS = {

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from micro_batches import make_llama, rows
+from test_loss_without_logits import without_logits
 from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -55,7 +56,13 @@ def parameters(trainer: DynSDPBTrainer) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("step", "num_micro_batches"), [(2, 2), (4, 1), (5, 2)])
 @pytest.mark.parametrize(
     ("make", "memory", "kept"),
-    [(full, "auto", "raw"), (lora, "auto", "hidden"), (full, "top_k", "log_probs")],
+    [
+        (full, "auto", "raw"),
+        (lora, "auto", "hidden"),
+        (full, "top_k", "log_probs"),
+        (lambda: without_logits(full()), "auto", "raw"),
+        (lambda: without_logits(lora()), "auto", "hidden"),
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, make: Any, memory: str, kept: str, step: int, num_micro_batches: int

@@ -258,10 +258,14 @@ def test_adapters_train_with_dropout_and_gradient_checkpointing(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("logits", "found"), [(None, "no logits"), (torch.zeros(2, 9, 64), r"logits of shape \(2, 9, 64\)")]
+    ("logits", "message"),
+    [
+        (None, "computes its loss without logits, and what its body gives can't be turned into them"),
+        (torch.zeros(2, 9, 64), r"returned logits of shape \(2, 9, 64\) for labels of shape \(2, 7\)"),
+    ],
 )
-def test_a_model_that_hides_its_logits_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logits: Tensor | None, found: str
+def test_a_model_whose_logits_can_not_be_had_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logits: Tensor | None, message: str
 ):
     model = make_llama()
     forward = model.forward
@@ -270,7 +274,7 @@ def test_a_model_that_hides_its_logits_is_refused(
         return {"loss": forward(**inputs).loss, "logits": logits}
 
     monkeypatch.setattr(model, "forward", forward_without_logits)
-    with pytest.raises(ConfigError, match=f"dynsdpb: the model returned {found}.*switch off"):
+    with pytest.raises(ConfigError, match=f"dynsdpb: the model {message}.*switch off"):
         train(DynSDPBTrainer, model, [EPOCH[:1]], tmp_path)
 
 

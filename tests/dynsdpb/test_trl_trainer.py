@@ -106,6 +106,8 @@ def assert_same_parameters(model: torch.nn.Module, expected: torch.nn.Module, **
     [
         ("text", {}),
         ("text", {"loss_type": "dft"}),
+        ("text", {"loss_type": "chunked_nll"}),
+        ("prompt and completion", {"loss_type": "chunked_nll", "gradient_checkpointing": True}),
         ("prompt and completion", {}),
         ("prompt and completion", {"completion_only_loss": False}),
         ("messages", {"gradient_checkpointing": True}),
@@ -130,7 +132,14 @@ def test_without_influence_twenty_steps_are_plain_training_on_the_joined_micro_b
 
 @pytest.mark.parametrize(
     ("rows", "settings"),
-    [("text", {}), ("prompt and completion", {}), ("text", {"padding_free": True, "max_length": None})],
+    [
+        ("text", {}),
+        ("text", {"loss_type": "chunked_nll"}),
+        ("prompt and completion", {}),
+        ("prompt and completion", {"loss_type": "chunked_nll"}),
+        ("text", {"padding_free": True, "max_length": None}),
+        ("text", {"padding_free": True, "max_length": None, "loss_type": "chunked_nll"}),
+    ],
 )
 def test_the_second_step_adds_the_distillation_to_the_loss_of_both_batches(
     tmp_path: Path, rows: str, settings: dict[str, Any]
@@ -203,25 +212,35 @@ def test_a_setting_out_of_bounds_is_refused_by_its_name(tmp_path: Path):
         DynSDPBSFTConfig(str(tmp_path), use_cpu=True, bf16=False, dynsdpb_temperature_min=3.0)
 
 
-def test_a_loss_that_is_left_unset_has_logits(tmp_path: Path):
-    assert DynSDPBSFTConfig(str(tmp_path), use_cpu=True, bf16=False).loss_type == "nll"
+def test_a_loss_that_is_left_unset_is_that_of_trl(tmp_path: Path):
+    own, parents = (kind(str(tmp_path), use_cpu=True, bf16=False) for kind in (DynSDPBSFTConfig, SFTConfig))
+    assert own.loss_type == parents.loss_type
 
 
-@pytest.mark.parametrize("settings", [{"loss_type": "chunked_nll"}, {"use_liger_kernel": True}])
-def test_a_loss_without_logits_is_refused(tmp_path: Path, settings: dict[str, Any]):
-    with pytest.raises(ConfigError, match=f"dynsdpb: {next(iter(settings))} is .*without logits.*set"):
-        DynSDPBSFTConfig(str(tmp_path), use_cpu=True, bf16=False, **settings)
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("memory", ["auto", "logits", "top_k"])
+def test_a_loss_without_logits_trains_the_same_model_as_one_with_them(tmp_path: Path, adapters: bool, memory: str):
+    settings = {"dynsdpb_memory": memory, "dynsdpb_top_k": 64, "dynsdpb_chunk_tokens": 3, "num_train_epochs": 2}
+    models = []
+    for loss_type in ("nll", "chunked_nll"):
+        own = {}
+        if adapters:
+            peft = pytest.importorskip("peft")
+            torch.manual_seed(0)
+            own = {"peft_config": peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")}
+        trainer = make_trainer(DynSDPBSFTTrainer, tmp_path, own=own, loss_type=loss_type, **settings)
+        trainer.train()
+        assert all(entry["dynsdpb/kl"] > 0 for entry in train_logs(trainer)[1:])
+        models.append(trainer.model)
+    assert_same_parameters(models[1], models[0], rtol=1e-3, atol=2e-5)
 
 
-def test_trls_own_default_loss_is_refused_before_a_model_is_loaded(tmp_path: Path):
-    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, loss_type="chunked_nll")
-    with pytest.raises(ConfigError, match=r"TRL's own default.*use DynSDPBSFTConfig"):
-        DynSDPBSFTTrainer(model="no such model", args=args, train_dataset=[])
-
-
-def test_plain_training_arguments_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"args is a TrainingArguments.*pass a DynSDPBSFTConfig"):
-        DynSDPBSFTTrainer(model="no such model", args=TrainingArguments(str(tmp_path), use_cpu=True), train_dataset=[])
+def test_training_arguments_of_transformers_are_taken_as_trl_takes_them(tmp_path: Path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    rows, tokenizer = Dataset.from_dict(DATASETS["text"]), make_tokenizer()
+    trainer = DynSDPBSFTTrainer(make_llama(), args, train_dataset=rows, processing_class=tokenizer, dynsdpb=STATIC)
+    assert trainer.args.loss_type == SFTConfig(str(tmp_path), use_cpu=True, bf16=False).loss_type
+    assert trainer.dynsdpb_config == STATIC
 
 
 def test_settings_come_from_the_keyword_or_from_args_but_not_from_both(tmp_path: Path):

@@ -91,9 +91,16 @@ CASES: dict[str, Case] = {
     ),
     "liger_kernels": Case(_LORA | _LIGER | {"liger_cross_entropy": True}, packages=["liger_kernel"]),
     "liger_without_logits": Case(
-        _LORA | _LIGER | {"liger_fused_linear_cross_entropy": True}, refusal="liger_fused_linear_cross_entropy"
+        _LORA | _LIGER | {"liger_fused_linear_cross_entropy": True}, packages=["liger_kernel"]
     ),
-    "cut_cross_entropy": Case(_LORA | _CUT_CROSS_ENTROPY, refusal="cut_cross_entropy plugin never computes"),
+    "liger_without_logits_full": Case(
+        _LIGER | {"liger_fused_linear_cross_entropy": True}, packages=["liger_kernel"], dynsdpb={"memory": "top_k"}
+    ),
+    "cut_cross_entropy": Case(_LORA | _CUT_CROSS_ENTROPY, packages=["cut_cross_entropy"]),
+    "cut_cross_entropy_full": Case(_CUT_CROSS_ENTROPY, packages=["cut_cross_entropy"]),
+    "cut_cross_entropy_fsdp2": Case(
+        _LORA | _CUT_CROSS_ENTROPY | _FSDP2, gpus=2, refusal="no process has the whole head to run"
+    ),
     "torch_compile": Case(_LORA | {"torch_compile": True}),
     "memory_on_the_cpu": Case(_LORA, dynsdpb={"offload": True}),
     "memory_of_logits": Case(_LORA, dynsdpb={"memory": "logits", "offload": True}),

@@ -61,14 +61,14 @@ def test_a_run_that_failed_is_told_by_its_exit_code(tmp_path: Path):
     ("returncode", "printed", "fault"),
     [
         (0, "", "was not refused"),
-        (1, "the cut_cross_entropy plugin never computes", None),
-        (1, "Killed", "failed, but not with an error about 'cut_cross_entropy plugin never computes'"),
+        (1, "with fsdp_config no process has the whole head to run; switch", None),
+        (1, "Killed", "failed, but not with an error about 'no process has the whole head to run'"),
     ],
 )
 def test_a_case_that_must_be_refused_is_judged_by_its_error(
     tmp_path: Path, returncode: int, printed: str, fault: str | None
 ):
-    assert script.fault_of(script.CASES["cut_cross_entropy"], returncode, printed, tmp_path, None) == fault
+    assert script.fault_of(script.CASES["cut_cross_entropy_fsdp2"], returncode, printed, tmp_path, None) == fault
 
 
 def test_without_a_gpu_the_script_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -82,8 +82,10 @@ def test_a_case_that_needs_no_gpu_runs_on_a_cpu(
     tmp_path: Path, tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
 ):
     options = ["--on-cpu", "--model", str(tiny_llama_dir), "--folder", str(tmp_path)]
-    assert script.main(["lora", "cut_cross_entropy", *options]) == 0, (tmp_path / "lora" / "printed.txt").read_text()
+    assert script.main(["lora", "cut_cross_entropy_fsdp2", *options]) == 0, (
+        tmp_path / "lora" / "printed.txt"
+    ).read_text()
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["lora", "works"],
-        ["cut_cross_entropy", "works"],
+        ["cut_cross_entropy_fsdp2", "works"],
     ]

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from axolotl_sdft.errors import ConfigError
@@ -6,6 +8,8 @@ from axolotl_sdft.host.rules import check_rules
 
 LIGER = "axolotl.integrations.liger.LigerPlugin"
 CUT_CROSS_ENTROPY = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
+LIGER_WITHOUT_LOGITS = {"plugins": [LIGER], "liger_fused_linear_cross_entropy": True}
+ZERO_3 = {"zero_optimization": {"stage": 3}}
 PLAIN = {"base_model": "seed", "datasets": [{"path": "rows.jsonl", "type": "alpaca"}]}
 
 
@@ -32,8 +36,15 @@ def test_all_three_stages_go_together():
         ({"self_distillation": {}, "reward_model": True}, "reward_model is true"),
         ({"dynsdpb": {}, "rl": "grpo"}, "rl is 'grpo'; remove one"),
         ({"dynsdpb": {}, "trainer_cls": "my.Trainer"}, "trainer_cls is 'my.Trainer'"),
-        ({"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY]}, "cut_cross_entropy plugin never computes"),
-        ({"dynsdpb": {}, "plugins": [LIGER], "liger_fused_linear_cross_entropy": True}, "liger_fused_linear_cross_ent"),
+        (
+            {"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY], "fsdp_config": {"reshard_after_forward": True}},
+            "where cut_cross_entropy leaves the model without logits, but with fsdp_config no process has the whole",
+        ),
+        (
+            {"dynsdpb": {}, **LIGER_WITHOUT_LOGITS, "torch_compile": True},
+            "where liger_fused_linear_cross_entropy leaves .* with torch_compile no process",
+        ),
+        ({"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY], "deepspeed": ZERO_3}, r"with deepspeed \(ZeRO stage 3\) no"),
         ({"dynsdpb": {}, "use_eaft": True}, "use_eaft .True. each define the training loss"),
         ({"dynsdpb": {}, "context_parallel_size": 2}, "context_parallel_size is 2"),
         (
@@ -52,7 +63,12 @@ def test_a_combination_that_can_not_work_is_refused_with_the_way_out(cfg, messag
     "cfg",
     [
         {"dynsdpb": {}, "plugins": [LIGER], "liger_rope": True, "liger_cross_entropy": True},
-        {"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY], "cut_cross_entropy": False},
+        {"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY]},
+        {"dynsdpb": {}, **LIGER_WITHOUT_LOGITS},
+        {"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY], "cut_cross_entropy": False, "torch_compile": True},
+        {"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY], "deepspeed": {"zero_optimization": {"stage": 2}}},
+        {"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY], "deepspeed": "no such file.json"},
+        {"dynsdpb": {}, "fsdp_config": {"reshard_after_forward": True}},
         {"dynsdpb": {}, "streaming": True},
         {"layer_pruning": {"drop_layers": [1]}, "rl": "dpo"},
         {"layer_pruning": {"drop_layers": [1]}, "datasets": None},
@@ -73,3 +89,10 @@ def test_all_combinations_are_told_at_once():
     with pytest.raises(ConfigError) as caught:
         check(self_distillation={}, dynsdpb={}, rl="dpo", streaming=True)
     assert len(str(caught.value).splitlines()) == 3
+
+
+def test_the_stage_of_deepspeed_is_read_from_its_file(tmp_path):
+    path = tmp_path / "zero3.json"
+    path.write_text(json.dumps(ZERO_3))
+    with pytest.raises(ConfigError, match="with deepspeed"):
+        check(dynsdpb={}, deepspeed=str(path), **LIGER_WITHOUT_LOGITS)

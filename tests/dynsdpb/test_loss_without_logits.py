@@ -1,0 +1,121 @@
+"""Models that are made to compute their loss without logits, as cut cross-entropy and Liger do on a GPU."""
+
+import inspect
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from micro_batches import EPOCH, make_llama, train, train_logs
+from test_prediction import RUNS, lora
+from test_trainers import assert_same_parameters, joined_by_hand
+from transformers import Trainer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from axolotl_sdft.config import DynSDPBConfig
+from axolotl_sdft.dynsdpb.batching import label_mask
+from axolotl_sdft.dynsdpb.prediction import Predictions
+from axolotl_sdft.dynsdpb.trainers import DynSDPBTrainer
+from axolotl_sdft.errors import ConfigError
+
+MEMORIES = ("auto", "logits", "top_k")
+
+
+def without_logits(model: Any, scale: float = 1.0) -> Any:
+    """Let a model in training return its loss alone, as those patches do: the head is never called then.
+
+    Args:
+        model: A causal language model, with or without adapters.
+        scale: Of the hidden states, between body and head.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    forward, cap = inner.forward, getattr(inner.config, "final_logit_softcapping", None)
+
+    def patched(self: Any, labels: Any = None, num_items_in_batch: Any = None, **inputs: Any) -> Any:
+        if labels is None or not self.training:
+            if scale != 1.0:
+                handle = self.lm_head.register_forward_pre_hook(lambda _, args: (args[0] * scale,))
+                outputs = forward(**inputs)
+                handle.remove()
+                return outputs
+            return forward(labels=labels, **inputs)
+        hidden = self.base_model(**inputs).last_hidden_state * scale
+        logits = torch.nn.functional.linear(hidden, self.lm_head.weight)
+        logits = logits if cap is None else torch.tanh(logits / cap) * cap
+        loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss)
+
+    patched.__signature__ = inspect.signature(forward.__func__)  # trainers leave out columns that it doesn't name
+    inner.forward = types.MethodType(patched, inner)
+    return model
+
+
+@pytest.mark.parametrize("make", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize(
+    "settings", [{}, {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}], ids=["plain", "accumulation"]
+)
+def test_the_same_model_is_trained_as_through_logits(tmp_path: Path, make: Any, memory: str, settings: dict[str, Any]):
+    config = DynSDPBConfig(alpha=0.8, memory=memory, top_k=64, chunk_tokens=3)
+    runs = [
+        train(DynSDPBTrainer, model, [EPOCH] * 2, tmp_path, dynsdpb=config, **settings)
+        for model in (make(), without_logits(make()))
+    ]
+    assert_same_parameters(runs[1].model, runs[0].model, rtol=1e-3, atol=1e-4)
+    logs = [train_logs(run) for run in runs]
+    for name in ("dynsdpb/ce", "dynsdpb/kl", "dynsdpb/alpha", "dynsdpb/agreement"):
+        figures = [[entry[name] for entry in run[1:]] for run in logs]
+        assert figures[1] == pytest.approx(figures[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("make", [make_llama, lambda: lora(make_llama())], ids=["all parameters", "adapters"])
+def test_without_influence_it_is_plain_training_on_the_joined_batches(tmp_path: Path, make: Any):
+    settings = {"optim": "adamw_torch", "learning_rate": 0.01, "max_grad_norm": 1.0}
+    epochs = [EPOCH] * 4
+    plain = train(Trainer, without_logits(make()), joined_by_hand(epochs, 1), tmp_path, **settings)
+    config = DynSDPBConfig(alpha=0.0)
+    trainer = train(DynSDPBTrainer, without_logits(make()), epochs, tmp_path, dynsdpb=config, **settings)
+    assert trainer.state.global_step == plain.state.global_step == 20
+    assert_same_parameters(trainer.model, plain.model, rtol=0.0, atol=0.0)
+
+
+def test_logits_exist_for_one_block_of_tokens_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("axolotl_sdft.dynsdpb.former._LEAST_BLOCK_TOKENS", 4)
+    model, sizes = without_logits(lora(make_llama())), []
+    model.get_output_embeddings().register_forward_hook(lambda head, args, output: sizes.append(output.numel() // 64))
+    config = DynSDPBConfig(chunk_tokens=2)
+    trainer = train(DynSDPBTrainer, model, [EPOCH], tmp_path, dynsdpb=config)
+    # The first call tells what the model does to its logits: seven tokens without labels.
+    assert sizes[0] == 7
+    assert max(sizes[1:]) == 4
+    tokens = sum(label_mask(batch).sum().item() for batch in EPOCH[:-1])
+    assert sum(sizes[1:]) == 2 * tokens, "once for the former prediction, once for the present one"
+    assert trainer.model.training
+
+
+def test_what_was_in_evaluation_mode_stays_so(tmp_path: Path):
+    model = without_logits(make_llama())
+    model.train()
+    model.model.layers[0].eval()
+    predictions, batch = Predictions(model, DynSDPBConfig()), EPOCH[0]
+    with predictions.watched() as seen:
+        model(**batch)
+    predictions.read(seen, None, label_mask(batch), batch["input_ids"])
+    assert (model.training, model.model.layers[0].training, model.model.layers[1].training) == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("model", "can_watch", "reason"),
+    [
+        (without_logits(make_llama(), scale=0.5), True, "what its body gives can't be turned into them here"),
+        (without_logits(make_llama()), False, "its output head is sharded over ranks or compiled"),
+    ],
+    ids=["a body that does not feed the head", "a head that can't be run"],
+)
+def test_where_logits_cannot_be_made_it_is_refused_with_the_way_out(model: Any, can_watch: bool, reason: str):
+    predictions, batch = Predictions(model.train(), DynSDPBConfig(), can_watch=can_watch), EPOCH[0]
+    with predictions.watched() as seen:
+        model(**batch)
+    with pytest.raises(ConfigError, match=rf"without logits, and {reason}.*; switch off .*cut_cross_entropy"):
+        predictions.read(seen, None, label_mask(batch), batch["input_ids"])
