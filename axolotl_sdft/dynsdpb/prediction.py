@@ -148,8 +148,8 @@ class Predictions:
         """
         if logits_BTV is None:
             return self._read_body(seen, mask_BT, ids_BT)
-        rows_N = mask_BT.flatten().nonzero().squeeze(1).to(logits_BTV.device)
-        if not self._is_inspected and len(rows_N):
+        if not self._is_inspected and mask_BT.any():
+            rows_N = mask_BT.flatten().nonzero().squeeze(1).to(logits_BTV.device)
             self._inspect(seen.calls, logits_BTV, sampled(rows_N))
         if self._finish is None or len(seen.calls) != 1:
             return Pass(logits_BTV, identity, None, None)

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.effect_recovery --data DATA --workdir bench --picture recovery.svg
 
 The seed model loses layers, chosen by block influence, and is then trained on Dolly with LoRA: on the original answers,
-on those that the unpruned seed rewrote, and on these with DynSDPB, at half the epochs since each row is seen twice.
+on those that the unpruned seed rewrote, and on these with DynSDPB, at half the epochs since each row is seen twice; and
+in the same batches as DynSDPB joins, but without its term, which tells apart what the two do.
 Two models that were trained on rewritten answers, one on Dolly and one on GSM8K, are merged by SLERP: as full weights,
 which is the paper's way, and as LoRA adapters.
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from axolotl_sdft import LayerPruningConfig, cut_layers, plan_pruning, score_layers
+from axolotl_sdft import DynSDPBConfig, LayerPruningConfig, cut_layers, plan_pruning, score_layers
 from axolotl_sdft.artifacts import fingerprint
 from axolotl_sdft.config import CalibrationConfig
 from axolotl_sdft.distillation.backends.likelihood import ScoredIds
@@ -40,15 +41,18 @@ WAYS = {
     "plain": "plain fine-tuning",
     "distilled": "self-distilled",
     "dynsdpb": "self-distilled + DynSDPB",
+    "joined": "the same batches, `alpha: 0`",
     SECOND: "self-distilled, on GSM8K",
     "merged": "merged, full weights",
     "merged_adapters": "merged, adapters",
 }
 _TRAINING = Training(rank=32, learning_rate=1e-3, epochs=2, batch_rows=4)
+_DYNSDPB = replace(_TRAINING, epochs=1, dynsdpb=True)
 TRAINED = {
     "plain": ("dolly", False, _TRAINING),
     "distilled": ("dolly", True, _TRAINING),
-    "dynsdpb": ("dolly", True, replace(_TRAINING, epochs=1, dynsdpb=True)),
+    "dynsdpb": ("dolly", True, _DYNSDPB),
+    "joined": ("dolly", True, _DYNSDPB),
     SECOND: ("gsm8k", True, _TRAINING),
 }
 """The set that is trained on, whether its answers are the rewritten ones, and how."""
@@ -58,7 +62,7 @@ MEASURES = {
     "own": "quality kept, seed's own answers, %",
     "agreement": "agreement with the seed, own answers, %",
 }
-_BAR_WIDTH = 0.11
+_BAR_WIDTH = 0.1
 _OTHERS = ("gsm8k", "openfunctions")
 
 Found = dict[tuple[int, str, int | None], dict[str, Any]]
@@ -120,7 +124,9 @@ def trained_run(bench: Bench, settings: dict[str, Any]) -> dict[str, Any]:
     name, is_distilled, training = TRAINED[settings["way"]]
     rows = bench.rows(name, "train", settings["second_rows" if settings["way"] == SECOND else "rows"])
     targets = rows.distilled if is_distilled else rows.original
-    model = train(bench, bench.load(pruned(bench, settings["num_layers"])), targets, training, settings["seed"])
+    base = bench.load(pruned(bench, settings["num_layers"]))
+    dynsdpb = DynSDPBConfig(alpha=0.0) if settings["way"] == "joined" else None
+    model = train(bench, base, targets, training, settings["seed"], dynsdpb=dynsdpb)
     model.save_pretrained(adapter_dir(bench, settings, settings["way"]))
     return figures(bench, model.merge_and_unload(), settings)
 

@@ -170,6 +170,7 @@ def train(
     seed: int,
     at_share: Callable[[float, Any], None] | None = None,
     shares: Sequence[float] = (),
+    dynsdpb: DynSDPBConfig | None = None,
 ) -> Any:
     """Return the model with a trained LoRA adapter, in evaluation mode.
 
@@ -184,6 +185,7 @@ def train(
         seed: Draws the adapter's first weights and the order of the rows.
         at_share: Called with each of ``shares`` and the model once this share of the steps is done.
         shares: Shares of the run, above 0 and up to 1.
+        dynsdpb: Settings of DynSDPB, where that is how; the defaults when unset.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -208,7 +210,7 @@ def train(
         disable_tqdm=True,
         logging_steps=max(1, steps // 8),
     )
-    kind, extra = (DynSDPBTrainer, {"dynsdpb": DynSDPBConfig()}) if training.dynsdpb else (Trainer, {})
+    kind, extra = (DynSDPBTrainer, {"dynsdpb": dynsdpb}) if training.dynsdpb else (Trainer, {})
     kind(
         model=model,
         args=args,
