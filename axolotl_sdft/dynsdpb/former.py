@@ -66,7 +66,7 @@ def identity(raw: Tensor) -> Tensor:
     return raw
 
 
-_LEAST_BLOCK_TOKENS = 256
+_HEAD_TOKENS = 256
 
 
 def block_tokens(chunk_tokens: int) -> int:
@@ -74,7 +74,7 @@ def block_tokens(chunk_tokens: int) -> int:
 
     A matrix product of fewer spends its time on fetching the head's weights.
     """
-    return chunk_tokens * max(1, _LEAST_BLOCK_TOKENS // chunk_tokens)
+    return chunk_tokens * max(1, _HEAD_TOKENS // chunk_tokens)
 
 
 class FormerLogits(FormerPrediction):

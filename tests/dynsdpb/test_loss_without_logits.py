@@ -81,7 +81,7 @@ def test_without_influence_it_is_plain_training_on_the_joined_batches(tmp_path: 
 
 
 def test_logits_exist_for_one_block_of_tokens_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("axolotl_sdft.dynsdpb.former._LEAST_BLOCK_TOKENS", 4)
+    monkeypatch.setattr("axolotl_sdft.dynsdpb.former._HEAD_TOKENS", 4)
     model, sizes = without_logits(lora(make_llama())), []
     model.get_output_embeddings().register_forward_hook(lambda head, args, output: sizes.append(output.numel() // 64))
     config = DynSDPBConfig(chunk_tokens=2)
