@@ -1,6 +1,8 @@
 """Models that are made to compute their loss without logits, as cut cross-entropy and Liger do on a GPU."""
 
+import importlib
 import inspect
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from micro_batches import EPOCH, make_llama, train, train_logs
 from test_prediction import RUNS, lora
 from test_trainers import assert_same_parameters, joined_by_hand
+from torch import Tensor
 from transformers import Trainer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -67,6 +70,39 @@ def test_the_same_model_is_trained_as_through_logits(tmp_path: Path, make: Any, 
     for name in ("dynsdpb/ce", "dynsdpb/kl", "dynsdpb/alpha", "dynsdpb/agreement"):
         figures = [[entry[name] for entry in run[1:]] for run in logs]
         assert figures[1] == pytest.approx(figures[0], rel=1e-3)
+
+
+@pytest.fixture
+def liger_forward(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Liger's own forward for Llama, which never calls the head in training; its kernel, for GPUs, is replaced."""
+    pytest.importorskip("liger_kernel")
+    # What the forward is imported with needs a trainer that newer TRL has dropped.
+    trainers = types.ModuleType("liger_kernel.transformers.trainer.orpo_trainer")
+    trainers._FSDPForwardRedirection = object
+    package = types.ModuleType("liger_kernel.transformers.trainer")
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.trainer", package)
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.trainer.orpo_trainer", trainers)
+    llama = importlib.import_module("liger_kernel.transformers.model.llama")
+
+    def loss(hidden_states: Tensor, lm_head_weight: Tensor, labels: Tensor, **_: Any) -> Tensor:
+        logits = torch.nn.functional.linear(hidden_states, lm_head_weight)[:, :-1]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+
+    monkeypatch.setattr(llama, "LigerForCausalLMLoss", loss)
+    return llama.lce_forward
+
+
+@pytest.mark.parametrize("make", [make_llama, lambda: lora(make_llama())], ids=["all parameters", "adapters"])
+def test_ligers_own_forward_trains_the_same_model(tmp_path: Path, make: Any, liger_forward: Any):
+    config = DynSDPBConfig(alpha=0.8)
+    reference = train(DynSDPBTrainer, make(), [EPOCH] * 2, tmp_path, dynsdpb=config)
+    model = make()
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner.forward = types.MethodType(liger_forward, inner)
+    inner.accepts_loss_kwargs = False  # the replaced kernel divides by the labels of the batch
+    trainer = train(DynSDPBTrainer, model, [EPOCH] * 2, tmp_path, dynsdpb=config)
+    assert_same_parameters(trainer.model, reference.model, rtol=1e-3, atol=1e-4)
+    assert all(entry["dynsdpb/kl"] > 0 for entry in train_logs(trainer)[1:])
 
 
 @pytest.mark.parametrize("make", [make_llama, lambda: lora(make_llama())], ids=["all parameters", "adapters"])
