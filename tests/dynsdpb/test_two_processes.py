@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from micro_batches import STATIC, DynSDPBMeanTrainer, MicroBatches, make_llama, rows, train, train_logs
+from test_loss_without_logits import without_logits
 
 from axolotl_sdft.dynsdpb.trainers import DynSDPBTrainer
 
@@ -60,6 +61,8 @@ def run_rank(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     epochs = [EPOCH[rank::2], EPOCH[::-1][rank::2]]
     results = {name: result_of(name, epochs, folder) for name in TRAINERS}
+    without = train(DynSDPBTrainer, without_logits(make_llama()), epochs, folder / "without_logits", dynsdpb=STATIC)
+    results["without_logits"] = result_from(without)
     results["saving"] = result_of("window", epochs, folder, save_strategy="epoch")
     checkpoint = folder / "checkpoint-2"
     again = {"resume_from_checkpoint": str(checkpoint), "num_train_epochs": 2}
@@ -102,13 +105,14 @@ def test_two_processes_train_what_one_does_with_twice_the_accumulation(
     torch.testing.assert_close(results_of_ranks[0][mean_over]["figures"], alone["figures"], rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes_that_share_the_weights_train_what_one_does_alone(
-    results_of_ranks: list[dict[str, Any]], tmp_path: Path
+@pytest.mark.parametrize("way", ["sharded", "without_logits"])
+def test_two_processes_that_share_the_weights_or_make_no_logits_train_what_one_does_alone(
+    results_of_ranks: list[dict[str, Any]], tmp_path: Path, way: str
 ):
     alone = result_of("window", [EPOCH, EPOCH[::-1]], tmp_path, gradient_accumulation_steps=2)
     for result in results_of_ranks:
-        torch.testing.assert_close(result["sharded"]["parameters"], alone["parameters"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(results_of_ranks[0]["sharded"]["figures"], alone["figures"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result[way]["parameters"], alone["parameters"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results_of_ranks[0][way]["figures"], alone["figures"], rtol=1e-4, atol=1e-5)
 
 
 def test_two_processes_resume_as_if_they_had_never_stopped(results_of_ranks: list[dict[str, Any]]):
