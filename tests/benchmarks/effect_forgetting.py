@@ -235,7 +235,7 @@ def draw(found: Found, names: Sequence[str], path: Path) -> None:
     for panel_row, name in zip(panels, names, strict=True):
         for panel, (skill, title) in zip(panel_row, SKILLS.items(), strict=True):
             _draw_panel(panel, found, name, skill)
-            panel.set_xlabel(f"nll of held-out {title} (better to the right)")
+            panel.set_xlabel(f"nll, held-out {title} (better: right)")
         panel_row[0].set_ylabel(f"{TITLES[name]}: KL to the seed, other sets")
     panels[0][0].legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
