@@ -178,7 +178,7 @@ def main() -> None:
     if options.way:
         print(json.dumps(measure(options.way, options)))
         return
-    print("\n".join(table(in_turn("tests.benchmarks.bench_dynsdpb_step", WAYS, options.rounds))))
+    print("\n".join(table(in_turn("tests.benchmarks.bench_dynsdpb_step", options.ways, options.rounds))))
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
@@ -210,6 +210,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--memory", default="auto", choices=("auto", "hidden_states", "logits", "top_k"))
     parser.add_argument("--chunk-tokens", type=int, default=64)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS, help="ways to compare, plain among them")
     parser.add_argument("--way", choices=WAYS, help="measure one way in this process and print it as JSON")
     return parser.parse_args()
 
