@@ -69,8 +69,8 @@ class PresentPrediction:
         raw: [..., V], what the model makes logits of; with ``head``, [..., H], what goes into that.
         rows: The tokens' rows, [N], once the leading dimensions are flattened; None for all rows.
         finish: Makes logits of what the head gives.
-        feeds_loss: The parent's loss is computed from ``raw``. Its gradient then passes here anyway, and moves into the
-            memory of the distillation's, instead of a sum of full size being made of the two.
+        feeds_loss: The parent's loss is computed from ``raw``. Its gradient then passes here anyway, and that of the
+            distillation is added to the tokens' rows of it, instead of two of full size being made.
         head: Is run here, because the model didn't; its own parameters get their gradient too.
     """
 
@@ -130,8 +130,8 @@ class _Work:
         # The graph holds on to this object, so neither the logits nor the former prediction may hang on it.
         self.rows_N, self.finish, self.is_late = present.rows, present.finish, present.feeds_loss
         self.head, self.config, self.labels_N = present.head, config, labels_N
-        self.gradient_RX: Tensor | None = None
-        """Of ``raw``; only the tokens' rows of it have been written."""
+        self.gradient_NX: Tensor | None = None
+        """Of the tokens' rows of ``raw``."""
         self.head_gradients: list[Tensor] = []
         self.factor: Tensor | None = None
 
@@ -144,7 +144,7 @@ class _Work:
         if self.rows_N is None:
             self.rows_N = torch.arange(len(flat_RX), device=flat_RX.device)
         if needs_gradient:
-            self.gradient_RX = torch.empty_like(flat_RX, memory_format=torch.contiguous_format)
+            self.gradient_NX = flat_RX.new_empty((former.num_tokens, flat_RX.shape[1]))
             self.head_gradients = [torch.zeros_like(weight) for weight in self.head_parameters]
         chunks = Chunks(self.finish, self.config, self.labels_N, former, flat_RX)
         chunk_tokens = self.config.chunk_tokens
@@ -154,8 +154,8 @@ class _Work:
             else:
                 hidden_MH = flat_RX[self.rows_N[block]]
                 gradient_MX = self._through_head(self.head, hidden_MH, chunks, block, needs_gradient)
-            if self.gradient_RX is not None:
-                self.gradient_RX.index_copy_(0, self.rows_N[block], gradient_MX.to(flat_RX.dtype))
+            if self.gradient_NX is not None:
+                self.gradient_NX[block] = gradient_MX
         return chunks.sums
 
     def _through_head(
@@ -176,37 +176,30 @@ class _Work:
             total += gradient
         return gradient_MH
 
-    def alone(self, gradient_RX: Tensor, factor: Tensor, shape: torch.Size) -> Tensor:
+    def alone(self, gradient_NX: Tensor, factor: Tensor, shape: torch.Size) -> Tensor:
         """Return the gradient of the whole ``raw`` from the distillation alone."""
-        full_RX = torch.zeros_like(gradient_RX)
-        for rows in self._row_chunks():
-            full_RX.index_copy_(0, rows, self._scaled(gradient_RX, rows, factor))
-        return full_RX.view(shape)
+        return self._with(gradient_NX, factor, gradient_NX.new_zeros(shape))
 
     def added(self, gradient: Tensor | None) -> Tensor:
         """Return the gradient that the parent's loss gave to ``raw`` together with that of the distillation."""
-        if gradient is None or self.gradient_RX is None or self.factor is None:
+        if gradient is None or self.gradient_NX is None or self.factor is None:
             raise ConfigError(
                 "dynsdpb: the training loss does not depend on what came out of the output head, or was differentiated "
                 "twice; compute it from the model's logits, once for each step"
             )
-        others_R = torch.ones(len(self.gradient_RX), dtype=torch.bool, device=gradient.device)
-        others_R[self.rows_N] = False
-        total_RX, given_RX = self.gradient_RX, gradient.flatten(0, -2)
-        self.gradient_RX = None
-        for rows in self._row_chunks():
-            total_RX.index_copy_(0, rows, self._scaled(total_RX, rows, self.factor).add_(given_RX[rows]))
-        for rows in others_R.nonzero().squeeze(1).split(self.config.chunk_tokens):
-            total_RX.index_copy_(0, rows, given_RX[rows])
-        return total_RX.view(gradient.shape)
+        gradient_NX, self.gradient_NX = self.gradient_NX, None
+        # Autograd may go on using what it gives to a hook.
+        return self._with(gradient_NX, self.factor, gradient.clone(memory_format=torch.contiguous_format))
 
-    def _row_chunks(self) -> tuple[Tensor, ...]:
+    def _with(self, gradient_NX: Tensor, factor: Tensor, total: Tensor) -> Tensor:
+        """Add the distillation's gradient to the tokens' rows of one of ``raw``, in place, and return that."""
         assert self.rows_N is not None
-        return self.rows_N.split(self.config.chunk_tokens)
-
-    def _scaled(self, gradient_RX: Tensor, rows: Tensor, factor: Tensor) -> Tensor:
-        # The factor, a loss scale among others, may be out of range for the number format of the gradient.
-        return gradient_RX[rows].to(factor.dtype).mul_(factor).to(gradient_RX.dtype)
+        total_RX = total.view(-1, total.shape[-1])
+        for part in parts(len(gradient_NX), self.config.chunk_tokens):
+            # The factor, a loss scale among others, may be out of range for the number format of the gradient.
+            scaled_CX = (gradient_NX[part].to(factor.dtype) * factor).to(total.dtype)
+            total_RX.index_add_(0, self.rows_N[part], scaled_CX)
+        return total
 
 
 class _Distillation(torch.autograd.Function):
@@ -218,8 +211,8 @@ class _Distillation(torch.autograd.Function):
         ctx.work, ctx.shape = work, raw.shape
         if not work.is_late:
             # The graph lets go of what it saved as soon as it has been used.
-            ctx.save_for_backward(work.gradient_RX, *work.head_gradients)
-            work.gradient_RX, work.head_gradients = None, []
+            ctx.save_for_backward(work.gradient_NX, *work.head_gradients)
+            work.gradient_NX, work.head_gradients = None, []
         ctx.mark_non_differentiable(*figures)
         return total, *figures
 
@@ -231,9 +224,9 @@ class _Distillation(torch.autograd.Function):
             # ``raw`` waits for the gradients of all that was computed from it, this one too; its hook adds it.
             work.factor = factor
             return None, None, None
-        gradient_RX, *of_head = ctx.saved_tensors
+        gradient_NX, *of_head = ctx.saved_tensors
         scaled = (gradient * factor.to(gradient.dtype) for gradient in of_head)
-        return work.alone(gradient_RX, factor, ctx.shape), None, None, *scaled
+        return work.alone(gradient_NX, factor, ctx.shape), None, None, *scaled
 
 
 def parts(num_tokens: int, size: int) -> Iterator[slice]:

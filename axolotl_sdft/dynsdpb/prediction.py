@@ -14,7 +14,7 @@ Shapes: B rows, T positions, N label tokens, H hidden, V vocabulary.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ from axolotl_sdft.dynsdpb.head import (
     watched,
 )
 from axolotl_sdft.dynsdpb.loss import PresentPrediction
+from axolotl_sdft.dynsdpb.memory import Kept, Tensors
 from axolotl_sdft.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -78,15 +79,20 @@ class Pass:
             return PresentPrediction(self.hidden.detach(), rows_N, self.finish, head=self.head.as_constant())
         return PresentPrediction(self.hidden, rows_N, self.finish, head=self.head)
 
+    def as_constant(self) -> "Pass":
+        """Return the same prediction without the graph that it came from."""
+        raw, hidden = (None if values is None else values.detach() for values in (self.raw, self.hidden))
+        return replace(self, raw=raw, hidden=hidden)
+
     def raw_parts(self, rows_N: Tensor, size: int) -> Iterator[Tensor]:
-        """Give what the head gave for these rows as constants, [at most size, V] at a time; without rows once."""
+        """Give what the head gave for these rows, [at most size, V] at a time; without rows once."""
         for start in range(0, max(1, len(rows_N)), size):
             rows = rows_N[start : start + size]
             if self.raw is not None:
-                yield self.raw.detach().flatten(0, 1)[rows]
+                yield self.raw.flatten(0, 1)[rows]
             elif self.hidden is not None and self.head is not None:
                 with torch.no_grad():
-                    yield self.head(self.hidden.detach().flatten(0, 1)[rows])
+                    yield self.head(self.hidden.flatten(0, 1)[rows])
 
 
 class Predictions:
@@ -144,7 +150,8 @@ class Predictions:
             ids_BT: The token ids of the batch. Some are run without labels, once, if the model returned no logits.
 
         Raises:
-            ConfigError: There are no logits, and what the model's body gives does not make them either.
+            ConfigError: There are no logits, and what the model's body gives does not make them either; or the loss has
+                written over them.
         """
         if logits_BTV is None:
             return self._read_body(seen, mask_BT, ids_BT)
@@ -158,6 +165,11 @@ class Predictions:
     @torch.no_grad()
     def _inspect(self, calls: list[HeadCall], logits_BTV: Tensor, rows_S: Tensor) -> None:
         self._is_inspected = True
+        if not all(call.is_intact for call in calls):
+            raise ConfigError(
+                "dynsdpb: the loss writes over the logits that the model made, so nothing can be distilled from them; "
+                "liger_cross_entropy does so where logits are in float32: set it to false, or train with bf16"
+            )
         if len(calls) == 1 and _could_make(logits_BTV, calls[0].raw):
             logits_SV, raw_SV = (values.flatten(0, 1)[rows_S] for values in (logits_BTV, calls[0].raw))
             self._finish = finish_that_gives(logits_SV, raw_SV, self._model_config)
@@ -222,21 +234,32 @@ class Predictions:
     def _warn(self, reason: str) -> None:
         log.warning("dynsdpb: logits are kept instead of hidden states, because %s; they take more memory", reason)
 
-    def keep(self, seen: Pass, rows_N: Tensor) -> dict[str, Tensor]:
-        """Return what is to be remembered of these rows of the flattened batch, as constants."""
+    def keep(self, seen: Pass, rows_N: Tensor) -> Kept:
+        """Return what is to be remembered of these rows of the flattened batch."""
+        constant = seen.as_constant()
+        kept = Kept(len(rows_N), lambda: self._kept(constant, rows_N), offload=self._config.offload)
+        if self.form == "logits" and seen.raw is not None and seen.raw.requires_grad:
+            # The logits live on until they have their gradient. A copy made now would stand beside all that the loss
+            # keeps for it, which is when a step takes most memory.
+            seen.raw.register_hook(lambda _gradient: kept.settle())
+        else:
+            kept.settle()
+        return kept
+
+    def _kept(self, seen: Pass, rows_N: Tensor) -> Tensors:
         if self.form == "hidden_states" and seen.hidden is not None:
-            return {"hidden": seen.hidden.detach().flatten(0, 1)[rows_N]}
+            return {"hidden": seen.hidden.flatten(0, 1)[rows_N]}
         if self.form == "top_k":
             return keep_top_k(self._chunks(seen, rows_N), self._config)
         if seen.raw is not None:
-            return {"logits" if seen.hidden is None else "raw": seen.raw.detach().flatten(0, 1)[rows_N]}
+            return {"logits" if seen.hidden is None else "raw": seen.raw.flatten(0, 1)[rows_N]}
         return {"raw": torch.cat(list(seen.raw_parts(rows_N, block_tokens(self._config.chunk_tokens))))}
 
     def _chunks(self, seen: Pass, rows_N: Tensor) -> Iterator[Tensor]:
         for raw_CV in seen.raw_parts(rows_N, self._config.chunk_tokens):
             yield seen.finish(raw_CV.to(torch.float64 if raw_CV.dtype == torch.float64 else torch.float32))
 
-    def recall(self, kept: dict[str, Tensor]) -> FormerPrediction | None:
+    def recall(self, kept: Tensors) -> FormerPrediction | None:
         """Return what :meth:`keep` kept, to be read once, after the pass of its own iteration.
 
         None when it can't be read: it came from a checkpoint whose output head was watched, and this one can't be.

@@ -35,6 +35,7 @@ WAYS = {
     "sdft": "SDFT",
     "taken": "SDFT, rejected rows left out",
     "freer": "SDFT, `self_data`, rejected rows left out",
+    "unaided": "the seed's own answers, original ones unseen",
 }
 COMPARED = ("plain", "sdft")
 """The ways of the paper; the others ask what stands in their way."""
@@ -43,7 +44,7 @@ LEVELS = {0.5: "half", 1.0: "all that both reach"}
 SHARES = (0.25, 0.5, 0.75, 1.0)
 TRAINING = Training(rank=16, learning_rate=1e-3, epochs=2)
 
-_COLOURS = {"plain": "tab:red", "sdft": "tab:blue", "taken": "tab:cyan", "freer": "tab:green"}
+_COLOURS = {"plain": "tab:red", "sdft": "tab:blue", "taken": "tab:cyan", "freer": "tab:green", "unaided": "tab:purple"}
 
 Point = dict[str, float]
 Found = dict[tuple[str, str, int], dict[str, Any]]
@@ -77,6 +78,7 @@ def main() -> None:
             found[run["set"], run["way"], run["seed"]] = known
     names = [name for name in args.sets if any(set_ == name for set_, _, _ in found)]
     print(rows_table(bench, names, args.rows), end="\n\n")
+    print(distance_table(bench, names, args.ways, args.rows), end="\n\n")
     print(final_table(found, names), end="\n\n")
     if set(COMPARED) <= set(args.ways):
         print(equal_skill_table(found, names))
@@ -109,6 +111,8 @@ def training_rows(bench: Bench, name: str, way: str, count: int) -> list[Target]
     """Return what a way trains on."""
     if way == "freer":  # such answers are longer
         return bench.rows(name, "train", count, template="self_data", most_new_tokens=128).taken
+    if way == "unaided":
+        return bench.unaided(name, count)
     rows = bench.rows(name, "train", count)
     return {"plain": rows.original, "sdft": rows.distilled, "taken": rows.taken}[way]
 
@@ -177,6 +181,17 @@ def rows_table(bench: Bench, names: Sequence[str], count: int) -> str:
         lines.append([TITLES[name], SETS[name].template, f"{summary['turns_distilled']} of {count}", rejected, closed])
     header = ["set", "template", "answers accepted", "rejected", "nats per token under the seed, before and after"]
     return markdown_table(header, lines)
+
+
+def distance_table(bench: Bench, names: Sequence[str], ways: Sequence[str], count: int) -> str:
+    """Return a table of how far from the seed's own words is what each way trains on."""
+    lines = []
+    for name in names:
+        for way in ways:
+            targets = training_rows(bench, name, way, count)
+            nll = measured(bench.seed, bench.seed, bench.encoded(targets))["nll"]
+            lines.append([TITLES[name], WAYS[way], len(targets), f"{nll:.2f}"])
+    return markdown_table(["set", "training", "rows", "nats per token of the trained answers under the seed"], lines)
 
 
 def final_table(found: Found, names: Sequence[str]) -> str:
