@@ -46,7 +46,7 @@ class FullVocabularyKL:
 
     def __init__(self, config: DynSDPBConfig) -> None:
         self._config = config
-        self._memory: dict[str, Tensor] = {}
+        self._memory_3CV: Tensor | None = None
 
     def terms(self, student_CV: Tensor, teacher_CV: Tensor, labels_C: Tensor | None) -> ChunkTerms:
         """Return the terms of a chunk; neither of the logits is written to.
@@ -59,9 +59,9 @@ class FullVocabularyKL:
         # Where both are impossible the difference of two infinities would be no number.
         lowest = torch.finfo(student_CV.dtype).min / 100  # so that it can be divided by the lowest temperature
         largest_C2, tokens_C2 = teacher_CV.topk(2, dim=-1)
-        before_CV = torch.sub(teacher_CV, largest_C2[:, :1], out=self._like("before", teacher_CV)).clamp_min_(lowest)
-        weight_CV = torch.exp(before_CV, out=self._like("weight", teacher_CV))
-        now_CV = self._like("now", student_CV)
+        before_CV, weight_CV, now_CV = self._working_memory(student_CV)
+        torch.sub(teacher_CV, largest_C2[:, :1], out=before_CV).clamp_min_(lowest)
+        torch.exp(before_CV, out=weight_CV)
 
         confidence = _confidence(largest_C2, tokens_C2, before_CV, weight_CV, now_CV)
         alpha_C = influence(confidence.uncertainty, self._config)
@@ -86,10 +86,11 @@ class FullVocabularyKL:
         agreement_C = (now_top_C == confidence.top).to(divergence_C.dtype)
         return ChunkTerms(divergence_C, alpha_C, temperature_C, confidence.uncertainty, agreement_C, gradient_CV)
 
-    def _like(self, name: str, logits_CV: Tensor) -> Tensor:
-        if name not in self._memory:
-            self._memory[name] = torch.empty_like(logits_CV, memory_format=torch.contiguous_format)
-        return self._memory[name][: len(logits_CV)]
+    def _working_memory(self, logits_CV: Tensor) -> tuple[Tensor, ...]:
+        if self._memory_3CV is None:
+            # In one piece: a CPU's allocator gives a large piece back to the system, and hoards small ones.
+            self._memory_3CV = logits_CV.new_empty((3, *logits_CV.shape))
+        return self._memory_3CV[:, : len(logits_CV)].unbind()
 
 
 def _confidence(

@@ -7,48 +7,12 @@ Shapes: N label tokens of a micro-batch, in row-major order.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-Tensors = dict[str, Tensor]
-"""By name, [N, ...] each."""
-
-
-class Kept:
-    """What is kept of a prediction: tensors, made once, at the latest when they are asked for.
-
-    Args:
-        num_tokens: How many label tokens it is of.
-        make: Gives the tensors. It is let go, with all that it holds on to, as soon as it has been called.
-        offload: They move to the CPU, while the device goes on working.
-    """
-
-    def __init__(self, num_tokens: int, make: Callable[[], Tensors], *, offload: bool = False) -> None:
-        self.num_tokens, self._offload = num_tokens, offload
-        self._make: Callable[[], Tensors] | None = make
-        self._tensors: Tensors = {}
-
-    @classmethod
-    def of(cls, tensors: Tensors) -> "Kept":
-        """Return tensors that are there, as they are."""
-        return cls(len(next(iter(tensors.values()))), lambda: tensors)
-
-    def settle(self) -> None:
-        """Make the tensors, unless they have been made."""
-        if self._make is not None:
-            made = self._make()
-            self._tensors = {name: _on_cpu(value) for name, value in made.items()} if self._offload else made
-            self._make = None
-
-    @property
-    def tensors(self) -> Tensors:
-        """Constants."""
-        self.settle()
-        return self._tensors
 
 
 @dataclass(frozen=True)
@@ -57,12 +21,13 @@ class MicroBatch:
 
     inputs: dict[str, Any]
 
-    kept: Kept
+    kept: dict[str, Tensor]
+    """By name, [N, ...] each, constants."""
 
     @property
     def num_tokens(self) -> int:
         """How many label tokens it has."""
-        return self.kept.num_tokens
+        return len(next(iter(self.kept.values())))
 
 
 class PreviousMiniBatch:
@@ -104,10 +69,14 @@ class PreviousMiniBatch:
         """Return the former micro-batch at the next place of the window, and forget it; None when there is none."""
         return self._former.popleft() if self._former else None
 
-    def remember(self, inputs: dict[str, Any], kept: Kept) -> None:
-        """Add a micro-batch to the present window: its inputs, as constants, and what is kept of its prediction."""
+    def remember(self, inputs: dict[str, Any], kept: dict[str, Tensor], *, offload: bool = False) -> None:
+        """Add a micro-batch to the present window: its inputs, and what is kept of its prediction, as constants.
+
+        With ``offload`` what is kept moves to the CPU, while the device goes on working.
+        """
         constants = {name: value.detach() if torch.is_tensor(value) else value for name, value in inputs.items()}
-        self._present.append(MicroBatch(constants, kept))
+        kept = {name: value.detach() for name, value in kept.items()}
+        self._present.append(MicroBatch(constants, {name: _on_cpu(kept[name]) for name in kept} if offload else kept))
 
     def restore(self, window: Sequence[MicroBatch]) -> None:
         """Take these micro-batches for the present window, as if they had been remembered one by one."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from axolotl_sdft.dynsdpb.memory import Kept, MicroBatch
+from axolotl_sdft.dynsdpb.memory import MicroBatch
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +24,9 @@ def memory_path(checkpoint_dir: Path, rank: int, world_size: int) -> Path:
 
 def save_memory(window: Sequence[MicroBatch], checkpoint_dir: Path, rank: int, world_size: int) -> None:
     """Write the last window of this rank into a checkpoint folder, which is made where it is missing."""
-    if any(value.is_pinned() for micro_batch in window for value in micro_batch.kept.tensors.values()):
+    if any(value.is_pinned() for micro_batch in window for value in micro_batch.kept.values()):
         torch.accelerator.synchronize()  # copies to the CPU may still be under way
-    micro_batches = [{"inputs": micro_batch.inputs, "kept": micro_batch.kept.tensors} for micro_batch in window]
+    micro_batches = [{"inputs": micro_batch.inputs, "kept": micro_batch.kept} for micro_batch in window]
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
     content = {"format": _FORMAT, "world_size": world_size, "micro_batches": micro_batches}
     torch.save(content, memory_path(checkpoint_dir, rank, world_size))
@@ -62,4 +62,4 @@ def load_memory(
 def _placed(saved: dict[str, dict[str, torch.Tensor]], device: torch.device, offload: bool) -> MicroBatch:
     inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in saved["inputs"].items()}
     kept = saved["kept"] if offload else {name: value.to(device) for name, value in saved["kept"].items()}
-    return MicroBatch(inputs, Kept.of(kept))
+    return MicroBatch(inputs, kept)

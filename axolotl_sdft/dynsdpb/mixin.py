@@ -153,9 +153,10 @@ class DynSDPBMixin(_Parent):
         num_former = former.num_tokens if former else 0
         if former is not None and num_former:
             present = seen.present(rows_N[:num_former], is_constant=self.dynsdpb_config.alpha == 0)
-            term = self._dynsdpb_term(present, former, predictions.recall(former.kept.tensors), num_items_in_batch)
+            term = self._dynsdpb_term(present, former, predictions.recall(former.kept), num_items_in_batch)
             loss = loss + term.to(loss)
-        self._dynsdpb_memory.remember(inputs, predictions.keep(seen, rows_N[num_former:]))
+        kept = predictions.keep(seen, rows_N[num_former:])
+        self._dynsdpb_memory.remember(inputs, kept, offload=self.dynsdpb_config.offload)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

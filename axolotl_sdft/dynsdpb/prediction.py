@@ -14,7 +14,7 @@ Shapes: B rows, T positions, N label tokens, H hidden, V vocabulary.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,6 @@ from axolotl_sdft.dynsdpb.head import (
     watched,
 )
 from axolotl_sdft.dynsdpb.loss import PresentPrediction
-from axolotl_sdft.dynsdpb.memory import Kept, Tensors
 from axolotl_sdft.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -79,20 +78,15 @@ class Pass:
             return PresentPrediction(self.hidden.detach(), rows_N, self.finish, head=self.head.as_constant())
         return PresentPrediction(self.hidden, rows_N, self.finish, head=self.head)
 
-    def as_constant(self) -> "Pass":
-        """Return the same prediction without the graph that it came from."""
-        raw, hidden = (None if values is None else values.detach() for values in (self.raw, self.hidden))
-        return replace(self, raw=raw, hidden=hidden)
-
     def raw_parts(self, rows_N: Tensor, size: int) -> Iterator[Tensor]:
-        """Give what the head gave for these rows, [at most size, V] at a time; without rows once."""
+        """Give what the head gave for these rows as constants, [at most size, V] at a time; without rows once."""
         for start in range(0, max(1, len(rows_N)), size):
             rows = rows_N[start : start + size]
             if self.raw is not None:
-                yield self.raw.flatten(0, 1)[rows]
+                yield self.raw.detach().flatten(0, 1)[rows]
             elif self.hidden is not None and self.head is not None:
                 with torch.no_grad():
-                    yield self.head(self.hidden.flatten(0, 1)[rows])
+                    yield self.head(self.hidden.detach().flatten(0, 1)[rows])
 
 
 class Predictions:
@@ -234,32 +228,21 @@ class Predictions:
     def _warn(self, reason: str) -> None:
         log.warning("dynsdpb: logits are kept instead of hidden states, because %s; they take more memory", reason)
 
-    def keep(self, seen: Pass, rows_N: Tensor) -> Kept:
-        """Return what is to be remembered of these rows of the flattened batch."""
-        constant = seen.as_constant()
-        kept = Kept(len(rows_N), lambda: self._kept(constant, rows_N), offload=self._config.offload)
-        if self.form == "logits" and seen.raw is not None and seen.raw.requires_grad:
-            # The logits live on until they have their gradient. A copy made now would stand beside all that the loss
-            # keeps for it, which is when a step takes most memory.
-            seen.raw.register_hook(lambda _gradient: kept.settle())
-        else:
-            kept.settle()
-        return kept
-
-    def _kept(self, seen: Pass, rows_N: Tensor) -> Tensors:
+    def keep(self, seen: Pass, rows_N: Tensor) -> dict[str, Tensor]:
+        """Return what is to be remembered of these rows of the flattened batch, as constants."""
         if self.form == "hidden_states" and seen.hidden is not None:
-            return {"hidden": seen.hidden.flatten(0, 1)[rows_N]}
+            return {"hidden": seen.hidden.detach().flatten(0, 1)[rows_N]}
         if self.form == "top_k":
             return keep_top_k(self._chunks(seen, rows_N), self._config)
         if seen.raw is not None:
-            return {"logits" if seen.hidden is None else "raw": seen.raw.flatten(0, 1)[rows_N]}
+            return {"logits" if seen.hidden is None else "raw": seen.raw.detach().flatten(0, 1)[rows_N]}
         return {"raw": torch.cat(list(seen.raw_parts(rows_N, block_tokens(self._config.chunk_tokens))))}
 
     def _chunks(self, seen: Pass, rows_N: Tensor) -> Iterator[Tensor]:
         for raw_CV in seen.raw_parts(rows_N, self._config.chunk_tokens):
             yield seen.finish(raw_CV.to(torch.float64 if raw_CV.dtype == torch.float64 else torch.float32))
 
-    def recall(self, kept: Tensors) -> FormerPrediction | None:
+    def recall(self, kept: dict[str, Tensor]) -> FormerPrediction | None:
         """Return what :meth:`keep` kept, to be read once, after the pass of its own iteration.
 
         None when it can't be read: it came from a checkpoint whose output head was watched, and this one can't be.

@@ -1,16 +1,13 @@
-import gc
-import weakref
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axolotl_sdft.dynsdpb.memory import Kept, PreviousMiniBatch
+from axolotl_sdft.dynsdpb.memory import PreviousMiniBatch
 
 
 def fill(memory: PreviousMiniBatch, *names: str) -> None:
     for name in names:
-        memory.remember({"name": name}, Kept.of({"logits": torch.zeros(len(name), 3)}))
+        memory.remember({"name": name}, {"logits": torch.zeros(len(name), 3)})
 
 
 def taken(memory: PreviousMiniBatch, places: int) -> list[str | None]:
@@ -68,11 +65,12 @@ def test_what_is_remembered_is_a_constant_and_keeps_the_callers_dictionary_out()
     memory = PreviousMiniBatch()
     memory.begin_window(1)
     inputs = {"embeds": torch.ones(1, requires_grad=True), "flag": True}
-    memory.remember(inputs, Kept.of({"logits": torch.ones(1, 2)}))
+    memory.remember(inputs, {"logits": torch.ones(1, 2, requires_grad=True)})
     inputs.clear()
-    (micro_batch,) = memory.begin_window(1)
-    assert not micro_batch.inputs["embeds"].requires_grad
-    assert micro_batch.inputs["flag"] is True
+    (kept,) = memory.begin_window(1)
+    assert not kept.inputs["embeds"].requires_grad
+    assert not kept.kept["logits"].requires_grad
+    assert kept.inputs["flag"] is True
 
 
 def test_clearing_forgets_everything_and_closes_the_window():
@@ -94,26 +92,11 @@ def test_a_restored_window_is_repeated_as_if_it_had_been_remembered():
 
 
 def test_what_is_offloaded_is_on_the_cpu_and_equal():
-    logits = torch.randn(2, 3)
-    kept = Kept(2, lambda: {"logits": logits}, offload=True).tensors["logits"]
+    memory, logits = PreviousMiniBatch(), torch.randn(2, 3)
+    memory.begin_window(1)
+    memory.remember({}, {"logits": logits}, offload=True)
+    kept = memory.window[0].kept["logits"]
     assert (kept.device.type, kept.tolist()) == ("cpu", logits.tolist())
-
-
-def test_what_is_kept_is_made_once_and_what_it_was_made_of_is_let_go():
-    logits = torch.randn(2, 3)
-    alive, made = weakref.ref(logits), []
-
-    def make(logits: torch.Tensor = logits) -> dict[str, torch.Tensor]:
-        made.append(len(logits))
-        return {"logits": logits[:1].clone()}
-
-    kept = Kept(1, make)
-    assert (kept.num_tokens, made) == (1, [])
-    kept.settle()
-    del logits, make
-    gc.collect()
-    assert (kept.tensors["logits"].shape, made) == ((1, 3), [2])
-    assert alive() is None
 
 
 @settings(deadline=None)

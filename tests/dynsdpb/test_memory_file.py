@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from axolotl_sdft.dynsdpb.memory import Kept, MicroBatch
+from axolotl_sdft.dynsdpb.memory import MicroBatch
 from axolotl_sdft.dynsdpb.memory_file import load_memory, memory_path, save_memory
 
 CPU = torch.device("cpu")
 WINDOW = [
-    MicroBatch({"labels": torch.tensor([[1, 2]]), "max_length_q": 2}, Kept.of({"hidden": torch.tensor([[0.5]])})),
-    MicroBatch({"labels": torch.tensor([[3, 4]])}, Kept.of({"hidden": torch.tensor([[0.25]])})),
+    MicroBatch({"labels": torch.tensor([[1, 2]]), "max_length_q": 2}, {"hidden": torch.tensor([[0.5]])}),
+    MicroBatch({"labels": torch.tensor([[3, 4]])}, {"hidden": torch.tensor([[0.25]])}),
 ]
 
 
@@ -18,7 +18,7 @@ def test_a_window_comes_back_as_it_was_saved(tmp_path: Path):
     save_memory(WINDOW, tmp_path / "checkpoint-1", 0, 1)
     loaded = load_memory(tmp_path / "checkpoint-1", 0, 1, CPU)
     assert [micro_batch.inputs["labels"].tolist() for micro_batch in loaded] == [[[1, 2]], [[3, 4]]]
-    assert [micro_batch.kept.tensors["hidden"].tolist() for micro_batch in loaded] == [[[0.5]], [[0.25]]]
+    assert [micro_batch.kept["hidden"].tolist() for micro_batch in loaded] == [[[0.5]], [[0.25]]]
     assert loaded[0].inputs["max_length_q"] == 2
 
 

@@ -63,7 +63,7 @@ def test_the_cheapest_exact_form_is_kept_and_read_back(make: Any, memory: str, f
     model, config = make(), DynSDPBConfig(memory=memory, top_k=64, chunk_tokens=3)
     predictions = Predictions(model, config)
     seen, rows, logits = read(predictions, model, EPOCH[0])
-    kept = predictions.keep(seen, rows).tensors
+    kept = predictions.keep(seen, rows)
     chunk = predictions.recall(kept).chunk(slice(0, 4), config, torch.device("cpu"), torch.float32)
     exact = FormerLogits(logits.detach()).chunk(slice(0, 4), config, torch.device("cpu"), torch.float32)
     assert predictions.form == form
@@ -85,7 +85,7 @@ def test_a_head_that_cannot_be_run_apart_leaves_logits(caplog: pytest.LogCapture
         predictions = Predictions(model, DynSDPBConfig(memory="hidden_states"), can_watch=False)
     seen, rows, logits = read(predictions, model, EPOCH[0])
     assert "sharded or compiled" in caplog.text
-    assert torch.equal(predictions.keep(seen, rows).tensors["logits"], logits)
+    assert torch.equal(predictions.keep(seen, rows)["logits"], logits)
 
 
 class Shifted(nn.Module):
@@ -109,7 +109,7 @@ def test_logits_that_cannot_be_made_again_are_kept_with_one_warning(caplog: pyte
     with caplog.at_level(logging.WARNING):
         for batch in EPOCH[:2]:
             seen, rows, logits = read(predictions, model, batch)
-            assert torch.equal(predictions.keep(seen, rows).tensors["logits"], logits)
+            assert torch.equal(predictions.keep(seen, rows)["logits"], logits)
     assert (len(caplog.records), predictions.form) == (1, "logits")
     assert "could not be made again" in caplog.text
 
@@ -124,22 +124,10 @@ def test_a_loss_that_writes_over_the_logits_is_refused():
         predictions.read(seen, logits, label_mask(EPOCH[0]))
 
 
-def test_logits_that_are_kept_are_copied_when_they_have_their_gradient():
-    model = make_llama()
-    predictions = Predictions(model, DynSDPBConfig())
-    seen, rows, logits = read(predictions, model, EPOCH[0])
-    kept = predictions.keep(seen, rows)
-    storage = seen.raw.untyped_storage().nbytes()
-    assert kept.num_tokens == len(rows)
-    logits.sum().backward()
-    assert torch.equal(kept.tensors["raw"], logits)
-    assert kept.tensors["raw"].untyped_storage().nbytes() < storage
-
-
 def test_what_another_way_of_reading_has_kept_is_not_misread():
     model = frozen_head()
     watching, blind = Predictions(model, DynSDPBConfig()), Predictions(model, DynSDPBConfig(), can_watch=False)
-    kept = [predictions.keep(*read(predictions, model, EPOCH[0])[:2]).tensors for predictions in (watching, blind)]
+    kept = [predictions.keep(*read(predictions, model, EPOCH[0])[:2]) for predictions in (watching, blind)]
     assert blind.recall(kept[0]) is None
     assert watching.recall(kept[1]).num_tokens == len(kept[1]["logits"])
 
