@@ -60,6 +60,10 @@ class FormerPrediction(ABC):
         """Return the logits of ``part``, [C, V], not to be written to; None where they are not known."""
         return None
 
+    def spare_memory(self, like_RX: Tensor) -> Tensor | None:
+        """Return memory [N, X] that may be written to, each token once it has been read; None where there is none."""
+        return None
+
 
 def identity(raw: Tensor) -> Tensor:
     """Return it as it is."""
@@ -83,11 +87,14 @@ class FormerLogits(FormerPrediction):
     Args:
         raw_NV: One row for each token.
         finish: Makes logits of it.
+        is_read_once: Nobody else needs them, so what has been read may be written over.
     """
 
-    def __init__(self, raw_NV: Tensor, finish: Callable[[Tensor], Tensor] = identity) -> None:
+    def __init__(
+        self, raw_NV: Tensor, finish: Callable[[Tensor], Tensor] = identity, *, is_read_once: bool = False
+    ) -> None:
         super().__init__(raw_NV)
-        self._raw_NV, self._finish = raw_NV, finish
+        self._raw_NV, self._finish, self._is_read_once = raw_NV, finish, is_read_once
 
     def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> FormerChunk:
         """Soften the logits."""
@@ -96,6 +103,11 @@ class FormerLogits(FormerPrediction):
     def logits(self, part: slice, device: torch.device, precise: torch.dtype) -> Tensor:
         """Finish what was kept."""
         return self._finish(self._raw_NV[part].to(device, precise, non_blocking=True))
+
+    def spare_memory(self, like_RX: Tensor) -> Tensor | None:
+        """Return the logits themselves, where they may go and are of the same kind."""
+        kinds = [(values.shape[1], values.dtype, values.device) for values in (self._raw_NV, like_RX)]
+        return self._raw_NV if self._is_read_once and kinds[0] == kinds[1] else None
 
 
 class FormerHiddenStates(FormerPrediction):

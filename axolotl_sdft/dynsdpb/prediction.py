@@ -243,18 +243,18 @@ class Predictions:
             yield seen.finish(raw_CV.to(torch.float64 if raw_CV.dtype == torch.float64 else torch.float32))
 
     def recall(self, kept: dict[str, Tensor]) -> FormerPrediction | None:
-        """Return what :meth:`keep` kept, to be read once, after the pass of its own iteration.
+        """Return what :meth:`keep` kept, to be read once, after the pass of its own iteration: it may be written over.
 
         None when it can't be read: it came from a checkpoint whose output head was watched, and this one can't be.
         """
         if "log_probs" in kept:
             return FormerTopK(**kept)
         if "logits" in kept:
-            return FormerLogits(kept["logits"])
+            return FormerLogits(kept["logits"], is_read_once=True)
         if self._finish is None or self._head is None:
             return None
         if "raw" in kept:
-            return FormerLogits(kept["raw"], self._finish)
+            return FormerLogits(kept["raw"], self._finish, is_read_once=True)
         return FormerHiddenStates(kept["hidden"], self._head, self._finish) if self.form == "hidden_states" else None
 
 

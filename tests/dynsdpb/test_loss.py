@@ -287,6 +287,27 @@ def test_gradients_are_added_to_those_of_a_loss_that_the_logits_feed():
     torch.testing.assert_close(gradient(True), reference.grad)
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("finish", [identity, torch.tanh])
+def test_former_logits_that_nobody_else_needs_give_their_memory_to_the_gradient(
+    divergence: str, dtype: torch.dtype, finish: Any
+):
+    config, rows = DynSDPBConfig(chunk_tokens=2, divergence=divergence), torch.tensor([0, 2, 3, 4, 6])
+    logits, teacher = random_logits(7, 5, 0, dtype), random_logits(5, 5, 1, dtype)
+
+    def gradient(former: torch.Tensor, is_read_once: bool) -> torch.Tensor:
+        leaf = logits.clone().requires_grad_()
+        present = PresentPrediction(leaf * 1, rows, finish)
+        distil(present, FormerLogits(former, finish, is_read_once=is_read_once), config).kl_sum.backward()
+        return leaf.grad
+
+    for_others, spent = teacher.clone(), teacher.clone()
+    torch.testing.assert_close(gradient(spent, True), gradient(for_others, False), rtol=0.0, atol=0.0)
+    assert torch.equal(for_others, teacher)
+    assert torch.equal(spent, gradient(for_others, False)[rows])
+
+
 @settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 7), configs, st.booleans(), st.integers(0, 99))
 def test_hidden_states_and_the_head_get_the_gradients_that_they_would_get_through_logits(
