@@ -54,9 +54,6 @@ SETS = {
 }
 TITLES = {"dolly": "Dolly", "gsm8k": "GSM8K", "openfunctions": "OpenFunctions"}
 
-# A template has to name the reference; this one shows nothing of it.
-_UNAIDED = {"template": "{{ instruction }}{% if not reference %}{% endif %}", "most_new_tokens": 128}
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -140,7 +137,7 @@ class Bench:
 
         The first whose answer is accepted: the prompts are not all those of :meth:`rows`, but as many.
         """
-        return self.rows(name, "train", 5 * count // 2, **_UNAIDED).taken[:count]
+        return self.rows(name, "train", 5 * count // 2, template="unaided", most_new_tokens=128).taken[:count]
 
     def own_answers(self, names: Sequence[str], count: int, most_new_tokens: int = 64) -> list[ScoredIds]:
         """Return the seed's own greedy answers to the first held-out prompts of some sets."""
