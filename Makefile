@@ -47,8 +47,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# A file of tests at a time for each core; threads within a test would only get in each other's way.
 pytest: $(STAMP) model
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # Brings the generated tables up to date, then builds the site; open build/docs/index.html.
 docs: $(VENV)/.installed-docs
