@@ -27,6 +27,7 @@ from axolotl_sdft.distillation.backends.likelihood import ScoredIds
 from axolotl_sdft.distillation.interfaces import Target
 from axolotl_sdft.recovery.bootstrap import Resampler
 from axolotl_sdft.recovery.exact_match import exact_match
+from axolotl_sdft.recovery.likelihood import answer_statistics
 from tests.benchmarks.effect_runs import FinishedRuns, markdown_table, mean_and_spread, seeds_first
 from tests.benchmarks.effect_training import SETS, TITLES, Bench, Training, measured, remembering, study_parser, train
 
@@ -184,13 +185,14 @@ def rows_table(bench: Bench, names: Sequence[str], count: int) -> str:
 
 
 def distance_table(bench: Bench, names: Sequence[str], ways: Sequence[str], count: int) -> str:
-    """Return a table of how far from the seed's own words is what each way trains on."""
+    """Return a table of how far from the seed's own words is what each way trains on: the mean over its answers."""
     lines = []
     for name in names:
         for way in ways:
             targets = training_rows(bench, name, way, count)
-            nll = measured(bench.seed, bench.seed, bench.encoded(targets))["nll"]
-            lines.append([TITLES[name], WAYS[way], len(targets), f"{nll:.2f}"])
+            answers = answer_statistics(bench.seed, bench.seed, bench.encoded(targets))
+            gap = statistics.fmean(answer.nll / answer.tokens for answer in answers)
+            lines.append([TITLES[name], WAYS[way], len(targets), f"{gap:.2f}"])
     return markdown_table(["set", "training", "rows", "nats per token of the trained answers under the seed"], lines)
 
 
