@@ -76,6 +76,10 @@ def main() -> None:
     """Make the runs that are not there yet, print the tables, draw the picture."""
     options = study_parser(__doc__)
     options.add_argument("--num-layers", type=int, nargs="+", default=[3, 6, 9], help="how many layers go")
+    ways = [way for way in WAYS if way != "none"]
+    options.add_argument(
+        "--ways", nargs="+", default=ways, choices=ways, help="merged ones need those they are made of"
+    )
     options.add_argument("--rows", type=int, default=64, help="rows of Dolly")
     options.add_argument("--second-rows", type=int, default=32, help="rows of GSM8K, for the merge")
     options.add_argument("--held-out", type=int, default=32)
@@ -99,7 +103,7 @@ def find_or_make_runs(bench: Bench, runs: FinishedRuns, args: argparse.Namespace
     ]
     variants = []
     for count in args.num_layers:
-        for way in (*TRAINED, "merged", "merged_adapters"):
+        for way in args.ways:
             trained = TRAINED[way] if way in TRAINED else (TRAINED["distilled"], TRAINED[SECOND])
             sizes = {"rows": args.rows, "second_rows": args.second_rows, **measuring}
             rewriting = {name: asdict(SETS[name]) for name in ("dolly", "gsm8k")}
@@ -210,8 +214,10 @@ def quality_table(found: Found, counts: Sequence[int]) -> str:
     lines = []
     for count in counts:
         for way, title in WAYS.items():
-            columns = [mean_and_spread(_values(found, count, way, measure), 1) for measure in MEASURES]
             runs = [run for (count_, way_, _), run in found.items() if (count_, way_) == (count, way)]
+            if not runs:
+                continue
+            columns = [mean_and_spread(_values(found, count, way, measure), 1) for measure in MEASURES]
             lines.append([count, title, *columns, mean_and_spread([run["own"]["kl"] for run in runs], 2)])
     return markdown_table(["layers less", "then", *MEASURES.values(), "KL to the seed, own answers"], lines)
 
