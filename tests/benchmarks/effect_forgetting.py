@@ -36,7 +36,9 @@ WAYS = {
     "sdft": "SDFT",
     "taken": "SDFT, rejected rows left out",
     "freer": "SDFT, `self_data`, rejected rows left out",
+    "sampled": "SDFT, sampled at temperature 1",
     "unaided": "the seed's own answers, original ones unseen",
+    "unaided_sampled": "the seed's own answers, sampled at temperature 1",
 }
 COMPARED = ("plain", "sdft")
 """The ways of the paper; the others ask what stands in their way."""
@@ -45,7 +47,15 @@ LEVELS = {0.5: "half", 1.0: "all that both reach"}
 SHARES = (0.25, 0.5, 0.75, 1.0)
 TRAINING = Training(rank=16, learning_rate=1e-3, epochs=2)
 
-_COLOURS = {"plain": "tab:red", "sdft": "tab:blue", "taken": "tab:cyan", "freer": "tab:green", "unaided": "tab:purple"}
+_COLOURS = {
+    "plain": "tab:red",
+    "sdft": "tab:blue",
+    "taken": "tab:cyan",
+    "freer": "tab:green",
+    "sampled": "tab:orange",
+    "unaided": "tab:purple",
+    "unaided_sampled": "tab:pink",
+}
 
 Point = dict[str, float]
 Found = dict[tuple[str, str, int], dict[str, Any]]
@@ -79,7 +89,7 @@ def main() -> None:
             found[run["set"], run["way"], run["seed"]] = known
     names = [name for name in args.sets if any(set_ == name for set_, _, _ in found)]
     print(rows_table(bench, names, args.rows), end="\n\n")
-    print(distance_table(bench, names, args.ways, args.rows), end="\n\n")
+    print(distance_table(bench, found, names, args.rows), end="\n\n")
     print(final_table(found, names), end="\n\n")
     if set(COMPARED) <= set(args.ways):
         print(equal_skill_table(found, names))
@@ -112,10 +122,11 @@ def training_rows(bench: Bench, name: str, way: str, count: int) -> list[Target]
     """Return what a way trains on."""
     if way == "freer":  # such answers are longer
         return bench.rows(name, "train", count, template="self_data", most_new_tokens=128).taken
-    if way == "unaided":
-        return bench.unaided(name, count)
-    rows = bench.rows(name, "train", count)
-    return {"plain": rows.original, "sdft": rows.distilled, "taken": rows.taken}[way]
+    temperature = 1.0 if way.endswith("sampled") else 0.0
+    if way.startswith("unaided"):
+        return bench.unaided(name, count, temperature)
+    rows = bench.rows(name, "train", count, temperature)
+    return {"plain": rows.original, "taken": rows.taken}.get(way, rows.distilled)
 
 
 def measured_answers(bench: Bench, settings: dict[str, Any]) -> dict[str, list[ScoredIds]]:
@@ -184,11 +195,11 @@ def rows_table(bench: Bench, names: Sequence[str], count: int) -> str:
     return markdown_table(header, lines)
 
 
-def distance_table(bench: Bench, names: Sequence[str], ways: Sequence[str], count: int) -> str:
+def distance_table(bench: Bench, found: Found, names: Sequence[str], count: int) -> str:
     """Return a table of how far from the seed's own words is what each way trains on: the mean over its answers."""
     lines = []
     for name in names:
-        for way in ways:
+        for way in (way for way in WAYS if any((set_, way_) == (name, way) for set_, way_, _ in found)):
             targets = training_rows(bench, name, way, count)
             answers = answer_statistics(bench.seed, bench.seed, bench.encoded(targets))
             gap = statistics.fmean(answer.nll / answer.tokens for answer in answers)

@@ -107,20 +107,21 @@ class Bench:
                 return found
         raise SystemExit(f"{name}_{split}.jsonl: {len(found)} rows of up to {task.most_tokens} tokens, {count} wanted")
 
-    def rows(self, name: str, split: str, count: int, **changes: Any) -> Rows:
+    def rows(self, name: str, split: str, count: int, temperature: float = 0.0, **changes: Any) -> Rows:
         """Return the first short rows of a set, with the answers that the seed model gave them.
 
         Args:
             name: Of the set.
             split: ``train`` or ``test``.
             count: How many.
+            temperature: At which the seed model writes; at 0 it takes the likeliest token each time.
             changes: Fields of the set in which the rewriting differs.
         """
         task, original = replace(SETS[name], **changes), self.targets(name, split, count)
         config = SelfDistillationConfig(
             template=task.template,
             checks=task.checks,
-            generation={"max_new_tokens": task.most_new_tokens, "dtype": "float32"},
+            generation={"max_new_tokens": task.most_new_tokens, "temperature": temperature, "dtype": "float32"},
             output_dir=str(self.workdir / "distilled"),
         )
         columns = {"instruction": [row.instruction for row in original], "output": [row.reference for row in original]}
@@ -132,12 +133,13 @@ class Bench:
             read_summary(Path(distilled.cache_files[0]["filename"]).parent),
         )
 
-    def unaided(self, name: str, count: int) -> list[Target]:
+    def unaided(self, name: str, count: int, temperature: float = 0.0) -> list[Target]:
         """Return rows with answers that the seed model gave without seeing the original one.
 
         The first whose answer is accepted: the prompts are not all those of :meth:`rows`, but as many.
         """
-        return self.rows(name, "train", 5 * count // 2, template="unaided", most_new_tokens=128).taken[:count]
+        asked = {"template": "unaided", "most_new_tokens": 128}
+        return self.rows(name, "train", 5 * count // 2, temperature, **asked).taken[:count]
 
     def own_answers(self, names: Sequence[str], count: int, most_new_tokens: int = 64) -> list[ScoredIds]:
         """Return the seed's own greedy answers to the first held-out prompts of some sets."""

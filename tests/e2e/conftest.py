@@ -77,7 +77,7 @@ def run_axolotl(folder, *args, check=True, stdin="", **env):
     environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": f"{REPOSITORY}", "PATH": path} | env
     command = [str(BINARIES / "axolotl"), *(str(arg) for arg in args)]
     streams = {"input": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(command, cwd=folder, env=environment, timeout=600, **streams)
+    done = subprocess.run(command, cwd=folder, env=environment, timeout=1200, **streams)
     if check:
         assert done.returncode == 0, done.stdout[-6000:]
     return done.stdout
