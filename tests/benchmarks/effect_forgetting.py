@@ -91,7 +91,7 @@ def main() -> None:
     print(rows_table(bench, names, args.rows), end="\n\n")
     print(distance_table(bench, found, names, args.rows), end="\n\n")
     print(final_table(found, names), end="\n\n")
-    if set(COMPARED) <= set(args.ways):
+    if "plain" in args.ways:
         print(equal_skill_table(found, names))
     if args.picture:
         draw(found, names, args.picture)
@@ -152,7 +152,7 @@ def exact_figures(bench: Bench, model: Any, name: str, count: int) -> dict[str, 
 
 
 def equal_skill(
-    plain: Sequence[Point], sdft: Sequence[Point], skill: str, share: float
+    plain: Sequence[Point], other: Sequence[Point], skill: str, share: float
 ) -> tuple[float, float, float] | None:
     """Return a skill that both ways reach, and what each has forgotten when it first reaches it.
 
@@ -160,16 +160,16 @@ def equal_skill(
 
     Args:
         plain: The points of one way, the seed itself first.
-        sdft: Those of the other.
+        other: Those of the other.
         skill: Which answers tell it.
         share: How much of what both gain at best: 1.0 is the best skill that both reach.
     """
     start = plain[0][f"{skill}_nll"]
-    best = max(min(point[f"{skill}_nll"] for point in points) for points in (plain, sdft))
+    best = max(min(point[f"{skill}_nll"] for point in points) for points in (plain, other))
     if best >= start:
         return None
     level = start + share * (best - start)
-    return level, forgotten_at(plain, skill, level), forgotten_at(sdft, skill, level)
+    return level, forgotten_at(plain, skill, level), forgotten_at(other, skill, level)
 
 
 def forgotten_at(points: Sequence[Point], skill: str, level: float) -> float:
@@ -232,25 +232,36 @@ def final_table(found: Found, names: Sequence[str]) -> str:
 
 
 def equal_skill_table(found: Found, names: Sequence[str]) -> str:
-    """Return a table of forgetting at skills that both ways reach, by both measures of skill."""
+    """Return a table of forgetting at skills that plain training and another way both reach, by both measures."""
     lines = []
     for name in names:
-        for skill, title in SKILLS.items():
-            for share, gained in LEVELS.items():
-                columns = _equal_skill_columns(found, name, skill, share)
-                lines.append([TITLES[name], title, gained, *columns])
-    header = ["set", "skill measured on", "gained", "nll", "KL, plain", "KL, SDFT", "SDFT / plain, median"]
+        others = [way for way in WAYS if way != "plain" and any((set_, way_) == (name, way) for set_, way_, _ in found)]
+        for way in others:
+            for skill, title in SKILLS.items():
+                for share, gained in LEVELS.items():
+                    columns = _equal_skill_columns(found, name, way, skill, share)
+                    lines.append([TITLES[name], WAYS[way], title, gained, *columns])
+    header = [
+        "set",
+        "training",
+        "skill measured on",
+        "gained",
+        "nll",
+        "KL, plain",
+        "KL, this way",
+        "this / plain, median",
+    ]
     return markdown_table(header, lines)
 
 
-def _equal_skill_columns(found: Found, name: str, skill: str, share: float) -> list[str]:
-    seeds = [seed for set_, way, seed in found if (set_, way) == (name, "sdft") and (name, "plain", seed) in found]
-    curves = [[found[name, way, seed]["points"] for way in COMPARED] for seed in seeds]
-    told = [equal_skill(plain, sdft, skill, share) for plain, sdft in curves]
+def _equal_skill_columns(found: Found, name: str, way: str, skill: str, share: float) -> list[str]:
+    seeds = [seed for set_, way_, seed in found if (set_, way_) == (name, way) and (name, "plain", seed) in found]
+    curves = [[found[name, each, seed]["points"] for each in ("plain", way)] for seed in seeds]
+    told = [equal_skill(plain, other, skill, share) for plain, other in curves]
     known = [each for each in told if each is not None]
     if not known:
         return ["one way never improves", "-", "-", "-"]
-    ratio = statistics.median(sdft / plain for _, plain, sdft in known)
+    ratio = statistics.median(other / plain for _, plain, other in known)
     return [*(mean_and_spread(values, 3) for values in zip(*known, strict=True)), f"{ratio:.2f}"]
 
 
