@@ -168,7 +168,7 @@ def equal_skill(
     best = max(min(point[f"{skill}_nll"] for point in points) for points in (plain, other))
     if best >= start:
         return None
-    level = start + share * (best - start)
+    level = max(best, start + share * (best - start))  # rounding must not put it below the best
     return level, forgotten_at(plain, skill, level), forgotten_at(other, skill, level)
 
 

@@ -26,6 +26,11 @@ def test_two_ways_are_compared_at_the_best_skill_that_both_reach_and_on_the_way_
     assert equal_skill(PLAIN, OTHER, "original", 0.5) == pytest.approx((2.5, 0.2, 0.1))
 
 
+def test_rounding_does_not_put_a_level_out_of_reach():
+    plain, other = curve((1.07, 0.0), (0.4930843781268296, 0.2)), curve((1.07, 0.0), (0.49, 0.1))
+    assert equal_skill(plain, other, "original", 1.0)[1] == pytest.approx(0.2)
+
+
 def test_ways_that_never_improve_are_not_compared():
     assert equal_skill(PLAIN, curve((3.0, 0.0), (3.1, 0.2)), "original", 1.0) is None
 
