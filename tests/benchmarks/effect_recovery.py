@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.effect_recovery --data DATA --workdir bench --picture recovery.svg
 
-The seed model loses layers, chosen by block influence, and is then trained on Dolly with LoRA: on the original answers,
-on those that the unpruned seed rewrote, and on these with DynSDPB, at half the epochs since each row is seen twice; and
-in the same batches as DynSDPB joins, but without its term, which tells apart what the two do. Training on answers that
-the seed gave without seeing the original ones tells what the rewriting would be worth if it closed all of the gap.
+The seed model loses layers, chosen by block influence, and is then trained on Dolly with LoRA: on the original answers;
+on those that the unpruned seed rewrote, taking the likeliest token each time or sampling; and on these with DynSDPB, at
+half the epochs since each row is seen twice. Two controls: the batches that DynSDPB joins, but without its term; and
+answers that the seed gave without seeing the original ones, as if rewriting could close all of the gap.
 Two models that were trained on rewritten answers, one on Dolly and one on GSM8K, are merged by SLERP: as full weights,
 which is the paper's way, and as LoRA adapters.
 
@@ -43,6 +43,7 @@ WAYS = {
     "distilled": "self-distilled",
     "dynsdpb": "self-distilled + DynSDPB",
     "joined": "the same batches, `alpha: 0`",
+    "sampled": "self-distilled, sampled at temperature 1",
     "unaided": "the seed's own answers, original ones unseen",
     SECOND: "self-distilled, on GSM8K",
     "merged": "merged, full weights",
@@ -55,6 +56,7 @@ TRAINED = {
     "distilled": ("dolly", True, _TRAINING),
     "dynsdpb": ("dolly", True, _DYNSDPB),
     "joined": ("dolly", True, _DYNSDPB),
+    "sampled": ("dolly", True, _TRAINING),
     "unaided": ("dolly", True, _TRAINING),
     SECOND: ("gsm8k", True, _TRAINING),
 }
@@ -65,7 +67,7 @@ MEASURES = {
     "own": "quality kept, seed's own answers, %",
     "agreement": "agreement with the seed, own answers, %",
 }
-_BAR_WIDTH = 0.1
+_BAR_WIDTH = 0.09
 _OTHERS = ("gsm8k", "openfunctions")
 
 Found = dict[tuple[int, str, int | None], dict[str, Any]]
@@ -133,7 +135,7 @@ def trained_run(bench: Bench, settings: dict[str, Any]) -> dict[str, Any]:
     if settings["way"] == "unaided":
         targets = bench.unaided(name, count)
     else:
-        rows = bench.rows(name, "train", count)
+        rows = bench.rows(name, "train", count, temperature=1.0 if settings["way"] == "sampled" else 0.0)
         targets = rows.distilled if is_distilled else rows.original
     base = bench.load(pruned(bench, settings["num_layers"]))
     dynsdpb = DynSDPBConfig(alpha=0.0) if settings["way"] == "joined" else None
