@@ -76,7 +76,7 @@ def _line(label: str, texts: Sequence[str]) -> str:
 
 def _shortened_label(label: str) -> str:
     """Return a label that leaves the columns their room; the indent stays."""
-    indent = label[: len(label) - len(label.lstrip())]
+    indent = label[: len(label) - len(label.lstrip(" "))]  # other white space is part of a name
     return indent + shortened(printable(label), _LABEL - len(indent))
 
 

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from axolotl_sdft.recovery.figures import Figure
@@ -65,6 +65,7 @@ def test_more_models_than_fit_get_a_table_of_their_own_beside_the_seed():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(max_size=60), max_size=5), st.floats(), st.text(max_size=200))
+@example(["\n"], 0.0, "")
 def test_no_line_is_wider_than_100_columns_whatever_names_values_and_notes_are(names, value, note):
     kept = {"held_out": Figure(value, value, value, 3)}
     others = [model(name, 20, quality_kept=kept, tasks={name: figure(value)}) for name in names]
