@@ -60,9 +60,9 @@ class FormerPrediction(ABC):
         """Return the logits of ``part``, [C, V], not to be written to; None where they are not known."""
         return None
 
-    def spare_memory(self, like_RX: Tensor) -> Tensor | None:
-        """Return memory [N, X] that may be written to, each token once it has been read; None where there is none."""
-        return None
+    def gradient_memory(self, like_RX: Tensor) -> Tensor:
+        """Return memory [N, X] for a gradient of this kind; a token may be written once it has been read here."""
+        return like_RX.new_empty((self.num_tokens, like_RX.shape[1]))
 
 
 def identity(raw: Tensor) -> Tensor:
@@ -104,10 +104,10 @@ class FormerLogits(FormerPrediction):
         """Finish what was kept."""
         return self._finish(self._raw_NV[part].to(device, precise, non_blocking=True))
 
-    def spare_memory(self, like_RX: Tensor) -> Tensor | None:
+    def gradient_memory(self, like_RX: Tensor) -> Tensor:
         """Return the logits themselves, where they may go and are of the same kind."""
         kinds = [(values.shape[1], values.dtype, values.device) for values in (self._raw_NV, like_RX)]
-        return self._raw_NV if self._is_read_once and kinds[0] == kinds[1] else None
+        return self._raw_NV if self._is_read_once and kinds[0] == kinds[1] else super().gradient_memory(like_RX)
 
 
 class FormerHiddenStates(FormerPrediction):

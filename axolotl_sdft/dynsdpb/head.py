@@ -26,7 +26,6 @@ _FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multi
 _DIVISORS = ("logits_scaling",)  # some models multiply by it, others divide
 _CAPS = ("final_logit_softcapping", "output_logit_soft_cap")
 _NUM_SAMPLES = 16
-_NUM_COMPARED = 64
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class HeadCall:
     @property
     def is_intact(self) -> bool:
         """Whether ``raw`` still is what came out, as far as those tell."""
-        return torch.equal(few_of(self.raw).nan_to_num(), self.few.nan_to_num())
+        return torch.equal(_few_of(self.raw).nan_to_num(), self.few.nan_to_num())
 
 
 @dataclass
@@ -94,7 +93,7 @@ def watched(head: nn.Module | None, body: nn.Module | None) -> Iterator[Watched]
 
     def record_head(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if args and torch.is_tensor(args[0]) and torch.is_tensor(output):
-            seen.calls.append(HeadCall(args[0], output, few_of(output)))
+            seen.calls.append(HeadCall(args[0], output, _few_of(output)))
 
     def record_body(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
@@ -148,14 +147,13 @@ def head_gives(head: Callable[[Tensor], Tensor], hidden_SH: Tensor, raw_SV: Tens
     return again_SV.shape == raw_SV.shape and _is_close(again_SV, raw_SV, coarse)
 
 
-def few_of(values: Tensor) -> Tensor:
-    """Return a copy of a few numbers of a tensor, spread evenly."""
-    return values.detach().flatten()[:: max(1, values.numel() // _NUM_COMPARED)].clone()
-
-
 def sampled(positions_N: Tensor) -> Tensor:
     """Return a few of the positions, spread evenly."""
     return positions_N[:: max(1, -(-len(positions_N) // _NUM_SAMPLES))]
+
+
+def _few_of(values: Tensor) -> Tensor:
+    return sampled(values.detach().flatten()).clone()
 
 
 def _is_close(found: Tensor, expected: Tensor, tolerance: float) -> bool:

@@ -144,9 +144,7 @@ class _Work:
         if self.rows_N is None:
             self.rows_N = torch.arange(len(flat_RX), device=flat_RX.device)
         if needs_gradient:
-            spare_NX = former.spare_memory(flat_RX)
-            shape = (former.num_tokens, flat_RX.shape[1])
-            self.gradient_NX = flat_RX.new_empty(shape) if spare_NX is None else spare_NX
+            self.gradient_NX = former.gradient_memory(flat_RX)
             self.head_gradients = [torch.zeros_like(weight) for weight in self.head_parameters]
         chunks = Chunks(self.finish, self.config, self.labels_N, former, flat_RX)
         chunk_tokens = self.config.chunk_tokens

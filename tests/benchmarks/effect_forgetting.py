@@ -34,8 +34,6 @@ from tests.benchmarks.effect_training import SETS, TITLES, Bench, Training, meas
 WAYS = {
     "plain": "plain fine-tuning",
     "sdft": "SDFT",
-    "taken": "SDFT, rejected rows left out",
-    "freer": "SDFT, `self_data`, rejected rows left out",
     "sampled": "SDFT, sampled at temperature 1",
     "unaided": "the seed's own answers, original ones unseen",
     "unaided_sampled": "the seed's own answers, sampled at temperature 1",
@@ -50,8 +48,6 @@ TRAINING = Training(rank=16, learning_rate=1e-3, epochs=2)
 _COLOURS = {
     "plain": "tab:red",
     "sdft": "tab:blue",
-    "taken": "tab:cyan",
-    "freer": "tab:green",
     "sampled": "tab:orange",
     "unaided": "tab:purple",
     "unaided_sampled": "tab:pink",
@@ -120,13 +116,11 @@ def forgetting_run(bench: Bench, settings: dict[str, Any]) -> dict[str, Any]:
 
 def training_rows(bench: Bench, name: str, way: str, count: int) -> list[Target]:
     """Return what a way trains on."""
-    if way == "freer":  # such answers are longer
-        return bench.rows(name, "train", count, template="self_data", most_new_tokens=128).taken
     temperature = 1.0 if way.endswith("sampled") else 0.0
     if way.startswith("unaided"):
         return bench.unaided(name, count, temperature)
     rows = bench.rows(name, "train", count, temperature)
-    return {"plain": rows.original, "taken": rows.taken}.get(way, rows.distilled)
+    return rows.original if way == "plain" else rows.distilled
 
 
 def measured_answers(bench: Bench, settings: dict[str, Any]) -> dict[str, list[ScoredIds]]:
@@ -149,6 +143,12 @@ def exact_figures(bench: Bench, model: Any, name: str, count: int) -> dict[str, 
     targets = bench.targets(name, "test", count)
     figure, _ = exact_match(model.merge_and_unload(), bench.tokenizer, targets, config, Resampler(0))
     return {"exact_match": figure.value}
+
+
+def ways_run(found: Found, name: str) -> list[str]:
+    """Return the ways that have been run on a set, in the order of ``WAYS``."""
+    there = {way for set_, way, _ in found if set_ == name}
+    return [way for way in WAYS if way in there]
 
 
 def equal_skill(
@@ -199,7 +199,7 @@ def distance_table(bench: Bench, found: Found, names: Sequence[str], count: int)
     """Return a table of how far from the seed's own words is what each way trains on: the mean over its answers."""
     lines = []
     for name in names:
-        for way in (way for way in WAYS if any((set_, way_) == (name, way) for set_, way_, _ in found)):
+        for way in ways_run(found, name):
             targets = training_rows(bench, name, way, count)
             answers = answer_statistics(bench.seed, bench.seed, bench.encoded(targets))
             gap = statistics.fmean(answer.nll / answer.tokens for answer in answers)
@@ -211,10 +211,8 @@ def final_table(found: Found, names: Sequence[str]) -> str:
     """Return a table of skill and forgetting at the end of the runs."""
     lines = []
     for name in names:
-        for way, title in WAYS.items():
+        for way in ways_run(found, name):
             runs = [run for (set_, way_, _), run in found.items() if (set_, way_) == (name, way)]
-            if not runs:
-                continue
             first, last = runs[0]["points"][0], [run["points"][-1] for run in runs]
             skills = [
                 f"{first[f'{skill}_nll']:.2f} → {mean_and_spread([point[f'{skill}_nll'] for point in last], 3)}"
@@ -223,7 +221,7 @@ def final_table(found: Found, names: Sequence[str]) -> str:
             exact = [100 * run["exact_match"] for run in runs if "exact_match" in run]
             forgotten = mean_and_spread([point["others_kl"] for point in last], 3)
             agreement = mean_and_spread([100 * point["others_agreement"] for point in last], 1)
-            lines.append([TITLES[name], title, *skills, mean_and_spread(exact, 1), forgotten, agreement])
+            lines.append([TITLES[name], WAYS[way], *skills, mean_and_spread(exact, 1), forgotten, agreement])
     header = [
         *("set", "training", "nll, original answers", "nll, rewritten answers", "right calls, %"),
         *("forgetting: KL to the seed, others", "agreement with the seed, others, %"),
@@ -235,8 +233,7 @@ def equal_skill_table(found: Found, names: Sequence[str]) -> str:
     """Return a table of forgetting at skills that plain training and another way both reach, by both measures."""
     lines = []
     for name in names:
-        others = [way for way in WAYS if way != "plain" and any((set_, way_) == (name, way) for set_, way_, _ in found)]
-        for way in others:
+        for way in (way for way in ways_run(found, name) if way != "plain"):
             for skill, title in SKILLS.items():
                 for share, gained in LEVELS.items():
                     columns = _equal_skill_columns(found, name, way, skill, share)
