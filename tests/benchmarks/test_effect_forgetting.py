@@ -27,7 +27,8 @@ def test_two_ways_are_compared_at_the_best_skill_that_both_reach_and_on_the_way_
 
 
 def test_rounding_does_not_put_a_level_out_of_reach():
-    plain, other = curve((1.07, 0.0), (0.4930843781268296, 0.2)), curve((1.07, 0.0), (0.49, 0.1))
+    assert 1.58 + (0.57 - 1.58) < 0.57
+    plain, other = curve((1.58, 0.0), (0.57, 0.2)), curve((1.58, 0.0), (0.5, 0.1))
     assert equal_skill(plain, other, "original", 1.0)[1] == pytest.approx(0.2)
 
 
