@@ -15,42 +15,12 @@ from axolotl_sdft.errors import ArtifactError
 
 DEFAULT_ROOT = "sdft_prepared"
 _UNFINISHED = ".unfinished"
-_SAMPLE_BYTES = 4096
-_SAMPLES_PER_FILE = 256
 
 
 def fingerprint(value: Any) -> str:
     """Return 12 hex digits that change when anything in a JSON-like value does."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def file_fingerprint(path: Path) -> str:
-    """Return 12 hex digits of a file's size and of samples spread over its content.
-
-    Up to 1 MiB is read, at fixed places, so that a checkpoint of any size costs milliseconds. Training or another
-    conversion changes nearly every weight, which the samples show; the path and the date play no part.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        digest.update(str(size).encode())
-        stride = max(_SAMPLE_BYTES, size // _SAMPLES_PER_FILE)
-        for offset in range(0, size, stride):
-            file.seek(offset)
-            digest.update(file.read(_SAMPLE_BYTES))
-        file.seek(max(0, size - _SAMPLE_BYTES))
-        digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()[:12]
-
-
-def checkpoint_fingerprint(model_dir: Path) -> str:
-    """Return 12 hex digits that change when a checkpoint's config, tokenizer or weights do."""
-    patterns = ("config.json", "tokenizer*", "chat_template*")
-    texts = {path for pattern in patterns for path in model_dir.glob(pattern) if path.is_file()}
-    files = sorted(model_dir.glob("*.safetensors")) or sorted(model_dir.glob("pytorch_model*.bin"))
-    weights = [[path.name, file_fingerprint(path)] for path in files]
-    return fingerprint([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(texts)] + weights)
 
 
 def ensure_writable(folder: Path, yaml_key: str) -> None:

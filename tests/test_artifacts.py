@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 
 from axolotl_sdft.artifacts import (
     atomic_folder,
-    checkpoint_fingerprint,
     ensure_free_space,
     ensure_writable,
-    file_fingerprint,
     find_or_make,
     fingerprint,
     package_versions,
@@ -55,74 +53,6 @@ def test_fingerprints_are_equal_when_and_only_when_the_json_is(left, right):
 def test_a_fingerprint_is_twelve_hex_digits_and_never_changes_between_runs():
     # The first 12 digits of sha256 of the text {"a":[1,null]}
     assert fingerprint({"a": [1, None]}) == "a290b55a84a4"
-
-
-@given(st.binary(min_size=1, max_size=10_000), st.data())
-def test_one_changed_byte_of_a_small_file_shows(tmp_path_factory, content, data):
-    path = tmp_path_factory.mktemp("files") / "file"
-    path.write_bytes(content)
-    before = file_fingerprint(path)
-    place = data.draw(st.integers(0, len(content) - 1))
-    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    assert file_fingerprint(path) != before
-
-
-def test_a_copy_under_another_name_and_date_has_the_same_fingerprint(tmp_path):
-    (tmp_path / "weights").write_bytes(os.urandom(3 * MIB))
-    shutil.copyfile(tmp_path / "weights", tmp_path / "copy")
-    os.utime(tmp_path / "copy", (0, 0))
-    assert file_fingerprint(tmp_path / "copy") == file_fingerprint(tmp_path / "weights")
-
-
-def test_a_large_file_shows_a_change_at_its_end_in_its_length_and_in_half_a_percent_of_its_bytes(tmp_path):
-    content = os.urandom(5 * MIB)
-    versions = [content, content[:-1] + bytes([content[-1] ^ 1]), content + b"0"]
-    # A run of 1/192 of the file is longer than the step between two samples, so it can't hide between them.
-    start, length = 2 * MIB + 77, len(content) // 192
-    versions.append(content[:start] + bytes(length) + content[start + length :])
-    digests = []
-    for version in versions:
-        (tmp_path / "weights").write_bytes(version)
-        digests.append(file_fingerprint(tmp_path / "weights"))
-    assert len(set(digests)) == 4
-
-
-def test_files_of_nothing_but_zeros_differ_by_their_length(tmp_path):
-    (tmp_path / "shorter").write_bytes(bytes(2 * MIB))
-    (tmp_path / "longer").write_bytes(bytes(2 * MIB + 1))
-    assert file_fingerprint(tmp_path / "shorter") != file_fingerprint(tmp_path / "longer")
-
-
-def test_an_empty_file_has_a_fingerprint(tmp_path):
-    (tmp_path / "empty").touch()
-    assert len(file_fingerprint(tmp_path / "empty")) == 12
-
-
-@pytest.mark.parametrize(
-    ("name", "matters"),
-    [
-        ("config.json", True),
-        ("model-00001-of-00002.safetensors", True),
-        ("tokenizer.json", True),
-        ("tokenizer_config.json", True),
-        ("chat_template.jinja", True),
-        ("README.md", False),
-        ("optimizer.pt", False),
-    ],
-)
-def test_a_checkpoint_fingerprint_covers_config_weights_tokenizer_and_template(tmp_path, name, matters):
-    (tmp_path / "config.json").write_text("{}")
-    before = checkpoint_fingerprint(tmp_path)
-    (tmp_path / name).write_text("changed")
-    assert (checkpoint_fingerprint(tmp_path) != before) == matters
-
-
-def test_a_moved_checkpoint_keeps_its_fingerprint(tmp_path):
-    (tmp_path / "here").mkdir()
-    write_json(tmp_path / "here" / "config.json", {"num_hidden_layers": 4})
-    before = checkpoint_fingerprint(tmp_path / "here")
-    (tmp_path / "here").rename(tmp_path / "there")
-    assert checkpoint_fingerprint(tmp_path / "there") == before
 
 
 # Folders written whole or not at all
@@ -289,10 +219,3 @@ def test_a_json_file_that_can_not_be_read_is_named_with_the_cause(tmp_path, cont
 
 def test_versions_of_packages_that_are_not_installed_are_left_out():
     assert package_versions("pytest", "no-such-package").keys() - {"axolotl-sdft"} == {"pytest"}
-
-
-def test_a_folder_among_the_tokenizer_files_plays_no_part_in_the_fingerprint_of_a_checkpoint(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    before = checkpoint_fingerprint(tmp_path)
-    (tmp_path / "tokenizer").mkdir()
-    assert checkpoint_fingerprint(tmp_path) == before

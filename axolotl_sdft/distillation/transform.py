@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.artifacts import (
     DEFAULT_ROOT,
-    checkpoint_fingerprint,
     ensure_writable,
     find_or_make,
     fingerprint,
 )
 from axolotl_sdft.config import SelfDistillationConfig
+from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.distillation.admission import require_columns, require_whole_dataset
 from axolotl_sdft.distillation.build import SUMMARY_FILE, build_dataset
 from axolotl_sdft.distillation.checks import resolve_checks
@@ -143,8 +143,8 @@ class DistillationTask:
 
     @cached_property
     def seed_fingerprint(self) -> str:
-        """Fingerprint of the seed model as it was when first asked for."""
-        return checkpoint_fingerprint(self.seed_dir)
+        """Identity of the seed model as it was when first asked for."""
+        return model_identity(self.seed_dir)
 
     @cached_property
     def content(self) -> Content:
@@ -214,7 +214,7 @@ class DistillationTask:
 
     def _build(self, backend: Backend, journal: Journal) -> None:
         """Build the dataset from the answers, all of which are there. One process at a time is here."""
-        if checkpoint_fingerprint(self.seed_dir) != self.seed_fingerprint:
+        if model_identity(self.seed_dir) != self.seed_fingerprint:
             raise ArtifactError(
                 f"{self.where}: the seed model in {self.seed_dir} was changed while it wrote the answers in "
                 f"{self.answers_dir}, which are kept. Start again to have the model as it is now write them anew; "

@@ -1,11 +1,13 @@
 """Loads the rows that Axolotl would load, and points its configuration to rewritten ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.artifacts import file_fingerprint, fingerprint
-from axolotl_sdft.errors import DatasetError
+from axolotl_sdft.artifacts import fingerprint
+from axolotl_sdft.core.identity import file_digests
+from axolotl_sdft.errors import DatasetError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,9 +95,30 @@ def rewritten_entry(entry: Any, folder: Path) -> Any:
 
 
 def entry_fingerprint(entry: Any) -> str:
-    """Return 12 hex digits of what a dataset entry reads: its keys, and the content where the path is local."""
+    """Return 12 hex digits of what a dataset entry reads: its keys, and every byte where ``path`` is local.
+
+    So do the local files that ``data_files`` names. Where a local path lies does not count.
+
+    Raises:
+        DatasetError: A file can't be read.
+    """
     path = Path(str(entry.get("path")))
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    content = [[file.name, file_fingerprint(file)] for file in files if file.is_file()]
-    keys = {key: value for key, value in entry.items() if value is not None and not (content and key == "path")}
-    return fingerprint([keys, content])
+    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+    named = {file.relative_to(path).as_posix() if path.is_dir() else file.name: file for file in inside}
+    is_local = any(file.is_file() for file in inside)
+    named |= {file: Path(file) for file in _local_data_files(entry.get("data_files"))}
+    files = {name: file for name, file in named.items() if file.is_file()}
+    keys = {key: value for key, value in entry.items() if value is not None and not (is_local and key == "path")}
+    try:
+        return fingerprint([keys, list(zip(files, file_digests(files.values()), strict=True))])
+    except OSError as err:
+        raise DatasetError(f"the data of path {str(path)!r} can't be read: {first_line(err)}") from err
+
+
+def _local_data_files(named: Any) -> list[str]:
+    """Return the files here that ``data_files`` names: a pattern, a list, or a mapping from splits to either."""
+    if isinstance(named, str):
+        return sorted(glob(named, recursive=True))
+    if isinstance(named, Mapping):
+        named = list(named.values())
+    return [file for part in named or [] for file in _local_data_files(part)]

@@ -10,13 +10,13 @@ from typing import Any
 
 from axolotl_sdft.artifacts import (
     atomic_folder,
-    checkpoint_fingerprint,
     find_or_make,
     fingerprint,
     read_json,
     write_json,
 )
 from axolotl_sdft.config import LayerPruningConfig, parse_size
+from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.errors import ArtifactError, CheckpointError
 from axolotl_sdft.pruning.architecture import layer_count
 from axolotl_sdft.pruning.cut import (
@@ -168,7 +168,7 @@ class PruningTask:
 
     @cached_property
     def _seed_fingerprint(self) -> str:
-        return checkpoint_fingerprint(self.seed_dir)
+        return model_identity(self.seed_dir)
 
     @cached_property
     def _settings(self) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.artifacts import checkpoint_fingerprint, fingerprint, read_json, write_json
+from axolotl_sdft.artifacts import fingerprint, write_json
+from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.recovery.loading import weights_dir
 from axolotl_sdft.recovery.models import ReportedModel
 
@@ -48,10 +49,6 @@ def write_whole(path: Path, content: Any) -> None:
 
 
 def model_fingerprint(model: ReportedModel) -> str:
-    """Return 12 hex digits that change when a model does: its weights, config or tokenizer, or an adapter's base."""
-    own = checkpoint_fingerprint(model.folder)
-    if not model.is_adapter:
-        return own
-    # Two trainings of one base may differ in the scale of the adapter alone; where the base lies does not matter.
-    settings = read_json(model.folder / "adapter_config.json") | {"base_model_name_or_path": None}
-    return fingerprint([own, settings, checkpoint_fingerprint(weights_dir(model))])
+    """Return hex digits that change when any byte does that shapes what a model says, or an adapter's base says."""
+    own = model_identity(model.folder)
+    return fingerprint([own, model_identity(weights_dir(model))]) if model.is_adapter else own

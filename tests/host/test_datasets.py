@@ -83,6 +83,25 @@ def test_a_fingerprint_follows_the_content_of_a_local_file_and_not_its_place(tmp
     assert entry_fingerprint(DictDefault({"path": "below/rows.jsonl", "type": "alpaca"})) != first
 
 
+def test_a_fingerprint_notices_one_changed_byte_in_the_middle_of_a_large_file(tmp_path):
+    content = bytearray(b"0" * 3_000_000)
+    prints = set()
+    for place in (None, 1_234_567, 2_999_999):
+        if place is not None:
+            content[place] += 1
+        (tmp_path / "large.txt").write_bytes(content)
+        prints.add(entry_fingerprint(DictDefault({"path": str(tmp_path / "large.txt")})))
+    assert len(prints) == 3
+
+
+@pytest.mark.parametrize("data_files", ["rows.jsonl", ["rows.jsonl"], {"train": ["*.jsonl"]}])
+def test_a_fingerprint_follows_the_content_of_local_data_files(data_files, tmp_path):
+    entry = DictDefault({"path": "json", "data_files": data_files})
+    before = entry_fingerprint(entry)
+    (tmp_path / "rows.jsonl").write_text('{"id": 99}\n')
+    assert entry_fingerprint(entry) != before
+
+
 def test_a_fingerprint_of_a_hub_dataset_follows_its_keys():
     entries = [DictDefault({"path": "org/rows"} | extra) for extra in ({}, {"revision": "v2"}, {"split": "test"})]
     assert len({entry_fingerprint(entry) for entry in entries}) == 3

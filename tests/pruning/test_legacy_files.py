@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from axolotl_sdft import artifacts, cut_layers
-from axolotl_sdft.artifacts import checkpoint_fingerprint
+from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.errors import ArtifactError, CheckpointError
 from axolotl_sdft.pruning.cut import read_cut
 from axolotl_sdft.pruning.legacy_files import converted, read_legacy_checkpoint
@@ -141,11 +141,11 @@ def test_a_checkpoint_in_safetensors_is_cut_without_torch(smollm2_dir):
     assert run.stdout == "False\n"
 
 
-def test_the_fingerprint_follows_pickled_weights_unless_safetensors_are_read(own_checkpoint):
-    before = checkpoint_fingerprint(own_checkpoint)
+def test_the_identity_follows_pickled_weights_unless_safetensors_are_read(own_checkpoint):
+    before = model_identity(own_checkpoint)
     (own_checkpoint / "pytorch_model.bin").write_bytes(b"1")
-    assert checkpoint_fingerprint(own_checkpoint) == before
+    assert model_identity(own_checkpoint) == before
     (own_checkpoint / "model.safetensors").unlink()
-    first = checkpoint_fingerprint(own_checkpoint)
+    first = model_identity(own_checkpoint)
     (own_checkpoint / "pytorch_model.bin").write_bytes(b"2")
-    assert len({before, first, checkpoint_fingerprint(own_checkpoint)}) == 3
+    assert len({before, first, model_identity(own_checkpoint)}) == 3

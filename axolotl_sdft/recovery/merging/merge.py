@@ -1,6 +1,5 @@
 """The stage: finds the merge of two models, or makes it. torch comes with making it."""
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Any, Literal
 
 from axolotl_sdft.artifacts import (
     atomic_folder,
-    checkpoint_fingerprint,
     ensure_free_space,
     ensure_writable,
     find_or_make,
@@ -20,10 +18,10 @@ from axolotl_sdft.artifacts import (
     write_json,
 )
 from axolotl_sdft.config import MergeConfig, parse_size
+from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.errors import ArtifactError, ConfigError
 from axolotl_sdft.pruning.seed import resolve_seed
 from axolotl_sdft.recovery.merging.adapters import (
-    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     Adapter,
     check_same_base,
@@ -232,16 +230,8 @@ def fingerprinted_folder(first: NamedModel, second: NamedModel, config: MergeCon
 
 
 def _identity(first: NamedModel, second: NamedModel, config: MergeConfig) -> dict[str, Any]:
-    models = {"first": _fingerprint(first.folder), "second": _fingerprint(second.folder)}
+    models = {"first": model_identity(first.folder), "second": model_identity(second.folder)}
     return models | config.model_dump(mode="json", include={"method", "ratio", "dtype", "max_shard_size"})
-
-
-def _fingerprint(folder: Path) -> str:
-    """Return 12 hex digits that change when the weights or settings of a checkpoint or an adapter do."""
-    settings = folder / ADAPTER_CONFIG
-    if not settings.is_file():
-        return checkpoint_fingerprint(folder)
-    return fingerprint([checkpoint_fingerprint(folder), hashlib.sha256(settings.read_bytes()).hexdigest()])
 
 
 def _require_base(adapter: Adapter, model: NamedModel) -> None:
@@ -249,7 +239,7 @@ def _require_base(adapter: Adapter, model: NamedModel) -> None:
     if model.name == adapter.base_name or str(model.folder.resolve()) == adapter.base:
         return
     base = Path(adapter.base)
-    if base.is_dir() and checkpoint_fingerprint(base) == checkpoint_fingerprint(model.folder):
+    if base.is_dir() and model_identity(base) == model_identity(model.folder):
         return
     raise ConfigError(
         f"{adapter.folder} is a LoRA adapter of {adapter.base_name!r}, and {model.folder} another full checkpoint; "

@@ -1,0 +1,157 @@
+"""Which files a model's folder holds, which of them shape what the model says, and which lead out of the folder.
+
+A folder may come from anywhere, so no symlink is followed out of it and no index may name a file outside: else cutting
+a model would copy what lies elsewhere on the disk into a folder that is shared later. One layout is known and followed:
+a snapshot in the Hub's cache consists of links to the ``blobs`` beside it.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from axolotl_sdft.errors import CheckpointError, first_line
+
+ADAPTER_CONFIG = "adapter_config.json"
+TEMPLATES_FOLDER = "additional_chat_templates"
+
+# Patterns of lower-case names. What is not known to leave the model as it is counts: custom code may read any file.
+_INERT = (
+    *("readme*", "licen[cs]e*", "notice*", "use_policy*", "requirements*.txt", "*.md", "*.rst", "*.html", "*.pdf"),
+    *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.log", "*.lock", "*.yml", "*.yaml", "*.tfevents.*"),
+    *("*.jsonl", "*.csv", "*.parquet", "*.arrow"),
+    # The state and the results of a training
+    *("trainer_state.json", "tokens_state.json", "training_args.bin", "optimizer*", "scheduler.*", "scaler.*"),
+    *("rng_state*", "random_states*", "dynsdpb_memory*.pt", "*_results.json", "latest", "zero_to_fp32.py"),
+    # What the stages of this package tell about a model
+    *("layer_pruning.json", "scores.json", "scoring.json", "sdft_merge.json", "summary.json", "report.json"),
+    # Weights for other frameworks
+    *("*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite", "*.gguf"),
+)
+# Pickled weights, which are not read where one of the other files is there.
+_SUPERSEDED = {
+    "pytorch_model*.bin*": ("model.safetensors", "model.safetensors.index.json"),
+    "adapter_model.bin": ("adapter_model.safetensors",),
+}
+_INDEXES = (".safetensors.index.json", ".bin.index.json")
+_FOLDERS = {TEMPLATES_FOLDER: "*.jinja", "custom_generate": "*.py"}
+
+
+def shaping_files(folder: Path) -> list[Path]:
+    """Return the files of a model's folder that shape what the model says, sorted.
+
+    These are weights, settings, tokenizer, chat templates, an adapter's files, custom code, and any other file that is
+    not known to play no part, as model cards, licences, reports and the state of a training do. Folders inside are
+    left out, but for chat templates, weights that an index names, and custom code.
+
+    Raises:
+        CheckpointError: The folder is missing, or one of the files lies outside.
+    """
+    try:
+        listed = sorted(os.listdir(folder))
+        names = {name for name in listed if _counts(name, listed)}
+        for index in [name for name in names if name.endswith(_INDEXES)]:
+            names |= set(indexed_files(folder, index).values())
+        for inner, pattern in _FOLDERS.items():
+            names |= {f"{inner}/{path.name}" for path in (folder / inner).glob(pattern)}
+        if any(name.endswith(".py") for name in names):
+            names |= set(_modules(folder))
+        return [folder / name for name in sorted(names) if (folder / name).is_file() and own_path(folder, name)]
+    except OSError as err:
+        raise CheckpointError(f"the model in {folder} can't be read: {first_line(err)}") from err
+
+
+def own_path(folder: Path, name: str) -> Path:
+    """Return the path of a name in a model's folder, whether a file is there or not.
+
+    Raises:
+        CheckpointError: The name, or a symlink there, leads out of the folder.
+    """
+    path = folder / name
+    if os.path.isabs(name) or PureWindowsPath(name).is_absolute() or ".." in PureWindowsPath(name).parts:
+        raise CheckpointError(
+            f"{name!r} is not the name of a file in {folder}: it leads out of the folder, which a model may not. "
+            "Put the file into the folder and name it there"
+        )
+    target = _resolved(path)
+    if not any(target.is_relative_to(root) for root in _roots(folder)):
+        raise CheckpointError(
+            f"{path} is a symlink to {target}, outside the model's folder, and is not followed. Replace the link by "
+            "a copy of the file if it belongs to the model, or delete it"
+        )
+    return path
+
+
+def indexed_files(folder: Path, index: str) -> dict[str, str]:
+    """Return the ``weight_map`` of an index: the file of each tensor, each a name in the folder.
+
+    Raises:
+        CheckpointError: The index is broken, or names a file outside the folder.
+    """
+    path = own_path(folder, index)
+    content = read_json_file(path)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) and name for name in weight_map.values()):
+        raise CheckpointError(f"{path} is not an index of weight files: its weight_map must name a file per tensor")
+    for name in sorted(set(weight_map.values())):
+        try:
+            own_path(folder, name)
+        except CheckpointError as err:
+            raise CheckpointError(f"{path}: weight_map names a file outside: {err}") from err
+    return weight_map
+
+
+def read_json_file(path: Path) -> Any:
+    """Return the value of a JSON file that came with a model.
+
+    Raises:
+        CheckpointError: The file is missing, is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise CheckpointError(f"{path} can't be read: its JSON is nested too deeply to be a model's") from None
+    except (OSError, ValueError) as err:
+        raise CheckpointError(f"{path} can't be read: {first_line(err)}") from err
+
+
+def _counts(name: str, listed: Collection[str]) -> bool:
+    lower = name.lower()
+    if name.startswith(".") or any(fnmatchcase(lower, pattern) for pattern in _INERT):
+        return False
+    return not any(
+        fnmatchcase(name, pattern) and any(better in listed for better in instead)
+        for pattern, instead in _SUPERSEDED.items()
+    )
+
+
+def _modules(folder: Path) -> Iterator[str]:
+    """Yield the modules in the folders inside, which custom code may import; folders of other models are left out."""
+    for place, folders, names in os.walk(folder):
+        inside = Path(place).relative_to(folder)
+        folders[:] = [name for name in folders if not name.startswith(".") and not _is_model(Path(place, name))]
+        for name in folders:
+            own_path(folder, (inside / name).as_posix())
+        if inside.parts:
+            yield from ((inside / name).as_posix() for name in names if name.endswith(".py"))
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file()
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as err:  # a link that leads to itself, a name with a zero byte
+        raise CheckpointError(f"{str(path)!r} can't be followed ({first_line(err)}); delete or rename it") from err
+
+
+def _roots(folder: Path) -> Iterator[Path]:
+    """Yield the folders in which a model's files may lie: its own, and the blobs of a snapshot in the Hub's cache."""
+    root = _resolved(folder)
+    yield root
+    if root.parent.name == "snapshots":
+        yield _resolved(root.parent.parent / "blobs")
