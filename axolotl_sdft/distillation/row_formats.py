@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from axolotl_sdft.distillation.chat_rows import ChatRows
 from axolotl_sdft.distillation.interfaces import RowFormat
 from axolotl_sdft.distillation.raw_rows import CompletionRows, SegmentRows
 from axolotl_sdft.distillation.rows import InstructionRows
+from axolotl_sdft.distillation.wordings import BUILT_IN, STYLES, user_defined_wording
 from axolotl_sdft.errors import DatasetError
 from axolotl_sdft.hookspecs import hookimpl
 from axolotl_sdft.plugins import ROW_FORMATS, registry
@@ -19,27 +21,35 @@ _QUESTIONS = InstructionRows("question", "answer")
 _ORCA = InstructionRows("question", "response", system="system_prompt", required=("system_prompt",))
 _ARTICLE = InstructionRows("article", "answer", input="question", required=("question",))
 _CONTEXT = InstructionRows("context", "answer", input="question", required=("question",))
+_DIALOGUE = InstructionRows("prompt", "generation", is_raw=True)
 
-_INSTRUCTION_TYPES: dict[str, InstructionRows] = {
+# The columns of each type, and the name of its wording.
+_INSTRUCTION_TYPES: dict[str, tuple[InstructionRows, str]] = {
+    **dict.fromkeys(("alpaca_chat", "alpaca_chat.load"), (_INPUT, "chat")),
+    "alpaca_chat.load_concise": (_INPUT, "chat_concise"),
+    "alpaca_chat.load_no_prompt": (_INPUT, "chat_alone"),
+    **dict.fromkeys(("alpaca_instruct", "alpaca_instruct.load"), (_INPUT, "instruct")),
+    "alpaca_instruct.load_no_prompt": (_INPUT, "instruct_alone"),
+    "alpaca_chat.load_qa": (_QUESTIONS, "chat_concise"),
+    "alpaca_chat.load_camel_ai": (InstructionRows("message_1", "message_2"), "chat_concise"),
+    **dict.fromkeys(
+        ("alpaca_w_system", "alpaca_w_system.load", "alpaca_w_system.load_chat"), (_WITH_SYSTEM, "chat_alone")
+    ),
+    "alpaca_w_system.load_instruct": (_WITH_SYSTEM, "instruct_alone"),
+    "alpaca_w_system.load_open_orca": (_ORCA, "orca"),
+    "alpaca_w_system.load_open_orca_chatml": (_ORCA, "orca_chatml"),
+    **dict.fromkeys(("orcamini", "orcamini.load"), (_ORCA, "orcamini")),
+    **dict.fromkeys(("metharme", "metharme.load"), (_DIALOGUE, "bare")),
+    **dict.fromkeys(("context_qa", "context_qa.load"), (_ARTICLE, "context")),
+    "context_qa.load_v2": (_CONTEXT, "context_and_question"),
+    "creative_acr.load_answer": (InstructionRows(output="revision"), "creative"),
+}
+_STYLED_TYPES: dict[str, InstructionRows] = {  # may end in :chat, :instruct, ...
     "alpaca": _INPUT,
-    **dict.fromkeys(("alpaca_chat", "alpaca_chat.load", "alpaca_chat.load_concise"), _INPUT),
-    **dict.fromkeys(("alpaca_chat.load_no_prompt", "alpaca_instruct", "alpaca_instruct.load"), _INPUT),
-    "alpaca_instruct.load_no_prompt": _INPUT,
-    "alpaca_chat.load_qa": _QUESTIONS,
-    "alpaca_chat.load_camel_ai": InstructionRows("message_1", "message_2"),
-    **dict.fromkeys(("alpaca_w_system", "alpaca_w_system.load"), _WITH_SYSTEM),
-    **dict.fromkeys(("alpaca_w_system.load_instruct", "alpaca_w_system.load_chat"), _WITH_SYSTEM),
-    **dict.fromkeys(("alpaca_w_system.load_open_orca", "alpaca_w_system.load_open_orca_chatml"), _ORCA),
-    **dict.fromkeys(("orcamini", "orcamini.load"), _ORCA),
     "gpteacher": InstructionRows(input="input", output="response"),
     "oasst": InstructionRows("INSTRUCTION", "RESPONSE"),
-    "summarizetldr": InstructionRows("article", "summary"),
-    **dict.fromkeys(("metharme", "metharme.load"), InstructionRows("prompt", "generation")),
-    **dict.fromkeys(("context_qa", "context_qa.load"), _ARTICLE),
-    "context_qa.load_v2": _CONTEXT,
-    "creative_acr.load_answer": InstructionRows(output="revision"),
 }
-_STYLED_TYPES = ("alpaca", "gpteacher", "oasst", "summarizetldr")  # may end in :chat, :instruct, ...
+_TLDR = "summarizetldr"  # may end in a style as well, which changes nothing
 
 _CHAT_ROLES = {"human": "user", "gpt": "assistant"}
 _CHAT_TYPES: dict[str, ChatRows] = {
@@ -74,8 +84,11 @@ _REFUSED: dict[str, str] = {
 @hookimpl
 def sdft_register_row_formats(register: Callable[[str, Callable[[Mapping[str, Any]], RowFormat]], None]) -> None:
     """Register the dataset types whose rows hold prompts and answers, and ``user_defined`` for mappings."""
-    for name, instruction_rows in _INSTRUCTION_TYPES.items():
-        register(name, partial(_fixed, instruction_rows))
+    for name, (instruction_rows, wording) in _INSTRUCTION_TYPES.items():
+        register(name, partial(_fixed, replace(instruction_rows, wording=BUILT_IN[wording])))
+    for name, instruction_rows in _STYLED_TYPES.items():
+        register(name, partial(_styled_rows, instruction_rows))
+    register(_TLDR, partial(_fixed, InstructionRows("article", "summary", wording=BUILT_IN["tldr"])))
     for name, chat_rows in _CHAT_TYPES.items():
         register(name, partial(_fixed, chat_rows))
     register("chat_template", _chat_template_rows)
@@ -88,6 +101,17 @@ def sdft_register_row_formats(register: Callable[[str, Callable[[Mapping[str, An
 def _fixed(rows: RowFormat, dataset_config: Mapping[str, Any]) -> RowFormat:
     """Return a format whose columns no setting can change."""
     return rows
+
+
+def _styled_rows(rows: InstructionRows, dataset_config: Mapping[str, Any]) -> RowFormat:
+    """Return a format in the style that follows the colon of its type."""
+    style = str(dataset_config.get("type")).partition(":")[2] or "instruct"
+    if style not in STYLES:
+        raise DatasetError(
+            f"type is {dataset_config.get('type')!r}, but Axolotl knows the styles {', '.join(STYLES)}; write one of "
+            "them after the colon, or leave the colon out"
+        )
+    return replace(rows, wording=STYLES[style])
 
 
 def _completion_rows(dataset_config: Mapping[str, Any]) -> RowFormat:
@@ -115,6 +139,7 @@ def _user_defined_rows(dataset_config: Mapping[str, Any]) -> RowFormat:
         input=fields.get("field_input") or "input",
         system=fields.get("field_system") or "system",
         system_prompt=fields.get("system_prompt") or "",
+        wording=user_defined_wording(fields),
     )
 
 
@@ -153,7 +178,7 @@ def resolve_row_format(dataset_config: Mapping[str, Any], where: str = "dataset"
         name = "user_defined"
     elif isinstance(kind, str) and kind:
         base = kind.split(":")[0]
-        name = base if base in _STYLED_TYPES else kind
+        name = base if base in (*_STYLED_TYPES, _TLDR) else kind
     else:
         raise DatasetError(f"{where}.type is missing; set the type of its rows, such as alpaca or chat_template")
     reason = _REFUSED.get(name) or _REFUSED.get(re.split(r"[.:]", name)[0])

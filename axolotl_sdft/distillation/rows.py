@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from axolotl_sdft.distillation.framing import framed
+from axolotl_sdft.distillation.framing import framed, plain
 from axolotl_sdft.distillation.interfaces import Message, Target
+from axolotl_sdft.distillation.wordings import Wording
+
+_BESIDE = Wording("{instruction}\n\n{input}", "{instruction}")
 
 
 @dataclass(frozen=True)
@@ -32,21 +35,48 @@ class InstructionRows:
     required: tuple[str, ...] = ()
     """Which of ``input`` and ``system`` a dataset can't do without."""
 
+    wording: Wording = _BESIDE
+    """What the type puts around the columns."""
+
+    is_raw: bool = False
+    """Whether the instruction holds control tokens of a chat, which are not shown."""
+
+    @property
+    def question_columns(self) -> tuple[str, ...]:
+        """Columns that the question is made of. Numbers in them become text, as in Axolotl."""
+        return tuple(name for name in (self.instruction, self.input, self.system) if name)
+
+    @property
+    def answer_columns(self) -> tuple[str, ...]:
+        """Columns that must hold text."""
+        return (self.output,)
+
     def missing_columns(self, column_names: Sequence[str]) -> list[str]:
         """Return the required columns that a dataset lacks."""
         return [name for name in (self.instruction, self.output, *self.required) if name not in column_names]
 
     def num_targets(self, row: dict[str, Any]) -> int:
-        """Return 1, or 0 when the instruction or the answer is no text."""
-        return int(isinstance(row.get(self.instruction), str) and isinstance(row.get(self.output), str))
+        """Return 1, or 0 when there is no instruction or the answer is not text."""
+        return int(isinstance(row.get(self.instruction), str | int | float) and isinstance(row.get(self.output), str))
 
     def target(self, row: dict[str, Any], index: int) -> Target:
-        """Return the answer; its context is the system message, if any, and the instruction with its input."""
-        system = row.get(self.system, self.system_prompt) if self.system else self.system_prompt
-        extra = row.get(self.input) if self.input else None
-        instruction = f"{row[self.instruction]}\n\n{extra}" if extra else row[self.instruction]
+        """Return the answer; its context is the system message, if any, and the instruction with its input.
+
+        Both stand in the words of the type, without its control tokens.
+        """
+        system, instruction = self._question(row, self.wording.shown)
         context: list[Message] = [{"role": "system", "content": system}] if system else []
-        return Target((*context, {"role": "user", "content": instruction}), framed(row[self.output]).text)
+        asked = plain(instruction) if self.is_raw else instruction
+        return Target((*context, {"role": "user", "content": asked}), framed(row[self.output]).text)
+
+    def trained(self, row: dict[str, Any]) -> Any:
+        """Return what is trained of a row: the whole text before the answer, and the answer."""
+        return ["".join(self._question(row, self.wording)), row.get(self.output)]
+
+    def _question(self, row: dict[str, Any], wording: Wording) -> tuple[str, str]:
+        extra = row.get(self.input) if self.input else None
+        system = row.get(self.system, self.system_prompt) if self.system else self.system_prompt
+        return wording.system_text(system, extra), wording.asked(row.get(self.instruction), extra)
 
     def with_answer(self, row: dict[str, Any], index: int, text: str) -> dict[str, Any]:
         """Return a copy of the row with another answer."""

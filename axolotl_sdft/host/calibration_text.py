@@ -11,15 +11,15 @@ from axolotl_sdft.errors import DatasetError, UnknownNameError
 
 _PLAIN_TYPES = ("completion", "pretrain")
 _SHAREGPT = {"field_messages": "conversations", "message_property_mappings": {"role": "from", "content": "value"}}
+_BESIDE = {"format": "{instruction}\n\n{input}", "no_input_format": "{instruction}"}
 # What rows without a type may be, told by their columns. The first that fits is taken.
 _GUESSES: tuple[dict[str, Any], ...] = (
     {"type": "chat_template"},
     {"type": "chat_template", **_SHAREGPT},
     {"type": "chat_template", "field_messages": "conversations"},
-    {"type": "alpaca"},
-    {"type": "alpaca_chat.load_qa"},
+    {"type": {"field_instruction": "instruction", "field_input": "input", "field_output": "output", **_BESIDE}},
     *(
-        {"type": {"field_instruction": instruction, "field_input": "context", "field_output": answer}}
+        {"type": {"field_instruction": instruction, "field_input": "context", "field_output": answer, **_BESIDE}}
         for instruction in ("instruction", "prompt", "question", "query")
         for answer in ("response", "completion", "answer", "output")
     ),

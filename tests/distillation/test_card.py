@@ -68,7 +68,7 @@ def test_axolotl_reads_the_folder_with_the_report_and_the_card_in_it(tmp_path, s
     read = shared.load_dataset_with_config(DictDefault(path=str(folder), type="alpaca"), False, streaming=False)
 
     assert {"report.html", "README.md", "summary.json", "state.json"} <= {path.name for path in folder.iterdir()}
-    assert read["output"][:2] == ["1 messages, the last ends in 0", "1 messages, the last ends in 1"]
+    assert read["output"][:2] == ["2 messages, the last ends in 0", "2 messages, the last ends in 1"]
 
 
 def test_a_card_names_no_folder_server_or_key_of_this_machine(tmp_path):

@@ -13,6 +13,7 @@ from axolotl_sdft.errors import ArtifactError
 from tests.distillation import echo_backend
 
 ROW = {"instruction": "How many legs do 3 spiders have?", "output": "3 times 8 is 24."}
+ALONE = {"no_input_format": "{instruction}"}  # a type that puts nothing around the instruction
 CHECKS = ("empty", "truncated", "numeric_answer")
 
 
@@ -27,7 +28,7 @@ def answer(text, finish_reason="stop"):
     return Answer(text, finish_reason, 1)
 
 
-def finished_task(tmp_path, seed_dir, rows, row_type="alpaca", **settings):
+def finished_task(tmp_path, seed_dir, rows, row_type=ALONE, **settings):
     settings = {"template": "unaided", "checks": CHECKS, "candidates": 3} | settings
     generation = {"backend": "scripted", "temperature": 0.7}
     config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), generation=generation, gap_samples=0, **settings)

@@ -26,35 +26,62 @@ def references(row: dict[str, Any], **config: Any) -> list[str]:
 # --- one instruction, one answer ---
 
 
-def test_an_alpaca_row_asks_with_its_instruction_and_its_input():
+WRITE = "Write a response that appropriately completes the request."
+TASK = f"Below is an instruction that describes a task. {WRITE}"
+TASK_WITH_INPUT = (
+    f"Below is an instruction that describes a task, paired with an input that provides further context. {WRITE}"
+)
+CONCISELY = (
+    "Below is an instruction from a USER that describes a task. The ASSISTANT writes a response that appropriately and "
+    "concisely completes the request."
+)
+FROM_CONTEXT = "Use the following contextual information to concisely answer the question."
+CREATIVELY = (
+    "Answer the following question in a comprehensive, in-depth, and creative way. Additionally your response should "
+    "be relevant, accurate, and free of any ambiguity."
+)
+
+
+def test_an_alpaca_row_asks_with_its_preamble_its_instruction_and_its_input():
     target = resolve_row_format({"type": "alpaca"}).target(
         {"instruction": "Add.", "input": "2 and 3", "output": "5"}, 0
     )
-    assert target.context == ({"role": "user", "content": "Add.\n\n2 and 3"},)
+    assert target.context == (says("system", TASK_WITH_INPUT), says("user", "Add.\n\n2 and 3"))
     assert target.reference == "5"
 
 
 @pytest.mark.parametrize("row", [{}, {"input": ""}, {"input": None}])
 def test_an_alpaca_row_does_without_an_input(row: dict[str, Any]):
     row_format = resolve_row_format({"type": "alpaca:chat"})
-    assert row_format.target({"instruction": "Hi", "output": "Hello", **row}, 0).instruction == "Hi"
+    context = row_format.target({"instruction": "Hi", "output": "Hello", **row}, 0).context
+    assert context == (says("system", TASK), says("user", "Hi"))
     assert row_format.missing_columns(["instruction", "output"]) == []
 
 
 @pytest.mark.parametrize(
     ("kind", "row", "context", "reference"),
     [
-        ("alpaca_chat.load_qa", {"question": "Q", "answer": "A"}, ["Q"], "A"),
-        ("alpaca_chat.load_camel_ai", {"message_1": "Q", "message_2": "A"}, ["Q"], "A"),
+        ("alpaca_chat.load_no_prompt", {"instruction": "Q", "output": "A"}, ["Q"], "A"),
+        ("alpaca_chat.load_qa", {"question": "Q", "answer": "A"}, [CONCISELY, "Q"], "A"),
+        ("alpaca_chat.load_camel_ai", {"message_1": "Q", "message_2": "A"}, [CONCISELY, "Q"], "A"),
         ("alpaca_w_system", {"system": "S", "instruction": "Q", "output": "A"}, ["S", "Q"], "A"),
         ("alpaca_w_system.load_open_orca", {"system_prompt": "S", "question": "Q", "response": "A"}, ["S", "Q"], "A"),
-        ("gpteacher:instruct", {"instruction": "Q", "input": "I", "response": "A"}, ["Q\n\nI"], "A"),
-        ("oasst", {"INSTRUCTION": "Q", "RESPONSE": "A"}, ["Q"], "A"),
-        ("metharme", {"prompt": "Q", "generation": "A"}, ["Q"], "A"),
-        ("context_qa.load", {"article": "T", "question": "Q", "answer": "A"}, ["T\n\nQ"], "A"),
+        ("orcamini", {"system_prompt": "S", "question": "Q", "response": "A"}, ["S", "Q"], "A"),
+        ("gpteacher:instruct", {"instruction": "Q", "input": "I", "response": "A"}, [TASK_WITH_INPUT, "Q\n\nI"], "A"),
+        ("oasst", {"INSTRUCTION": "Q", "RESPONSE": "A"}, [TASK, "Q"], "A"),
+        ("metharme", {"prompt": "<|system|>S<|user|>Q<|model|>", "generation": "A"}, ["S\n\nQ"], "A"),
+        ("context_qa.load", {"article": "T", "question": "Q", "answer": "A"}, [FROM_CONTEXT, "T\n===\nQ"], "A"),
+        ("context_qa.load_v2", {"context": "T", "question": "Q", "answer": "A"}, ["Context: T\nQuestion: Q"], "A"),
+        ("creative_acr.load_answer", {"instruction": "Q", "revision": "A"}, [CREATIVELY, "Q"], "A"),
+        (
+            "summarizetldr:chat",
+            {"article": "T", "summary": "A"},
+            ["Summarize the following article as a TL;DR.\nT"],
+            "A",
+        ),
     ],
 )
-def test_each_instruction_type_reads_its_own_columns(
+def test_each_instruction_type_asks_in_its_own_words(
     kind: str, row: dict[str, Any], context: list[str], reference: str
 ):
     row_format = resolve_row_format({"type": kind})
@@ -65,14 +92,104 @@ def test_each_instruction_type_reads_its_own_columns(
     assert len(row_format.missing_columns([])) >= 2
 
 
+def test_a_style_that_axolotl_does_not_know_is_refused():
+    with pytest.raises(DatasetError, match=r"type is 'alpaca:vicuna', but Axolotl knows the styles instruct, chat,"):
+        resolve_row_format({"type": "alpaca:vicuna"})
+
+
 def test_a_user_defined_type_reads_the_columns_it_names():
     fields = {"field_instruction": "q", "field_input": "more", "field_output": "a", "system_prompt": "Be kind."}
     row_format = resolve_row_format({"type": fields})
     assert row_format.missing_columns(["q"]) == ["a"]
     target = row_format.target({"q": "Why?", "more": "Really.", "a": "So."}, 0)
-    assert [message["content"] for message in target.context] == ["Be kind.", "Why?\n\nReally."]
+    assert [message["content"] for message in target.context] == ["Be kind.", "Why? Really."]
     own = row_format.target({"q": "Why?", "a": "So.", "system": "Be rude."}, 0)
     assert own.context[0] == {"role": "system", "content": "Be rude."}
+
+
+@pytest.mark.parametrize(
+    ("fields", "row", "context"),
+    [
+        (
+            {"format": "Classify: {instruction}\nChoices: {input}\nLabel:"},
+            {"input": "a, b"},
+            ["Classify: Q\nChoices: a, b\nLabel:"],
+        ),
+        (
+            {"format": "{instruction} / {input}", "no_input_format": "[INST] Shorten this.\n{instruction} [/INST]"},
+            {"input": ""},
+            ["Shorten this.\nQ"],
+        ),
+        (
+            {"system_format": "<<SYS>>\nYou speak {system}.\n<</SYS>>\n\n", "no_input_format": "[INST] {instruction}"},
+            {"system": "Danish"},
+            ["You speak Danish.", "Q"],
+        ),
+        ({"system_format": ""}, {"system": "Danish"}, ["Q"]),
+        (
+            {
+                "no_input_format": "<|im_start|>system\nTranslate.<|im_end|>\n"
+                "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n"
+            },
+            {},
+            ["Translate.\n\nQ"],
+        ),
+        ({"no_input_format": '{{"question": "{instruction}"}}'}, {}, ['{"question": "Q"}']),
+        (
+            {"no_input_format": "### Instruction:\n{instruction}\n\n### Response:\n"},
+            {},
+            ["### Instruction:\nQ\n\n### Response:"],
+        ),
+    ],
+)
+def test_a_user_defined_format_is_shown_without_its_control_tokens(fields, row, context):
+    row_format = resolve_row_format({"type": fields})
+    target = row_format.target({"instruction": "Q", "output": "A", **row}, 0)
+    assert [message["content"] for message in target.context] == context
+
+
+def test_what_looks_like_a_control_token_within_a_column_stays():
+    row_format = resolve_row_format({"type": {"no_input_format": "<s>[INST] {instruction} [/INST]"}})
+    target = row_format.target({"instruction": "What does <s> mean in HTML, and {this}?", "output": "Struck."}, 0)
+    assert target.instruction == "What does <s> mean in HTML, and {this}?"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"format": "{instruction} {question}"}, r"datasets\[1\]\.type\.format is .*can't be filled in \(KeyError"),
+        (
+            {"no_input_format": "{instruction} {input}"},
+            r"type\.no_input_format is .*KeyError: 'input'.*may hold \{instr",
+        ),
+        ({"format": "{instruction"}, r"type\.format is .*ValueError.*a brace of its own is written twice"),
+        ({"system_format": "{}"}, r"type\.system_format is '\{\}', which can't be filled in \(IndexError"),
+        ({"format": "{instruction.real}"}, r"type\.format .*AttributeError"),
+        ({"format": "{instruction[0]}"}, r"type\.format .*IndexError"),
+        ({"format": "[INST] [/INST]"}, r"type\.format is .*which holds neither words nor \{instruction\} and \{input"),
+        (
+            {"no_input_format": "<|{instruction}|>"},
+            r"type\.no_input_format .*whose words can't be told from its control tok",
+        ),
+        ({"format": 7}, r"type\.format is 7, which is not a text"),
+        (
+            {
+                "format": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+                "<|im_start|>user\n{input}"
+            },
+            r"type\.format holds a turn of the assistant before the last question.*use type: chat_template",
+        ),
+    ],
+)
+def test_a_format_that_can_not_be_told_in_words_is_refused_by_its_key(fields, message):
+    with pytest.raises(DatasetError, match=message):
+        resolve_row_format({"type": fields}, "datasets[1]")
+
+
+def test_a_number_in_a_question_becomes_text_as_in_axolotl():
+    row_format = resolve_row_format({"type": {"no_input_format": "Is {instruction} prime?"}})
+    assert row_format.target({"instruction": 7, "output": "Yes."}, 0).instruction == "Is 7 prime?"
+    assert row_format.num_targets({"instruction": None, "output": "Yes."}) == 0
 
 
 def test_an_answer_that_is_no_text_is_left_alone():

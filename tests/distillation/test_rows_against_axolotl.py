@@ -84,18 +84,54 @@ def assert_trains_the_answers(rows: list[dict[str, Any]], config: dict[str, Any]
         assert parts(old, folder)[0] == parts(new, folder)[0]
 
 
+# What may stand in the trained text of a built-in type and is not shown: whose turn it is.
+HEADINGS = {
+    *(
+        "###",
+        "Instruction:",
+        "Input:",
+        "Response:",
+        "System:",
+        "User:",
+        "Human:",
+        "Assistant:",
+        "Additional",
+        "Context:",
+    ),
+    *("SYSTEM:", "USER:", "ASSISTANT:", "system", "user", "assistant"),
+}
+
+
+def assert_shows_the_question(rows: list[dict[str, Any]], config: dict[str, Any], folder, hidden=HEADINGS) -> None:
+    """Check that what Axolotl puts before an answer is known to the letter, and shown but for headings and tokens."""
+    row_format = resolve_row_format(config)
+    for row, tokens in zip(rows, tokenized(rows, config, folder), strict=True):
+        masked = parts(tokens, folder)[0]
+        assert row_format.trained(row)[0] == masked
+        shown = " ".join(message["content"] for message in row_format.target(row, 0).context)
+        words = re.sub(r"<\|[a-z_]+\|>|\[/?INST\]|<</?SYS>>", " ", masked).split()
+        assert [word for word in words if word not in hidden] == [word for word in shown.split() if word not in hidden]
+        assert not re.search(r"<\||INST\]|SYS>>", shown)
+
+
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "input", "output"),
-    "alpaca:chat": ("instruction", "input", "output"),
+    **{f"alpaca:{style}": ("instruction", "input", "output") for style in ("chat", "chatml", "phi")},
+    "alpaca_chat": ("instruction", "input", "output"),
+    "alpaca_instruct": ("instruction", "output"),
     "alpaca_chat.load_qa": ("question", "answer"),
     "alpaca_chat.load_concise": ("instruction", "input", "output"),
     "alpaca_chat.load_camel_ai": ("message_1", "message_2"),
     "alpaca_chat.load_no_prompt": ("instruction", "input", "output"),
     "alpaca_instruct.load_no_prompt": ("instruction", "input", "output"),
     "alpaca_w_system": ("system", "instruction", "input", "output"),
+    "alpaca_w_system.load_instruct": ("system", "instruction", "output"),
     "alpaca_w_system.load_open_orca": ("system_prompt", "question", "response"),
     "alpaca_w_system.load_open_orca_chatml": ("system_prompt", "question", "response"),
     "orcamini": ("system_prompt", "question", "response"),
+    "gpteacher:chat": ("instruction", "response"),
+    "oasst:chatml": ("INSTRUCTION", "RESPONSE"),
+    "summarizetldr:chat": ("article", "summary"),
     "gpteacher": ("instruction", "input", "response"),
     "oasst": ("INSTRUCTION", "RESPONSE"),
     "summarizetldr": ("article", "summary"),
@@ -114,6 +150,7 @@ def test_the_answer_of_an_instruction_row_is_what_axolotl_trains(kind, data, smo
     rows = data.draw(st.lists(row, min_size=2, max_size=4))
     lead = "Answer: " if kind == "context_qa.load_v2" else ""
     assert_trains_the_answers(rows, {"type": kind}, smollm2_dir, lead)
+    assert_shows_the_question(rows, {"type": kind}, smollm2_dir)
 
 
 @SOME_ROWS
@@ -126,8 +163,25 @@ def test_the_answer_of_an_instruction_row_is_what_axolotl_trains(kind, data, smo
 )
 def test_the_answer_of_a_user_defined_row_is_what_axolotl_trains(rows, smollm2_dir):
     fields = {"field_instruction": "q", "field_input": "more", "field_output": "a", "field_system": "who"}
-    formats = {"format": "[INST] {instruction} {input} [/INST]", "no_input_format": "[INST] {instruction} [/INST]"}
-    assert_trains_the_answers(rows, {"type": {**fields, **formats}}, smollm2_dir)
+    formats = {
+        "format": "[INST] Say it in French: {instruction} ({input}) [/INST]",
+        "no_input_format": "[INST] Say it in French: {instruction} [/INST]",
+        "system_format": "<<SYS>>\nYou are {system}\n<</SYS>>\n\n",
+    }
+    for more in ({"system_format": "{system} "}, formats):
+        assert_trains_the_answers(rows, {"type": {**fields, **more}}, smollm2_dir)
+        assert_shows_the_question(rows, {"type": {**fields, **more}}, smollm2_dir, hidden=())
+
+
+@pytest.mark.parametrize("value", [7, 2.5, True])
+def test_a_number_in_a_question_reads_as_axolotl_writes_it(value, smollm2_dir):
+    rows = [{"instruction": value, "input": value, "output": "Yes."}] * 2
+    assert_shows_the_question(rows, {"type": "alpaca"}, smollm2_dir)
+
+
+def test_axolotl_trains_on_no_answer_that_is_a_number(smollm2_dir):
+    with pytest.raises((TypeError, ValueError)):
+        tokenized([{"instruction": "6 * 7", "output": 42}] * 2, {"type": "alpaca"}, smollm2_dir)
 
 
 def turns(role="role", content="content", user="user", assistant="assistant"):

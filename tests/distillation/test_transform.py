@@ -30,7 +30,7 @@ def test_every_row_keeps_its_place_and_its_other_columns(tmp_path, seed_dir):
 
     assert distilled["id"] == [0, 1, 2, 3, 4]
     assert distilled["instruction"] == rows["instruction"]
-    assert distilled["output"] == [f"1 messages, the last ends in {index}" for index in range(5)]
+    assert distilled["output"] == [f"2 messages, the last ends in {index}" for index in range(5)]
     assert distilled["sdft_source"] == ["distilled"] * 5
     assert distilled["sdft_reasons"] == [[""]] * 5
 
