@@ -54,8 +54,12 @@ class Wording:
     @cached_property
     def shown(self) -> "Wording":
         """The same in words alone, as a person would write it to somebody."""
-        cleaned = {name: self._cleaned(getattr(self, name)) for name in ("turn", "turn_without_input", "system")}
-        preambles = {name: getattr(self, name).strip() for name in ("preamble", "preamble_without_input")}
+        cleaned: dict[str, Any] = {
+            name: self._cleaned(getattr(self, name)) for name in ("turn", "turn_without_input", "system")
+        }
+        preambles: dict[str, Any] = {
+            name: getattr(self, name).strip() for name in ("preamble", "preamble_without_input")
+        }
         return replace(self, **cleaned, **preambles)
 
     def _cleaned(self, text: str) -> str:
@@ -138,28 +142,28 @@ _ALPACA = Wording(
     f"{_TASK}{_CONTEXT} Write a response that appropriately completes the request.",
     f"{_TASK}. Write a response that appropriately completes the request.",
 )
-_CHAT_FORMATS = {
+_CHAT_FORMATS: dict[str, Any] = {
     "turn": "USER: {instruction}\n{input}\nASSISTANT:",
     "turn_without_input": "USER: {instruction}\nASSISTANT:",
     "system": "SYSTEM: {system}\n",
 }
-_CHATML_FORMATS = {
+_CHATML_FORMATS: dict[str, Any] = {
     "turn": "<|im_start|>user\n{instruction}\n{input}<|im_end|>\n<|im_start|>assistant\n",
     "turn_without_input": "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
     "system": "<|im_start|>system\n{system}<|im_end|>\n",
 }
-_PHI_FORMATS = {
+_PHI_FORMATS: dict[str, Any] = {
     "turn": "<|user|>\n{instruction}<|end|>{input}<|assistant|>",
     "turn_without_input": "<|user|>\n{instruction}<|end|>\n<|assistant|>\n",
     "system": "<|system|>\n{system}<|end|>\n",
 }
-_ORCA_FORMATS = {
+_ORCA_FORMATS: dict[str, Any] = {
     "turn": "### Human:\n{instruction}\n### Additional Context:\n{input}\n### Assistant:\n",
     "turn_without_input": "### Human:\n{instruction}\n### Assistant:\n",
     "system": "### System:\n{system}\n",
 }
-_NO_PREAMBLE = {"preamble": "", "preamble_without_input": ""}
-_CONCISELY = {
+_NO_PREAMBLE: dict[str, Any] = {"preamble": "", "preamble_without_input": ""}
+_CONCISELY: dict[str, Any] = {
     "preamble": f"{_USER_TASK}{_CONTEXT} The ASSISTANT writes a response that concisely and appropriately completes "
     "the request.\n\n",
     "preamble_without_input": f"{_USER_TASK}. The ASSISTANT writes a response that appropriately and concisely "
