@@ -1,14 +1,17 @@
 """What all commands share: the YAML they read, and errors that are one clear message."""
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from axolotl_sdft.errors import ConfigError, SdftError
+from axolotl_sdft.errors import SdftError
 from axolotl_sdft.settings_reference import plain_help
+
+LOG = logging.getLogger(__name__)
 
 
 class SdftCommand(click.Command):
@@ -54,17 +57,14 @@ def config_command(name: str, block: str | None, epilog: str) -> Callable[[Calla
 
 
 def _load_raw(path: Path) -> Any:
-    """Return the YAML as Axolotl holds it before validation."""
-    import yaml
+    """Return the YAML as Axolotl holds it before validation; keys that stand there twice are said."""
     from axolotl.utils.dict import DictDefault
 
+    from axolotl_sdft.config.yaml_file import read_yaml_file
     from axolotl_sdft.host.compat import show_log_lines
 
     show_log_lines()
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as err:
-        raise ConfigError(f"{path} is no YAML: {err}") from err
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds no keys; see the README for a first configuration")
-    return DictDefault(raw)
+    file = read_yaml_file(path)
+    for repeated in file.repeated:
+        LOG.warning("%s: %s %s", path, repeated.key, repeated.sentence())
+    return DictDefault(file.values)

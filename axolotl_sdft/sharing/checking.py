@@ -1,17 +1,21 @@
 """Says whether a configuration would run for others."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from axolotl_sdft.errors import ConfigError, SdftError
+from axolotl_sdft.config.yaml_file import read_yaml_file
+from axolotl_sdft.errors import MissingExtraError, SdftError, first_line
 from axolotl_sdft.sharing.catalogue import REQUIRED_KEYS, read_description
 from axolotl_sdft.sharing.findings import Finding, advice, fault
 from axolotl_sdft.sharing.places import place_findings
 from axolotl_sdft.sharing.secrets import secret_findings
+
+if TYPE_CHECKING:
+    from axolotl_sdft.host.blocks import Blocks
+    from axolotl_sdft.host.overrides import DatasetConfig
 
 _PLUGIN = "axolotl_sdft.SDFTPlugin"
 
@@ -22,19 +26,15 @@ def check_file(path: Path) -> list[Finding]:
     Nothing is loaded from the Hub, and no stage runs.
 
     Raises:
-        ConfigError: The file is no YAML, or holds no keys.
+        ConfigError: The file is not UTF-8, not YAML, or holds no keys.
     """
-    text = path.read_text(encoding="utf-8")
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        raise ConfigError(f"{path} is no YAML: {err}") from err
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds no keys; see: axolotl sdft-configs list")
+    file = read_yaml_file(path)
+    raw = file.values
     findings = [
-        *_description_findings(text),
-        *secret_findings(raw, text),
-        *place_findings(raw, path.parent),
+        *(fault(repeated.key, repeated.sentence()) for repeated in file.repeated),
+        *_description_findings(file.text),
+        *secret_findings(raw, file.text),
+        *place_findings(raw, file.text, path.parent),
         *_block_findings(raw),
         *_schema_findings(raw),
     ]
@@ -64,9 +64,64 @@ def _block_findings(raw: Mapping[str, Any]) -> Iterator[Finding]:
         check_overrides(raw)
         check_rules(raw, blocks, other_trainers={})
     except SdftError as err:
-        for line in str(err).splitlines():
-            key, _, message = line.partition(" ")
-            yield fault(key.rstrip(":"), message)
+        yield from _findings_of(err)
+        return
+    yield from _name_findings(raw, blocks)
+
+
+def _name_findings(raw: Mapping[str, Any], blocks: "Blocks") -> Iterator[Finding]:
+    """Yield the names that a run would look up in vain, and the options that it would refuse."""
+    from axolotl_sdft.host.overrides import blaming, dataset_config
+    from axolotl_sdft.plugins import METRICS, registry
+    from axolotl_sdft.recovery.exact_match import right_answer_checks
+
+    if blocks.layer_pruning is not None:
+        metric = blocks.layer_pruning.metric
+        yield from _attempt(lambda: registry().resolve(METRICS, metric, "layer_pruning.metric"))
+    if blocks.self_distillation is not None:
+        for index, entry in enumerate(raw["datasets"]):
+            own = dataset_config(raw, index)
+            if own.enabled and isinstance(entry, Mapping):
+                for look_up in _look_ups(own, entry, f"datasets[{index}]"):
+                    yield from _attempt(look_up, blaming(raw, index))
+    report = blocks.recovery_report
+    if report is not None and report.exact_match is not None:
+        exact_match = report.exact_match
+        yield from _attempt(lambda: right_answer_checks(exact_match))
+
+
+def _look_ups(own: "DatasetConfig", entry: Mapping[str, Any], where: str) -> list[Callable[[], Any]]:
+    """Return what a run does with the names in the settings of a dataset before it loads anything."""
+    from axolotl_sdft.distillation.checks import resolve_checks
+    from axolotl_sdft.distillation.row_formats import PROMPT_FIELD, resolve_row_format
+    from axolotl_sdft.distillation.templates import resolve_template
+    from axolotl_sdft.plugins import BACKENDS, registry
+
+    backend = own.generation.backend
+    prompt = {PROMPT_FIELD: own.prompt_field} if own.prompt_field else {}
+    return [
+        lambda: resolve_template(own.template, own.examples),
+        lambda: resolve_checks(own.checks),
+        lambda: registry().resolve(BACKENDS, backend, "self_distillation.generation.backend"),
+        lambda: resolve_row_format({**entry, **prompt}, where),
+    ]
+
+
+def _attempt(look_up: Callable[[], Any], context: AbstractContextManager[None] | None = None) -> Iterator[Finding]:
+    try:
+        with context or nullcontext():
+            look_up()
+    except MissingExtraError as err:  # this machine's lack, not the configuration's
+        yield advice("packages", first_line(err))
+    except SdftError as err:
+        yield from _findings_of(err)
+
+
+def _findings_of(err: SdftError) -> Iterator[Finding]:
+    """Yield a fault for each line of an error, whose first word is the key."""
+    for line in str(err).splitlines():
+        key, _, message = line.partition(" ")
+        yield fault(key.rstrip(":"), message)
 
 
 def _schema_findings(raw: Mapping[str, Any]) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ _MODEL_KEYS = (
     *("lora_model_dir", "resume_from_checkpoint"),
 )
 _FILE_KEYS = ("deepspeed", "deepspeed_config")
+_OWN_WORDS = ("base_model", "output_dir")  # what merge.models means by them is the configuration's own
 _OUTPUT_KEYS = (
     *("output_dir", "dataset_prepared_path", "layer_pruning.output_dir", "self_distillation.output_dir"),
     *("merge.output_dir", "recovery_report.output_dir"),
@@ -22,29 +23,55 @@ _DATA_KEYS = (
     *("recovery_report.lm_eval.include_path",),
 )
 _DATASET_LISTS = ("datasets", "test_datasets", "pretraining_dataset")
+_BUILDERS = frozenset(
+    {"json", "csv", "parquet", "arrow", "text", "xml", "webdataset", "imagefolder", "audiofolder", "videofolder"}
+)
+"""Loaders of the datasets library: no datasets, so ``data_files`` says where the rows are."""
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _DATA_SUFFIXES = frozenset(
     {".arrow", ".csv", ".gz", ".jinja", ".json", ".jsonl", ".parquet", ".tsv", ".txt", ".yaml", ".yml", ".zst"}
 )
+_SERVED_PATH_KEYS = re.compile(r"(^|[._])(urls?|endpoints?|routes?|extra_body|chat_template_kwargs)([.\[]|$)")
+_FOLDER_PATH = re.compile(
+    r"""(?<![\w.:/~-])(?:~|/[\w.+-]+)(?:/[\w.+-]+)+/?|file:///?[\w./+-]+|(?<!\w)[A-Za-z]:[\\/][^\s"',;]+|"""
+    r"""\\\\[\w.-]+\\[^\s"',;]+"""
+)
+_HOME = re.compile(r"^(file://)?(/home/|/Users/|/root(/|$)|[A-Za-z]:[\\/]Users[\\/])")
 _OWN_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
-def place_findings(raw: Mapping[str, Any], folder: Path) -> Iterator[Finding]:
+def place_findings(raw: Mapping[str, Any], text: str, folder: Path) -> Iterator[Finding]:
     """Yield what a configuration names that others do not have, or that may change under them.
 
     Args:
         raw: The YAML as it was read.
+        text: The file itself, for its comments.
         folder: The folder of the file: data below it can be sent along.
     """
+    found = list(_known_place_findings(raw, folder))
+    yield from found
+    told = {finding.key for finding in found}
+    for key, value in _texts(raw, ""):
+        if key not in told and _is_folder_path(value) and not _SERVED_PATH_KEYS.search(key):
+            yield fault(key, f"{value!r} is on this machine only; name something that others have, or remove it")
+    yield from _comment_findings(text)
+
+
+def _known_place_findings(raw: Mapping[str, Any], folder: Path) -> Iterator[Finding]:
+    """Yield findings about the keys that are known to hold places."""
     for key in _MODEL_KEYS:
         yield from _model_findings(key, _at(raw, key), folder)
+    for key, value in _further_models(raw):
+        yield from _further_model_findings(key, value, folder)
     for key in (*_DATA_KEYS, *_FILE_KEYS):
         yield from _data_findings(key, _at(raw, key), folder)
+    template = raw.get("chat_template_jinja")
+    if isinstance(template, str) and "{" not in template:  # else it is the template's text
+        yield from _data_findings("chat_template_jinja", template, folder)
     for name, entry in _entries(raw):
-        yield from _data_findings(f"{name}.path", entry.get("path"), folder)
-        yield from _revision_findings(name, entry, folder)
+        yield from _entry_findings(name, entry, folder)
     for key in _OUTPUT_KEYS:
         if is_absolute(_at(raw, key)):
             yield fault(
@@ -55,11 +82,66 @@ def place_findings(raw: Mapping[str, Any], folder: Path) -> Iterator[Finding]:
     yield from _server_findings(_at(raw, "self_distillation.generation.base_urls"))
 
 
+def _further_models(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the models that the blocks name, with their keys."""
+    merged, reported = _at(raw, "merge.models"), _at(raw, "recovery_report.models")
+    for index, value in enumerate(merged if isinstance(merged, list) else []):
+        if value not in _OWN_WORDS:
+            yield f"merge.models[{index}]", value
+    for name, value in reported.items() if isinstance(reported, Mapping) else []:
+        yield f"recovery_report.models.{name}", value
+
+
+def _entry_findings(name: str, entry: Mapping[str, Any], folder: Path) -> Iterator[Finding]:
+    """Yield findings about one entry of the datasets: its path, its files, its revision."""
+    path, files = entry.get("path"), entry.get("data_files")
+    is_builder = path in _BUILDERS
+    if not is_builder:
+        yield from _data_findings(f"{name}.path", path, folder)
+        yield from _revision_findings(name, entry, folder)
+    listed = list(_texts(files, f"{name}.data_files"))
+    for key, file in listed:
+        if is_builder or is_absolute(file):  # with a dataset of the Hub, they are files of its repository
+            yield from _data_findings(key, file, folder)
+    if is_builder and not listed and not entry.get("data_dir"):
+        yield fault(f"{name}.data_files", f"is not set, but {path!r} is a kind of file, not a dataset; name the files")
+    if is_builder:
+        yield from _data_findings(f"{name}.data_dir", entry.get("data_dir"), folder)
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Yield every text below a value with its dotted key."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _texts(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, f"{key}[{index}]")
+    elif isinstance(value, str):
+        yield key, value
+
+
+def _is_folder_path(text: str) -> bool:
+    """Say whether a text is, as a whole, a path on a machine; ``/no_think`` in a prompt is not."""
+    return bool(_FOLDER_PATH.fullmatch(text.strip()))
+
+
+def _comment_findings(text: str) -> Iterator[Finding]:
+    """Yield a finding for the first path of a machine in the comments: a home folder gives a name away."""
+    comments = [line if line.lstrip().startswith("#") else line.partition(" #")[2] for line in text.splitlines()]
+    paths = [path for comment in comments for path in _FOLDER_PATH.findall(comment)]
+    homes = [path for path in paths if _HOME.match(path)]
+    if homes:
+        yield fault("comments", f"one names {homes[0]!r}, a folder of this machine; take it out")
+    elif paths:
+        yield advice("comments", f"one names {paths[0]!r}, which others may not have")
+
+
 def is_absolute(value: Any) -> bool:
     """Say whether a text is a path from the root or the home of a machine, of any system."""
     if not isinstance(value, str):
         return False
-    return value.startswith(("/", "~", "file://")) or bool(PureWindowsPath(value).drive)
+    return value.startswith(("/", "~", "file:")) or bool(PureWindowsPath(value).drive)
 
 
 def _at(raw: Any, dotted: str) -> Any:
@@ -82,16 +164,32 @@ def _model_findings(key: str, value: Any, folder: Path) -> Iterator[Finding]:
         yield fault(key, f"{value!r} is a folder of this machine; publish it on the Hub and write its name there")
 
 
+def _further_model_findings(key: str, value: Any, folder: Path) -> Iterator[Finding]:
+    """Yield findings about a model to compare or merge with: one below the folder is what another run makes there."""
+    if isinstance(value, str) and not is_absolute(value) and not value.startswith("..") and _is_local(value, folder):
+        yield advice(key, f"{value!r} is what another run makes; say in the description which")
+    else:
+        yield from _model_findings(key, value, folder)
+
+
 def _data_findings(key: str, value: Any, folder: Path) -> Iterator[Finding]:
     if not isinstance(value, str) or (_REMOTE.match(value) and not is_absolute(value)):
         return
     if is_absolute(value) or value.startswith(".."):
         yield fault(key, f"{value!r} is on this machine only; put the file beside the configuration, or on the Hub")
     elif _is_local(value, folder):
-        if (folder / value).exists() or Path(value).exists():
+        if any(_exists(value, root) for root in (folder, Path())):
             yield advice(key, f"{value!r} is a local file; send it along, or publish it on the Hub")
         else:
             yield fault(key, f"{value!r} is neither beside the configuration nor in the current folder")
+
+
+def _exists(value: str, root: Path) -> bool:
+    """Say whether a file, a folder, or something that a pattern such as ``rows/*.jsonl`` fits is there."""
+    try:
+        return (root / value).exists() or ("*" in value and any(root.glob(value)))
+    except (OSError, ValueError, NotImplementedError):
+        return False
 
 
 def _is_local(value: str, folder: Path) -> bool:
@@ -101,7 +199,7 @@ def _is_local(value: str, folder: Path) -> bool:
     if _REMOTE.match(value):
         return False
     is_file_name = Path(value).suffix.lower() in _DATA_SUFFIXES
-    return is_file_name or not _HUB_NAME.fullmatch(value) or (folder / value).exists() or Path(value).exists()
+    return is_file_name or not _HUB_NAME.fullmatch(value) or any(_exists(value, root) for root in (folder, Path()))
 
 
 def _is_hub_name(value: Any, folder: Path) -> bool:

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 from hypothesis import given
@@ -71,6 +73,30 @@ def test_a_good_configuration_has_no_findings(found):
             {"datasets": dataset(self_distillation={"chekcs": []})},
             "fault: datasets[0].self_distillation: unknown key 'chekcs'; did you mean 'checks'?",
         ),
+        (
+            {"layer_pruning": {"num_layers": 2, "metric": "angle"}},
+            "fault: layer_pruning.metric: is 'angle', but no such",
+        ),
+        ({"self_distillation": {"template": "mathss"}}, "fault: self_distillation.template: is 'mathss', but no such"),
+        ({"self_distillation": {"checks": ["leek"]}}, "fault: self_distillation.checks: is 'leek', but no such check"),
+        (
+            {"self_distillation": {"checks": [{"length_ratio": {"most": 2}}]}},
+            "fault: self_distillation.checks: the check length_ratio has no option 'most'",
+        ),
+        (
+            {"self_distillation": {"generation": {"backend": "sglang"}}},
+            "fault: self_distillation.generation.backend: is 'sglang', but no such backend",
+        ),
+        ({"datasets": dataset(type="alpacca")}, "fault: datasets[0].type: is 'alpacca', but no such row format"),
+        ({"datasets": dataset(type="completion")}, "fault: datasets[0].type: is 'completion', which can't be"),
+        (
+            {"datasets": dataset(self_distillation={"template": "cod"})},
+            "fault: datasets[0].self_distillation.template: is 'cod', but no such template",
+        ),
+        (
+            {"recovery_report": {"exact_match": {"checks": ["numbers"]}}},
+            "fault: recovery_report.exact_match.checks: is 'numbers', but no such check",
+        ),
         ({"rl": "dpo"}, "fault: self_distillation: rewrites supervised answers"),
         ({"api_key": "abc"}, "fault: api_key: holds what looks like a key"),
         ({"wandb_key": "0" * 40}, "fault: wandb_key: holds what looks like a key"),
@@ -105,6 +131,16 @@ def test_data_beside_the_file_may_be_sent_along(found, tmp_path):
     assert line.startswith("advice: datasets[0].path: 'rows.jsonl' is a local file; send it along")
 
 
+def test_a_key_that_stands_twice_is_a_fault(found):
+    (line,) = found(comment="learning_rate: 0.5\n")
+    assert re.fullmatch(r"fault: learning_rate: stands there twice, in lines 5 and \d+, and only the last one.*", line)
+
+
+def test_a_dataset_that_is_left_alone_may_have_any_type(found):
+    two = [*GOOD["datasets"], {**GOOD["datasets"][0], "type": "dpo", "self_distillation": {"enabled": False}}]
+    assert not any("datasets[1].type" in line for line in found(datasets=two))
+
+
 def test_a_secret_is_never_shown(found):
     secret = f"hf_{'b' * 30}"
     assert all(secret not in line for line in found(hub_token=secret, comment=f"# {secret}\n"))
@@ -132,9 +168,9 @@ def test_a_file_without_keys_is_refused(tmp_path, text):
         check_file(tmp_path / "mine.yml")
 
 
-def test_a_file_that_is_no_yaml_is_refused(tmp_path):
+def test_a_file_that_is_not_yaml_is_refused(tmp_path):
     (tmp_path / "mine.yml").write_text("a: [1")
-    with pytest.raises(ConfigError, match="is no YAML"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         check_file(tmp_path / "mine.yml")
 
 
