@@ -33,6 +33,7 @@ class Engine:
         self.engine_core = SimpleNamespace(shutdown=lambda: setattr(self, "is_shut_down", True))
         self.is_shut_down, self.dies, self.most_waiting = False, False, 0
         self.waiting, self.asked, self.given_up = {}, [], []
+        self.finish_reason = None  # the true one
 
     def add_request(self, name, prompt, parameters):
         self.waiting[name] = (prompt["prompt_token_ids"], parameters)
@@ -46,7 +47,9 @@ class Engine:
         return [self.finished(name, *self.waiting.pop(name)) for name in reversed(done)]
 
     def finished(self, name, prompt_ids, parameters):
-        ids = [*range(40, 40 + NUM_WORDS), *getattr(parameters, "stop_token_ids", [])[:1]][: parameters.max_tokens]
+        whole = [*range(40, 40 + NUM_WORDS), *getattr(parameters, "stop_token_ids", [])[:1]]
+        ids = whole[: parameters.max_tokens]
+        reason = self.finish_reason or ("stop" if ids == whole else "length")
         total = None if getattr(parameters, "logprobs", None) is None else -0.5 * len(ids)
         scored = [{token: SimpleNamespace(logprob=-0.25 * place)} for place, token in enumerate(prompt_ids)]
         return SimpleNamespace(
@@ -54,7 +57,7 @@ class Engine:
             finished=True,
             prompt_token_ids=prompt_ids,
             prompt_logprobs=[None, *scored[1:]],
-            outputs=[SimpleNamespace(token_ids=ids, cumulative_logprob=total)],
+            outputs=[SimpleNamespace(token_ids=ids, cumulative_logprob=total, finish_reason=reason)],
         )
 
     def abort_request(self, names):

@@ -153,15 +153,24 @@ def test_fields_that_a_server_refuses_are_left_out(backend_for):
     ("choice", "expected"),
     [
         ({"finish_reason": "length"}, Answer("re: row 0", "length", 3)),
-        ({"finish_reason": "tool_calls", "message": {"content": None}}, Answer("", "stop", 3)),
-        ({"finish_reason": "content_filter", "message": {}}, Answer("", "stop", 3)),
-        ({"finish_reason": None}, Answer("re: row 0", "stop", 3)),
+        ({"finish_reason": "MAX_TOKENS"}, Answer("re: row 0", "length", 3)),
+        ({"finish_reason": "eos_token"}, Answer("re: row 0", "stop", 3)),
+        ({"message": {"content": None}}, Answer("", "stop", 3)),
         ({"message": {"content": " spaced \n"}}, Answer("spaced", "stop", 3)),
     ],
 )
 def test_an_answer_tells_whether_it_was_cut_off(backend_for, choice, expected):
     with FakeServer(choice=choice) as server:
         assert answers_of(backend_for(server), prompts(1)) == {0: expected}
+
+
+def test_an_answer_that_is_not_finished_fails_with_the_reason_and_is_not_asked_for_again(backend_for):
+    filtered = b'{"choices": [{"message": {"content": "half a sen"}, "finish_reason": "content_filter"}]}'
+    with FakeServer(lambda text, number: Fault(body=filtered) if text == "row 1" else None) as server:
+        answers = answers_of(backend_for(server), prompts(3))
+    message = "no finished answer (finish_reason 'content_filter')"
+    assert answers == right_answers(3) | {1: Answer("", "error", 0, error=message)}
+    assert server.texts().count("row 1") == 1
 
 
 # Faults that pass

@@ -172,6 +172,18 @@ def test_an_answer_that_ends_itself_is_told_from_one_that_was_cut_off(
     assert answer.mean_logprob is None
 
 
+def test_an_answer_that_the_engine_gave_up_is_none_and_its_reason_is_told(tiny_llama_dir, engines):
+    backend = backend_for(tiny_llama_dir)
+    [(_, [finished])] = backend.generate([[chat(0)]])
+    engines[0].llm.llm_engine.finish_reason = "abort"
+
+    [(_, [answer])] = backend.generate([[chat(1)]])
+
+    assert finished.error is None
+    assert (answer.text, answer.finish_reason) == ("", "error")
+    assert answer.error == "no finished answer (finish_reason 'abort')"
+
+
 def test_the_engine_is_kept_full_across_batches_and_each_comes_back_whole(tiny_llama_dir, engines):
     backend = backend_for(tiny_llama_dir, {"max_num_seqs": 1})
     batches = [[chat(3 * number + place) for place in range(3)] for number in range(200)]

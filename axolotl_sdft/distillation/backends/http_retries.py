@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 
@@ -127,6 +128,12 @@ def describe(err: httpx.HTTPError) -> str:
     return f"{kind}: {err}" if str(err) else kind
 
 
+def fault_in(body: Any) -> str | None:
+    """Return the fault that a part of a response reports under ``error``, or None: status 200 does not rule it out."""
+    error = body.get("error") if isinstance(body, dict) else None
+    return f"an error: {_message(error)}" if error else None
+
+
 def _what_it_said(text: str) -> str:
     """Return the message in the body of a refusal, wherever this kind of server puts it."""
     try:
@@ -136,11 +143,12 @@ def _what_it_said(text: str) -> str:
     if isinstance(body, dict):
         for key in ("error", "message", "detail"):
             if key in body:
-                body = body[key]
-                break
-    if isinstance(body, dict) and "message" in body:
-        body = body["message"]
-    return _shortened(str(body))
+                return _message(body[key])
+    return _message(body)
+
+
+def _message(error: Any) -> str:
+    return _shortened(str(error["message"] if isinstance(error, dict) and "message" in error else error))
 
 
 def _shortened(text: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.distillation.backends.chat_protocol import finish_of
 from axolotl_sdft.distillation.backends.prompts import (
     answer_ids,
     end_ids,
@@ -131,6 +132,8 @@ class VLLMBackend:
 
     def _answer(self, output: Any) -> Answer:
         written = output.outputs[0]
+        if finish_of(written.finish_reason) is None:  # such as abort
+            return Answer("", "error", 0, error=f"no finished answer (finish_reason {written.finish_reason!r})")
         ids = list(written.token_ids)
         total = written.cumulative_logprob  # None unless it was asked for
         mean_logprob = total / len(ids) if ids and total is not None else None
