@@ -197,8 +197,9 @@ def _part(part: Any) -> str:
 def _completion_tokens(body: dict[str, Any]) -> int | None:
     usage = body.get("usage")
     counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    is_count = isinstance(counted, int) and not isinstance(counted, bool)
-    return counted if is_count and 0 <= counted < _MAX_COUNT else None
+    if not isinstance(counted, int) or isinstance(counted, bool) or not 0 <= counted < _MAX_COUNT:
+        return None
+    return counted
 
 
 def _mean_logprob(choice: dict[str, Any]) -> float | None:
