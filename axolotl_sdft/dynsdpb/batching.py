@@ -18,9 +18,12 @@ from axolotl_sdft.errors import ConfigError
 IGNORED_LABEL = -100
 """Of a label that is not trained."""
 
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+"""Inputs of the model that tell what kind of token each is; some models can't train without them."""
+
 # Where shorter rows are filled up on the right. Input and position ids have rules of their own.
 _PADDING = {"labels": IGNORED_LABEL, "shift_labels": IGNORED_LABEL, "attention_mask": 0}
-_PADDING |= {"token_type_ids": 0, "mm_token_type_ids": 0}
+_PADDING |= dict.fromkeys(TOKEN_TYPES, 0)
 _VARLEN_OFFSETS = ("cu_seq_lens_q", "cu_seq_lens_k")
 _VARLEN_LENGTHS = ("max_length_q", "max_length_k")
 

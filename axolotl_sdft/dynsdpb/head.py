@@ -9,6 +9,7 @@ they never call their head in training. What would go into it is then what their
 Shapes: B rows, T positions, H hidden, V vocabulary, S sampled positions.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ _FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multi
 _DIVISORS = ("logits_scaling",)  # some models multiply by it, others divide
 _CAPS = ("final_logit_softcapping", "output_logit_soft_cap")
 _NUM_SAMPLES = 16
+_ACCELERATORS = ("cuda", "xpu", "npu")  # whose random numbers can be put back device by device
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,29 @@ class HeadCall:
 
 @dataclass
 class Watched:
-    """What was seen of a forward pass."""
+    """What was seen of the passes that counted, those run with gradients as they were when the watch began.
+
+    A trainer may run the model once more under ``no_grad``, for metrics or for the outputs it is asked for. Nothing can
+    be learnt from such a pass.
+    """
 
     calls: list[HeadCall] = field(default_factory=list)
     """Calls of the output head."""
 
     hidden: Tensor | None = None
     """What the body gave last, [B, T, H]; None where it was not watched, or gave no such tensor."""
+
+    outputs: list[Any] = field(default_factory=list)
+    """What the whole model returned, pass by pass."""
+
+    num_uncounted: int = 0
+    """Passes of the whole model that did not count."""
+
+    def trained_outputs(self, returned: Any) -> Any:
+        """Return the outputs that gradients can pass: those that the trainer returned, else those of the last pass."""
+        logits = logits_of(returned)
+        has_gradient = logits is not None and logits.requires_grad
+        return self.outputs[-1] if self.outputs and not has_gradient else returned
 
 
 @dataclass(frozen=True)
@@ -87,23 +105,66 @@ class OutputHead:
 
 
 @contextmanager
-def watched(head: nn.Module | None, body: nn.Module | None) -> Iterator[Watched]:
-    """Give a record, kept while the block runs, of each call of the head and of what the body gives."""
-    seen = Watched()
+def watched(head: nn.Module | None, body: nn.Module | None, model: nn.Module | None = None) -> Iterator[Watched]:
+    """Give a record, kept while the block runs, of the calls of the head, the body and the whole model that count."""
+    seen, with_gradients = Watched(), torch.is_grad_enabled()
 
     def record_head(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if args and torch.is_tensor(args[0]) and torch.is_tensor(output):
+        is_told = bool(args) and torch.is_tensor(args[0]) and torch.is_tensor(output)
+        if is_told and torch.is_grad_enabled() == with_gradients:
             seen.calls.append(HeadCall(args[0], output, _few_of(output)))
 
     def record_body(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
-        seen.hidden = hidden if torch.is_tensor(hidden) and hidden.dim() == 3 else None
+        if torch.is_grad_enabled() == with_gradients:
+            hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+            seen.hidden = hidden if torch.is_tensor(hidden) and hidden.dim() == 3 else None
+
+    def record_model(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        if torch.is_grad_enabled() == with_gradients:
+            seen.outputs.append(output)
+        else:
+            seen.num_uncounted += 1
 
     with ExitStack() as handles:
-        for module, record in ((head, record_head), (body, record_body)):
+        for module, record in ((head, record_head), (body, record_body), (model, record_model)):
             if module is not None:
                 handles.callback(module.register_forward_hook(record).remove)
         yield seen
+
+
+def logits_of(outputs: Any) -> Tensor | None:
+    """Return the logits in what a model returned; None where there are none."""
+    logits = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
+    return logits if torch.is_tensor(logits) else None
+
+
+@contextmanager
+def leaving_no_trace(model: nn.Module) -> Iterator[None]:
+    """Let a model in training run once more while the block is open, with nothing of it to be seen afterwards.
+
+    No module changes its mode: some prepare themselves for inference as soon as they run in evaluation mode, and
+    training then goes on with what they made (4-bit weights of bitsandbytes on a CPU). Random numbers and the running
+    statistics of normalisations are put back instead.
+    """
+    used = {parameter.device for parameter in model.parameters() if parameter.device.type in _ACCELERATORS}
+    kind = next((device.type for device in used), "cuda")
+    statistics = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for buffer in module.buffers(recurse=False)
+    ]
+    copies = [buffer.clone() for buffer in statistics]
+    devices = sorted(device.index or 0 for device in used)
+    with torch.random.fork_rng(devices, device_type=kind), warnings.catch_warnings():
+        # Of reentrant checkpointing, which misses the gradients that this pass is to do without.
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, copy in zip(statistics, copies, strict=True):
+                    buffer.copy_(copy)
 
 
 def find_head(model: Any) -> nn.Module | None:

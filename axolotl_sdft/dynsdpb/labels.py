@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from axolotl_sdft.dynsdpb.batching import IGNORED_LABEL, join_batches, label_mask, predicted_labels
+from axolotl_sdft.dynsdpb.head import logits_of
 from axolotl_sdft.errors import ConfigError
 
 
@@ -171,8 +172,8 @@ def returned_logits(outputs: Any, mask_BT: Tensor, layout: LabelLayout) -> Tenso
     Raises:
         ConfigError: They don't belong to the labels.
     """
-    logits = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
-    if not torch.is_tensor(logits):
+    logits = logits_of(outputs)
+    if logits is None:
         return None
     logits = layout.logits(logits)
     if logits.dim() != 3 or logits.shape[:2] != mask_BT.shape:

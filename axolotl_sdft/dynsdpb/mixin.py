@@ -22,8 +22,13 @@ from axolotl_sdft.dynsdpb.labels import LabelLayout, label_layout, returned_logi
 from axolotl_sdft.dynsdpb.loss import PresentPrediction, distil
 from axolotl_sdft.dynsdpb.memory import MicroBatch, PreviousMiniBatch
 from axolotl_sdft.dynsdpb.memory_file import load_memory, save_memory
-from axolotl_sdft.dynsdpb.prediction import Predictions
-from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.dynsdpb.prediction import Pass, Predictions
+from axolotl_sdft.dynsdpb.refusals import (
+    parent_of,
+    refuse_parallelism,
+    refuse_prompt_tuning,
+    refuse_vain_distillation,
+)
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Parent
@@ -52,6 +57,9 @@ class DynSDPBMixin(_Parent):
     dynsdpb_label_layout: LabelLayout | None = None
     """Where labels meet logits; set it in a subclass for a model whose class doesn't tell."""
 
+    _dynsdpb_asks_for_outputs = True
+    """Whether the parent is asked for the outputs of its pass, rather than watched alone."""
+
     def __init__(self, *args: Any, dynsdpb: DynSDPBConfig | None = None, **kwargs: Any) -> None:
         self._dynsdpb_given = dynsdpb
         self._dynsdpb_memory = PreviousMiniBatch()
@@ -59,7 +67,9 @@ class DynSDPBMixin(_Parent):
         self._dynsdpb_found_layout: LabelLayout | None = None
         self._dynsdpb_figures = RunningFigures()
         self._dynsdpb_window_tokens: Tensor | int = 0
+        self._dynsdpb_has_gradient = False
         super().__init__(*args, **kwargs)
+        refuse_prompt_tuning(self.model)
 
     @cached_property
     def dynsdpb_config(self) -> DynSDPBConfig:
@@ -95,6 +105,7 @@ class DynSDPBMixin(_Parent):
         self._dynsdpb_memory.clear()
         self._dynsdpb_predictions = None
         self._dynsdpb_found_layout = None
+        self._dynsdpb_has_gradient = False
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save what the parent does for the next run to go on as this one would have, and the memory with it."""
@@ -106,7 +117,7 @@ class DynSDPBMixin(_Parent):
 
         The number of label tokens by which the parent divides its loss grows by those that will be repeated.
         """
-        self._dynsdpb_refuse_what_cannot_work()
+        refuse_parallelism(self.args, self.accelerator)
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         repeated = self._dynsdpb_memory.begin_window(len(batches))
         self._dynsdpb_window_tokens = sum(micro_batch.num_tokens for micro_batch in repeated)
@@ -130,8 +141,8 @@ class DynSDPBMixin(_Parent):
         for, are those of the joined batch, former rows first.
 
         Raises:
-            ConfigError: The model shows no logits for the labels, its labels can't be distilled, or its inputs can't
-                be joined.
+            ConfigError: The model shows no logits for the labels, its labels can't be distilled, its inputs can't be
+                joined, or the term would have no gradient though the loss has one.
         """
         if not (model.training and self._dynsdpb_memory.is_open):
             return super().compute_loss(
@@ -142,12 +153,17 @@ class DynSDPBMixin(_Parent):
         joined = self._dynsdpb_join(former, inputs)
         mask_BT = layout.mask(joined)
         predictions = self._dynsdpb_reader()
-        with predictions.watched() as watched:
-            loss, outputs = super().compute_loss(
-                model, joined, return_outputs=True, num_items_in_batch=num_items_in_batch
-            )
-        logits_BTV = returned_logits(outputs, mask_BT, layout)
-        seen = predictions.read(watched, logits_BTV, mask_BT, joined.get("input_ids"))
+        # A model compiled in place would be compiled anew for each hook.
+        is_watched = getattr(model, "_compiled_call_impl", None) is None
+        asks = return_outputs or self._dynsdpb_asks_for_outputs or not is_watched
+        with predictions.watched(model if is_watched else None) as watched:
+            result = super().compute_loss(model, joined, return_outputs=asks, num_items_in_batch=num_items_in_batch)
+        loss, outputs = result if asks else (result, None)
+        outputs = watched.trained_outputs(outputs)
+        if watched.num_uncounted and len(watched.outputs) == 1:
+            self._dynsdpb_asks_for_outputs = False  # the parent makes a pass of their own for them
+        seen = predictions.read(watched, returned_logits(outputs, mask_BT, layout), mask_BT, joined)
+        self._dynsdpb_check_gradient(loss, seen)
         rows_N = mask_BT.flatten().nonzero().squeeze(1).to(loss.device)
         self._dynsdpb_count_cross_entropy(loss, len(rows_N), num_items_in_batch)
         num_former = former.num_tokens if former else 0
@@ -158,6 +174,12 @@ class DynSDPBMixin(_Parent):
         kept = predictions.keep(seen, rows_N[num_former:])
         self._dynsdpb_memory.remember(inputs, kept, offload=self.dynsdpb_config.offload)
         return (loss, outputs) if return_outputs else loss
+
+    def _dynsdpb_check_gradient(self, loss: Tensor, seen: Pass) -> None:
+        alpha = self.dynsdpb_config.alpha
+        if alpha and not self._dynsdpb_has_gradient:
+            refuse_vain_distillation(self, parent_of(self, DynSDPBMixin), loss, seen.source, alpha)
+            self._dynsdpb_has_gradient = True
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as the parent does; training logs also hold the figures of DynSDPB."""
@@ -255,17 +277,3 @@ class DynSDPBMixin(_Parent):
         else:
             loss_sum = loss.detach() * num_tokens / self._dynsdpb_mean_scale(num_items)
         self._dynsdpb_figures.add_cross_entropy(loss_sum, num_tokens)
-
-    def _dynsdpb_refuse_what_cannot_work(self) -> None:
-        if self.args.n_gpu > 1:
-            raise ConfigError(
-                f"dynsdpb: one process drives {self.args.n_gpu} GPUs, which cuts each batch apart behind the trainer; "
-                "start one process per GPU with torchrun or accelerate launch"
-            )
-        parallelism = getattr(self.accelerator, "parallelism_config", None)
-        for name in ("cp_size", "sp_size"):
-            if (getattr(parallelism, name, 1) or 1) > 1:
-                raise ConfigError(
-                    f"dynsdpb: {name} is {getattr(parallelism, name)}, so each rank holds only a part of every "
-                    "sequence and can't tell which label its logits belong to; set it to 1"
-                )

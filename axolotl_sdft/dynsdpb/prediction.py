@@ -12,14 +12,16 @@ Shapes: B rows, T positions, N label tokens, H hidden, V vocabulary.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from axolotl_sdft.config import DynSDPBConfig
+from axolotl_sdft.dynsdpb.batching import TOKEN_TYPES
 from axolotl_sdft.dynsdpb.former import (
     FormerHiddenStates,
     FormerLogits,
@@ -39,6 +41,8 @@ from axolotl_sdft.dynsdpb.head import (
     finish_that_gives,
     head_gives,
     is_frozen,
+    leaving_no_trace,
+    logits_of,
     sampled,
     watched,
 )
@@ -48,6 +52,7 @@ from axolotl_sdft.errors import ConfigError
 log = logging.getLogger(__name__)
 
 _PROBED_TOKENS = 16
+_PROBED = ("input_ids", *TOKEN_TYPES)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,11 @@ class Pass:
         if is_constant:
             return PresentPrediction(self.hidden.detach(), rows_N, self.finish, head=self.head.as_constant())
         return PresentPrediction(self.hidden, rows_N, self.finish, head=self.head)
+
+    @property
+    def source(self) -> Tensor | None:
+        """What gradients of the distillation pass on to the model."""
+        return self.raw if self.raw is not None else self.hidden
 
     def raw_parts(self, rows_N: Tensor, size: int) -> Iterator[Tensor]:
         """Give what the head gave for these rows as constants, [at most size, V] at a time; without rows once."""
@@ -130,25 +140,27 @@ class Predictions:
         if config.memory == "hidden_states" and not can_hidden:
             self._warn("the output head can't be run outside of the model (sharded or compiled)")
 
-    def watched(self) -> AbstractContextManager[Watched]:
-        """Watch the output head and the body while the block runs; for :meth:`read`."""
-        return watched(None if self._head is None else self._head.module, self._body)
+    def watched(self, model: nn.Module | None = None) -> AbstractContextManager[Watched]:
+        """Watch the output head, the body and the whole model, with its wrappers, while the block runs."""
+        return watched(None if self._head is None else self._head.module, self._body, model)
 
-    def read(self, seen: Watched, logits_BTV: Tensor | None, mask_BT: Tensor, ids_BT: Tensor | None = None) -> Pass:
+    def read(
+        self, seen: Watched, logits_BTV: Tensor | None, mask_BT: Tensor, inputs: Mapping[str, Any] | None = None
+    ) -> Pass:
         """Return what a pass predicted.
 
         Args:
             seen: What :meth:`watched` gave.
             logits_BTV: What the model returned; None where it computed its loss without logits.
             mask_BT: Where labels are predicted.
-            ids_BT: The token ids of the batch. Some are run without labels, once, if the model returned no logits.
+            inputs: The batch. Some of its tokens are run without labels, once, if the model returned no logits.
 
         Raises:
             ConfigError: There are no logits, and what the model's body gives does not make them either; or the loss has
                 written over them.
         """
         if logits_BTV is None:
-            return self._read_body(seen, mask_BT, ids_BT)
+            return self._read_body(seen, mask_BT, inputs or {})
         if not self._is_inspected and mask_BT.any():
             rows_N = mask_BT.flatten().nonzero().squeeze(1).to(logits_BTV.device)
             self._inspect(seen.calls, logits_BTV, sampled(rows_N))
@@ -181,10 +193,10 @@ class Predictions:
             return False
         return head_gives(self._head, hidden_BTH.flatten(0, 1)[rows_S], raw_BTV.flatten(0, 1)[rows_S])
 
-    def _read_body(self, seen: Watched, mask_BT: Tensor, ids_BT: Tensor | None) -> Pass:
+    def _read_body(self, seen: Watched, mask_BT: Tensor, inputs: Mapping[str, Any]) -> Pass:
         if not self._is_inspected:
             self._is_inspected = True
-            self._finish = self._finish_of_body(ids_BT)
+            self._finish = self._finish_of_body(inputs)
         hidden_BTH = seen.hidden
         if self._finish is None or hidden_BTH is None or hidden_BTH.shape[:2] != mask_BT.shape:
             reason = (
@@ -194,36 +206,28 @@ class Predictions:
             )
             raise ConfigError(
                 f"dynsdpb: the model computes its loss without logits, and {reason}; switch off what makes it do so, "
-                "such as cut_cross_entropy, liger_fused_linear_cross_entropy, use_liger_kernel or loss_type chunked_nll"
+                "such as cut_cross_entropy, liger_fused_linear_cross_entropy, use_liger_kernel or loss_type "
+                "chunked_nll (TRL from 1.15 on always does, unless it is given a compute_loss_func, which takes logits)"
             )
         return Pass(None, self._finish, hidden_BTH, self._head)
 
     @torch.no_grad()
-    def _finish_of_body(self, ids_BT: Tensor | None) -> Finish | None:
+    def _finish_of_body(self, inputs: Mapping[str, Any]) -> Finish | None:
         """Return what makes logits of what the body gives, once it has gone through the head; None if that is not so.
 
         Without labels even these models compute logits, by which it can be told.
         """
-        if self._head is None or self._body is None or ids_BT is None:
+        probe = {name: inputs[name][:1, :_PROBED_TOKENS] for name in _PROBED if torch.is_tensor(inputs.get(name))}
+        if self._head is None or self._body is None or "input_ids" not in probe:
             return None
-        with self._evaluating(), self._head.context(), self.watched() as seen:
-            logits_BTV = getattr(self._model(input_ids=ids_BT[:1, :_PROBED_TOKENS]), "logits", None)
+        with leaving_no_trace(self._model), self._head.context(), self.watched() as seen:
+            logits_BTV = logits_of(self._model(**probe))
         if logits_BTV is None or len(seen.calls) != 1 or seen.hidden is None:
             return None
         (call,) = seen.calls
         if not torch.equal(call.hidden, seen.hidden) or call.raw.shape != logits_BTV.shape:
             return None
         return finish_that_gives(logits_BTV.flatten(0, 1), call.raw.flatten(0, 1), self._model_config)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        trained = [module for module in self._model.modules() if module.training]
-        self._model.eval()
-        try:
-            yield
-        finally:
-            for module in trained:
-                module.training = True
 
     def _warn(self, reason: str) -> None:
         log.warning("dynsdpb: logits are kept instead of hidden states, because %s; they take more memory", reason)

@@ -95,6 +95,9 @@ class DynSDPBSFTTrainer(DynSDPBMixin, SFTTrainer):
         ... )
     """
 
+    # From TRL 1.15 on it makes another pass for them, without gradients.
+    _dynsdpb_asks_for_outputs = False
+
     def __init__(
         self, model: Any, args: Any = None, *others: Any, dynsdpb: DynSDPBConfig | None = None, **kwargs: Any
     ) -> None:

@@ -20,7 +20,7 @@ def make_llama(**settings: Any) -> LlamaForCausalLM:
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
     # Weights larger than usual, so that predictions are far from even and the terms differ visibly.
-    config = LlamaConfig(**sizes, **heads, **{"initializer_range": 0.3, "pad_token_id": 0, **settings})
+    config = LlamaConfig(**{**sizes, **heads, "initializer_range": 0.3, "pad_token_id": 0, **settings})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         return LlamaForCausalLM(config)

@@ -34,7 +34,7 @@ FINISHING = {
 
 def passed(model: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Hidden states, head output and logits of a pass, one row for each position."""
-    with watched(find_head(model), None) as seen, torch.no_grad():
+    with torch.no_grad(), watched(find_head(model), None) as seen:
         logits = model(torch.arange(3, 15).view(2, 6)).logits
     (call,) = seen.calls
     return call.hidden.flatten(0, 1), call.raw.flatten(0, 1), logits.flatten(0, 1)

@@ -1,9 +1,11 @@
 """Models that are made to compute their loss without logits, as cut cross-entropy and Liger do on a GPU."""
 
+import copy
 import importlib
 import inspect
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from micro_batches import EPOCH, make_llama, train, train_logs
 from test_prediction import RUNS, lora
 from test_trainers import assert_same_parameters, joined_by_hand
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -130,15 +132,90 @@ def test_logits_exist_for_one_block_of_tokens_at_a_time(tmp_path: Path, monkeypa
     assert trainer.model.training
 
 
-def test_what_was_in_evaluation_mode_stays_so(tmp_path: Path):
-    model = without_logits(make_llama())
-    model.train()
-    model.model.layers[0].eval()
+def probed(model: nn.Module) -> Predictions:
+    """Read a pass of this model in training, for which it runs once more, without labels."""
     predictions, batch = Predictions(model, DynSDPBConfig()), EPOCH[0]
     with predictions.watched() as seen:
         model(**batch)
-    predictions.read(seen, None, label_mask(batch), batch["input_ids"])
-    assert (model.training, model.model.layers[0].training, model.model.layers[1].training) == (True, False, True)
+    predictions.read(seen, None, label_mask(batch), batch)
+    return predictions
+
+
+def test_no_module_ever_changes_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = without_logits(make_llama(attention_dropout=0.2)).train()
+    model.model.layers[0].eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    monkeypatch.setattr(nn.Module, "train", lambda module, mode=True: pytest.fail(f"{type(module)} set to {mode}"))
+    seen: dict[str, bool] = {}
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda module, _, name=name: seen.update({name: module.training}))
+    probed(model)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert seen
+    assert seen == {name: modes[name] for name in seen}
+
+
+def test_random_numbers_and_running_statistics_are_as_before():
+    model = without_logits(make_llama(attention_dropout=0.5)).train()
+    model.model.norm = nn.Sequential(model.model.norm, Statistics())
+    torch.manual_seed(11)
+    model(**EPOCH[0])
+    state, statistics = torch.get_rng_state(), copy.deepcopy(model.state_dict())
+    torch.manual_seed(11)
+    model.model.norm[1].norm.reset_running_stats()
+    probed(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(model.state_dict(), statistics, rtol=0.0, atol=0.0)
+
+
+class Statistics(nn.Module):
+    """Counts what passes, and leaves it as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.norm(hidden.flatten(0, 1))
+        return hidden
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_is_probed_without_a_warning(reentrant: bool):
+    model = without_logits(make_llama()).train()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probed(model)
+
+
+def test_four_bit_weights_give_the_gradients_that_they_gave_before(tmp_path: Path):
+    # On a CPU with AVX512-BF16 a pass in evaluation mode repacks them, and gradients are wrong from then on.
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = make_llama(hidden_size=64, intermediate_size=128)
+    for layer in model.model.layers:
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            plain = getattr(layer.mlp, name)
+            quantized = bitsandbytes.nn.Linear4bit(plain.in_features, plain.out_features, bias=False, quant_type="nf4")
+            quantized.load_state_dict(plain.state_dict())
+            setattr(layer.mlp, name, quantized)
+    model = without_logits(lora(model.to("cpu"))).train()
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        model(**EPOCH[0]).loss.backward()
+        return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+
+    before = gradients()
+    probed(model)
+    assert before
+    torch.testing.assert_close(gradients(), before, rtol=0.0, atol=0.0)
+    if getattr(bitsandbytes.nn.modules, "has_avx512bf16", bool)():  # where evaluation does harm, this test can tell
+        with torch.no_grad():
+            model.eval()(input_ids=EPOCH[0]["input_ids"])
+        model.train()
+        assert any((value - before[name]).norm() > 0.01 * before[name].norm() for name, value in gradients().items())
 
 
 @pytest.mark.parametrize(
@@ -154,4 +231,4 @@ def test_where_logits_cannot_be_made_it_is_refused_with_the_way_out(model: Any, 
     with predictions.watched() as seen:
         model(**batch)
     with pytest.raises(ConfigError, match=rf"without logits, and {reason}.*; switch off .*cut_cross_entropy"):
-        predictions.read(seen, None, label_mask(batch), batch["input_ids"])
+        predictions.read(seen, None, label_mask(batch), batch)

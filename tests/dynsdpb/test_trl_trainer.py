@@ -11,16 +11,20 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
+import trl
 from datasets import Dataset
 from micro_batches import STATIC, Epochs, MicroBatches, make_llama, train_logs
+from packaging.version import Version
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerFast, TrainingArguments
+from transformers.loss.loss_utils import ForCausalLMLoss
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.dynsdpb.batching import label_mask
+from axolotl_sdft.dynsdpb.mixin import DynSDPBMixin
 from axolotl_sdft.dynsdpb.trl_trainer import DynSDPBSFTConfig, DynSDPBSFTTrainer
 from axolotl_sdft.errors import ConfigError
 
@@ -33,6 +37,9 @@ DATASETS = {
     },
 }
 TEMPLATE = "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} {% endfor %}"
+# TRL from 1.15 on has only losses without logits, except for one of the caller's own; it warns of what it will drop.
+pytestmark = pytest.mark.filterwarnings("ignore:.(loss_type|compute_loss_func|label_smoothing_factor):FutureWarning")
+HAS_ONLY_LOSSES_WITHOUT_LOGITS = Version(trl.__version__) >= Version("1.15")
 # With 9 rows in batches of 2 the last batch of an epoch holds only one.
 BATCHES = {"per_device_train_batch_size": 2}
 
@@ -75,7 +82,11 @@ def trained(trainer: Any, epochs: list[MicroBatches]) -> Any:
 
 def joined(former: dict[str, Tensor], new: dict[str, Tensor], end_to_end: bool) -> dict[str, Tensor]:
     if end_to_end:
-        return {name: torch.cat([former[name], new[name]], dim=1) for name in new}
+        ends = {name: torch.cat([former[name], new[name]], dim=1) for name in ("input_ids", "labels", "position_ids")}
+        offsets = [name for name in new if name.startswith("cu_seq_lens")]
+        lengths = [name for name in new if name.startswith("max_length")]
+        ends |= {name: torch.cat([former[name], former[name][-1] + new[name][1:]]) for name in offsets}
+        return ends | {name: max(former[name], new[name]) for name in lengths}
     length = max(former["labels"].shape[1], new["labels"].shape[1])
     filling = {"input_ids": 0, "labels": -100, "attention_mask": 0}
     return {
@@ -106,6 +117,7 @@ def assert_same_parameters(model: torch.nn.Module, expected: torch.nn.Module, **
     [
         ("text", {}),
         ("text", {"loss_type": "dft"}),
+        ("text", {"label_smoothing_factor": 0.1}),
         ("text", {"loss_type": "chunked_nll"}),
         ("prompt and completion", {"loss_type": "chunked_nll", "gradient_checkpointing": True}),
         ("prompt and completion", {}),
@@ -174,11 +186,9 @@ def descend(model: Any, loss: Tensor, batch: dict[str, Tensor]) -> Tensor:
 
 
 def test_it_trains_an_adapter_and_evaluates_with_trls_own_loss(tmp_path: Path):
-    peft = pytest.importorskip("peft")
-    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     held_out = Dataset.from_dict({"text": TEXTS[:3]})
     trainer = make_trainer(
-        DynSDPBSFTTrainer, tmp_path, own={"peft_config": lora, "eval_dataset": held_out}, num_train_epochs=2
+        DynSDPBSFTTrainer, tmp_path, own={**adapters(), "eval_dataset": held_out}, num_train_epochs=2
     )
     trainer.train()
     kl = [entry.get("dynsdpb/kl") for entry in train_logs(trainer)]
@@ -217,22 +227,67 @@ def test_a_loss_that_is_left_unset_is_that_of_trl(tmp_path: Path):
     assert own.loss_type == parents.loss_type
 
 
-@pytest.mark.parametrize("adapters", [False, True])
+def plain_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    return ForCausalLMLoss(outputs["logits"], labels, 64, num_items_in_batch=num_items_in_batch)
+
+
+def adapters() -> dict[str, Any]:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    return {"peft_config": peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")}
+
+
+@pytest.mark.parametrize("has_adapters", [False, True])
 @pytest.mark.parametrize("memory", ["auto", "logits", "top_k"])
-def test_a_loss_without_logits_trains_the_same_model_as_one_with_them(tmp_path: Path, adapters: bool, memory: str):
+def test_a_loss_without_logits_trains_the_same_model_as_one_with_them(tmp_path: Path, has_adapters: bool, memory: str):
     settings = {"dynsdpb_memory": memory, "dynsdpb_top_k": 64, "dynsdpb_chunk_tokens": 3, "num_train_epochs": 2}
     models = []
-    for loss_type in ("nll", "chunked_nll"):
-        own = {}
-        if adapters:
-            peft = pytest.importorskip("peft")
-            torch.manual_seed(0)
-            own = {"peft_config": peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")}
-        trainer = make_trainer(DynSDPBSFTTrainer, tmp_path, own=own, loss_type=loss_type, **settings)
+    for loss in ({"compute_loss_func": plain_loss}, {}):
+        own = adapters() if has_adapters else {}
+        loss_type = "nll" if loss or HAS_ONLY_LOSSES_WITHOUT_LOGITS else "chunked_nll"
+        trainer = make_trainer(DynSDPBSFTTrainer, tmp_path, own=own | loss, loss_type=loss_type, **settings)
         trainer.train()
         assert all(entry["dynsdpb/kl"] > 0 for entry in train_logs(trainer)[1:])
         models.append(trainer.model)
     assert_same_parameters(models[1], models[0], rtol=1e-3, atol=2e-5)
+
+
+class ByMixin(DynSDPBMixin, SFTTrainer):
+    """As a user makes it who has a trainer of his own."""
+
+
+LOSSES = {
+    "nll": {},
+    "dft": {"loss_type": "dft"},
+    "chunked": {"loss_type": "chunked_nll"},
+    "smoothed": {"label_smoothing_factor": 0.1},
+}
+
+
+@pytest.mark.parametrize("has_adapters", [False, True])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_whatever_the_loss_the_influence_changes_what_is_trained(
+    tmp_path: Path, loss: dict[str, Any], has_adapters: bool
+):
+    models = []
+    for alpha in (0.0, 50.0):
+        own = adapters() if has_adapters else {}
+        trainer = make_trainer(DynSDPBSFTTrainer, tmp_path, own=own, dynsdpb_alpha=alpha, max_steps=4, **loss)
+        trainer.train()
+        models.append({name: value for name, value in trainer.model.named_parameters() if value.requires_grad})
+    differing = [not torch.equal(value, models[1][name]) for name, value in models[0].items()]
+    # Values and the matrices that only they pass are moved by the loss of both runs, but by other amounts.
+    assert differing
+    assert all(differing)
+
+
+@pytest.mark.filterwarnings("ignore:.return_outputs=True:FutureWarning")
+def test_a_trainer_of_ones_own_on_trls_trains_the_same_model(tmp_path: Path):
+    settings = {"max_steps": 4, "optim": "sgd", "learning_rate": 0.3}
+    runs = [make_trainer(kind, tmp_path, own={"dynsdpb": STATIC}, **settings) for kind in (ByMixin, DynSDPBSFTTrainer)]
+    for run in runs:
+        run.train()
+    assert_same_parameters(runs[0].model, runs[1].model, rtol=1e-5, atol=1e-7)
 
 
 def test_training_arguments_of_transformers_are_taken_as_trl_takes_them(tmp_path: Path):
