@@ -4,17 +4,19 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.artifacts import DEFAULT_ROOT, fingerprint
+from axolotl_sdft.artifacts import DEFAULT_ROOT, fingerprint, read_json
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.host import compat
 from axolotl_sdft.host.blocks import SEED_KEY, read_blocks
 from axolotl_sdft.host.calibration import calibration_entries, calibration_texts
 from axolotl_sdft.host.datasets import entry_fingerprint
+from axolotl_sdft.host.layer_numbers import check_layer_numbers, translate_layer_numbers
 from axolotl_sdft.host.overrides import check_overrides, take_out_overrides
 from axolotl_sdft.host.rewriting import check_distillation, rewrite_datasets
 from axolotl_sdft.host.rules import check_rules
 from axolotl_sdft.host.seed_model import seed_dir_of
 from axolotl_sdft.plugins import METRICS, registry
+from axolotl_sdft.pruning.cut import PROVENANCE_FILE
 from axolotl_sdft.pruning.score import metric_needs_text
 
 if TYPE_CHECKING:
@@ -59,9 +61,12 @@ def prune_base_model(cfg: Any, config: LayerPruningConfig) -> None:
             cfg.base_model,
         )
         return
+    check_layer_numbers(cfg, config, task.seed_dir)
     if not task.is_done:
         compat.validate_early(cfg)
     pruned = str(task.run())
+    provenance = read_json(Path(pruned) / PROVENANCE_FILE)
+    translate_layer_numbers(cfg, provenance["drop_layers"], provenance["num_layers_before"])
     seed = cfg.base_model
     for key in _CONFIG_KEYS_OF_BASE_MODEL:
         if cfg.get(key) == seed:
