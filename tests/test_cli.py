@@ -148,7 +148,7 @@ def test_a_dry_run_of_self_distill_shows_rows_side_by_side_and_writes_nothing(co
 def test_self_distill_counts_the_answers_and_names_the_folder_and_the_report(config_file):
     result = run("self-distill", config_file)
 
-    assert re.search(r"datasets\[0\]: \d of 6 answers rewritten: .*distilled-\w+", result.output)
+    assert re.search(r"datasets\[0\]: \d of 6 trained answers rewritten: .*distilled-\w+", result.output)
     assert Path(result.stdout.rpartition("report: ")[2].strip()).is_file()
 
 

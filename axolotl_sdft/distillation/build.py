@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from axolotl_sdft.artifacts import atomic_folder, package_versions, read_json, write_json
 from axolotl_sdft.distillation.card import write_card
+from axolotl_sdft.distillation.checks.form import empty
 from axolotl_sdft.distillation.content import as_rows
 from axolotl_sdft.distillation.gap import measure_gap
 from axolotl_sdft.distillation.interfaces import Backend
 from axolotl_sdft.distillation.journal import Journal
+from axolotl_sdft.distillation.left_alone import rewritten_of
 from axolotl_sdft.distillation.report import lengths, write_report
 from axolotl_sdft.distillation.report_figures import ReportFigures
-from axolotl_sdft.distillation.verdicts import REASONS_COLUMN, SOURCE_COLUMN, Tally, judge_row
+from axolotl_sdft.distillation.verdicts import FAILED, REASONS_COLUMN, SOURCE_COLUMN, Tally, judge_row
 from axolotl_sdft.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -54,10 +56,10 @@ def build_dataset(task: "DistillationTask", backend: Backend, journal: Journal) 
         write_json(folder / SUMMARY_FILE, summary)
         write_report(folder, task.dataset_dir, summary, figures, gap)
         write_card(folder, task.dataset_dir, summary)
-    LOG.info(
-        "%s: %d of %d answers rewritten (%.0f %%), rejected: %s -> %s",
-        *(task.where, tally.turns_distilled, tally.turns, 100 * tally.acceptance),
-        *(_shown(tally.rejections) or "none", task.dataset_dir),
+    LOG.log(
+        logging.INFO if tally.turns_distilled or not tally.turns else logging.WARNING,
+        "%s: %s; rejected: %s -> %s",
+        *(task.where, rewritten_of(summary), _shown(tally.rejections) or "none", task.dataset_dir),
     )
 
 
@@ -92,13 +94,30 @@ def _judged(
             )
         return {name: [row[name] for row in kept] for name in features}
 
-    return task.dataset.map(
+    distilled = task.dataset.map(
         judged_columns,
         with_indices=True,
         batched=True,
         features=features,
         cache_file_name=cache_file,
         new_fingerprint=task.dataset_dir.name,
+    )
+    _require_an_answer(task, tally)
+    return distilled
+
+
+def _require_an_answer(task: "DistillationTask", tally: Tally) -> None:
+    """Refuse a dataset for which the seed model gave no answer at all."""
+    if not tally.turns or tally.turns_distilled or not tally.rejections.keys() <= {FAILED, empty.__name__}:
+        return
+    told = "; ".join(
+        f"{name} {count} (such as: {tally.first_reasons[name]})" for name, count in tally.rejections.most_common()
+    )
+    raise DatasetError(
+        f"{task.where}: the seed model answered none of {tally.turns} prompts: {told}. Correct what this names, such "
+        f"as self_distillation.generation, the server or the rows, and start again; {task.answers_dir} keeps the "
+        "answers as they came, delete it to have empty ones made anew. To train these rows as they are, set "
+        "self_distillation: {enabled: false} in their entry of datasets"
     )
 
 

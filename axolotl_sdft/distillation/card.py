@@ -64,13 +64,15 @@ The answers of this dataset were rewritten by {seed_model} in its own words, gui
 | | |
 |---|---|
 | Rows | {summary["rows"] - summary["rows_dropped"]:,} of {summary["rows"]:,} original ones |
-| Trained answers rewritten | {summary["turns_distilled"]:,} of {summary["turns"]:,} |
+| Trained answers rewritten | {summary["turns_distilled"]:,} of {_num_trained(summary):,} |
 | Answers rejected | {_rejections(summary)} |
+| Answers left alone | {_left_alone(summary)} |
 | Distribution gap | {_gap(summary["gap"])} |
 
 An answer that failed a check {_fate(provenance["settings"]["on_reject"])}. Two columns say so for each row:
 `sdft_source` is `distilled` where at least one answer was rewritten and `original` elsewhere; `sdft_reasons` holds for
-each trained answer why it was not rewritten, or an empty text. All other columns are those of the original rows.
+each trained answer why it was not rewritten, or an empty text; answers that were left alone come last. All other
+columns are those of the original rows.
 
 ## How it was made
 
@@ -116,6 +118,15 @@ def _public_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _rejections(summary: dict[str, Any]) -> str:
     return ", ".join(f"{_code(name)} {count:,}" for name, count in summary["rejections"].items()) or "none"
+
+
+def _num_trained(summary: dict[str, Any]) -> int:
+    return int(summary["turns"] + summary["turns_left_alone"])
+
+
+def _left_alone(summary: dict[str, Any]) -> str:
+    reasons = summary["left_alone"].items()
+    return ", ".join(f"{_code(reason)} {counts['answers']:,}" for reason, counts in reasons) or "none"
 
 
 def _gap(gap: dict[str, Any] | None) -> str:

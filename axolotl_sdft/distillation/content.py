@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axolotl_sdft.distillation.interfaces import RowFormat, Template
+from axolotl_sdft.distillation.left_alone import LeftAloneCounts, left_alone_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,7 +29,10 @@ class Content:
     """Of what the seed model is asked about them, with the original answers in place."""
 
     num_targets: NDArray[np.int32]
-    """Trained answers of each row."""
+    """Trained answers of each row that can be rewritten."""
+
+    left_alone: LeftAloneCounts
+    """Trained answers that can't be, by reason."""
 
     @property
     def most_targets(self) -> int:
@@ -39,14 +43,15 @@ class Content:
 def read_content(dataset: "Dataset", row_format: RowFormat, template: Template) -> Content:
     """Read all rows once."""
     rows, requests = hashlib.sha256(), hashlib.sha256()
-    num_targets = np.zeros(len(dataset), np.int32)
+    num_targets, left_alone = np.zeros(len(dataset), np.int32), LeftAloneCounts()
     for start in range(0, len(dataset), _SLICE_ROWS):
         for index, row in enumerate(rows_between(dataset, start, start + _SLICE_ROWS), start):
             rows.update(json.dumps(row, sort_keys=True, default=str).encode())
             num_targets[index] = row_format.num_targets(row)
+            left_alone.add(left_alone_of(row_format, row))
             for turn in range(num_targets[index]):
                 requests.update(json.dumps(template(row_format.target(row, turn))).encode())
-    return Content(rows.hexdigest(), requests.hexdigest(), num_targets)
+    return Content(rows.hexdigest(), requests.hexdigest(), num_targets, left_alone)
 
 
 def rows_between(dataset: "Dataset", start: int, stop: int) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.distillation.content import as_rows
 from axolotl_sdft.distillation.framing import answer_alone
 from axolotl_sdft.distillation.journal import Journal
+from axolotl_sdft.distillation.texts import is_blank, well_formed
 from axolotl_sdft.distillation.verdicts import FAILED, Settlement, judge_row
 from axolotl_sdft.errors import ArtifactError
 
@@ -48,8 +49,10 @@ def correction_rows(task: "DistillationTask", request: str = REQUEST) -> Iterato
                 verdict = judge_row(row, index, journal, task.row_format, task.policy)
                 for turn, settlement in enumerate(verdict.settlements):
                     wrong = _wrong_attempt(settlement)
-                    if wrong is not None:
-                        said = answer_alone(journal[index, turn, wrong].text)
+                    if wrong is None:
+                        continue
+                    said = answer_alone(journal[index, turn, wrong].text)
+                    if not is_blank(said) and not is_blank(_right(settlement)):
                         yield {"messages": _messages(settlement, said, request)}
     finally:
         journal.close()
@@ -68,7 +71,7 @@ def write_corrections(task: "DistillationTask", path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("w", encoding="utf-8") as file:
             for row in correction_rows(task):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(well_formed(json.dumps(row, ensure_ascii=False)) + "\n")
                 count += 1
         os.replace(unfinished, path)
     except OSError as err:
@@ -95,12 +98,16 @@ def _wrong_attempt(settlement: Settlement) -> int | None:
     return None
 
 
+def _right(settlement: Settlement) -> str:
+    """Return the answer as it will be trained."""
+    return settlement.target.reference if settlement.answer is None else settlement.answer.text
+
+
 def _messages(settlement: Settlement, wrong: str, request: str) -> list[dict[str, Any]]:
-    right = settlement.target.reference if settlement.answer is None else settlement.answer.text
     shown = [
         *settlement.target.context,
         {"role": "assistant", "content": wrong},
         {"role": "user", "content": request},
     ]
     untrained = [{"role": turn["role"], "content": turn["content"], TRAIN_FIELD: False} for turn in shown]
-    return [*untrained, {"role": "assistant", "content": right, TRAIN_FIELD: True}]
+    return [*untrained, {"role": "assistant", "content": _right(settlement), TRAIN_FIELD: True}]

@@ -7,30 +7,60 @@ away: it thinks about the request to rewrite, of which nothing may be trained.
 import re
 from typing import NamedTuple
 
+from axolotl_sdft.distillation.texts import well_formed
+
 _FINAL_CHANNEL = "<|channel|>final<|message|>"
 _PARTS = {
     "<think>": "</think>",
     "<thinking>": "</thinking>",
+    "<thought>": "</thought>",  # EXAONE
     "<reasoning>": "</reasoning>",
+    "<antThinking>": "</antThinking>",
+    "<longcat_think>": "</longcat_think>",
+    "<seed:think>": "</seed:think>",  # Seed-OSS
     "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<|START_THINKING|>": "<|END_THINKING|>",  # Cohere
+    "<|inner_prefix|>": "<|inner_suffix|>",  # Apertus
+    "<unused94>": "<unused95>",  # MedGemma
+    "\u25c1think\u25b7": "\u25c1/think\u25b7",  # Kimi-VL
     "[THINK]": "[/THINK]",  # Mistral
     "<|channel|>": _FINAL_CHANNEL,  # gpt-oss, whose answer stands in the last of its channels
     "<|channel>": "<channel|>",  # Gemma 4
 }
 """How thinking parts begin and end."""
 
+_HEADINGS = {
+    r"Here(?:'s|\u2019s| is) my thought process:": r"Here(?:'s|\u2019s| is) my response:",  # Granite 3.2
+    r"analysis(?=\S)": "assistantfinal",  # gpt-oss, where its control tokens were left out
+}
+"""The same in plain words, which only both together tell from an answer; as regular expressions."""
+
 THINKING_TOKENS = (*_PARTS, *_PARTS.values(), "<|message|>")
 """Tokens that tell a thinking part from the answer; tokenizers take some of them for special ones."""
 
+_PAIRS = {**{re.escape(start): re.escape(end) for start, end in _PARTS.items()}, **_HEADINGS}
+_SPEAKER = r"(?:<\|start\|>assistant)?"  # before a channel of gpt-oss
 _THINKING = re.compile(
-    rf"\s*(?:{'|'.join(f'{re.escape(start)}.*?{re.escape(end)}' for start, end in _PARTS.items())})\s*", re.DOTALL
+    rf"\s*{_SPEAKER}(?:{'|'.join(f'{start}.*?{end}' for start, end in _PAIRS.items())})\s*", re.DOTALL
 )
-_START = re.compile(rf"\s*(?!{re.escape(_FINAL_CHANNEL)})(?:{'|'.join(map(re.escape, _PARTS))})")
+_START = re.compile(rf"\s*{_SPEAKER}(?!{re.escape(_FINAL_CHANNEL)})(?:{'|'.join(map(re.escape, _PARTS))})")
 # Of parts that some chat templates start themselves. A mark between quotes is only talked about.
-_ENDS = ("</think>", "[/THINK]", _FINAL_CHANNEL)
+_ENDS = tuple(_PARTS.values())
 _ANY_END = f"(?:{'|'.join(map(re.escape, _ENDS))})"
 _END = re.compile(rf"""(?:(?<![`'"]){_ANY_END}|{_ANY_END}(?![`'"]))\s*""")
-_SOLUTION = re.compile(r"(\s*<\|begin_of_solution\|>\s*)(.*?)(\s*<\|end_of_solution\|>\s*)", re.DOTALL)
+_SOLUTIONS = {
+    "<|begin_of_solution|>": "<|end_of_solution|>",
+    "<|START_RESPONSE|>": "<|END_RESPONSE|>",
+    "<answer>": "</answer>",
+    "<response>": "</response>",
+}
+_SOLUTION = re.compile(
+    "|".join(
+        rf"(\s*{re.escape(start)}\s*)((?:(?!{re.escape(start)}).)*?)(\s*{re.escape(end)}\s*)"
+        for start, end in _SOLUTIONS.items()
+    ),
+    re.DOTALL,
+)
 
 # Where chat templates open a turn, the name of the role belongs to the token.
 _OPENING = r"<\|im_start\|>[ \t]*\w*\n?|<\|start_header_id\|>\s*\w*\s*<\|end_header_id\|>|<start_of_turn>[ \t]*\w*\n?"
@@ -58,21 +88,35 @@ class Framed(NamedTuple):
 
 
 def framed(answer: str) -> Framed:
-    """Return an answer without its thinking part, and without the markers of a solution that may follow it."""
-    found = _THINKING.match(answer)
-    before, rest = (found.group(), answer[found.end() :]) if found else ("", answer)
+    """Return an answer without its thinking part, and without the markers of a solution that may follow it.
+
+    A part that only ends in the answer counts as well: some chat templates write its beginning.
+    """
+    place = _end_of_thinking(answer)
+    before, rest = answer[:place], answer[place:]
     solution = _SOLUTION.fullmatch(rest)
     if solution is None:
         return Framed(before, rest, "")
-    return Framed(before + solution[1], solution[2], solution[3])
+    opening, text, closing = (part for part in solution.groups() if part is not None)
+    return Framed(before + opening, text, closing)
+
+
+def _end_of_thinking(answer: str) -> int:
+    """Return where the answer starts after its thinking part, with the space between them; 0 without such a part."""
+    end = _END.search(answer) if any(mark in answer for mark in _ENDS) else None  # a plain search is much faster
+    if end is not None and _START.search(answer, 0, end.start()) is None:
+        return end.end()
+    found = _THINKING.match(answer)
+    return found.end() if found else 0
 
 
 def answer_alone(written: str) -> str:
-    """Return what a model wrote without its thinking part; a text that ends within that part stays as it is."""
-    end = _END.search(written) if any(mark in written for mark in _ENDS) else None  # a plain search is much faster
-    is_started_by_the_template = end is not None and _START.search(written, 0, end.start()) is None
-    answer = written[end.end() :] if end and is_started_by_the_template else framed(written).text
-    return answer if answer == written else answer_alone(answer)
+    """Return what a model wrote without its thinking part; a text that ends within that part stays as it is.
+
+    Halves of surrogate pairs, which no file can hold, are replaced by U+FFFD.
+    """
+    answer = framed(written).text
+    return well_formed(answer) if answer == written else answer_alone(answer)
 
 
 def is_unfinished_thought(written: str) -> bool:

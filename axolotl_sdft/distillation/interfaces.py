@@ -68,7 +68,12 @@ class RowFormat(Protocol):
         ...
 
     def num_targets(self, row: dict[str, Any]) -> int:
-        """Return how many answers of a row are trained; 0 leaves the row as it is."""
+        """Return how many answers of a row are trained and can be rewritten; 0 leaves the row as it is.
+
+        A format may also have a method ``left_alone(row)``, which returns a
+        :class:`~axolotl_sdft.distillation.left_alone.LeftAlone` for each trained answer that can't be rewritten. The
+        log, the summary and the report count them.
+        """
         ...
 
     def target(self, row: dict[str, Any], index: int) -> Target:
@@ -109,7 +114,8 @@ class Backend(Protocol):
     def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float] | None:
         """Return the mean negative log-likelihood, in nats per token, of each text as the answer to a target's context.
 
-        The end-of-turn token counts as part of the answer. None: this backend can't tell.
+        The end-of-turn token counts as part of the answer. NaN where the seed model can't be shown the context. None:
+        this backend can't tell.
         """
         ...
 

@@ -1,8 +1,9 @@
 """Shows what rewriting would do to a few rows, before hours are spent on all of them."""
 
+import math
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from axolotl_sdft.distillation.answer_index import Key
 from axolotl_sdft.distillation.content import as_rows
 from axolotl_sdft.distillation.gap import measure_answers
 from axolotl_sdft.distillation.interfaces import Answer, Backend, Prompt, Target
+from axolotl_sdft.distillation.left_alone import LeftAloneCounts, left_alone_of
 from axolotl_sdft.distillation.verdicts import Settlement
 from axolotl_sdft.errors import PluginError
 from axolotl_sdft.sampling import evenly_spaced
@@ -62,6 +64,9 @@ class Preview:
     gap: tuple[float, float] | None
     """Nats per token of the trained answers under the seed model, before and after; None where it is not known."""
 
+    left_alone: LeftAloneCounts = field(default_factory=LeftAloneCounts)
+    """Answers of these rows that the seed model is not asked about."""
+
     @property
     def num_accepted(self) -> int:
         """How many of the answers would be rewritten."""
@@ -108,8 +113,13 @@ def _preview(task: "DistillationTask", backend: Backend, originals: dict[int, di
     seconds = time.monotonic() - started
     pairs = [(target, row_format.target(rows[index], turn)) for (index, turn), target in before.items()]
     told = measure_answers(backend, pairs) if measures else None
+    told = [both for both in told or [] if all(map(math.isfinite, both))]
     gap = (fmean(one for one, _ in told), fmean(other for _, other in told)) if told else None
-    return Preview(tuple(sorted(shown, key=lambda one: (one.row, one.turn))), len(originals), seconds, gap)
+    left_alone = LeftAloneCounts()
+    for row in originals.values():
+        left_alone.add(left_alone_of(row_format, row))
+    ordered = tuple(sorted(shown, key=lambda one: (one.row, one.turn)))
+    return Preview(ordered, len(originals), seconds, gap, left_alone)
 
 
 def _rewritten(

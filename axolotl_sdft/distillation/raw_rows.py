@@ -5,13 +5,20 @@ The model that rewrites gets its own chat template. So the control tokens of the
 put between the same tokens as the old one. Everything before an answer becomes one user message.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from axolotl_sdft.distillation.framing import framed_raw, plain
 from axolotl_sdft.distillation.interfaces import Target
+from axolotl_sdft.distillation.left_alone import NO_TEXT, LeftAlone, left_alone_for
+
+_NOT_SEGMENTS = LeftAlone("its segments are not a list of mappings with label and text")
+_NO_PROMPT = LeftAlone("no untrained text before it")
+_OTHER_BEGINNING = LeftAlone("its text does not begin with its prompt")
+_NO_ANSWER = LeftAlone("nothing follows its prompt")
+_EMPTY_PROMPT = LeftAlone("its prompt is empty")
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,9 @@ class SegmentRows:
 
     segments: str = "segments"
     """Column of the segments: a list of mappings with ``label`` (whether it is trained) and ``text``."""
+
+    leaves_calls: bool = False
+    """Whether answers that call functions in the markup of a text are left as they are."""
 
     def missing_columns(self, column_names: Sequence[str]) -> list[str]:
         """Return the column of the segments if a dataset lacks it."""
@@ -48,19 +58,35 @@ class SegmentRows:
             segments[place] = {**segments[place], "text": answer if place == places[0] else ""}
         return {**row, self.segments: segments}
 
+    def left_alone(self, row: dict[str, Any]) -> list[LeftAlone]:
+        """Return why each trained answer that is not a target is left as it is."""
+        if not _are_segments(row.get(self.segments)):
+            return [_NOT_SEGMENTS]
+        return [why for _, why in self._fates(row) if why is not None]
+
     def _answers(self, row: dict[str, Any]) -> list[list[int]]:
         """Return the places of the segments of each answer."""
-        segments = row.get(self.segments)
-        if not isinstance(segments, list) or not all(_is_segment(segment) for segment in segments):
-            return []
-        answers, prompt = [], ""
+        return [places for places, why in self._fates(row) if why is None]
+
+    def _fates(self, row: dict[str, Any]) -> Iterator[tuple[list[int], LeftAlone | None]]:
+        """Yield the places of each trained answer, with why it is left alone; None where it is a target."""
+        segments: Any = row.get(self.segments)
+        prompt = ""
+        if not _are_segments(segments):
+            return
         for is_trained, run in groupby(range(len(segments)), lambda place: bool(segments[place].get("label"))):
             places = list(run)
+            text = "".join(segments[place]["text"] for place in places)
             if not is_trained:
-                prompt += "".join(segments[place]["text"] for place in places)
+                prompt += text
             elif plain(prompt):
-                answers.append(places)
-        return answers
+                yield places, left_alone_for(framed_raw(text).text, self.leaves_calls)
+            elif plain(text):  # control tokens alone are not an answer
+                yield places, _NO_PROMPT
+
+
+def _are_segments(segments: Any) -> bool:
+    return isinstance(segments, list) and all(_is_segment(segment) for segment in segments)
 
 
 def _is_segment(segment: Any) -> bool:
@@ -77,16 +103,30 @@ class CompletionRows:
     prompt: str
     """Column of its beginning. Rows whose text begins otherwise, or ends there, have no answer."""
 
+    leaves_calls: bool = False
+    """Whether answers that call functions in the markup of a text are left as they are."""
+
     def missing_columns(self, column_names: Sequence[str]) -> list[str]:
         """Return those of the two columns that a dataset lacks."""
         return [name for name in (self.text, self.prompt) if name not in column_names]
 
     def num_targets(self, row: dict[str, Any]) -> int:
-        """Return 1, or 0 when the text does not go on from the prompt."""
+        """Return 1, or 0 when :meth:`left_alone` tells why not."""
+        return int(not self.left_alone(row))
+
+    def left_alone(self, row: dict[str, Any]) -> list[LeftAlone]:
+        """Return why the text is left as it is, such as that it does not go on from the prompt."""
         text, prompt = row.get(self.text), row.get(self.prompt)
-        if not isinstance(text, str) or not isinstance(prompt, str) or not text.startswith(prompt):
-            return 0
-        return int(bool(plain(prompt)) and bool(text[len(prompt) :].strip()))
+        if not isinstance(text, str) or not isinstance(prompt, str):
+            return [NO_TEXT]
+        if not text.startswith(prompt):
+            return [_OTHER_BEGINNING]
+        if not plain(prompt):
+            return [_EMPTY_PROMPT]
+        if not text[len(prompt) :].strip():
+            return [_NO_ANSWER]
+        why = left_alone_for(framed_raw(text[len(prompt) :]).text, self.leaves_calls)
+        return [] if why is None else [why]
 
     def target(self, row: dict[str, Any], index: int) -> Target:
         """Return what follows the prompt; its context is the prompt as a user message."""

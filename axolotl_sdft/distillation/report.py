@@ -12,6 +12,7 @@ import yaml
 from axolotl_sdft.distillation.card import publish_commands
 from axolotl_sdft.distillation.charts import mean, median, overlaid_histograms
 from axolotl_sdft.distillation.gap import Gap
+from axolotl_sdft.distillation.left_alone import rewritten_of
 from axolotl_sdft.distillation.report_figures import ReportFigures
 from axolotl_sdft.pages import page_template
 
@@ -41,6 +42,7 @@ def render_report(dataset_dir: Path, summary: dict[str, Any], figures: ReportFig
         dataset_dir=str(dataset_dir),
         name=dataset_dir.name,
         summary=summary,
+        rewritten=rewritten_of(summary),
         provenance=summary["provenance"],
         settings=yaml.safe_dump(summary["provenance"]["settings"], sort_keys=False, allow_unicode=True),
         figures=figures,

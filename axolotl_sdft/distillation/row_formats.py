@@ -154,7 +154,7 @@ def _chat_template_rows(dataset_config: Mapping[str, Any]) -> RowFormat:
         content=keys.get("content") or dataset_config.get("message_field_content") or "content",
         tool_calls=keys.get("tool_calls") or "tool_calls",
         roles=roles,
-        trains_assistant=trained is None or "assistant" in [roles.get(role, role) for role in trained],
+        trained_roles=frozenset({"assistant"} if trained is None else (roles.get(role, role) for role in trained)),
         training=dataset_config.get("message_field_training"),
         training_detail=dataset_config.get("message_field_training_detail"),
         drops_system=bool(dataset_config.get("drop_system_message")),

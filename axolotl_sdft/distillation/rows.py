@@ -1,7 +1,8 @@
 """Rows with one instruction and one answer, each in a column of its own.
 
-Here as in all row formats, which answers of a row are targets depends on its structure alone, never on what an answer
-says, so replacing one leaves the places of the others as they were. Where an answer starts with a thinking part
+Here as in all row formats, replacing an answer leaves the places of the others as they were: which answers of a row are
+targets depends on its structure, and on nothing that a rewritten answer may lose or gain (see
+:func:`~axolotl_sdft.distillation.left_alone.left_alone_for`). Where an answer starts with a thinking part
 (``<think>...</think>``), only what follows is rewritten, and the thinking part stays.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 from axolotl_sdft.distillation.framing import framed, plain
 from axolotl_sdft.distillation.interfaces import Message, Target
+from axolotl_sdft.distillation.left_alone import LeftAlone, left_alone_for
 from axolotl_sdft.distillation.wordings import Wording
 
 _BESIDE = Wording("{instruction}\n\n{input}", "{instruction}")
@@ -41,6 +43,9 @@ class InstructionRows:
     is_raw: bool = False
     """Whether the instruction holds control tokens of a chat, which are not shown."""
 
+    leaves_calls: bool = False
+    """Whether answers that call functions in the markup of a text are left as they are."""
+
     @property
     def question_columns(self) -> tuple[str, ...]:
         """Columns that the question is made of. Numbers in them become text, as in Axolotl."""
@@ -56,8 +61,17 @@ class InstructionRows:
         return [name for name in (self.instruction, self.output, *self.required) if name not in column_names]
 
     def num_targets(self, row: dict[str, Any]) -> int:
-        """Return 1, or 0 when there is no instruction or the answer is not text."""
-        return int(isinstance(row.get(self.instruction), str | int | float) and isinstance(row.get(self.output), str))
+        """Return 1, or 0 when :meth:`left_alone` tells why not."""
+        return int(not self.left_alone(row))
+
+    def left_alone(self, row: dict[str, Any]) -> list[LeftAlone]:
+        """Return why the answer is left as it is, such as that it is not text; nothing where it is a target."""
+        for column, kinds in ((self.instruction, str | int | float), (self.output, str)):
+            if not isinstance(row.get(column), kinds):
+                kind = "null" if row.get(column) is None else type(row[column]).__name__
+                return [LeftAlone(f"column {column!r} holds no text ({kind})")]
+        why = left_alone_for(row[self.output], self.leaves_calls)
+        return [] if why is None else [why]
 
     def target(self, row: dict[str, Any], index: int) -> Target:
         """Return the answer; its context is the system message, if any, and the instruction with its input.

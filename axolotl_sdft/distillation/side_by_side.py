@@ -43,7 +43,8 @@ def preview_lines(previewed: Preview, where: str, num_rows: int) -> Iterator[str
         num_rows: Rows of the whole dataset.
     """
     if not previewed.answers:
-        yield f"{where}: none of the {previewed.num_rows} rows holds an answer to rewrite; show more of them"
+        reasons = f": {previewed.left_alone.named()}" if previewed.left_alone.answers else "; show more of them"
+        yield printable(f"{where}: none of the {previewed.num_rows} rows holds an answer to rewrite{reasons}")
         return
     total = len(previewed.answers)
     rejected = ", ".join(f"{name} {count}" for name, count in previewed.rejections.most_common())
@@ -51,6 +52,8 @@ def preview_lines(previewed: Preview, where: str, num_rows: int) -> Iterator[str
         f"{where}: {previewed.num_accepted} of {total} answers accepted ({100 * previewed.num_accepted / total:.0f} %)"
         + (f", rejected: {rejected}" if rejected else "")
     )
+    if previewed.left_alone.answers:
+        yield printable(f"left alone: {previewed.left_alone.named()}")
     if previewed.gap is not None:
         before, after = previewed.gap
         yield f"distribution gap: {before:.2f} nats per token before, {after:.2f} after"

@@ -1,12 +1,15 @@
 """Small helpers for texts that people read."""
 
 import re
+import unicodedata
 
 # Scripts that write no spaces between words: each of their characters counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['\N{{RIGHT SINGLE QUOTATION MARK}}]\w+)?")
 
 _DISTURBING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSEEN = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def shortened(text: str, length: int = 60) -> str:
@@ -18,6 +21,21 @@ def shortened(text: str, length: int = 60) -> str:
 def printable(text: str) -> str:
     """Return a text without what would disturb a terminal or a page: control characters, turned writing directions."""
     return _DISTURBING.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: space, control characters and marks without a width."""
+    return all(unicodedata.category(character) in _UNSEEN for character in text)
+
+
+def well_formed(text: str) -> str:
+    """Return a text without halves of surrogate pairs, which come from JSON that was cut within an emoji.
+
+    Two halves that belong together become their character, others U+FFFD.
+    """
+    if _SURROGATE.search(text) is None:
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def cut(text: str, length: int) -> str:

@@ -28,6 +28,14 @@ def described_tools(tools: Sequence[Any]) -> str:
     return "\n".join(["These functions can be called:", *(_json(tool) for tool in tools)])
 
 
+def made_calls(calls: Any, function_call: Any) -> list[Any]:
+    """Return the calls of a turn: a list, or a single one under the older key; a table may hold empty ones."""
+    if calls:
+        return list(calls) if isinstance(calls, list) else [calls]
+    is_made = isinstance(function_call, Mapping) and function_call.get("name") is not None
+    return [function_call] if is_made else []
+
+
 def described_calls(calls: Sequence[Any], said: str) -> str:
     """Return the calls of a turn, one a line, after what it said beside them."""
     return "\n".join([*([said] if said else []), *(f"Function call: {_call(call)}" for call in calls)])

@@ -8,7 +8,7 @@ there the checks belong to the answers as well.)
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,12 @@ from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.distillation.admission import require_columns, require_whole_dataset
 from axolotl_sdft.distillation.build import SUMMARY_FILE, build_dataset
 from axolotl_sdft.distillation.checks import resolve_checks
+from axolotl_sdft.distillation.checks.function_calls import function_call
 from axolotl_sdft.distillation.content import Content, read_content
 from axolotl_sdft.distillation.generation import Generation
 from axolotl_sdft.distillation.interfaces import Backend, RowFormat
 from axolotl_sdft.distillation.journal import Journal
+from axolotl_sdft.distillation.left_alone import LeftAloneCounts
 from axolotl_sdft.distillation.row_formats import resolve_row_format
 from axolotl_sdft.distillation.templates import resolve_template
 from axolotl_sdft.distillation.verdicts import Policy
@@ -55,9 +57,10 @@ def distill_dataset(
 
     Rows stay in their order; columns that hold no trained answer are untouched. Two columns are added: ``sdft_source``
     (``distilled`` or ``original``) and ``sdft_reasons`` (for each trained answer, why it was kept original, or an empty
-    text). The result stays in a folder, from which a second call with the same arguments takes it. Beside the rows are
-    ``report.html`` (acceptance and reasons, lengths, the distribution gap, sample answers), ``summary.json`` and a
-    dataset card, ``README.md``; the log says where, and so does ``distilled.cache_files``.
+    text; those that were left alone come last). The result stays in a folder, from which a second call with the same
+    arguments takes it. Beside the rows are ``report.html`` (acceptance and reasons, lengths, the distribution gap,
+    sample answers), ``summary.json`` and a dataset card, ``README.md``; the log says where, and so does
+    ``distilled.cache_files``.
 
     Args:
         dataset: The rows.
@@ -111,8 +114,12 @@ class DistillationTask:
 
     @cached_property
     def row_format(self) -> RowFormat:
-        """Where the answers are."""
-        return resolve_row_format(self.dataset_config, self.where)
+        """Where the answers are. Those that call functions are only rewritten when a check compares the calls."""
+        row_format: Any = resolve_row_format(self.dataset_config, self.where)
+        compares_calls = any(name == function_call.__name__ for name, _ in self.checks)
+        if compares_calls or not hasattr(row_format, "leaves_calls"):
+            return row_format
+        return replace(row_format, leaves_calls=True)
 
     @cached_property
     def checks(self) -> Any:
@@ -151,8 +158,20 @@ class DistillationTask:
         """What the dataset holds, in short."""
         content = read_content(self.dataset, self.row_format, self.template)
         if content.most_targets == 0:
-            raise DatasetError(f"{self.where} holds no answer to rewrite; check its type and field names")
+            self._require_meant(content.left_alone)
+        elif content.left_alone.num_trained:
+            LOG.warning(
+                "%s: %d trained answers are left alone: %s",
+                *(self.where, content.left_alone.num_trained, content.left_alone.named()),
+            )
         return content
+
+    def _require_meant(self, left_alone: LeftAloneCounts) -> None:
+        """Raise unless all answers are left alone for what they are: then the dataset is trained as it is."""
+        reasons = left_alone.named() if left_alone.answers else "check its type and field names"
+        if not left_alone.is_meant:
+            raise DatasetError(f"{self.where} holds no answer to rewrite: {reasons}")
+        LOG.warning("%s holds no answer to rewrite and stays as it is: %s", self.where, reasons)
 
     @cached_property
     def _settings(self) -> dict[str, Any]:

@@ -6,10 +6,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from axolotl_sdft.distillation.answer_index import Key
+from axolotl_sdft.distillation.call_markup import markup_fault
 from axolotl_sdft.distillation.checks import first_rejection
-from axolotl_sdft.distillation.checks.form import truncated
+from axolotl_sdft.distillation.checks.form import empty, truncated
+from axolotl_sdft.distillation.checks.function_calls import function_call
 from axolotl_sdft.distillation.framing import answer_alone, is_unfinished_thought
 from axolotl_sdft.distillation.interfaces import Answer, AnswerCheck, RowFormat, Target
+from axolotl_sdft.distillation.left_alone import LeftAlone, LeftAloneCounts, left_alone_of
+from axolotl_sdft.distillation.texts import is_blank, printable
 
 SOURCE_COLUMN = "sdft_source"
 REASONS_COLUMN = "sdft_reasons"
@@ -23,8 +27,9 @@ Checks = Sequence[tuple[str, AnswerCheck]]
 def rejection_of(answer: Answer, target: Target, checks: Checks) -> tuple[str, str] | None:
     """Return the name of the first check that rejects an answer, with its reason, or None when all pass.
 
-    An answer that could not be had is rejected as ``failed`` before any check sees it, and one that ends within its
-    thinking part as ``truncated``. The checks see it without that part.
+    Whatever the checks, an answer that could not be had is rejected as ``failed``, one that ends within its thinking
+    part as ``truncated``, one without text as ``empty``, and one that lost the markup of the original's function calls
+    or makes calls where the original makes none as ``function_call``. The checks see it without its thinking part.
     """
     if answer.finish_reason == "error":
         return FAILED, answer.error or "no answer"
@@ -33,7 +38,14 @@ def rejection_of(answer: Answer, target: Target, checks: Checks) -> tuple[str, s
             f"its thinking part has no end after {answer.num_tokens} tokens; raise generation.max_new_tokens, or turn "
             "thinking off where the chat template can: generation.chat_template_kwargs: {enable_thinking: false}"
         )
-    return first_rejection(without_thinking(answer), target, checks)
+    alone = without_thinking(answer)
+    if is_blank(alone.text):
+        return empty.__name__, "no text"
+    rejection = first_rejection(alone, target, checks)
+    if rejection is not None:
+        return rejection
+    fault = markup_fault(alone.text, target.reference)
+    return None if fault is None else (function_call.__name__, fault)
 
 
 def without_thinking(answer: Answer) -> Answer:
@@ -124,7 +136,7 @@ class Settlement:
     @property
     def reason(self) -> str:
         """Why the original answer stays, by the last attempt; an empty text when it was rewritten."""
-        return "" if self.attempt is not None else ": ".join(self.rejections[-1])
+        return "" if self.attempt is not None else printable(": ".join(self.rejections[-1]))
 
 
 @dataclass(frozen=True)
@@ -135,12 +147,19 @@ class RowVerdict:
     """The row with its accepted answers in place."""
 
     settlements: tuple[Settlement, ...]
-    """One for each trained turn."""
+    """One for each trained turn that the seed model was asked about."""
+
+    left_alone: tuple[LeftAlone, ...] = ()
+    """One for each trained turn that it was not asked about."""
 
     @property
     def reasons(self) -> list[str]:
-        """One for each trained turn: why it keeps its original answer, or an empty text when it was rewritten."""
-        return [settlement.reason for settlement in self.settlements]
+        """One for each trained turn: why it keeps its original answer, or an empty text when it was rewritten.
+
+        Turns that were left alone come last.
+        """
+        untouched = [f"left alone: {printable(why.reason)}" for why in self.left_alone]
+        return [*(settlement.reason for settlement in self.settlements), *untouched]
 
     @property
     def source(self) -> str:
@@ -166,12 +185,13 @@ def judge_row(
         KeyError: An answer is missing.
     """
     settlements = []
+    left_alone = tuple(why for why in left_alone_of(row_format, row) if why.is_trained)
     for turn in range(row_format.num_targets(row)):
         settlement = policy.settle(answers, index, turn, row_format.target(row, turn))
         if settlement.answer is not None:
             row = row_format.with_answer(row, turn, settlement.answer.text)
         settlements.append(settlement)
-    return RowVerdict(row, tuple(settlements))
+    return RowVerdict(row, tuple(settlements), left_alone)
 
 
 @dataclass
@@ -186,6 +206,12 @@ class Tally:
     rejections: Counter[str] = field(default_factory=Counter)
     """Turns that keep their original answer, by the check that rejected the last attempt."""
 
+    left_alone: LeftAloneCounts = field(default_factory=LeftAloneCounts)
+    """Trained answers that the seed model was not asked about."""
+
+    first_reasons: dict[str, str] = field(default_factory=dict)
+    """The first reason that each check gave for such a turn."""
+
     attempts: int = 0
     """Answers that were judged."""
 
@@ -198,12 +224,14 @@ class Tally:
         self.rows_dropped += is_dropped
         self.rows_distilled += verdict.source == "distilled" and not is_dropped
         self.turns += len(verdict.settlements)
+        self.left_alone.add(verdict.left_alone)
         for settlement in verdict.settlements:
             names = [name for name, _ in settlement.rejections]
             self.rejected_attempts.update(names)
             self.attempts += settlement.num_judged
             if settlement.attempt is None:
                 self.rejections.update(names[-1:])
+                self.first_reasons.setdefault(names[-1], printable(settlement.rejections[-1][1]))
             else:
                 self.turns_distilled += 1
 
@@ -221,6 +249,8 @@ class Tally:
             "rows_dropped": self.rows_dropped,
             "turns": self.turns,
             "turns_distilled": self.turns_distilled,
+            "turns_left_alone": self.left_alone.num_trained,
+            "left_alone": self.left_alone.to_json(),
             "acceptance": round(self.acceptance, 4),
             "rejections": dict(self.rejections.most_common()),
             "attempts": self.attempts,

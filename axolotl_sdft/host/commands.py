@@ -7,6 +7,7 @@ from typing import Any
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.distillation.build import read_summary
 from axolotl_sdft.distillation.corrections import refuse_existing, write_corrections
+from axolotl_sdft.distillation.left_alone import rewritten_of
 from axolotl_sdft.distillation.report import REPORT_FILE
 from axolotl_sdft.errors import ConfigError, MissingExtraError
 from axolotl_sdft.host.blocks import Blocks, read_blocks
@@ -106,7 +107,7 @@ def distill_alone(
             continue
         folder = task.run()
         summary = read_summary(folder)
-        yield f"{task.where}: {summary['turns_distilled']} of {summary['turns']} answers rewritten: {folder}"
+        yield f"{task.where}: {rewritten_of(summary)}: {folder}"
         yield f"report: {folder / REPORT_FILE}"
         if file is not None:
             yield f"{task.where}: {write_corrections(task, file)} wrong attempts with their corrections: {file}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from axolotl_sdft.artifacts import read_json
 from axolotl_sdft.distillation.build import read_summary
+from axolotl_sdft.distillation.left_alone import reasons_named
 from axolotl_sdft.distillation.report import REPORT_FILE
 from axolotl_sdft.distillation.texts import shortened
 from axolotl_sdft.pruning.cut import PROVENANCE_FILE
@@ -55,6 +56,7 @@ def _distillation_lines(summary: dict[str, Any]) -> Iterator[str]:
         f"Rows              {kept} kept of {summary['rows']}, {summary['rows_distilled']} with rewritten answers; "
         f"{summary['turns_distilled']} of {summary['turns']} answers accepted"
         + (f" (rejected: {rejections})" if rejections else "")
+        + (f"; left alone: {reasons_named(summary['left_alone'])}" if summary["left_alone"] else "")
     )
     if summary["gap"] is not None:
         yield (

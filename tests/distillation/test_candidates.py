@@ -143,11 +143,12 @@ def test_a_later_turn_is_asked_after_the_attempt_that_was_taken(tmp_path, seed_d
 
 def test_an_answer_that_failed_is_rejected_with_its_cause_before_any_check(tmp_path, seed_dir, script):
     script[0, 0, 0] = Answer("", "error", 0, error="the prompt is longer than the context")
+    script[1, 0, 0] = answer("good")
 
-    distilled, summary = rewritten(tmp_path, seed_dir)
+    distilled, summary = rewritten(tmp_path, seed_dir, num_rows=2)
 
-    assert distilled["output"] == ["original"]
-    assert distilled["sdft_reasons"] == [["failed: the prompt is longer than the context"]]
+    assert distilled["output"] == ["original", "good"]
+    assert distilled["sdft_reasons"] == [["failed: the prompt is longer than the context"], [""]]
     assert summary["rejections"] == {"failed": 1}
 
 

@@ -29,6 +29,7 @@ def summary(**changes):
         "settings": settings | {"on_reject": "drop", "generation": generation, "output_dir": "/home/ann/out"},
     }
     counts = {"rows": 1200, "rows_dropped": 200, "turns": 1200, "turns_distilled": 1000, "rejections": {"leak": 200}}
+    counts |= {"turns_left_alone": 0, "left_alone": {}}
     return counts | {"gap": None, "provenance": provenance | changes}
 
 
