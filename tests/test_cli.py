@@ -175,7 +175,9 @@ def test_a_missing_block_is_an_error_that_says_how_to_add_it(config_file, comman
     assert message in result.output
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "config.yml is not valid YAML"), ("", "config.yml holds no keys")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "config.yml is not valid YAML"), ("", "config.yml holds no keys")]
+)
 def test_a_broken_file_is_one_clear_error(config_file, text, message):
     config_file.write_text(text)
     result = run("prune-layers", config_file)
