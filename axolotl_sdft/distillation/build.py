@@ -75,7 +75,7 @@ def _judged(
     from datasets import Sequence as SequenceFeature
     from datasets import Value
 
-    features = task.dataset.features.copy()
+    features = task.features.copy()
     features[SOURCE_COLUMN], features[REASONS_COLUMN] = Value("string"), SequenceFeature(Value("string"))
 
     def judged_columns(columns: Mapping[str, list], indices: list[int]) -> dict[str, list]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,12 +47,43 @@ def read_content(dataset: "Dataset", row_format: RowFormat, template: Template) 
     num_targets, left_alone = np.zeros(len(dataset), np.int32), LeftAloneCounts()
     for start in range(0, len(dataset), _SLICE_ROWS):
         for index, row in enumerate(rows_between(dataset, start, start + _SLICE_ROWS), start):
-            rows.update(json.dumps(row, sort_keys=True, default=str).encode())
+            rows.update(encoded(row))
             num_targets[index] = row_format.num_targets(row)
             left_alone.add(left_alone_of(row_format, row))
             for turn in range(num_targets[index]):
                 requests.update(json.dumps(template(row_format.target(row, turn))).encode())
     return Content(rows.hexdigest(), requests.hexdigest(), num_targets, left_alone)
+
+
+def encoded(value: Any) -> bytes:
+    """Return a row, or what is trained of it, as bytes that are the same wherever and whenever they are made.
+
+    A picture or another file counts by its bytes, not by its path.
+    """
+    return json.dumps(_plain(value), sort_keys=True, default=_told).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _file_digest(value) if set(value) == {"bytes", "path"} else {key: _plain(value[key]) for key in value}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _file_digest(file: Mapping[str, Any]) -> Any:
+    """Return the digest of a file as the datasets library stores it: its bytes, or where they are."""
+    content, path = file["bytes"], file["path"]
+    if content is None and isinstance(path, str) and Path(path).is_file():
+        content = Path(path).read_bytes()
+    return path if content is None else _told(content)
+
+
+def _told(value: Any) -> str:
+    """Return what JSON has no form for as a text that does not depend on where the object lies in memory."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return hashlib.sha256(value).hexdigest()
+    if callable(getattr(value, "tobytes", None)):  # a picture or an array
+        return hashlib.sha256(value.tobytes()).hexdigest()
+    return str(value)
 
 
 def rows_between(dataset: "Dataset", start: int, stop: int) -> Iterator[dict[str, Any]]:

@@ -106,6 +106,11 @@ class CompletionRows:
     leaves_calls: bool = False
     """Whether answers that call functions in the markup of a text are left as they are."""
 
+    @property
+    def answer_columns(self) -> tuple[str, ...]:
+        """Columns that must hold text."""
+        return self.text, self.prompt
+
     def missing_columns(self, column_names: Sequence[str]) -> list[str]:
         """Return those of the two columns that a dataset lacks."""
         return [name for name in (self.text, self.prompt) if name not in column_names]

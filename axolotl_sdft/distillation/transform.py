@@ -8,7 +8,7 @@ there the checks belong to the answers as well.)
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,13 @@ from axolotl_sdft.artifacts import (
 )
 from axolotl_sdft.config import SelfDistillationConfig
 from axolotl_sdft.core.identity import model_identity
-from axolotl_sdft.distillation.admission import require_columns, require_whole_dataset
+from axolotl_sdft.distillation.admission import (
+    refuse_tokenized,
+    require_columns,
+    require_text,
+    require_whole_dataset,
+    stored_rows,
+)
 from axolotl_sdft.distillation.build import SUMMARY_FILE, build_dataset
 from axolotl_sdft.distillation.checks import resolve_checks
 from axolotl_sdft.distillation.checks.function_calls import function_call
@@ -55,12 +61,13 @@ def distill_dataset(
 ) -> "Dataset":
     """Return the dataset with its answers rewritten by the seed model (SDFT, arXiv 2402.13669).
 
-    Rows stay in their order; columns that hold no trained answer are untouched. Two columns are added: ``sdft_source``
-    (``distilled`` or ``original``) and ``sdft_reasons`` (for each trained answer, why it was kept original, or an empty
-    text; those that were left alone come last). The result stays in a folder, from which a second call with the same
-    arguments takes it. Beside the rows are ``report.html`` (acceptance and reasons, lengths, the distribution gap,
-    sample answers), ``summary.json`` and a dataset card, ``README.md``; the log says where, and so does
-    ``distilled.cache_files``.
+    Rows are taken as they are stored: a format of the dataset (``with_format``) or a transform is left out, which is
+    logged. They stay in their order; columns that hold no trained answer are untouched. Two columns are added:
+    ``sdft_source`` (``distilled`` or ``original``) and ``sdft_reasons`` (for each trained answer, why it was kept
+    original, or an empty text; those that were left alone come last). The result stays in a folder, from which a second
+    call with the same arguments takes it. Beside the rows are ``report.html`` (acceptance and reasons, lengths, the
+    distribution gap, sample answers), ``summary.json`` and a dataset card, ``README.md``; the log says where, and so
+    does ``distilled.cache_files``.
 
     Args:
         dataset: The rows.
@@ -72,8 +79,8 @@ def distill_dataset(
             "prompt", "field_output": "completion"}}``.
 
     Raises:
-        DatasetError: The dataset is streamed or has several splits, a column is missing, there is no answer to rewrite,
-            or rewriting would undo what its rows are for, as with preferences.
+        DatasetError: The dataset is streamed or has several splits, a column is missing or holds something else than
+            text, there is no answer to rewrite, or rewriting would undo what its rows are for, as with preferences.
         ConfigError: The seed model has no chat template.
 
     Example:
@@ -104,12 +111,19 @@ class DistillationTask:
     where: str = "dataset"
     """What messages call the dataset, such as ``datasets[0]``."""
 
+    features: Any = field(init=False, repr=False)
+    """Types of the columns as the dataset came; rows themselves are read as they are stored."""
+
     def __post_init__(self) -> None:
         require_whole_dataset(self.dataset, self.where)
         if len(self.dataset) == 0:
             raise DatasetError(f"{self.where} has no rows; check its path, split and filters")
-        columns = self.dataset.column_names
-        require_columns(self.row_format.missing_columns(columns), columns, self.dataset_config.get("type"), self.where)
+        object.__setattr__(self, "features", self.dataset.features)
+        object.__setattr__(self, "dataset", stored_rows(self.dataset, self.where))
+        columns, kind = self.dataset.column_names, self.dataset_config.get("type")
+        refuse_tokenized(columns, self.where)
+        require_columns(self.row_format.missing_columns(columns), columns, kind, self.where)
+        require_text(self.dataset.features, self.row_format, kind, self.where)
         _ = self.checks, self.template, self.backend_factory  # unknown names are refused now
 
     @cached_property
