@@ -147,6 +147,23 @@ def _scaled_by_number(settings: Settings, cut: LayerCut) -> Settings:
     return {}
 
 
+def _halved_by_number(settings: Settings, cut: LayerCut) -> Settings:
+    """RWKV halves what flows through the model after every so many layers, and multiplies the weights to match.
+
+    Only the small constant in its norms tells the scales apart, which is enough for other logits.
+    """
+    every = settings.get("rescale_every")
+    if not isinstance(every, int) or every < 1:
+        return {}
+    # The last pair is the final norm, which receives what all layers have left.
+    if any(old // every != new // every for new, old in enumerate((*cut.kept, cut.num_layers))):
+        raise UnsoundCutError(
+            f"hidden states are halved after every {every} layers by number (rescale_every), which only float16 needs; "
+            "set rescale_every to 0 in the seed's config.json"
+        )
+    return {}
+
+
 def _shared_keys(settings: Settings, cut: LayerCut) -> Settings:
     """The last layers use the keys and values of the last layer of their own kind before them."""
     num_shared = settings.get("num_kv_shared_layers")
@@ -201,5 +218,6 @@ def _names(layers: Sequence[int] | set[int]) -> str:
 _RULES: tuple[Callable[[Settings, LayerCut], Settings], ...] = (
     *(_counts_of_caches, _attention_left, _sliding_windows, _experts_by_step, _experts_in_a_range, _experts_alternate),
     *(_kinds_by_period, _kinds_in_a_cycle, _kinds_in_runs, _depth_scale, _scaled_by_number),
+    _halved_by_number,
     *(_shared_keys, _shared_choices, _numbered_embeddings),
 )

@@ -112,6 +112,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "longcat_flash": {"head_dim": 4, "zero_expert_num": 2},
     "mamba2": {"hidden_size": 32, "num_heads": 8, "head_dim": 8},
     "mllama": {"text_config.cross_attention_layers": [3]},
+    "rwkv": {"rescale_every": 0},
     "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention", "moe"] * 2},
     **{
         name: {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {}}

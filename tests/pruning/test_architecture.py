@@ -111,6 +111,8 @@ def test_a_model_type_without_a_class_is_cut_by_its_config_alone_with_a_warning(
         ({"num_layers": 6, "num_hidden_layers": 12}, {0}, {"num_layers": 5, "num_hidden_layers": 10}),
         ({"layer_types": list("aabbab"), "num_kv_shared_layers": 2}, {0, 4}, {"num_kv_shared_layers": 1}),
         ({"scale_attn_by_inverse_layer_idx": True}, {4, 5}, {"scale_attn_by_inverse_layer_idx": True}),
+        ({"rescale_every": 4}, {5}, {"rescale_every": 4}),  # both 6 and 5 layers are halved once
+        ({"rescale_every": 0}, {1, 2}, {"rescale_every": 0}),
         ({"ple_layer_ids": [1, 4]}, {4, 5}, {"ple_layer_ids": [1, 4]}),  # these count from 1
         ({"indexer_types": ["full", "shared"] * 3}, {1, 2, 3}, {"indexer_types": ["full", "full", "shared"]}),
     ],
@@ -145,6 +147,8 @@ def test_the_residual_scale_of_a_depth_is_kept():
             {1},
             "scaled by the layer's number .* the last layers only",
         ),
+        ({"rescale_every": 4}, {3}, r"halved after every 4 layers by number \(rescale_every\)"),
+        ({"rescale_every": 3}, {5}, "set rescale_every to 0"),  # the final norm receives twice as much
         ({"num_kv_shared_layers": 2}, {0}, r"keys and values of others \(num_kv_shared_layers\)"),
         ({"layer_types": list("aabbab"), "num_kv_shared_layers": 2}, {1}, r"values of layers 1, 3 .*; keep 1"),
         ({"layer_types": ["conv", "full_attention"] * 3}, {1, 3, 5}, "no layer with attention .*; keep one of 1, 3, 5"),

@@ -137,6 +137,7 @@ SHARED_KEYS = {
         ("ernie4_5_moe", {"moe_layer_start_index": 0, "moe_layer_interval": 2}, (2, 3)),
         ("deepseek_v2", {"first_k_dense_replace": 3}, (1, 4)),
         ("qwen2", {"use_sliding_window": True, "max_window_layers": 3}, (0, 4)),
+        ("rwkv", {"rescale_every": 4}, (5,)),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, (4, 5)),
         ("glm_moe_dsa", {"indexer_types": ["full", "shared"] * 3}, (1, 4, 5)),
         ("gemma4_text", SHARED_KEYS, (0, 4)),
