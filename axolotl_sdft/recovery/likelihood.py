@@ -26,7 +26,7 @@ from axolotl_sdft.distillation.backends.likelihood import (
 from axolotl_sdft.distillation.backends.prompts import answer_ids, prompt_ids
 from axolotl_sdft.distillation.backends.seed_model import context_length
 from axolotl_sdft.distillation.interfaces import Target
-from axolotl_sdft.errors import CheckpointError, ConfigError
+from axolotl_sdft.errors import CheckpointError, ConfigError, DatasetError
 from axolotl_sdft.recovery.answering import greedy_answers, require_template
 from axolotl_sdft.recovery.bootstrap import Resampler, transformed
 from axolotl_sdft.recovery.figures import LikelihoodFigures
@@ -59,8 +59,8 @@ def encode_targets(
     """Return reference answers after their conversations, as token ids, and how many targets are left out.
 
     The seed's chat template wraps the conversation, and the token that ends the turn counts as part of the answer: as
-    where the distribution gap is measured. Longer texts are cut at their end. Left out is an answer that is empty, or
-    of which nothing remains.
+    where the distribution gap is measured. Longer texts are cut at their end. Left out is an answer that is empty, of
+    which nothing remains, or whose conversation the chat template refuses.
 
     Args:
         tokenizer: That of the seed.
@@ -72,12 +72,18 @@ def encode_targets(
         ConfigError: The tokenizer has no chat template.
     """
     require_template(tokenizer)
-    scored = []
+    scored, refusals = [], []
     for target in targets:
         if target.reference.strip():
-            prompt = prompt_ids(tokenizer, target.context, template_arguments)
-            ids = [*prompt, *answer_ids(tokenizer, target.reference)][:sequence_len]
+            try:
+                prompt = prompt_ids(tokenizer, target.context, template_arguments)
+            except DatasetError as err:
+                refusals.append(err)
+                continue
+            ids = [*prompt, *answer_ids(tokenizer, target.reference, template_arguments)][:sequence_len]
             scored.append(ScoredIds(ids, max(0, len(ids) - len(prompt))))
+    if refusals:
+        LOG.warning("%d of %d held-out answers are left out: %s", len(refusals), len(targets), refusals[0])
     kept = [text for text in scored if text.num_answer]
     return kept, len(targets) - len(kept)
 

@@ -6,8 +6,10 @@ back when it answers again.
 
 import asyncio
 import logging
+import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +17,7 @@ from typing import Any, TypeAlias
 from axolotl_sdft.config import GenerationConfig
 from axolotl_sdft.distillation.backends.api_key import ApiKey
 from axolotl_sdft.distillation.backends.chat_protocol import chat_request, read_answer
+from axolotl_sdft.distillation.backends.chat_templates import render_chat, well_formed_chat
 from axolotl_sdft.distillation.backends.dispatch import BackgroundLoop, Dispatcher
 from axolotl_sdft.distillation.backends.http_retries import Misset, Refused, RequestError, Throttled, backoff_seconds
 from axolotl_sdft.distillation.backends.introductions import Introduction
@@ -22,7 +25,7 @@ from axolotl_sdft.distillation.backends.server_likelihood import ScoredText, ask
 from axolotl_sdft.distillation.backends.server_pool import ServerPool
 from axolotl_sdft.distillation.backends.servers import Server
 from axolotl_sdft.distillation.interfaces import Answer, Prompt, Target
-from axolotl_sdft.errors import ConfigError, ServerError
+from axolotl_sdft.errors import ConfigError, DatasetError, ServerError
 from axolotl_sdft.runtime import world_size
 
 LOG = logging.getLogger(__name__)
@@ -154,8 +157,27 @@ class OpenAIBackend:
         yield from refused
 
     async def _ask_chat(self, server: Server, request: _Request) -> Answer:
-        body = chat_request(self._config, server.model, request[2], server.refused_fields)
+        try:
+            prompt = self._fitting(request[2])
+        except DatasetError as err:
+            return Answer("", "error", 0, error=str(err))
+        body = chat_request(self._config, server.model, prompt, server.refused_fields)
         return read_answer(await server.post("/chat/completions", body), server.accepts_model, self._count_tokens)
+
+    def _fitting(self, prompt: Prompt) -> Prompt:
+        """Return a prompt in a shape that the seed model's own chat template takes, which the server is to use."""
+        if self._chats_with is None:
+            return replace(prompt, messages=tuple(well_formed_chat(prompt.messages)))
+        messages, _ = render_chat(self._chats_with, prompt.messages, self._config.template_arguments)
+        return replace(prompt, messages=tuple(messages))
+
+    @cached_property
+    def _chats_with(self) -> Any:
+        """The seed model's tokenizer, or None where it can't be read or has no chat template."""
+        try:
+            return self._tokenizer if self._tokenizer.chat_template else None
+        except (OSError, ValueError):
+            return None
 
     def _count_tokens(self, text: str) -> int:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -165,7 +187,7 @@ class OpenAIBackend:
 
         They do where text completions echo the prompt with its log-probabilities, as in vLLM.
         """
-        values = [0.0] * len(targets)
+        values = [math.nan] * len(targets)
         texts = encode(self._tokenizer, targets, self._config.template_arguments)
         # The first one alone shows whether the servers can do it at all.
         for part in (texts[:1], texts[1:]):

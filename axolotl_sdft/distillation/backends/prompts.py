@@ -4,15 +4,19 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from axolotl_sdft.distillation.backends.chat_templates import render_chat, turn_end_id
+from axolotl_sdft.distillation.call_markup import is_call_token
 from axolotl_sdft.distillation.framing import THINKING_TOKENS
 from axolotl_sdft.distillation.interfaces import FinishReason, Message
-from axolotl_sdft.errors import ConfigError, first_line
+from axolotl_sdft.distillation.texts import well_formed
+from axolotl_sdft.errors import ConfigError, DatasetError, first_line
 
 LOG = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def require_chat_template(tokenizer: Any, model_dir: Path) -> None:
-    """Raise :class:`ConfigError` when the seed model has no chat template."""
+    """Raise :class:`ConfigError` when the seed model has no chat template, or one that fails with a plain question."""
     if not tokenizer.chat_template:
         raise ConfigError(
             f"self_distillation: the seed model {model_dir} has no chat template, so it can't be asked to "
@@ -41,9 +45,10 @@ def require_template_arguments(tokenizer: Any, model_dir: Path, arguments: Mappi
     """Return when the seed model's chat template takes ``chat_template_kwargs``; a key that it never reads is logged.
 
     Raises:
-        ConfigError: The template fails with them.
+        ConfigError: The template fails with them, or with a plain question where there are none.
     """
     if not arguments:
+        _require_a_plain_question(tokenizer, model_dir)
         return
     where = "self_distillation.generation.chat_template_kwargs"
     try:
@@ -59,6 +64,16 @@ def require_template_arguments(tokenizer: Any, model_dir: Path, arguments: Mappi
             LOG.warning("%s sets %s, which the chat template of %s never reads", where, name, model_dir)
 
 
+def _require_a_plain_question(tokenizer: Any, model_dir: Path) -> None:
+    try:
+        prompt_ids(tokenizer, _TRIAL)
+    except DatasetError as err:
+        raise ConfigError(
+            f"self_distillation: {err}, even where it is a single question; correct the chat template of {model_dir}, "
+            "or give it what it asks for with generation.chat_template_kwargs"
+        ) from err
+
+
 def prompt_ids(
     tokenizer: Any, messages: Sequence[Message], template_arguments: Mapping[str, Any] | None = None
 ) -> list[int]:
@@ -68,22 +83,28 @@ def prompt_ids(
         tokenizer: The seed model's.
         messages: The chat.
         template_arguments: What the chat template is given besides, such as ``{"enable_thinking": False}``.
+
+    Raises:
+        DatasetError: The chat template refuses the chat in any shape.
     """
-    text = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True, **(template_arguments or {})
-    )
+    _, text = render_chat(tokenizer, messages, template_arguments)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def answer_ids(tokenizer: Any, text: str) -> list[int]:
-    """Return the ids of an answer, with the token that ends the turn."""
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+def answer_ids(tokenizer: Any, text: str, template_arguments: Mapping[str, Any] | None = None) -> list[int]:
+    """Return the ids of an answer, with the token that ends the turn in the chat template."""
+    ids = tokenizer(well_formed(text), add_special_tokens=False)["input_ids"]
+    end = turn_end_id(tokenizer, template_arguments)
+    return [*ids, *([] if end is None else [end])]
 
 
-def end_ids(configured: int | Iterable[int] | None, tokenizer: Any) -> list[int]:
-    """Return every id that ends an answer: those of the model's generation settings and the tokenizer's own."""
+def end_ids(
+    configured: int | Iterable[int] | None, tokenizer: Any, template_arguments: Mapping[str, Any] | None = None
+) -> list[int]:
+    """Return every id that ends an answer: those of the model's generation settings, the tokenizer and the template."""
     ids = [configured] if configured is None or isinstance(configured, int) else list(configured)
-    return sorted({token for token in (*ids, tokenizer.eos_token_id) if token is not None})
+    own = (tokenizer.eos_token_id, turn_end_id(tokenizer, template_arguments))
+    return sorted({token for token in (*ids, *own) if token is not None})
 
 
 def saved_generation_settings(model_dir: Path) -> dict[str, Any]:
@@ -98,7 +119,7 @@ def saved_generation_settings(model_dir: Path) -> dict[str, Any]:
 def read_answer(tokenizer: Any, new_ids: Sequence[int], ends: Sequence[int]) -> tuple[str, FinishReason, int]:
     """Return the text, how it ended, and the number of tokens before the one that ended it.
 
-    Special tokens are left out, but for those that tell a thinking part from the answer.
+    Special tokens are left out, but for those that tell a thinking part from the answer or mark function calls.
     """
     end = next((place for place, token in enumerate(new_ids) if token in ends), None)
     kept = list(new_ids if end is None else new_ids[:end])
@@ -106,9 +127,16 @@ def read_answer(tokenizer: Any, new_ids: Sequence[int], ends: Sequence[int]) -> 
 
 
 def _text(tokenizer: Any, ids: Sequence[int]) -> str:
-    known = zip(THINKING_TOKENS, tokenizer.convert_tokens_to_ids(list(THINKING_TOKENS)), strict=True)
-    marks = {token: text for text, token in known if token not in (None, tokenizer.unk_token_id)}
+    marks = _marks(tokenizer)
     return "".join(
         "".join(map(marks.__getitem__, run)) if is_mark else tokenizer.decode(list(run), skip_special_tokens=True)
         for is_mark, run in groupby(ids, marks.__contains__)
     )
+
+
+@lru_cache(maxsize=4)
+def _marks(tokenizer: Any) -> dict[int, str]:
+    """Return the tokens that are told apart from the special ones around them, with their texts."""
+    names = [*THINKING_TOKENS, *filter(is_call_token, tokenizer.all_special_tokens)]
+    known = zip(names, tokenizer.convert_tokens_to_ids(names), strict=True)
+    return {token: name for name, token in known if token not in (None, tokenizer.unk_token_id)}

@@ -1,12 +1,14 @@
 """Has a server tell how likely given answers are, through the text completions that echo their prompt."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from axolotl_sdft.distillation.backends.http_retries import Failed
 from axolotl_sdft.distillation.backends.servers import Server
 from axolotl_sdft.distillation.interfaces import Target
+from axolotl_sdft.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,18 @@ class ScoredText:
 def encode(
     tokenizer: Any, targets: Sequence[tuple[Target, str]], template_arguments: Mapping[str, Any]
 ) -> list[ScoredText]:
-    """Return each answer behind its context, with the end-of-turn token, in the form that the seed's template gives."""
+    """Return each answer behind its context, with the end-of-turn token, in the form that the seed's template gives.
+
+    Left out are those whose context the template refuses.
+    """
     from axolotl_sdft.distillation.backends.prompts import answer_ids, prompt_ids
 
     texts = []
     for index, (target, answer) in enumerate(targets):
-        prompt = prompt_ids(tokenizer, target.context, template_arguments)
-        texts.append(ScoredText(index, (*prompt, *answer_ids(tokenizer, answer)), len(prompt)))
+        with suppress(DatasetError):
+            prompt = prompt_ids(tokenizer, target.context, template_arguments)
+            ids = (*prompt, *answer_ids(tokenizer, answer, template_arguments))
+            texts.append(ScoredText(index, ids, len(prompt)))
     return texts
 
 

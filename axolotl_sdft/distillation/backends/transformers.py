@@ -1,7 +1,9 @@
 """Generates in this process with transformers: the embedded default."""
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +28,7 @@ from axolotl_sdft.distillation.backends.prompts import (
 from axolotl_sdft.distillation.backends.seed_model import context_length, load_seed_model
 from axolotl_sdft.distillation.backends.token_choice import TokenChooser
 from axolotl_sdft.distillation.interfaces import Answer, Message, Prompt, Target
+from axolotl_sdft.errors import DatasetError
 
 LOG = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class TransformersBackend:
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
         """Split prompts, longest first, so that rows times (prompt + new tokens) stays within ``batch_tokens``."""
-        lengths = {prompt.key: len(self._prompt_ids(prompt.messages)) for prompt in prompts}
+        lengths = {prompt.key: self._length(prompt.messages) for prompt in prompts}
         ordered = sorted(prompts, key=lambda prompt: (-lengths[prompt.key], prompt.key))
         batches: list[list[Prompt]] = []
         capacity = 0
@@ -77,8 +80,8 @@ class TransformersBackend:
     def generate(self, batches: Iterable[list[Prompt]]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
         """Yield each batch with its answers as soon as its last row is done.
 
-        Each row is sampled with a seed of its own. A prompt that leaves no room for an answer, or that does not fit
-        into memory alone, gets an answer with an ``error``.
+        Each row is sampled with a seed of its own. A prompt that leaves no room for an answer, that does not fit into
+        memory alone, or that the chat template refuses in any shape, gets an answer with an ``error``.
         """
         opened: list[_Batch] = []
         for _ in self._decoder.run(self._rows(batches, opened)):
@@ -89,9 +92,24 @@ class TransformersBackend:
         """Open batch after batch, and yield the rows that have to be written."""
         limit = context_length(self._model)
         for prompts in batches:
-            rows = [new_row(prompt, self._prompt_ids(prompt.messages), self._config, limit) for prompt in prompts]
+            rows = [self._row(prompt, limit) for prompt in prompts]
             opened.append((prompts, rows))
             yield from (row for row in rows if not row.is_done)
+
+    def _row(self, prompt: Prompt, limit: int | None) -> Row:
+        try:
+            return new_row(prompt, self._prompt_ids(prompt.messages), self._config, limit)
+        except DatasetError as err:
+            row = new_row(prompt, [], self._config, limit)
+            row.fail(str(err))
+            return row
+
+    def _length(self, messages: Sequence[Message]) -> int:
+        """Return how many tokens a prompt has; 0 where the chat template refuses it."""
+        try:
+            return len(self._prompt_ids(messages))
+        except DatasetError:
+            return 0
 
     def _closed(self, opened: list[_Batch]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
         """Take the batches that are done out of those opened, and yield them with their answers."""
@@ -133,7 +151,7 @@ class TransformersBackend:
 
     @cached_property
     def _end_ids(self) -> list[int]:
-        return end_ids(self._model.generation_config.eos_token_id, self._tokenizer)
+        return end_ids(self._model.generation_config.eos_token_id, self._tokenizer, self._config.template_arguments)
 
     def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         return prompt_ids(self._tokenizer, messages, self._config.template_arguments)
@@ -141,15 +159,19 @@ class TransformersBackend:
     def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float]:
         """Return the mean negative log-likelihood per token of each text as the answer to its target's context.
 
-        The end-of-turn token counts. Of a conversation longer than the model takes, the beginning is left out.
+        The end-of-turn token counts. Of a conversation longer than the model takes, the beginning is left out. It is
+        NaN where the chat template refuses the context.
         """
         limit = context_length(self._model)
-        texts = []
-        for target, text in targets:
-            answer = answer_ids(self._tokenizer, text)[: None if limit is None else limit - 1]
-            ids = [*self._prompt_ids(target.context), *answer]
-            texts.append(ScoredIds(ids if limit is None else ids[-limit:], len(answer)))
-        return mean_nll(self._model, texts)
+        texts: dict[int, ScoredIds] = {}
+        for index, (target, text) in enumerate(targets):
+            answer = answer_ids(self._tokenizer, text, self._config.template_arguments)
+            answer = answer[: None if limit is None else limit - 1]
+            with suppress(DatasetError):
+                ids = [*self._prompt_ids(target.context), *answer]
+                texts[index] = ScoredIds(ids if limit is None else ids[-limit:], len(answer))
+        measured = dict(zip(texts, mean_nll(self._model, list(texts.values())), strict=True))
+        return [measured.get(index, math.nan) for index in range(len(targets))]
 
     def close(self) -> None:
         """Free the model's memory."""

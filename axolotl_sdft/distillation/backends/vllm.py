@@ -22,7 +22,7 @@ from axolotl_sdft.distillation.backends.prompts import (
 from axolotl_sdft.distillation.backends.vllm_engine import Engine, check_vllm
 from axolotl_sdft.distillation.interfaces import Answer, Message, Prompt, Target
 from axolotl_sdft.distillation.seeds import attempt_temperature, sampling_seed
-from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.errors import ConfigError, DatasetError
 
 _BATCH_PROMPTS = 64  # only what is dealt to the ranks and written at a time: vLLM itself sees one stream of prompts
 
@@ -58,7 +58,7 @@ class VLLMBackend:
 
     @cached_property
     def _end_ids(self) -> list[int]:
-        return end_ids(self._saved_settings.get("eos_token_id"), self._tokenizer)
+        return end_ids(self._saved_settings.get("eos_token_id"), self._tokenizer, self._config.template_arguments)
 
     @property
     def _engine(self) -> Engine:
@@ -91,18 +91,29 @@ class VLLMBackend:
     def generate(self, batches: Iterable[list[Prompt]]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
         """Yield each batch with its answers as soon as its last one is there.
 
-        A prompt that leaves no room for an answer gets one with an ``error``.
+        A prompt that leaves no room for an answer, or that the chat template refuses, gets one with an ``error``.
         """
-        for (batch, place, num_tokens), output in self._engine.run(self._requests(batches)):
+        refused: list[_Open] = []  # batches of which the template has refused every prompt
+        for (batch, place, num_tokens), output in self._engine.run(self._requests(batches, refused)):
             batch.answers[place] = self._no_room(num_tokens) if output is None else self._answer(output)
             if (answers := batch.done) is not None:
                 yield batch.prompts, answers
+        yield from ((batch.prompts, batch.done or []) for batch in refused)
 
-    def _requests(self, batches: Iterable[list[Prompt]]) -> Iterator[tuple[tuple[_Open, int, int], list[int], Any]]:
+    def _requests(
+        self, batches: Iterable[list[Prompt]], refused: list[_Open]
+    ) -> Iterator[tuple[tuple[_Open, int, int], list[int], Any]]:
         for prompts in batches:
             batch = _Open(prompts, [None] * len(prompts))
+            asked = []
             for place, prompt in enumerate(prompts):
-                ids = self._prompt_ids(prompt.messages)
+                try:
+                    asked.append((place, prompt, self._prompt_ids(prompt.messages)))
+                except DatasetError as err:
+                    batch.answers[place] = Answer("", "error", 0, error=str(err))
+            if not asked:
+                refused.append(batch)
+            for place, prompt, ids in asked:
                 yield (batch, place, len(ids)), ids, self._sampling(prompt)
 
     def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -142,9 +153,10 @@ class VLLMBackend:
     def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float]:
         """Return the mean negative log-likelihood per token of each text as the answer to its target's context.
 
-        The end-of-turn token counts. Of a conversation longer than the model takes, the beginning is left out.
+        The end-of-turn token counts. Of a conversation longer than the model takes, the beginning is left out. It is
+        NaN where the chat template refuses the context.
         """
-        nll = [0.0] * len(targets)
+        nll = [math.nan] * len(targets)
         for (index, num_answer), output in self._engine.run(self._scorings(targets)):
             answer = list(zip(output.prompt_token_ids, output.prompt_logprobs, strict=True))[-num_answer:]
             nll[index] = -math.fsum(choices[token].logprob for token, choices in answer) / num_answer
@@ -157,8 +169,11 @@ class VLLMBackend:
         scoring = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         room = self._engine.max_tokens - 1
         for index, (target, text) in enumerate(targets):
-            answer = answer_ids(self._tokenizer, text)[: room - 1]
-            ids = [*self._prompt_ids(target.context), *answer][-room:]
+            answer = answer_ids(self._tokenizer, text, self._config.template_arguments)[: room - 1]
+            try:
+                ids = [*self._prompt_ids(target.context), *answer][-room:]
+            except DatasetError:
+                continue
             yield (index, len(answer)), ids, scoring
 
     def close(self) -> None:
