@@ -25,6 +25,9 @@ from axolotl_sdft.distillation.tool_texts import (
 from axolotl_sdft.errors import DatasetError
 
 _RESULT_ROLES = ("tool", "function", "ipython")
+_TRAINED_KEYS = ("name", "tool_call_id", "reasoning_content", "thinking")
+"""Keys of a message that chat templates write out, beside its role, content and calls."""
+
 _SHOWN_ROLES = ("system", "user", "assistant", *_RESULT_ROLES)
 _CALLING_ROLES = ("function_call", "tool_call", "tool_calls")
 """Roles whose turns are nothing but a call, as JSON, in the datasets that have them."""
@@ -116,6 +119,18 @@ class ChatRows:
             self._add(context, message)
         reference = text_of(conversation[place][self.content]) or ""
         return Target(tuple(context), well_formed(framed(reference).text))
+
+    def trained(self, row: dict[str, Any]) -> Any:
+        """Return what is trained of a row: other columns, and keys of messages that no template reads, play no part."""
+        keys = (*_TRAINED_KEYS, self.tool_calls, self.training, self.training_detail)
+        said = []
+        for message in self._conversation(row):
+            content = message.get(self.content)
+            text = text_of(content)
+            more = {key: message.get(key) for key in keys if key}
+            said.append([self._role(message), content if text is None else text, more])
+        tools = parsed_tools(row.get(self.tools), self.tools) if self.tools else []
+        return [said, row.get(self.system) if self.system else None, tools, row.get("images")]
 
     def with_answer(self, row: dict[str, Any], index: int, text: str) -> dict[str, Any]:
         """Return a copy of the row in which one trained turn says something else."""

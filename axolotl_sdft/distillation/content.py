@@ -58,14 +58,17 @@ def read_content(dataset: "Dataset", row_format: RowFormat, template: Template) 
 def encoded(value: Any) -> bytes:
     """Return a row, or what is trained of it, as bytes that are the same wherever and whenever they are made.
 
-    A picture or another file counts by its bytes, not by its path.
+    A picture or another file counts by its bytes, not by its path; a null like a key that is not there.
     """
     return json.dumps(_plain(value), sort_keys=True, default=_told).encode()
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return _file_digest(value) if set(value) == {"bytes", "path"} else {key: _plain(value[key]) for key in value}
+        if set(value) == {"bytes", "path"}:
+            return _file_digest(value)
+        # Tables fill up keys that only some rows have.
+        return {key: _plain(item) for key, item in value.items() if item is not None}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 

@@ -50,6 +50,11 @@ class SegmentRows:
         answer = "".join(segments[place]["text"] for place in places)
         return Target(({"role": "user", "content": plain(before)},), framed_raw(answer).text)
 
+    def trained(self, row: dict[str, Any]) -> Any:
+        """Return what is trained of a row: its segments, which may hold keys of no part in it."""
+        segments = row.get(self.segments) or []
+        return [[bool(part.get("label")), part.get("text")] for part in segments if isinstance(part, Mapping)]
+
     def with_answer(self, row: dict[str, Any], index: int, text: str) -> dict[str, Any]:
         """Return a copy of the row with another answer between the same control tokens."""
         segments, places = list(row[self.segments]), self._answers(row)[index]
@@ -138,6 +143,10 @@ class CompletionRows:
         prompt = row[self.prompt]
         answer = framed_raw(row[self.text][len(prompt) :]).text
         return Target(({"role": "user", "content": plain(prompt)},), answer)
+
+    def trained(self, row: dict[str, Any]) -> Any:
+        """Return what is trained of a row: the whole text."""
+        return row.get(self.text)
 
     def with_answer(self, row: dict[str, Any], index: int, text: str) -> dict[str, Any]:
         """Return a copy of the row in which the prompt goes on otherwise."""

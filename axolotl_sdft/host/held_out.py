@@ -13,20 +13,32 @@ because datasets come and go, name ``test_datasets`` instead; then each dataset 
 """
 
 import hashlib
-import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.artifacts import atomic_folder, find_or_make
-from axolotl_sdft.distillation.content import rows_between
-from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.distillation.admission import stored_rows
+from axolotl_sdft.distillation.chat_rows import ChatRows
+from axolotl_sdft.distillation.content import encoded, rows_between
+from axolotl_sdft.distillation.row_formats import resolve_row_format
+from axolotl_sdft.errors import ConfigError, SdftError
+from axolotl_sdft.host.calibration_text import plain_column
 from axolotl_sdft.host.datasets import shuffle_seed
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+LOG = logging.getLogger(__name__)
+
 _SLICE_ROWS = 1024
+_CHAT_KEYS = (
+    *("chat_template", "chat_template_jinja", "drop_system_message", "split_thinking"),
+    *("roles_to_train", "train_on_eos", "train_on_eot"),
+)
+"""Keys of an entry that decide how a conversation becomes tokens and labels."""
 
 
 def is_split(cfg: Any) -> bool:
@@ -34,23 +46,81 @@ def is_split(cfg: Any) -> bool:
     return bool(cfg.get("val_set_size")) and not cfg.get("test_datasets")
 
 
-def split_rows(cfg: Any, datasets: "Sequence[Dataset]") -> "list[tuple[Dataset, Dataset]]":
-    """Return for each dataset the rows to train on and the rows held out, both in their order.
+@dataclass(frozen=True)
+class Parts:
+    """The rows of a dataset entry, as far as they take part in training."""
+
+    training: "Dataset"
+
+    held_out: "Dataset | None" = None
+    """Those of the validation set; None where none is split off."""
+
+    num_repeats: int = 0
+    """Rows that train what another row trains, and are left out."""
+
+    @property
+    def is_emptied(self) -> bool:
+        """Whether nothing is left to train, although there were rows."""
+        return not len(self.training) and bool(self.num_repeats or self.held_out)
+
+
+def parts_of(cfg: Any, sources: "Sequence[tuple[str, Any, Dataset]]") -> list[Parts]:
+    """Return the parts of each dataset, given by what messages call it, its entry and its rows.
+
+    With ``dataset_exact_deduplication`` one of several rows that train the same is left, in whichever dataset it
+    stands; without a validation set it is the first.
 
     Raises:
         ConfigError: ``val_set_size`` does not go with the number of rows.
     """
-    held_out = _held_out_places(cfg, [len(rows) for rows in datasets])
+    datasets = [rows for *_, rows in sources]
+    digests = None
+    if cfg.get("dataset_exact_deduplication"):
+        digests = [_trained_digests(rows, entry, where) for where, entry, rows in sources]
+    if is_split(cfg):
+        split = split_rows(cfg, datasets, digests)
+    else:
+        split = [(rows, None) for rows in (datasets if digests is None else without_repeats(datasets, digests))]
+    parts = [
+        Parts(training, held_out, len(rows) - len(training) - len(held_out or ()))
+        for rows, (training, held_out) in zip(datasets, split, strict=True)
+    ]
+    for (where, _, rows), part in zip(sources, parts, strict=True):
+        if part.num_repeats:
+            LOG.warning(
+                "dataset_exact_deduplication: %d of %d rows of %s train what another row trains, and are left out%s",
+                *(part.num_repeats, len(rows), where),
+                "; nothing of it is left to train, and training goes on with the other datasets"
+                if part.is_emptied
+                else "",
+            )
+    return parts
+
+
+def split_rows(
+    cfg: Any, datasets: "Sequence[Dataset]", digests: Sequence[Sequence[bytes]] | None = None
+) -> "list[tuple[Dataset, Dataset]]":
+    """Return for each dataset the rows to train on and the rows held out, both in their order.
+
+    Of rows with one digest the first is left in the order in which Axolotl has them when it compares.
+
+    Raises:
+        ConfigError: ``val_set_size`` does not go with the number of rows.
+    """
+    flat = None if digests is None else [digest for each in digests for digest in each]
+    in_training, held_out = (set(places) for places in _places(cfg, [len(rows) for rows in datasets], flat))
     parts, start = [], 0
     for rows in datasets:
-        own = {place - start for place in held_out if start <= place < start + len(rows)}
-        parts.append((rows.select([row for row in range(len(rows)) if row not in own]), rows.select(sorted(own))))
+        places = range(start, start + len(rows))
+        chosen = ([place - start for place in places if place in part] for part in (in_training, held_out))
+        training_rows, held_out_rows = (rows.select(each) for each in chosen)
+        parts.append((training_rows, held_out_rows))
         start += len(rows)
     return parts
 
 
-def _held_out_places(cfg: Any, sizes: list[int]) -> list[int]:
-    """Return the numbers of the rows held out, counted over all datasets."""
+def _places(cfg: Any, sizes: list[int], digests: list[bytes] | None) -> tuple[list[int], list[int]]:
+    """Return the numbers of the rows to train on and of those held out, counted over all datasets."""
     from axolotl.utils.data.shared import create_train_validation_split, merge_datasets
     from axolotl.utils.dict import DictDefault
     from datasets import Dataset
@@ -62,41 +132,71 @@ def _held_out_places(cfg: Any, sizes: list[int]) -> list[int]:
     ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
     places = [Dataset.from_dict({"place": range(end - size, end)}) for size, end in zip(sizes, ends, strict=True)]
     size = cfg["val_set_size"]
+    num_rows = sum(sizes)
     try:
         merged = merge_datasets(places, split_cfg)
-        _, held_out = create_train_validation_split(merged, split_cfg, int(size) if size > 1 else float(size))
+        if digests is not None:
+            merged = merged.select(_firsts(digests[place] for place in merged["place"]))
+            num_rows = len(merged)
+        training, held_out = create_train_validation_split(merged, split_cfg, int(size) if size > 1 else float(size))
     except (TypeError, ValueError) as err:
         raise ConfigError(
-            f"val_set_size is {size!r}, which can't be split off the {sum(sizes)} rows of datasets ({err}); set a "
+            f"val_set_size is {size!r}, which can't be split off the {num_rows} rows of datasets ({err}); set a "
             "fraction such as 0.05, a smaller number of rows, or 0"
         ) from err
-    return list(held_out["place"])
+    return list(training["place"]), list(held_out["place"])
 
 
-def without_repeats(datasets: "Sequence[Dataset]") -> "list[Dataset]":
-    """Return the datasets without rows that are equal to an earlier one.
+def without_repeats(datasets: "Sequence[Dataset]", digests: Sequence[Sequence[bytes]]) -> "list[Dataset]":
+    """Return the datasets without rows that have the digest of an earlier one.
 
     For ``dataset_exact_deduplication``: once each of two equal rows has a new answer, Axolotl no longer sees that they
     were equal, and one of them may be trained while the other is held out.
     """
-    seen: set[bytes] = set()
-    kept_datasets = []
+    firsts = set(_firsts(digest for each in digests for digest in each))
+    kept, start = [], 0
     for rows in datasets:
-        kept = []
-        for index, row in enumerate(_rows(rows)):
-            digest = hashlib.sha256(_encoded(row)).digest()
-            if digest not in seen:
-                seen.add(digest)
-                kept.append(index)
-        kept_datasets.append(rows.select(kept))
-    return kept_datasets
+        kept.append(rows.select([row for row in range(len(rows)) if start + row in firsts]))
+        start += len(rows)
+    return kept
+
+
+def _firsts(digests: Iterable[bytes]) -> list[int]:
+    """Return where each digest stands for the first time."""
+    seen: set[bytes] = set()
+    return [place for place, digest in enumerate(digests) if not (digest in seen or seen.add(digest))]  # type: ignore[func-returns-value]
+
+
+def _trained_digests(rows: "Dataset", entry: Any, where: str) -> list[bytes]:
+    """Return a digest of what is trained of each row: what the columns say that its type reads.
+
+    Axolotl compares tokens and labels. Rows in the same words but of other types make other tokens, so that they count
+    as equal only where their texts are equal with all that the types put around them.
+    """
+    kind, trained = _reader(entry, where)
+    return [hashlib.sha256(encoded([kind, trained(row)])).digest() for row in _rows(stored_rows(rows, where))]
+
+
+def _reader(entry: Any, where: str) -> tuple[Any, Callable[[dict[str, Any]], Any]]:
+    """Return what rows of an entry are compared as, and what reads that from a row."""
+    column = plain_column(entry)
+    if column is not None:
+        return "text", lambda row: row.get(column)
+    try:
+        row_format = resolve_row_format(entry, where)
+    except SdftError:  # a type that is not rewritten: of its columns any may be trained
+        return str(entry.get("type")), lambda row: row
+    if isinstance(row_format, ChatRows):
+        return ["chat", {key: entry.get(key) for key in _CHAT_KEYS}], row_format.trained
+    trained = getattr(row_format, "trained", None)
+    return type(row_format).__name__, trained or (lambda row: row)
 
 
 def rows_folder(rows: "Dataset", root: Path, name: str) -> Path:
     """Return a folder with these rows as they are, named by their content; made unless it is there."""
     digest = hashlib.sha256()
-    for row in _rows(rows):
-        digest.update(_encoded(row))
+    for row in _rows(stored_rows(rows, name)):
+        digest.update(encoded(row))
     target = root / f"{name}-{digest.hexdigest()[:12]}"
     root.mkdir(parents=True, exist_ok=True)
 
@@ -111,7 +211,3 @@ def rows_folder(rows: "Dataset", root: Path, name: str) -> Path:
 def _rows(rows: "Dataset") -> Any:
     for start in range(0, len(rows), _SLICE_ROWS):
         yield from rows_between(rows, start, start + _SLICE_ROWS)
-
-
-def _encoded(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, sort_keys=True, default=str).encode()

@@ -14,7 +14,7 @@ from axolotl_sdft.host.blocks import read_blocks
 from axolotl_sdft.host.calibration_text import guessed_entry
 from axolotl_sdft.host.commands import find_artifacts
 from axolotl_sdft.host.datasets import dataset_entries, load_rows
-from axolotl_sdft.host.held_out import is_split, split_rows, without_repeats
+from axolotl_sdft.host.held_out import is_split, parts_of
 from axolotl_sdft.host.seed_model import seed_of
 from axolotl_sdft.recovery.headline import SEED, TRAINED
 from axolotl_sdft.recovery.models import ReportedModel
@@ -183,12 +183,10 @@ def _test_sets(cfg: Any) -> "Iterator[tuple[str, Any, Dataset]]":
 
 
 def _split_off(cfg: Any) -> "Iterator[tuple[str, Any, Dataset]]":
-    entries = list(dataset_entries(cfg))
-    loaded = [load_rows(cfg, entry, where) for where, entry in entries]
-    if cfg.get("dataset_exact_deduplication"):
-        loaded = without_repeats(loaded)
-    for (where, entry), (_, rows) in zip(entries, split_rows(cfg, loaded), strict=True):
-        yield where, entry, rows
+    sources = [(where, entry, load_rows(cfg, entry, where)) for where, entry in dataset_entries(cfg)]
+    for (where, entry, _), part in zip(sources, parts_of(cfg, sources), strict=True):
+        if part.held_out is not None:
+            yield where, entry, part.held_out
 
 
 def _sampled(named: "list[tuple[str, Any, Dataset]]", config: RowsConfig, source: str) -> HeldOut:

@@ -10,7 +10,7 @@ from axolotl_sdft.config import SelfDistillationConfig
 from axolotl_sdft.distillation.row_formats import PROMPT_FIELD
 from axolotl_sdft.errors import ConfigError
 from axolotl_sdft.host.datasets import OVERRIDE, dataset_entries, load_rows, rewritten_entry
-from axolotl_sdft.host.held_out import is_split, rows_folder, split_rows, without_repeats
+from axolotl_sdft.host.held_out import is_split, parts_of, rows_folder
 from axolotl_sdft.host.overrides import DatasetConfig, blaming, dataset_config
 from axolotl_sdft.host.seed_model import seed_dir_of, seed_of
 
@@ -31,8 +31,10 @@ class Source:
     """The rewriting of its training rows; None leaves them as they are."""
 
     training: "Dataset | None" = None
+    """Its training rows where some rows are split off for validation or left out as repeats; None: all of them."""
+
     held_out: "Dataset | None" = None
-    """Its rows where ``val_set_size`` splits some off; else None."""
+    """Its rows for validation, where ``val_set_size`` splits some off; else None."""
 
 
 def check_distillation(cfg: Any) -> None:
@@ -104,14 +106,13 @@ def _sources(cfg: Any) -> list[Source]:
             for where, entry, own in named
         ]
     loaded = [load_rows(cfg, entry, where) for where, entry, _ in named]
-    if cfg.get("dataset_exact_deduplication"):
-        loaded = without_repeats(loaded)
-    parts = split_rows(cfg, loaded) if is_split(cfg) else [(rows, None) for rows in loaded]
+    parts = parts_of(cfg, [(where, entry, rows) for (where, entry, _), rows in zip(named, loaded, strict=True)])
     sources = []
-    for (where, entry, own), (training, held_out) in zip(named, parts, strict=True):
-        is_left_alone = not own.enabled or bool(held_out and not len(training))
-        task = None if is_left_alone else _task(cfg, training, own, entry, where)
-        sources.append(Source(entry, task, training if held_out is not None else None, held_out))
+    for (where, entry, own), part in zip(named, parts, strict=True):
+        is_left_alone = not own.enabled or part.is_emptied
+        task = None if is_left_alone else _task(cfg, part.training, own, entry, where)
+        is_whole = part.held_out is None and not part.num_repeats
+        sources.append(Source(entry, task, None if is_whole else part.training, part.held_out))
     return sources
 
 

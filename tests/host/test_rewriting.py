@@ -149,6 +149,28 @@ def test_equal_rows_are_rewritten_once_where_axolotl_would_drop_one(cfg, tmp_pat
     assert [len(task.dataset) for _, task in distillation_tasks(cfg)] == [12, 8]
 
 
+@pytest.mark.parametrize("size", [0, 4])
+def test_a_dataset_that_only_repeats_another_is_left_out_and_the_others_train(size, cfg, tmp_path, caplog):
+    lines = [json.loads(line) for line in (tmp_path / "apples.jsonl").read_text().splitlines()]
+    (tmp_path / "pears.jsonl").write_text("".join(json.dumps({**line, "id": 7}) + "\n" for line in lines[:5]))
+    cfg.dataset_exact_deduplication = True
+    cfg.val_set_size = size
+    cfg.shuffle_merged_datasets = False
+    (folder,) = rewrite(cfg)
+    assert [entry.path for entry in cfg.datasets] == [str(folder)]
+    assert len(load_from_disk(str(folder))) == 12 - size
+    assert "5 of 5 rows of datasets[1] train what another row trains, and are left out; nothing of it" in caplog.text
+
+
+def test_a_dataset_that_is_left_alone_keeps_no_row_that_another_has_rewritten(cfg, tmp_path):
+    with (tmp_path / "pears.jsonl").open("a") as file:
+        file.write((tmp_path / "apples.jsonl").read_text())
+    cfg.dataset_exact_deduplication = True
+    cfg.datasets[1].self_distillation = {"enabled": False}
+    rewrite(cfg)
+    assert outputs(cfg.datasets[1:]) == sorted(f"original pear {n}" for n in range(8))
+
+
 def test_an_unknown_name_is_blamed_on_the_dataset_that_uses_it(cfg):
     cfg.datasets[1].self_distillation = {"template": "plane"}
     with pytest.raises(UnknownNameError, match=r"^datasets\[1\].self_distillation.template is 'plane'"):
