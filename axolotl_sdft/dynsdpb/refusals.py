@@ -4,6 +4,7 @@ What the trainer or the model's adapter tells is refused before the first step, 
 term of the loss that no parameter can learn from changes nothing, while all that is logged looks well.
 """
 
+import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from axolotl_sdft.errors import ConfigError
 
-_UNHARMED = ("PREFIX_TUNING",)
-"""Ways of prompt tuning that put virtual tokens into the cache, which leaves the rows as long as their labels."""
+_INTO_THE_ROW = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "CPT")
+"""PEFT's ways of prompt tuning that put virtual tokens before those of the row; others put them into the cache."""
 
 
 def refuse_prompt_tuning(model: Any) -> None:
@@ -24,18 +25,19 @@ def refuse_prompt_tuning(model: Any) -> None:
         ConfigError: The model has such an adapter; others can be used instead.
     """
     adapter = getattr(model, "active_peft_config", None)
-    if adapter is None or not getattr(adapter, "is_prompt_learning", False):
-        return
-    kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
-    if kind not in _UNHARMED:
-        raise ConfigError(prompt_tuning_refused(f"peft_type is {kind}", getattr(adapter, "num_virtual_tokens", "some")))
+    kind = getattr(adapter, "peft_type", "")
+    fault = prompt_tuning_fault("peft_type", str(getattr(kind, "value", kind)))
+    if fault:
+        raise ConfigError(fault)
 
 
-def prompt_tuning_refused(found: str, num_virtual_tokens: Any = "some") -> str:
-    """Return why an adapter that lengthens the rows is refused, and the way out."""
+def prompt_tuning_fault(key: str, kind: str) -> str | None:
+    """Return why this kind of adapter can't be trained with DynSDPB, and the way out; None where it can."""
+    if re.sub(r"\W", "_", kind).upper() not in _INTO_THE_ROW:
+        return None
     return (
-        f"dynsdpb: {found}, which puts {num_virtual_tokens} virtual tokens before each row, so predictions and labels "
-        "no longer lie at the same places; use LoRA or PREFIX_TUNING, or train without the dynsdpb block"
+        f"dynsdpb: {key} is {kind}, which puts virtual tokens before each row, so its predictions no longer lie where "
+        "its labels do; use LoRA or PREFIX_TUNING, or train without the dynsdpb block"
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from axolotl_sdft.dynsdpb.refusals import prompt_tuning_fault
 from axolotl_sdft.errors import ConfigError
 from axolotl_sdft.host.blocks import Blocks
 from axolotl_sdft.pruning.score import metric_needs_text
@@ -93,12 +94,24 @@ def _dynsdpb_faults(cfg: Mapping[str, Any], other_trainers: Mapping[str, str]) -
     for key in ("use_eaft", "use_dft", "orpo_alpha", "diffusion_lm"):
         if cfg.get(key):
             yield f"dynsdpb and {key} ({cfg[key]!r}) each define the training loss; remove one of the two"
+    yield from filter(None, (prompt_tuning_fault(key, kind) for key, kind in _adapters(cfg)))
     size = cfg.get("context_parallel_size") or cfg.get("sequence_parallel_degree") or 1
     if size > 1:
         yield (
             f"dynsdpb matches the tokens of whole sequences, but context_parallel_size is {size}, which gives each "
             "rank a part of every sequence; set it to 1"
         )
+
+
+def _adapters(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give the kinds of adapter that are trained, each with the key that tells."""
+    if cfg.get("adapter"):
+        yield "adapter", str(cfg["adapter"])
+    if cfg.get("lora_model_dir"):
+        path = Path(str(cfg["lora_model_dir"])) / "adapter_config.json"
+        kind = _json_of(path).get("peft_type")
+        if isinstance(kind, str):
+            yield f"peft_type in {path}", kind
 
 
 def _loss_without_logits(cfg: Mapping[str, Any]) -> str | None:
@@ -123,10 +136,16 @@ def _what_cuts_up_the_head(cfg: Mapping[str, Any]) -> str | None:
 def _zero_stage(deepspeed: Any) -> int:
     """Return the stage that DeepSpeed's settings ask for, given in place or as a file; 0 where none is told."""
     if isinstance(deepspeed, str):
-        try:
-            deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return 0  # Axolotl says what is wrong with the file
+        deepspeed = _json_of(Path(deepspeed))
     zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, Mapping) else None
     stage = zero.get("stage") if isinstance(zero, Mapping) else None
     return stage if isinstance(stage, int) else 0
+
+
+def _json_of(path: Path) -> Mapping[str, Any]:
+    """Return what a file holds; nothing where it can't be read, which Axolotl says more about."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, Mapping) else {}

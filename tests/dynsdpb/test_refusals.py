@@ -7,15 +7,19 @@ from typing import Any
 import pytest
 import torch
 from micro_batches import EPOCH, STATIC, make_llama, train, train_logs
+from test_loss_without_logits import without_logits
 from test_prediction import lora
 from test_trainers import assert_same_parameters
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from axolotl_sdft.config import DynSDPBConfig
+from axolotl_sdft.dynsdpb.batching import label_mask
 from axolotl_sdft.dynsdpb.mixin import DynSDPBMixin
 from axolotl_sdft.dynsdpb.trainers import DynSDPBTrainer
 from axolotl_sdft.errors import ConfigError
+
+peft = pytest.importorskip("peft")
 
 NOT_FOR_THE_MODEL = ("labels", "num_items_in_batch")
 
@@ -114,3 +118,50 @@ def test_checkpointing_does_not_hide_the_gradient(tmp_path: Path, reentrant: boo
     settings = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
     trainer = train(DynSDPBTrainer, lora(make_llama()), [EPOCH], tmp_path, dynsdpb=STATIC, **settings)
     assert all(entry["dynsdpb/kl"] > 0 for entry in train_logs(trainer)[1:])
+
+
+PROMPT_TUNING = {
+    "PROMPT_TUNING": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "P_TUNING": lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
+}
+
+
+def prefixed() -> Any:
+    torch.manual_seed(4)
+    return peft.get_peft_model(make_llama(), peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+
+
+@pytest.mark.parametrize("make", [lambda model: model, without_logits], ids=["logits", "none"])
+@pytest.mark.parametrize(("kind", "adapter"), PROMPT_TUNING.items())
+def test_virtual_tokens_in_the_rows_are_refused_before_the_first_step(
+    tmp_path: Path, kind: str, adapter: Any, make: Any
+):
+    model = make(peft.get_peft_model(make_llama(), adapter()))
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ConfigError, match=rf"peft_type is {kind}, which puts virtual tokens before each row.*LoRA"):
+        DynSDPBTrainer(model=model, args=args, train_dataset=EPOCH, dynsdpb=STATIC)
+
+
+@pytest.mark.parametrize("make", [lambda model: model, without_logits], ids=["logits", "none"])
+def test_virtual_tokens_in_the_cache_are_distilled(tmp_path: Path, make: Any):
+    expected = prefixed()
+    first, second = EPOCH[:2]
+    trained = [parameter for parameter in expected.parameters() if parameter.requires_grad]
+
+    def predicted(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        places = label_mask(batch)
+        return expected(**{**batch, "labels": None}).logits[places], batch["labels"].roll(-1, 1)[places]
+
+    def step(loss: Tensor) -> None:
+        for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
+            parameter.data -= 0.3 * gradient
+
+    before, labels = predicted(first)
+    step(nn.functional.cross_entropy(before, labels))
+    (again, labels), (new, others) = predicted(first), predicted(second)
+    teacher, student = (before.detach() / 2).log_softmax(-1), (again / 2).log_softmax(-1)
+    kl = (teacher.exp() * (teacher - student)).sum(-1).mean()
+    step(nn.functional.cross_entropy(torch.cat([again, new]), torch.cat([labels, others])) + 0.8 * 4 * kl)
+    trainer = train(DynSDPBTrainer, make(prefixed()), [[first, second]], tmp_path, dynsdpb=STATIC)
+    assert train_logs(trainer)[1]["dynsdpb/kl"] == pytest.approx(kl.item(), rel=1e-3)
+    assert_same_parameters(trainer.model, expected, rtol=1e-3, atol=2e-5)

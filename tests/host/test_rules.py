@@ -46,6 +46,10 @@ def test_all_three_stages_go_together():
         ),
         ({"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY], "deepspeed": ZERO_3}, r"with deepspeed \(ZeRO stage 3\) no"),
         ({"dynsdpb": {}, "use_eaft": True}, "use_eaft .True. each define the training loss"),
+        (
+            {"dynsdpb": {}, "adapter": "prompt-tuning"},
+            "adapter is prompt-tuning, which puts virtual tokens .* use LoRA",
+        ),
         ({"dynsdpb": {}, "context_parallel_size": 2}, "context_parallel_size is 2"),
         (
             {"layer_pruning": {"num_layers": 2}, "datasets": []},
@@ -96,3 +100,13 @@ def test_the_stage_of_deepspeed_is_read_from_its_file(tmp_path):
     path.write_text(json.dumps(ZERO_3))
     with pytest.raises(ConfigError, match="with deepspeed"):
         check(dynsdpb={}, deepspeed=str(path), **LIGER_WITHOUT_LOGITS)
+
+
+@pytest.mark.parametrize(("kind", "is_refused"), [("P_TUNING", True), ("PREFIX_TUNING", False), ("LORA", False)])
+def test_an_adapter_that_is_trained_on_is_refused_by_its_own_configuration(tmp_path, kind, is_refused):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}), encoding="utf-8")
+    cfg = {"dynsdpb": {}, "adapter": "lora", "lora_model_dir": str(tmp_path)}
+    if not is_refused:
+        return check(**cfg)
+    with pytest.raises(ConfigError, match=r"peft_type in .*adapter_config.json is P_TUNING, which puts virtual tokens"):
+        check(**cfg)
