@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.artifacts import read_json, write_json
 from axolotl_sdft.errors import CheckpointError, ConfigError
 from axolotl_sdft.recovery.merging.slerp import Blend, Overlap, linear_factors
+from axolotl_sdft.recovery.merging.vocabularies import has_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +82,12 @@ class Adapter:
         """The base model as an absolute path where it is a folder here, else as the adapter names it."""
         folder = Path(self.base_name).expanduser()
         return str(folder.resolve()) if self.base_name and folder.is_dir() else self.base_name
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """The folder whose tokenizer it was trained with: its own, or that of its base, where that is a folder here."""
+        base = Path(self.base)
+        return base if not has_tokenizer(self.folder) and base.is_dir() else self.folder
 
     @cached_property
     def modules(self) -> dict[str, Module]:

@@ -25,6 +25,7 @@ from axolotl_sdft.pruning.tensor_writer import (
 )
 from axolotl_sdft.recovery.merging.same_model import SAME_BASE, check_same_model, with_dtype
 from axolotl_sdft.recovery.merging.slerp import Blend, Overlap
+from axolotl_sdft.recovery.merging.vocabularies import check_same_tokens
 from axolotl_sdft.runtime import progress
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def read_merge(first_dir: Path, second_dir: Path, dtype: str) -> CheckpointMerge
         dtype: Number format of the merged weights; ``auto`` keeps that of each tensor of the first model.
 
     Raises:
-        ConfigError: The two are no variants of one model: settings, names or shapes differ.
+        ConfigError: The two are no variants of one model: settings, names, shapes or tokens differ.
         CheckpointError: One is quantized, incomplete or broken.
     """
     config = check_same_model(first_dir, second_dir)
@@ -93,10 +94,12 @@ def read_merge(first_dir: Path, second_dir: Path, dtype: str) -> CheckpointMerge
     seconds = {tensor.name: tensor for tensor in second}
     for folder, tensors, other in ((first_dir, firsts, seconds), (second_dir, seconds, firsts)):
         _require_named_in_both(folder, tensors, other, config)
+    pairs = tuple(_pair(tensor, seconds[name], dtype) for name, tensor in firsts.items() if name in seconds)
+    check_same_tokens(first_dir, second_dir)
     return CheckpointMerge(
         first_dir=first_dir,
         config=config if dtype == "auto" else with_dtype({"dtype": dtype, **config}, dtype),
-        pairs=tuple(_pair(tensor, seconds[name], dtype) for name, tensor in firsts.items() if name in seconds),
+        pairs=pairs,
         metadata=metadata,
         legacy=(is_legacy(first_dir), is_legacy(second_dir)),
     )

@@ -32,6 +32,7 @@ from axolotl_sdft.recovery.merging.adapters import (
 )
 from axolotl_sdft.recovery.merging.checkpoints import copy_files, read_merge, write_merge
 from axolotl_sdft.recovery.merging.slerp import Blend, linear_factors
+from axolotl_sdft.recovery.merging.vocabularies import check_same_tokens
 
 LOG = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ class MergeTask:
 
     def _merged_adapters(self, first: Adapter, second: Adapter) -> _Plan:
         check_same_base(first, second)
+        check_same_tokens(first.tokenizer_dir, second.tokenizer_dir)
 
         def write(folder: Path) -> None:
             copy_files(first.folder, folder)
@@ -210,7 +212,7 @@ def merge_models(
         max_shard_size: Largest weight file of a checkpoint, such as ``500MB`` or ``5GB``.
 
     Raises:
-        ConfigError: The two are no variants of one model: layers, settings, names, shapes or bases differ.
+        ConfigError: The two are no variants of one model: layers, settings, names, shapes, tokens or bases differ.
         CheckpointError: One is missing, broken, quantized, or an adapter of another kind than plain LoRA.
         ArtifactError: ``output_dir`` holds something else, can't be written or lacks the space.
 
