@@ -118,7 +118,9 @@ def test_a_server_that_wants_a_key_says_which_variable_is_empty(check, monkeypat
 
 def test_a_wrong_key_is_refused_and_no_variable_shows_it_though_the_server_repeats_it(check, monkeypatch):
     monkeypatch.setenv("SDFT_TEST_KEY", "sk-wrong")
-    message = r"HTTP 401 .*wrong key: Bearer \*\*\*; it does not accept the key in the .* variable SDFT_TEST_KEY"
+    message = (
+        r"HTTP 401 .*wrong key: Bearer \[redacted key\]; it does not accept the key in the .* variable SDFT_TEST_KEY"
+    )
     with FakeServer(key="open-sesame") as server, pytest.raises(ConfigError, match=message) as caught:
         check(server, api_key_env="SDFT_TEST_KEY")
     for err in (caught.value, caught.value.__cause__):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.distillation.backends.api_key import HIDDEN, REDACTED
 from axolotl_sdft.distillation.backends.http_retries import Failed, Refused, fault_in
 from axolotl_sdft.distillation.interfaces import Answer, FinishReason, Prompt
 from axolotl_sdft.distillation.seeds import attempt_temperature, sampling_seed
@@ -65,6 +66,13 @@ def chat_request(config: GenerationConfig, model: str, prompt: Prompt, without: 
         }
     fields = {"model": model, "messages": list(prompt.messages), "max_tokens": config.max_new_tokens, **sampling}
     return {name: value for name, value in fields.items() if name not in without} | config.request_fields
+
+
+def response_tokens(request: dict[str, Any]) -> dict[str, int]:
+    """Return the most tokens, and log-probabilities for each, that the answer to a request can hold."""
+    alternatives = request.get("top_logprobs")
+    count = 1 + (alternatives if isinstance(alternatives, int) else 0)
+    return {"num_tokens": request["max_tokens"], "num_logprobs": count if request.get("logprobs") else 0}
 
 
 def optional_fields(request: dict[str, Any], config: GenerationConfig) -> frozenset[str]:
@@ -168,13 +176,15 @@ def _text(message: dict[str, Any]) -> str:
 
     Raises:
         Failed: It holds something else than text.
-        Refused: It holds half a character, which no file can hold.
+        Refused: It holds the servers' key, or half a character, which no file can hold.
     """
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(map(_part, content))
     if not isinstance(content, str | None):
         raise Failed(f"no text in the answer, but {_kind(content)}")
+    if content and (REDACTED in content or HIDDEN in content):
+        raise Refused("the answer holds the servers' key")
     if content and _LONE_SURROGATE.search(content):
         raise Refused("the answer holds half a character (a lone surrogate)")
     return (content or "").strip()

@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx
 
+from axolotl_sdft.distillation.texts import printable
+
 BACKOFF_S = 0.5
 """Longest wait after the first failure; it doubles with each further one."""
 
@@ -23,13 +25,21 @@ LONGEST_RETRY_AFTER_S = 3600.0
 """A server that asks for a longer pause is asked again after this one."""
 
 _SHOWN_CHARACTERS = 300
+_LONGEST_REASON = 2 * _SHOWN_CHARACTERS
 _RETRIED = {408, 409, 425}
 _ABOUT_THE_KEY = {401, 402, 403, 407}
 _ABOUT_THE_ADDRESS = {404, 405, 410}
 
 
 class RequestError(Exception):
-    """A request did not bring a usable answer; the text says why."""
+    """A request did not bring a usable answer; the text says why, on one line that a terminal shows as it is."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(_shortened(reason, _LONGEST_REASON))
+
+    def redact(self, redacted: Callable[[str], str]) -> None:
+        """Take secrets out of the text."""
+        self.args = (redacted(str(self)),)
 
 
 class Failed(RequestError):  # noqa: N818 - internal, and read as a sentence: `except Failed`
@@ -94,11 +104,12 @@ def retry_after_seconds(header: str | None, now: datetime | None = None) -> floa
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_S)
 
 
-def raise_for_answer(response: httpx.Response, redacted: Callable[[str], str] = str) -> None:
+def raise_for_answer(response: httpx.Response, body: bytes, redacted: Callable[[str], str] = str) -> None:
     """Return when a response reports success.
 
     Args:
         response: What came back.
+        body: Its body, or the beginning of it.
         redacted: Takes secrets out of what the server says; some repeat the key that they refuse.
 
     Raises:
@@ -107,8 +118,8 @@ def raise_for_answer(response: httpx.Response, redacted: Callable[[str], str] = 
     status = response.status_code
     if 200 <= status < 300:
         return
-    reason = f"HTTP {status} {response.reason_phrase}".rstrip()
-    said = _what_it_said(redacted(response.text))
+    reason = redacted(f"HTTP {status} {response.reason_phrase}".rstrip())
+    said = _what_it_said(body.decode("utf-8", "replace"), redacted)
     reason = f"{reason}: {said}" if said else reason
     wait_s = retry_after_seconds(response.headers.get("retry-after"))
     if status == 429 or (status == 503 and wait_s is not None):
@@ -116,10 +127,18 @@ def raise_for_answer(response: httpx.Response, redacted: Callable[[str], str] = 
     if status >= 500 or status in _RETRIED:
         raise Failed(reason)
     if status < 400:
-        raise Misset(f"{reason}, redirected to {response.headers.get('location', 'nowhere')}")
+        raise Misset(f"{reason}, redirected to {_target(response, redacted)}")
     if status in _ABOUT_THE_KEY:
         raise Denied(reason)
     raise (Misset if status in _ABOUT_THE_ADDRESS else Refused)(reason)
+
+
+def _target(response: httpx.Response, redacted: Callable[[str], str]) -> str:
+    """Return where a redirect points, without passwords and query."""
+    location = response.headers.get("location", "")
+    start, _, rest = location.partition("?")[0].partition("#")[0].rpartition("@")
+    scheme = start.partition("//")[0] + "//" if "//" in start else ""
+    return _shortened(redacted(f"{scheme}{rest}")) or "nowhere"
 
 
 def describe(err: httpx.HTTPError) -> str:
@@ -134,23 +153,27 @@ def fault_in(body: Any) -> str | None:
     return f"an error: {_message(error)}" if error else None
 
 
-def _what_it_said(text: str) -> str:
+def _what_it_said(text: str, redacted: Callable[[str], str]) -> str:
     """Return the message in the body of a refusal, wherever this kind of server puts it."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):  # a page of a proxy, for example
-        return _shortened(text)
+        return _shortened(redacted(text))  # before it is shortened: the key may stand where the text is cut
     if isinstance(body, dict):
         for key in ("error", "message", "detail"):
             if key in body:
-                return _message(body[key])
-    return _message(body)
+                return _message(body[key], redacted)
+    return _message(body, redacted)
 
 
-def _message(error: Any) -> str:
-    return _shortened(str(error["message"] if isinstance(error, dict) and "message" in error else error))
+def _message(error: Any, redacted: Callable[[str], str] = str) -> str:
+    message = error["message"] if isinstance(error, dict) and "message" in error else error
+    try:
+        return _shortened(redacted(str(message)))
+    except RecursionError:
+        return "a message that is nested too deeply"
 
 
-def _shortened(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+def _shortened(text: str, length: int = _SHOWN_CHARACTERS) -> str:
+    text = " ".join(printable(text).split())
+    return text if len(text) <= length else f"{text[:length]}..."

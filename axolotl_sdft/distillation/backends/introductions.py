@@ -11,6 +11,7 @@ from axolotl_sdft.distillation.backends.chat_protocol import (
     optional_fields,
     read_answer,
     refused_fields,
+    response_tokens,
 )
 from axolotl_sdft.distillation.backends.http_retries import Denied, Misset, Refused, RequestError
 from axolotl_sdft.distillation.backends.servers import Server
@@ -68,7 +69,7 @@ class Introduction:
         while True:
             request = chat_request(self._config, server.model, CANARY, without) | {"max_tokens": 1}
             try:
-                body = await server.post("/chat/completions", request)
+                body = await server.post("/chat/completions", request, **response_tokens(request))
                 break
             except Misset:
                 raise

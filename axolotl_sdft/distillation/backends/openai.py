@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from axolotl_sdft.config import GenerationConfig
-from axolotl_sdft.distillation.backends.api_key import ApiKey
-from axolotl_sdft.distillation.backends.chat_protocol import chat_request, read_answer
+from axolotl_sdft.distillation.backends.api_key import ApiKey, LogRedaction
+from axolotl_sdft.distillation.backends.chat_protocol import chat_request, read_answer, response_tokens
 from axolotl_sdft.distillation.backends.chat_templates import render_chat, well_formed_chat
 from axolotl_sdft.distillation.backends.dispatch import BackgroundLoop, Dispatcher
 from axolotl_sdft.distillation.backends.http_retries import Misset, Refused, RequestError, Throttled, backoff_seconds
@@ -45,6 +45,7 @@ class OpenAIBackend:
     def __init__(self, model_dir: Path, config: GenerationConfig) -> None:
         self._model_dir, self._config = model_dir, config
         self._key = ApiKey(config.api_key_env)
+        self._log_redaction = LogRedaction(self._key)
         self._is_introduced = self._has_answers = False
         self._started: tuple[BackgroundLoop, ServerPool] | None = None
 
@@ -61,7 +62,7 @@ class OpenAIBackend:
             _allow_connections(share * len(config.base_urls))
             servers = [Server(url, self._key, share, config.timeout_s) for url in config.base_urls]
             introduce = Introduction(self._model_dir, config, lambda: self._tokenizer)
-            logging.getLogger("httpx").addFilter(_is_warning)  # it logs a line per request
+            self._log_redaction.turn_on()
             self._started = BackgroundLoop(), ServerPool(servers, config.max_retries, introduce)
         return self._started
 
@@ -162,7 +163,8 @@ class OpenAIBackend:
         except DatasetError as err:
             return Answer("", "error", 0, error=str(err))
         body = chat_request(self._config, server.model, prompt, server.refused_fields)
-        return read_answer(await server.post("/chat/completions", body), server.accepts_model, self._count_tokens)
+        response = await server.post("/chat/completions", body, **response_tokens(body))
+        return read_answer(response, server.accepts_model, self._count_tokens)
 
     def _fitting(self, prompt: Prompt) -> Prompt:
         """Return a prompt in a shape that the seed model's own chat template takes, which the server is to use."""
@@ -212,7 +214,7 @@ class OpenAIBackend:
         background, pool = self._started
         self._started, self._is_introduced = None, False
         background.close(pool.aclose())
-        logging.getLogger("httpx").removeFilter(_is_warning)
+        self._log_redaction.turn_off()
 
 
 async def _ask_likelihood(server: Server, text: ScoredText) -> float | None:
@@ -243,7 +245,3 @@ def _allow_connections(number: int) -> None:
             f"files, but this machine allows {hard}; lower concurrency, or raise the limit (ulimit -n)"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-def _is_warning(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING

@@ -52,7 +52,7 @@ async def ask_likelihood(server: Server, text: ScoredText) -> float | None:
         "temperature": 0.0,
         "logprobs": 1,
     }
-    body = await server.post("/completions", request)
+    body = await server.post("/completions", request, num_tokens=len(text.ids) + 1, num_logprobs=2)
     try:
         choice = body["choices"][0]
     except (KeyError, IndexError, TypeError):

@@ -19,6 +19,7 @@ from axolotl_sdft.distillation.backends.http_retries import (
     describe,
     raise_for_answer,
 )
+from axolotl_sdft.distillation.backends.responses import ACCEPTED, LIST_BYTES, answer_bytes, parsed, read_body
 from axolotl_sdft.errors import SdftError
 
 LOG = logging.getLogger(__name__)
@@ -58,31 +59,50 @@ class Server:
 
     async def get(self, path: str) -> Any:
         """Return the JSON under a path of the base URL; the faults are those of :meth:`post`."""
-        return await self._parsed("GET", self.base_url + path, None, min(self.timeout_s, PROBE_S))
+        return await self._parsed("GET", self.base_url + path, None, min(self.timeout_s, PROBE_S), LIST_BYTES)
 
-    async def post(self, path: str, body: dict[str, Any], timeout_s: float | None = None) -> Any:
-        """Return the JSON that comes back for a body.
+    async def post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        timeout_s: float | None = None,
+        num_tokens: int = 0,
+        num_logprobs: int = 0,
+    ) -> Any:
+        """Return the JSON that comes back for a body, without the key.
+
+        Args:
+            path: Path below the base URL, or a whole address.
+            body: What is sent.
+            timeout_s: Seconds for all of it; by default those of the settings.
+            num_tokens: The most that the response can hold; a longer one is not read.
+            num_logprobs: Log-probabilities that it holds for each of them.
 
         Raises:
-            RequestError: None does, or not in time, or it is an error; the kind says whether asking again may help.
+            RequestError: None comes back, or not in time, or it is an error, or too long; the kind says whether asking
+                again may help.
         """
         url = path if path.startswith("http") else self.base_url + path
-        return await self._parsed("POST", url, json.dumps(body).encode(), timeout_s or self.timeout_s)
+        content = json.dumps(body).encode()
+        max_bytes = answer_bytes(num_tokens, len(content), num_logprobs)
+        return await self._parsed("POST", url, content, timeout_s or self.timeout_s, max_bytes)
 
-    async def _parsed(self, method: str, url: str, content: bytes | None, timeout_s: float) -> Any:
-        headers = {"Content-Type": "application/json"} if content else None
+    async def _parsed(self, method: str, url: str, content: bytes | None, timeout_s: float, max_bytes: int) -> Any:
         client = self._idle_clients.pop() if self._idle_clients else self._new_client()
         try:
             with anyio.fail_after(timeout_s):  # httpx itself would limit each read, but a server may dribble
-                response = await client.request(method, url, content=content, headers=headers)
-            raise_for_answer(response, self.key.redacted)
-            return response.json()
+                response, body = await _exchange(client, method, url, content, max_bytes)
+            raise_for_answer(response, body, self.key.redacted)
+            return self.key.cleaned(parsed(response, body))
+        except RecursionError:
+            raise Failed("the response is nested too deeply") from None
         except TimeoutError:
             raise TimedOut(f"no answer within {timeout_s:g} s") from None
+        except RequestError as err:
+            err.redact(self.key.redacted)
+            raise
         except httpx.HTTPError as err:
             raise Failed(self.key.redacted(describe(err))) from None
-        except (ValueError, RecursionError):
-            raise Failed("the response is no JSON") from None
         finally:
             self._idle_clients.append(client)
 
@@ -94,7 +114,10 @@ class Server:
         """
         timeout = httpx.Timeout(None, connect=min(_CONNECT_S, self.timeout_s))
         limits = httpx.Limits(max_connections=1, keepalive_expiry=_KEEPALIVE_S)
-        return httpx.AsyncClient(auth=self.key, timeout=timeout, limits=limits, verify=_ssl_context())
+        # A redirect is told, never followed: the key is for this server alone.
+        return httpx.AsyncClient(
+            auth=self.key, timeout=timeout, limits=limits, verify=_ssl_context(), follow_redirects=False
+        )
 
     def can_take(self, now: float) -> bool:
         """Say whether another request may be sent."""
@@ -151,3 +174,16 @@ class Server:
         """Close all connections."""
         for client in self._idle_clients:
             await client.aclose()
+
+
+async def _exchange(
+    client: httpx.AsyncClient, method: str, url: str, content: bytes | None, max_bytes: int
+) -> tuple[httpx.Response, bytes]:
+    """Return a response with its body, read as far as it is wanted; the rest is cut off with the connection."""
+    headers = ACCEPTED | ({"Content-Type": "application/json"} if content else {})
+    request = client.build_request(method, url, content=content, headers=headers)
+    response = await client.send(request, stream=True)
+    try:
+        return response, await read_body(response, max_bytes)
+    finally:
+        await response.aclose()
