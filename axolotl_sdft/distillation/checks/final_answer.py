@@ -1,32 +1,35 @@
-"""The ``numeric_answer`` check: the answer ends in another number than the original."""
+"""The ``numeric_answer`` check: the answer states another result than the original."""
 
-from axolotl_sdft.distillation.checks.final_number import (
-    are_equal,
-    final_expression,
-    import_math_verify,
-    stated_results,
-)
+from axolotl_sdft.distillation.checks.final_number import stated_results
+from axolotl_sdft.distillation.checks.math_worker import import_math_verify
 from axolotl_sdft.distillation.checks.options import prepared_by
+from axolotl_sdft.distillation.checks.results import deadline_in, same_result
 from axolotl_sdft.distillation.interfaces import Answer, Target
 from axolotl_sdft.distillation.texts import shortened
+
+_SECONDS = 2.0  # for all comparisons of an answer; one that takes longer is rejected
 
 
 @prepared_by(import_math_verify)
 def numeric_answer(answer: Answer, target: Target) -> str | None:
-    """Reject an answer that ends in another number, names two different results, or none.
+    """Reject an answer with another result than the original, with two different results, or with none.
 
-    Where the original holds no number there is nothing to compare with, and the answer is rejected as well.
+    Results are compared as a whole: all numbers of a pair, a range or a time, the sign, words such as million, bounds
+    such as "at least", the letter of a multiple choice. Units count where both texts name one. Where the original holds
+    no number there is nothing to compare with, and the answer is rejected as well.
     """
-    expected = final_expression(target.reference)
-    if expected is None:
+    stated = stated_results(target.reference, target.instruction)
+    if not stated:
         return "the reference holds no number"
-    found = final_expression(answer.text)
-    if found is None:
-        return f"no number, reference {shortened(expected)}"
-    results = stated_results(answer.text) or [found]
+    expected = stated[-1]
+    results = stated_results(answer.text, target.instruction)
+    if not results:
+        return f"no number, reference {shortened(expected.source)}"
+    deadline = deadline_in(_SECONDS)
     for result in reversed(results):
-        if not are_equal(result, expected):
+        if not same_result(result, expected, deadline):
             is_last = result is results[-1]
-            named = shortened(result) if is_last else f"{shortened(result)} and {shortened(results[-1])}"
-            return f"answer {named}, reference {shortened(expected)}"
+            named = shortened(result.source, 40)
+            named = named if is_last else f"{named} and {shortened(results[-1].source, 40)}"
+            return f"answer {named}, reference {shortened(expected.source, 40)}"
     return None

@@ -1,140 +1,121 @@
-r"""Finds the final number or expression of an answer, and says whether two of them are equal.
+r"""Finds what an answer states as its result, and where.
 
-Looked for in this order: the last ``\boxed{...}``, what follows the last ``####``, what follows the last "answer is",
-"solution is" or "answer:", and the last sentence that holds a number. Where that passage holds an equals sign, what
-follows the last one counts. A percent or currency sign is a unit: 50% is 50.
+Looked for are every ``\boxed{...}``, what follows ``####``, and what cues such as "the answer is" announce; without any
+of these, the last sentence that holds a number and is not a note.
 """
 
-import logging
 import re
-from fractions import Fraction
-from typing import Any
 
-from axolotl_sdft.errors import MissingExtraError
+from axolotl_sdft.distillation.checks.results import Result, read_formula, read_result
 
-_NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+"
-_PLAIN = re.compile(
-    rf"(?P<sign>(?<![\w)\]}}.])-)?[$€£¥]?(?P<number>{_NUMBER})(?:\s?/\s?(?P<divisor>{_NUMBER}))?(?:\s?\\?%)?"
+_MAX_CUES = 20  # from the end; an answer with more announces the same again and again
+_MAX_SENTENCE = 600  # characters
+_MAX_BOX = 1000
+_NOUN = r"(?:answer|solution|result)s?"
+_CUE = re.compile(
+    rf"####|^A:|(?<!/)\b{_NOUN}\b(?:\s+to\s+(?:the|this|your|that)\s+\w+)?(?:\*\*)?"
+    r"(?:\s+(?:is|are|comes to|would be|will be|must be)\b|\s*:|\s*=)(?:\*\*)?(?:\s*(?::|=|therefore|thus|then)\s?)?",
+    re.IGNORECASE | re.MULTILINE,
 )
-_BRACED = r"\{(?:[^{}]|\{[^{}]*\})*\}"
-_LATEX = re.compile(
-    r"\$\$?([^$\n]*\\[a-zA-Z][^$\n]*)\$"
-    r"|\\\((.+?)\\\)|\\\[(.+?)\\\]"
-    rf"|(-?(?:(?<!\d)\d+\s?)?\\(?:[dt]?frac\s*{_BRACED}\s*{_BRACED}|sqrt\s*(?:\[\d+\])?{_BRACED}))",
-    re.DOTALL,
+_CONCLUSION = re.compile(
+    r"[\s*]*(?:so|therefore|thus|hence|in (?:total|all|the end)|altogether|actually|wait|correction|no,|sorry|finally|"
+    r"i mean|or rather)\b",
+    re.IGNORECASE,
 )
-_MOST_DIGITS = 1000  # Python refuses to read numbers of more than 4300
-_CUE = re.compile(r"####|\b(?:answer|solution)s?\b(?:\s+is|\s+are|\s*:|\s*=)(?:\s*:)?", re.IGNORECASE)
+_COUNT = re.compile(
+    r"\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|"
+    r"(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|dozen)\b",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"\n+|(?<=[.!?])\s+(?=[^\d\s])")
-# Powers of powers and long exponents would keep sympy busy for hours; no answer that is meant to be read has them.
-_COSTLY = re.compile(r"\^[^^]{0,20}\^|\^\s*\{?\s*-?\d{4,}|\d\s*!|.{300}", re.DOTALL)
+_NOTE = re.compile(
+    r"[\s*_(\[]*(?:notes?\b|n\.?b\.|p\.?s\.|let me know|please|if you|feel free|hope|i hope|source|sources|prices|"
+    r"disclaimer|would you|do you|is there)",
+    re.IGNORECASE,
+)
+_NUMBERING = re.compile(r"\A\s*(?:(?:step\s+)?\d{1,2}[.)]\s+(?=\S)|[*\u2022]\s+)", re.IGNORECASE)
 
 
-def stated_results(text: str) -> list[str]:
-    r"""Return all that an answer states as its result, in order: boxes, what cues announce, and a last equation.
+def stated_results(text: str, question: str = "") -> list[Result]:
+    r"""Return all that an answer states as its result, in order: boxes, what cues announce, what is concluded.
 
-    "The answer is 35. Check: 35 + 10 = 45" states 35 and then 45. An equation before the last cue is a step.
+    "The answer is 35. Check: 35 + 10 = 45" states 35 and then 45. An equation before the last cue is a step. Without a
+    box or a cue, the last sentence with a number states it.
     """
-    results = [boxed] if (boxed := _last_boxed(text)) else []
-    behind = None
-    for cue in _CUE.finditer(text):
-        found = _expressions(_announced(text, cue.end()))
-        if found:
-            results.append(found[0])
-            behind = cue.end() + len(_announced(text, cue.end()))
-    equations = [part for part in _SENTENCE_END.split(text[behind:]) if "=" in part] if behind is not None else []
-    return results + (_expressions(equations[-1])[:1] if equations else [])
+    results = [box for box in (_read_box(text, place) for place in _boxes(text)) if box]
+    end = None
+    for cue in list(_CUE.finditer(text))[-_MAX_CUES:]:
+        passage = _sentence(text, cue.end())
+        # What stands in a box was read already.
+        result = None if r"\boxed" in passage else read_result(passage, announced=True, question=question)
+        if result is not None:
+            results.append(result)
+            end = cue.end() + passage_end(text, cue.end(), passage)
+    if end is not None:
+        results += _concluded(text[end:], question)
+    if results:
+        return results
+    last = _last_statement(text, question)
+    return [last] if last else []
 
 
-def final_expression(text: str) -> str | None:
-    """Return the final number or LaTeX expression of an answer as it is written there, or None when there is none."""
-    boxed = _last_boxed(text)
-    if boxed:
-        return boxed
-    for cue in reversed(list(_CUE.finditer(text))):
-        found = _expressions(_announced(text, cue.end()))
-        if found:
-            return found[0]
-    for passage in reversed(_SENTENCE_END.split(text)):
-        found = _expressions(passage)
-        if found:
-            return found[0] if "=" in passage else found[-1]
-    return None
+def passage_end(text: str, start: int, passage: str) -> int:
+    """Return how far behind a cue its sentence reaches."""
+    return text.find(passage, start) - start + len(passage)
 
 
-def are_equal(first: str, second: str) -> bool:
-    """Say whether two expressions have the same value: 18, 18.0, $18 and 36/2 do."""
-    left, right = _fraction(first), _fraction(second)
-    if left is not None and right is not None:
-        return left == right
-    if first == second:
-        return True
-    return not (_COSTLY.search(first) or _COSTLY.search(second)) and _math_verify_equal(first, second)
-
-
-def import_math_verify() -> Any:
-    """Return the module ``math_verify``, kept from warning about every call without a time limit.
-
-    Raises:
-        MissingExtraError: It can't be imported.
-    """
-    try:
-        import math_verify
-    except ImportError as err:
-        raise MissingExtraError(
-            f"self_distillation.checks names numeric_answer, which needs math-verify ({err}); pip install math-verify, "
-            "or remove the check"
-        ) from err
-    for module in ("math_verify.grader", "math_verify.parser"):
-        logging.getLogger(module).setLevel(logging.ERROR)
-    return math_verify
-
-
-def _announced(text: str, start: int) -> str:
+def _sentence(text: str, start: int) -> str:
     """Return the sentence that begins behind a cue."""
-    return _SENTENCE_END.split(text[start:].lstrip(" \n*:"), maxsplit=1)[0]
+    ahead = text[start : start + _MAX_SENTENCE].lstrip(" \n*:")
+    return _SENTENCE_END.split(ahead, maxsplit=1)[0]
 
 
-def _last_boxed(text: str) -> str | None:
-    """Return what stands in the last box, or None when there is no box or it is left open."""
-    box = text.rfind(r"\boxed{")
+def _sentences(text: str) -> list[str]:
+    return [part for part in _SENTENCE_END.split(text) if part.strip()]
+
+
+def _concluded(text: str, question: str) -> list[Result]:
+    """Return the results that stand behind the last cue: of the last equation, and of each sentence that concludes."""
+    sentences = [part[-_MAX_SENTENCE:] for part in _sentences(text[-10 * _MAX_SENTENCE :]) if not _NOTE.match(part)]
+    equations = [part for part in sentences if "=" in part]
+    chosen = [part for part in sentences if _CONCLUSION.match(part) or part in equations[-1:]]
+    found = (read_result(part, announced=False, question=question) for part in chosen)
+    return [result for result in found if result is not None]
+
+
+def _last_statement(text: str, question: str) -> Result | None:
+    """Return the result of the last sentence that states a number; of a note only where nothing else does."""
+    sentences = [_NUMBERING.sub("", part[-_MAX_SENTENCE:], count=1) for part in _sentences(text)]
+    has_digits = bool(re.search(r"\d", text))
+    notes = []
+    for sentence in reversed(sentences):
+        if has_digits and not re.search(r"\d", sentence) and not _counts(sentence):
+            continue
+        result = read_result(sentence, announced=False, question=question)
+        if result is None:
+            continue
+        if not _NOTE.match(sentence) and not sentence.rstrip().endswith("?"):
+            return result
+        notes.append(result)
+    return notes[0] if notes else None
+
+
+def _counts(sentence: str) -> bool:
+    """Say whether a sentence without digits tells a number in words; "one" and "half" are often no numbers."""
+    return _COUNT.search(sentence) is not None
+
+
+def _boxes(text: str) -> list[int]:
+    return [found.start() for found in re.finditer(r"\\boxed\{", text)][-_MAX_CUES:]
+
+
+def _read_box(text: str, box: int) -> Result | None:
+    """Return the result in a box, with a word such as million that follows; None where the box is left open."""
     opened, depth = box + len(r"\boxed"), 0
-    for place in range(opened, len(text)) if box >= 0 else ():
+    for place in range(opened, min(len(text), opened + _MAX_BOX)):
         depth += (text[place] == "{") - (text[place] == "}")
         if depth == 0:
-            return text[opened + 1 : place].strip()
+            content = text[opened + 1 : place]
+            scale = re.match(r"[\s$]*((?:hundred|thousand|million|billion|dozen)s?\b)", text[place + 1 : place + 20])
+            return read_formula(f"{content} {scale[1]}" if scale else content)
     return None
-
-
-def _expressions(passage: str) -> list[str]:
-    """Return the expressions of a passage; of those after its last equals sign, where there are any."""
-    is_plain = _LATEX.search(passage) is None
-    return (_all_expressions(passage.rpartition("=")[2]) if is_plain else []) or _all_expressions(passage)
-
-
-def _all_expressions(passage: str) -> list[str]:
-    found = [(match.start(), next(filter(None, match.groups())).strip()) for match in _LATEX.finditer(passage)]
-    plain_only = _LATEX.sub(lambda match: " " * len(match.group()), passage)
-    found += [(match.start(), match.group().strip()) for match in _PLAIN.finditer(plain_only)]
-    return [expression for _, expression in sorted(found)]
-
-
-def _fraction(expression: str) -> Fraction | None:
-    """Return the value of a plain number or fraction, or None for anything else."""
-    match = _PLAIN.fullmatch(expression.strip().strip("$"))
-    if match is None or len(expression) > _MOST_DIGITS:
-        return None
-    value = Fraction(match["number"].replace(",", ""))
-    if match["divisor"]:
-        divisor = Fraction(match["divisor"].replace(",", ""))
-        if divisor == 0:
-            return None
-        value /= divisor
-    return -value if match["sign"] else value
-
-
-def _math_verify_equal(first: str, second: str) -> bool:
-    math_verify = import_math_verify()
-    # The time limits are signal alarms, which only the main thread may set; _COSTLY keeps out what would need them.
-    parsed = [math_verify.parse(f"${expression}$", parsing_timeout=None) for expression in (first, second)]
-    return all(parsed) and bool(math_verify.verify(*parsed, timeout_seconds=None))
