@@ -6,10 +6,11 @@ of these, the last sentence that holds a number and is not a note.
 
 import re
 
-from axolotl_sdft.distillation.checks.results import Result, read_formula, read_result
+from axolotl_sdft.distillation.checks.results import Result, may_hold_result, read_formula, read_result
 
 _MAX_CUES = 20  # from the end; an answer with more announces the same again and again
 _MAX_SENTENCE = 600  # characters
+_MAX_SENTENCES = 50  # with numbers, from the end, of a text without a cue
 _MAX_BOX = 1000
 _NOUN = r"(?:answer|solution|result)s?"
 _CUE = re.compile(
@@ -85,7 +86,9 @@ def _concluded(text: str, question: str) -> list[Result]:
 
 def _last_statement(text: str, question: str) -> Result | None:
     """Return the result of the last sentence that states a number; of a note only where nothing else does."""
-    sentences = [_NUMBERING.sub("", part[-_MAX_SENTENCE:], count=1) for part in _sentences(text)]
+    parts = _sentences(text)
+    telling = [part for part in parts if may_hold_result(part) or part is parts[-1]][-_MAX_SENTENCES:]
+    sentences = [_NUMBERING.sub("", part[-_MAX_SENTENCE:], count=1) for part in telling]
     has_digits = bool(re.search(r"\d", text))
     notes = []
     for sentence in reversed(sentences):

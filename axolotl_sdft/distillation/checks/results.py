@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from axolotl_sdft.distillation.checks.math_worker import MathWorker, remaining
+from axolotl_sdft.distillation.checks.plain_numbers import START
 from axolotl_sdft.distillation.checks.quantities import Quantity, find_quantities, plain_text
 
 _MAX_PASSAGE = 600  # characters
@@ -120,6 +121,11 @@ def read_result(passage: str, *, announced: bool, question: str = "") -> Result 
         values = result.quantities if result else ()
         return Result(passage.strip(), values, result.form if result else "one", letter=letter)
     return result
+
+
+def may_hold_result(passage: str) -> bool:
+    """Say whether a passage holds anything that a number or a formula begins with; cheaper than to read it."""
+    return START.search(passage) is not None or _COMMAND.search(passage) is not None
 
 
 def read_formula(text: str) -> Result | None:

@@ -2,12 +2,14 @@
 
 import sys
 import threading
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axolotl_sdft.distillation.checks import numeric_answer, resolve_checks
+from axolotl_sdft.distillation.checks.math_worker import MathWorker
 from axolotl_sdft.errors import MissingExtraError
 from tests.distillation.checks.samples import asked, written
 
@@ -53,6 +55,145 @@ def test_equal_numbers_are_equal_however_they_are_written(text: str, reference: 
 )
 def test_another_number_or_none_is_rejected(text: str, reference: str, reason: str):
     assert numeric_answer(written(text), asked(reference=reference)) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("The answer is \N{MINUS SIGN}9.", "-9"),
+        ("The answer is minus nine.", "-9"),
+        ("The answer is \N{EN DASH} 9", "-9"),
+        ("The answer is 2^6 cups.", "64"),
+        ("The answer is 10\u2074.", "10000"),
+        ("The answer is 6.5 \N{MULTIPLICATION SIGN} 10^3.", "6500"),
+        ("The answer is 6.5e3", "6500"),
+        ("The answer is 2 3/4 cups.", "2.75"),
+        ("The answer is two and a quarter.", "2.25"),
+        ("The answer is 4\u00bd.", "4.5"),
+        ("The answer is two fifths.", "0.4"),
+        ("The answer is sixty-three.", "63"),
+        ("The answer is two thousand three hundred and four.", "2304"),
+        ("The answer is half a dozen.", "6"),
+        ("The answer is 2.4 million.", "2400000"),
+        ("The answer is 3 400.", "3400"),
+        ("The answer is 3.400,50", "3400.5"),
+        ("The answer is 2,75", "2.75"),
+        ("The answer is 40 per cent.", "40%"),
+        ("The answer is 8 m^2.", "8"),
+        ("The answer is 8 cm3.", "8"),
+        ("The answer is 9:15 a.m.", "The answer is 9:15."),
+        ("The answer is 21:05.", "The answer is 9:05 pm."),
+        ("The answer is from 6 to 8.", "The answer is 6\N{EN DASH}8."),
+        ("The answer is between 6 and 8.", "The answer is 6-8."),
+        ("The answer is 2 : 5.", "The ratio is 2:5."),
+        ("The answer is 7, 8 and 9.", "The answer is 9, 8, 7."),
+        ("It is 5 ft 3 inches tall.", "The answer is 5 feet 3 inches."),
+        ("y = 2 and x = 6", "The answer is x = 6, y = 2."),
+        ("x = -3 or x = 3", "The answer is x = 3 or x = -3."),
+        (r"\boxed{(1, 8)}", "The answer is (1, 8)."),
+        (r"\boxed{\{8, 1\}}", r"\boxed{\{1, 8\}}"),
+        ("The answer is C.", "The answer is C) 30"),
+        ("The answer is 30.", "The answer is (C) 30."),
+        ("It is not 6 but 9.", "9"),
+        ("9, not 6", "9"),
+        ("The answer is 9 (see table 4).", "9"),
+        ("There are 9 of the 40 left after 2 weeks.", "9"),
+        ("She has 9 left.\n\nNote: counted in 2021.", "9"),
+        ("The answer is 9. Do you have 2 more questions?", "9"),
+        ("The answer is 9 = 3 * 3.", "9"),
+        ("The answer is one ninth, or 1/9.", "1/9"),
+        (r"The answer is $4x+2$.", r"\boxed{2+4x}"),
+        ("The answer is 3 May 1990.", "The answer is May 3."),
+        (r"\boxed{\text{Friday}}", r"\boxed{\text{Friday}}"),
+    ],
+)
+def test_a_result_is_the_same_in_any_notation(text: str, reference: str):
+    assert numeric_answer(written(text), asked(reference=reference)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("The answer is minus 9.", "9"),
+        ("The answer is 9.", "\N{MINUS SIGN}9"),
+        ("The answer is 10^3.", "10"),
+        ("The answer is 2 3/4.", "2"),
+        ("The answer is 2.", "2 3/4"),
+        ("The answer is 9 million.", "9 thousand"),
+        ("The answer is 9 dozen.", "9"),
+        ("The answer is 9:15.", "9"),
+        ("The answer is 9:15 am.", "The answer is 9:15 pm."),
+        ("The answer is 6-8.", "8"),
+        ("The answer is 6 to 8.", "The answer is 6 to 9."),
+        ("The answer is 2:5.", "The answer is 3:5."),
+        ("The answer is 7 and 8.", "8"),
+        ("The answer is 7 or 8.", "7"),
+        ("The answer is 5 feet 4 inches.", "The answer is 5 feet 3 inches."),
+        ("It takes 2 hours and 10 minutes.", "10"),
+        ("x = 5, y = 2", "x = 6, y = 2"),
+        ("x = 3", "x = 3 or x = -3"),
+        ("The answer is (8, 1).", "The answer is (1, 8)."),
+        ("The answer is (0, 1).", "The answer is [0, 1]."),
+        ("The answer is D.", "The answer is C) 30"),
+        ("The answer is C) 31", "The answer is C) 30"),
+        ("She earns $9 an hour, that is $72 a day.", "9"),
+        ("She earns $9 an hour, that is $72 a day.", "72"),
+        ("The answer is 9. Wait, it is 8.", "9"),
+        ("The answer is at least 9.", "9"),
+        ("The answer is 9x.", "9"),
+        (r"The answer is $9\pi$.", "9"),
+        ("The answer is 4.2.9", "4.2"),
+        ("The answer is 2024-03-04.", "The answer is 2024-03-05."),
+        ("The answer is $x < 9$.", "The answer is $x > 9$."),
+        (r"\boxed{9} or \boxed{8}", "9"),
+        ("The answer is 5 hours.", "The answer is 5 minutes."),
+        ("The answer is 9 = 4 * 2.", "9"),
+    ],
+)
+def test_a_part_of_a_result_is_another_result(text: str, reference: str):
+    assert numeric_answer(written(text), asked(reference=reference)) is not None
+
+
+def test_the_question_tells_what_is_a_unit_and_whether_a_bound_was_asked_for():
+    eggs, boxes = (
+        asked("How many dozen eggs are left?", "#### 4"),
+        asked("At least how many boxes are needed?", "#### 4"),
+    )
+    assert numeric_answer(written("He has 4 dozen eggs left."), eggs) is None
+    assert numeric_answer(written("He needs at least 4 boxes."), boxes) is None
+
+
+HANGS = r"\boxed{\left(x+\sqrt{x+\sqrt{2}}\right)^{900}}"
+
+
+def test_an_expression_that_takes_too_long_is_rejected_in_any_thread():
+    reasons: list[str | None] = []
+    target = asked(reference=r"\boxed{\left(\sqrt{\sqrt{2}+x}+x\right)^{901}}")
+    numeric_answer(written(r"\boxed{\sqrt{3}}"), target)  # so that the imports are not measured
+    worker = threading.Thread(target=lambda: reasons.append(numeric_answer(written(HANGS), target)))
+    started = time.monotonic()
+    worker.start()
+    worker.join(60)
+    assert time.monotonic() - started < 10  # 2 s on an idle machine
+    assert reasons != [None]
+
+
+def test_the_worker_ends_a_comparison_when_its_time_is_up_and_answers_the_next():
+    worker = MathWorker()
+    assert worker.are_equal("2^{3}", "8", 20) is True
+    assert worker.are_equal("9^{9^{9^{9}}}", "9^{9^{9^{8}}}", 0.5) is None
+    assert worker.are_equal(r"\frac{1}{2}", "0.4", 20) is False
+    worker.close()
+
+
+@settings(deadline=None)
+@given(
+    st.integers(-999, 999), st.sampled_from(["So she has {} apples.", "#### {}", "**{}** km", "The answer is {} cups."])
+)
+def test_a_plain_number_with_its_unit_is_accepted_and_its_neighbour_is_not(number: int, sentence: str):
+    target = asked(reference=f"#### {number}")
+    assert numeric_answer(written(sentence.format(number)), target) is None
+    assert numeric_answer(written(sentence.format(number + 1)), target) is not None
 
 
 @settings(deadline=None)
