@@ -1,6 +1,7 @@
 """Builds the distilled dataset from the answers: rows after the checks, provenance columns, summary."""
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -19,7 +20,7 @@ from axolotl_sdft.distillation.gap import measure_gap
 from axolotl_sdft.distillation.interfaces import Backend
 from axolotl_sdft.distillation.journal import Journal
 from axolotl_sdft.distillation.left_alone import rewritten_of
-from axolotl_sdft.distillation.report import lengths, write_report
+from axolotl_sdft.distillation.report import REPORT_FILE, lengths, write_report
 from axolotl_sdft.distillation.report_figures import ReportFigures
 from axolotl_sdft.distillation.verdicts import FAILED, REASONS_COLUMN, SOURCE_COLUMN, Tally, judge_row
 from axolotl_sdft.errors import DatasetError
@@ -32,13 +33,22 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 SUMMARY_FILE = "summary.json"
+UNANSWERED_FILE = "unanswered.json"
+
+_NO_ANSWER = frozenset({FAILED, empty.__name__})
 
 
 def build_dataset(task: "DistillationTask", backend: Backend, journal: Journal) -> None:
     """Write the dataset folder: rows after the checks with provenance columns, ``summary.json``, the report, the card.
 
-    Rows stream through.
+    Rows stream through. Where the seed model gave no answer at all, the folder holds ``unanswered.json`` in place of
+    the summary: for a person to look at, and for no one to train on. The next start makes it anew.
+
+    Raises:
+        DatasetError: All requests failed or brought no text, or all rows are dropped; the message says why.
     """
+    if (task.dataset_dir / UNANSWERED_FILE).exists():
+        shutil.rmtree(task.dataset_dir)
     tally, is_kept = Tally(), np.ones(len(task.dataset), np.bool_)
     figures = ReportFigures(int(task.content.num_targets.sum()))
     # Inside the unfinished folder, so that what a kill leaves goes with it.
@@ -53,9 +63,12 @@ def build_dataset(task: "DistillationTask", backend: Backend, journal: Journal) 
             "gap": gap.to_json(),
             "provenance": _provenance(task),
         }
-        write_json(folder / SUMMARY_FILE, summary)
+        is_answered = bool(tally.turns_distilled or not tally.rejections or tally.rejections.keys() - _NO_ANSWER)
+        write_json(folder / (SUMMARY_FILE if is_answered else UNANSWERED_FILE), summary)
         write_report(folder, task.dataset_dir, summary, figures, gap)
         write_card(folder, task.dataset_dir, summary)
+    if not is_answered:
+        raise DatasetError(_unanswered(task, tally))
     LOG.log(
         logging.INFO if tally.turns_distilled or not tally.turns else logging.WARNING,
         "%s: %s; rejected: %s -> %s",
@@ -94,7 +107,7 @@ def _judged(
             )
         return {name: [row[name] for row in kept] for name in features}
 
-    distilled = task.dataset.map(
+    return task.dataset.map(
         judged_columns,
         with_indices=True,
         batched=True,
@@ -102,22 +115,18 @@ def _judged(
         cache_file_name=cache_file,
         new_fingerprint=task.dataset_dir.name,
     )
-    _require_an_answer(task, tally)
-    return distilled
 
 
-def _require_an_answer(task: "DistillationTask", tally: Tally) -> None:
-    """Refuse a dataset for which the seed model gave no answer at all."""
-    if not tally.turns or tally.turns_distilled or not tally.rejections.keys() <= {FAILED, empty.__name__}:
-        return
+def _unanswered(task: "DistillationTask", tally: Tally) -> str:
+    """Return what to say about a dataset for which the seed model gave no answer at all."""
     told = "; ".join(
         f"{name} {count} (such as: {tally.first_reasons[name]})" for name, count in tally.rejections.most_common()
     )
-    raise DatasetError(
+    return (
         f"{task.where}: the seed model answered none of {tally.turns} prompts: {told}. Correct what this names, such "
         f"as self_distillation.generation, the server or the rows, and start again; {task.answers_dir} keeps the "
         "answers as they came, delete it to have empty ones made anew. To train these rows as they are, set "
-        "self_distillation: {enabled: false} in their entry of datasets"
+        f"self_distillation: {{enabled: false}} in their entry of datasets. {task.dataset_dir / REPORT_FILE} shows them"
     )
 
 

@@ -30,6 +30,7 @@ CALLS_AS_TEXT = LeftAlone(
     "calls a function, written as text",
     "with the check function_call such answers are rewritten, and keep their markup",
 )
+NO_ANSWER = LeftAlone("no answer in it that its type trains", "check the type and the field names", is_trained=False)
 UNFINISHED = LeftAlone("its thinking part has no end")
 NO_TEXT = LeftAlone("no text in it")
 _AS_THEY_SHOULD_BE = frozenset({CALLS.reason, CALLS_AS_TEXT.reason})
@@ -50,9 +51,13 @@ def left_alone_for(answer: str, leaves_calls: bool) -> LeftAlone | None:
 
 
 def left_alone_of(row_format: Any, row: dict[str, Any]) -> list[LeftAlone]:
-    """Return why answers of a row are left alone, one entry for each. Row formats of plugins may not tell."""
+    """Return why answers of a row are left alone, one entry for each; also where there is no answer at all.
+
+    Row formats of plugins may not tell.
+    """
     tell = getattr(row_format, "left_alone", None)
-    return list(tell(row)) if tell else []
+    told = list(tell(row)) if tell else []
+    return told or ([] if row_format.num_targets(row) else [NO_ANSWER])
 
 
 @dataclass

@@ -173,16 +173,14 @@ class DistillationTask:
         content = read_content(self.dataset, self.row_format, self.template)
         if content.most_targets == 0:
             self._require_meant(content.left_alone)
-        elif content.left_alone.num_trained:
-            LOG.warning(
-                "%s: %d trained answers are left alone: %s",
-                *(self.where, content.left_alone.num_trained, content.left_alone.named()),
-            )
+        elif content.left_alone.answers:
+            level = logging.WARNING if content.left_alone.num_trained else logging.INFO
+            LOG.log(level, "%s: left alone: %s", self.where, content.left_alone.named())
         return content
 
     def _require_meant(self, left_alone: LeftAloneCounts) -> None:
         """Raise unless all answers are left alone for what they are: then the dataset is trained as it is."""
-        reasons = left_alone.named() if left_alone.answers else "check its type and field names"
+        reasons = left_alone.named()
         if not left_alone.is_meant:
             raise DatasetError(f"{self.where} holds no answer to rewrite: {reasons}")
         LOG.warning("%s holds no answer to rewrite and stays as it is: %s", self.where, reasons)

@@ -295,3 +295,17 @@ def test_a_dataset_without_any_answer_is_not_a_finished_one(seed_dir, tmp_path, 
         task.run()
     assert not task.is_done
     assert task.answers_dir.exists()
+    assert load_from_disk(str(task.dataset_dir))["output"] == ["Hello."] * 3  # to look at, with the reasons
+    assert load_from_disk(str(task.dataset_dir))["sdft_reasons"][0] != [""]
+    with pytest.raises(DatasetError, match=message):  # a second start finds nothing finished either
+        task.run()
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_rows_without_any_answer_are_counted_and_alone_they_are_refused(seed_dir, tmp_path, caplog):
+    rows = [chat(*TWO_TURNS[:2]), {"messages": []}, chat(TWO_TURNS[0])]
+    caplog.set_level(logging.INFO)
+    task_for(rows, seed_dir, tmp_path).run()
+    assert "datasets[0]: left alone: no answer in it that its type trains (2 rows); check the type" in caplog.text
+    with pytest.raises(DatasetError, match=r"holds no answer to rewrite: no answer in it .* \(2 rows\)"):
+        task_for(rows[1:], seed_dir, tmp_path).run()
