@@ -14,7 +14,7 @@ from axolotl_sdft.config import (
 from axolotl_sdft.errors import MissingExtraError
 from axolotl_sdft.host.blocks import read_blocks
 from axolotl_sdft.host.rewriting import rewrite_datasets
-from axolotl_sdft.host.stages import prepare
+from axolotl_sdft.host.stages import prepare, record_start
 
 try:
     from axolotl.integrations.base import BasePlugin
@@ -63,6 +63,10 @@ class SDFTPlugin(BasePlugin):
         config = read_blocks(cfg).self_distillation
         if config is not None:
             rewrite_datasets(cfg, config)
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        """Record what this training starts from: only training comes here, just before it writes anything."""
+        record_start(cfg)
 
     def get_trainer_cls(self, cfg: Any) -> Any:
         """Return the DynSDPB trainer, or None to leave Axolotl's own."""

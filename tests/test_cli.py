@@ -74,7 +74,7 @@ def test_prune_layers_writes_the_checkpoint_that_its_dry_run_announced(config_fi
     report, _, last_line = printed.rpartition("pruned checkpoint: ")
     assert report == announced
     folder = Path(last_line.strip())
-    provenance = json.loads((folder / "layer_pruning.json").read_text())
+    provenance = json.loads((folder / "provenance/layer_pruning.json").read_text())
     assert f"counted from 0: {provenance['drop_layers'][0]}, {provenance['drop_layers'][1]}\n" in announced
     assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 4
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+_MAKING = ("train", "preprocess")
+
 
 def running_command() -> str | None:
     """Return the Axolotl command that this process runs, such as ``train`` or ``merge-lora``; None outside its CLI.
@@ -20,6 +22,18 @@ def running_command() -> str | None:
         return spec.name.rpartition(".")[2].replace("_", "-")
     context = click.get_current_context(silent=True)
     return context.info_name if context is not None else None
+
+
+def makes_artifacts(cfg: Mapping[str, Any]) -> bool:
+    """Tell whether this process may prune or rewrite: it trains or prepares training.
+
+    Outside Axolotl's command line, such as in a notebook or a Ray worker, it may unless the configuration itself says
+    that it is for inference or for merging.
+    """
+    command = running_command()
+    if command is None:
+        return not (cfg.get("inference") or cfg.get("merge_lora"))
+    return command in _MAKING
 
 
 def show_log_lines() -> None:

@@ -7,17 +7,28 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.artifacts import DEFAULT_ROOT, fingerprint, read_json
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.host import compat
-from axolotl_sdft.host.blocks import SEED_KEY, read_blocks
+from axolotl_sdft.host.blocks import SEED_KEY, Blocks, read_blocks
 from axolotl_sdft.host.calibration import calibration_entries, calibration_texts
 from axolotl_sdft.host.datasets import entry_fingerprint
 from axolotl_sdft.host.layer_numbers import check_layer_numbers, translate_layer_numbers
 from axolotl_sdft.host.overrides import check_overrides, take_out_overrides
+from axolotl_sdft.host.pruned_base import (
+    finished_base,
+    is_pruned_already,
+    output_dir_of,
+    recorded_base,
+    refuse_other_base,
+    refuse_other_start,
+    trained_dir_of,
+)
 from axolotl_sdft.host.rewriting import check_distillation, rewrite_datasets
 from axolotl_sdft.host.rules import check_rules
 from axolotl_sdft.host.seed_model import seed_dir_of
 from axolotl_sdft.plugins import METRICS, registry
 from axolotl_sdft.pruning.cut import PROVENANCE_FILE
 from axolotl_sdft.pruning.score import metric_needs_text
+from axolotl_sdft.pruning.trained_on import record_training
+from axolotl_sdft.runtime import rank
 
 if TYPE_CHECKING:
     from axolotl_sdft.pruning.prune import PruningTask
@@ -28,10 +39,11 @@ _CONFIG_KEYS_OF_BASE_MODEL = ("base_model_config", "tokenizer_config", "processo
 
 
 def prepare(cfg: Any, own_plugin: object) -> None:
-    """Check a raw configuration and point its ``base_model`` to the pruned checkpoint, made unless it is there.
+    """Check a raw configuration and point its ``base_model`` to the pruned checkpoint.
 
-    Afterwards the seed model is known as ``cfg.sdft_seed_model``, and what single datasets change about
-    ``self_distillation`` as ``cfg.sdft_datasets``. Can be called again on the same configuration.
+    Training makes the checkpoint unless it is there. Any other command takes the one that the trained model started
+    from, and makes nothing. Afterwards the seed model is known as ``cfg.sdft_seed_model``, and what single datasets
+    change about ``self_distillation`` as ``cfg.sdft_datasets``. Can be called again on the same configuration.
     """
     compat.show_log_lines()
     blocks = read_blocks(cfg)
@@ -41,38 +53,112 @@ def prepare(cfg: Any, own_plugin: object) -> None:
         return
     if not blocks.has_stage:
         LOG.warning("axolotl_sdft.SDFTPlugin is listed, but none of its blocks is set; it does nothing")
-        return
-    check_rules(cfg, blocks, compat.other_trainers(cfg, own_plugin) if blocks.dynsdpb else {})
-    command = compat.running_command()
-    if blocks.self_distillation is not None and command in ("train", "preprocess", None):
+    else:
+        check_rules(cfg, blocks, compat.other_trainers(cfg, own_plugin) if blocks.dynsdpb else {})
+    if compat.makes_artifacts(cfg):
+        _prepare_training(cfg, blocks)
+    else:
+        _prepare_use(cfg, blocks, compat.running_command() or "inference")
+
+
+def _prepare_training(cfg: Any, blocks: Blocks) -> None:
+    if blocks.self_distillation is not None:
         check_distillation(cfg)
     if blocks.layer_pruning is not None:
         prune_base_model(cfg, blocks.layer_pruning)
+    else:
+        refuse_other_start(cfg, None)
+
+
+def _prepare_use(cfg: Any, blocks: Blocks, command: str) -> None:
+    take_pruned_base(cfg, blocks.layer_pruning, command)
     if blocks.self_distillation is not None and command == "evaluate":  # it never calls the hook that rewrites
         rewrite_datasets(cfg, blocks.self_distillation, only_if_done=True)
 
 
 def prune_base_model(cfg: Any, config: LayerPruningConfig) -> None:
-    """Point ``base_model`` to the pruned checkpoint, made unless it is there."""
+    """Point ``base_model`` to the pruned checkpoint, made unless it is there.
+
+    Raises:
+        ConfigError: Training is to go on from a model that was trained on another checkpoint.
+    """
     task = pruning_task(cfg, config)
     if task.is_input_pruned:
-        LOG.warning(
-            "base_model %s has been pruned with these settings already; it is used as it is, also to rewrite answers",
-            cfg.base_model,
-        )
+        _say_pruned_already(cfg)
+        refuse_other_start(cfg, None)
         return
+    refuse_other_start(cfg, task)
     check_layer_numbers(cfg, config, task.seed_dir)
     if not task.is_done:
         compat.validate_early(cfg)
-    pruned = str(task.run())
-    provenance = read_json(Path(pruned) / PROVENANCE_FILE)
+    _swap_base_model(cfg, task.run())
+
+
+def take_pruned_base(cfg: Any, config: LayerPruningConfig | None, command: str) -> None:
+    """Point ``base_model`` to the checkpoint that the trained model started from. Makes nothing.
+
+    Raises:
+        SdftError: The configuration says otherwise by now, or the checkpoint is gone; or nothing is trained yet, and
+            the checkpoint that the configuration asks for is not there.
+    """
+    is_adapter_loaded = command == "merge-lora" or bool(cfg.get("lora_model_dir"))
+    if config is None:
+        refuse_other_base(cfg, is_adapter_loaded)
+        return
+    if is_pruned_already(cfg.base_model, config):
+        refuse_other_base(cfg, is_adapter_loaded)
+        _say_pruned_already(cfg)
+        return
+    base = recorded_base(cfg, config, *trained_dir_of(cfg))
+    if base is None:
+        base = finished_base(cfg, lambda: pruning_task(cfg, config), command)
+    LOG.info("using the pruned checkpoint %s", base)
+    _swap_base_model(cfg, base)
+
+
+def _say_pruned_already(cfg: Any) -> None:
+    LOG.warning(
+        "base_model %s has been pruned with these settings already; it is used as it is, also to rewrite answers",
+        cfg.base_model,
+    )
+
+
+def _swap_base_model(cfg: Any, pruned_dir: Path) -> None:
+    provenance = read_json(pruned_dir / PROVENANCE_FILE)
     translate_layer_numbers(cfg, provenance["drop_layers"], provenance["num_layers_before"])
     seed = cfg.base_model
     for key in _CONFIG_KEYS_OF_BASE_MODEL:
         if cfg.get(key) == seed:
-            cfg[key] = pruned
+            cfg[key] = str(pruned_dir)
     cfg[SEED_KEY] = seed
-    cfg.base_model = pruned
+    cfg.base_model = str(pruned_dir)
+
+
+def record_start(cfg: Any) -> None:
+    """Say in ``output_dir`` which pruned checkpoint and which datasets a training starts from; on the main rank.
+
+    Raises:
+        ArtifactError: It can't be written there.
+    """
+    if rank() != 0:
+        return
+    pruned_dir = Path(cfg.base_model) if cfg.get(SEED_KEY) else None
+    datasets, test_datasets = (
+        [_folder_of(entry) for entry in cfg.get(key) or []] for key in ("datasets", "test_datasets")
+    )
+    record_training(
+        output_dir_of(cfg),
+        pruned_dir,
+        revision=cfg.get("revision_of_model"),
+        datasets=datasets,
+        test_datasets=[path for path in test_datasets if path is not None],
+    )
+
+
+def _folder_of(entry: Any) -> Path | None:
+    """Return the folder of rows that the plugin has put in the place of an entry; None where it left the entry."""
+    path = Path(str(entry.get("path")))
+    return path if path.is_absolute() and (path / "dataset_info.json").is_file() else None
 
 
 def pruning_task(cfg: Any, config: LayerPruningConfig) -> "PruningTask":

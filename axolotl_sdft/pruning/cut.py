@@ -29,12 +29,16 @@ from axolotl_sdft.pruning.architecture import (
     start_prune_config,
 )
 from axolotl_sdft.pruning.legacy_files import converted, is_legacy, read_legacy_checkpoint
+from axolotl_sdft.pruning.model_card import CARD_FILE, write_model_card
 from axolotl_sdft.pruning.plan import validate_drop_layers
 from axolotl_sdft.pruning.quantization import QUANTIZATION_FILES, LayerNames, prune_quantization, renumbered
 from axolotl_sdft.pruning.tensor_files import StoredTensor, read_checkpoint
 from axolotl_sdft.pruning.tensor_writer import writing_checkpoint
 
-PROVENANCE_FILE = "layer_pruning.json"
+PROVENANCE_FOLDER = "provenance"
+"""Holds what is said of a checkpoint beside its model card. Axolotl copies the files of a checkpoint into what it
+merges, where this would be about another model; it leaves folders out."""
+PROVENANCE_FILE = f"{PROVENANCE_FOLDER}/layer_pruning.json"
 SCORES_FILE = "scores.json"
 PRUNED_KEY = "axolotl_sdft_pruning"
 """Key in ``config.json`` that holds the pruning's settings, fingerprinted. transformers keeps it through training."""
@@ -46,7 +50,7 @@ _WEIGHT_SUFFIXES = (
     ".index.json",
 )
 # A model card describes the seed model; it would be wrong about the pruned one.
-_NOT_COPIED = ("config.json", "README.md", "sdft_merge.json", PROVENANCE_FILE, SCORES_FILE)
+_NOT_COPIED = ("config.json", CARD_FILE, "sdft_merge.json", SCORES_FILE)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COPIED_FOLDERS = ("additional_chat_templates",)
 
@@ -246,7 +250,10 @@ def _write(
         # The weights are being copied already; a config that is refused stops that.
         write_json(folder / "config.json", config())
         _copy_files(cut, folder)
-        write_json(folder / PROVENANCE_FILE, _provenance(cut) | provenance)
+        complete = _provenance(cut) | provenance
+        (folder / PROVENANCE_FOLDER).mkdir()
+        write_json(folder / PROVENANCE_FILE, complete)
+        write_model_card(folder, cut.source_dir, complete)
 
 
 def _copy_files(cut: Cut, folder: Path) -> None:

@@ -22,6 +22,7 @@ from axolotl_sdft.pruning.architecture import layer_count
 from axolotl_sdft.pruning.cut import (
     OUTPUT_KEY,
     PROVENANCE_FILE,
+    PROVENANCE_FOLDER,
     PRUNED_KEY,
     SCORES_FILE,
     Cut,
@@ -80,6 +81,11 @@ class PruningTask:
         """Absolute path of the folder that keeps the scores: the same for every number of layers."""
         name = f"{slug(self.seed_name)}-scores-{fingerprint(self._scoring)}"
         return self.root.expanduser().absolute() / name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that shapes the result, as its provenance file holds it."""
+        return dict(self._identity)
 
     @property
     def is_done(self) -> bool:
@@ -172,12 +178,7 @@ class PruningTask:
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        """The settings that shape the result."""
-        if self.config.drop_layers is not None:
-            return {"drop_layers": sorted(self.config.drop_layers), "max_shard_size": self.config.max_shard_size}
-        unrelated: dict[str, Any] = dict.fromkeys(("drop_layers", "output_dir", "device_map"), True)
-        unrelated["calibration"] = {"batch_size"}
-        return self.config.model_dump(mode="json", exclude=unrelated)
+        return shaping_settings(self.config)
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -213,7 +214,7 @@ class PruningTask:
             max_shard_bytes = parse_size(self.config.max_shard_size)
             write_cut(cut, folder, max_shard_bytes, self._provenance(plan, scores))
             if scores is not None:
-                write_json(folder / SCORES_FILE, scores.to_json())
+                write_json(folder / PROVENANCE_FOLDER / SCORES_FILE, scores.to_json())
         LOG.info(
             "pruned %s: dropped %s of %d layers (%s), %.1fM parameters before, %.1fM after: %s",
             self.seed_name,
@@ -237,7 +238,7 @@ class PruningTask:
     def _scores_anew(self, known: LayerScores | None) -> LayerScores:
         """Return the scores of the pruned checkpoint if it is there, else measure."""
         if self.is_done:
-            return LayerScores.from_json(read_json(self.output_dir / SCORES_FILE))
+            return LayerScores.from_json(read_json(self.output_dir / PROVENANCE_FOLDER / SCORES_FILE))
         self._verify(self._trial_cut())
         return measured_scores(
             self.seed_dir,
@@ -254,6 +255,15 @@ class PruningTask:
 
         kept = [layer for layer in range(cut.num_layers) if layer not in cut.drop_layers]
         verify_cut(self._seed_config, cut.config, kept)
+
+
+def shaping_settings(config: LayerPruningConfig) -> dict[str, Any]:
+    """Return the settings that shape the pruned checkpoint."""
+    if config.drop_layers is not None:
+        return {"drop_layers": sorted(config.drop_layers), "max_shard_size": config.max_shard_size}
+    unrelated: dict[str, Any] = dict.fromkeys(("drop_layers", "output_dir", "device_map"), True)
+    unrelated["calibration"] = {"batch_size"}
+    return config.model_dump(mode="json", exclude=unrelated)
 
 
 def _reason(plan: PruningPlan) -> str:

@@ -137,8 +137,10 @@ def test_everything_but_weights_model_card_and_hidden_files_comes_along(own_chec
     pruned = cut_layers(own_checkpoint, (1,), tmp_path / "pruned")
 
     made = ["additional_chat_templates", "additional_chat_templates/tools.jinja", "config.json"]
-    made += ["generation_config.json", "layer_pruning.json", "model.safetensors"]
+    made += ["generation_config.json", "model.safetensors", "README.md"]
+    made += ["provenance", "provenance/layer_pruning.json"]
     assert snapshot(pruned) == sorted(taken + made)
+    assert (pruned / "README.md").read_text() != "README.md"
     assert (pruned / "LICENSE").read_text() == "LICENSE"
 
 

@@ -40,7 +40,8 @@ def test_a_pickled_checkpoint_is_cut_into_the_same_bytes_as_its_safetensors_twin
     actual = load_file(pruned / "model.safetensors")
     assert actual.keys() == expected.keys()
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
-    assert snapshot(pruned) == ["config.json", "generation_config.json", "layer_pruning.json", "model.safetensors"]
+    made = ["README.md", "config.json", "generation_config.json", "model.safetensors"]
+    assert snapshot(pruned) == [*made, "provenance", "provenance/layer_pruning.json"]
 
 
 def test_a_tied_head_that_was_pickled_twice_is_tied_again_when_loaded(tmp_path):

@@ -42,7 +42,10 @@ def test_the_pruned_checkpoint_holds_the_plan_and_the_scores(checkpoint, tmp_pat
     caplog.set_level("INFO")
     pruning = task(checkpoint(), tmp_path, {"num_layers": 2})
     folder = pruning.run()
-    provenance, scores = read(folder, "layer_pruning.json"), LayerScores.from_json(read(folder, "scores.json"))
+    provenance, scores = (
+        read(folder, "provenance/layer_pruning.json"),
+        LayerScores.from_json(read(folder, "provenance/scores.json")),
+    )
     dropped = provenance["drop_layers"]
     assert folder == pruning.output_dir
     assert folder.name.startswith("org--seed-llama-drop2-")
@@ -51,7 +54,7 @@ def test_the_pruned_checkpoint_holds_the_plan_and_the_scores(checkpoint, tmp_pat
     assert dropped == [dropped[0], dropped[0] + 1]
     assert provenance["cost"] == scores.block_costs[dropped[0]][dropped[0] + 2]
     assert provenance["cost"] == min(scores.block_costs[start][start + 2] for start in range(5))
-    assert provenance["scores"] == read(folder, "scores.json")
+    assert provenance["scores"] == read(folder, "provenance/scores.json")
     assert load(folder).config.num_hidden_layers == 4
     assert f"dropped {dropped[0]}, {dropped[1]} of 6 layers (angular_distance" in caplog.text
 
@@ -67,9 +70,9 @@ def test_run_again_finds_it_without_scoring(checkpoint, tmp_path):
 
 def test_named_layers_are_cut_without_scoring(checkpoint, tmp_path):
     folder = task(checkpoint(), tmp_path, {"drop_layers": (4, 1)}, load_batches=no_batches).run()
-    provenance = read(folder, "layer_pruning.json")
+    provenance = read(folder, "provenance/layer_pruning.json")
     assert (provenance["drop_layers"], provenance["metric"], provenance["scores"]) == ([1, 4], None, None)
-    assert not (folder / "scores.json").exists()
+    assert not (folder / "provenance/scores.json").exists()
 
 
 CHANGES = [
@@ -139,7 +142,7 @@ def test_a_folder_that_no_pruning_made_is_refused(checkpoint, tmp_path):
     (tmp_path / "out" / "thesis.tex").write_text("")
     named = task(checkpoint(), tmp_path, {"drop_layers": (1,), "output_dir": str(tmp_path / "out")})
     with pytest.raises(
-        ArtifactError, match=r"out is there, but .*its layer_pruning\.json is missing; delete the folder"
+        ArtifactError, match=r"out is there, but .*its provenance/layer_pruning\.json is missing; delete the folder"
     ):
         named.run()
     assert snapshot(tmp_path / "out") == ["thesis.tex"]
@@ -158,7 +161,7 @@ def test_the_plan_alone_writes_no_checkpoint_and_agrees_with_the_run(checkpoint,
     name = pruning.scores_dir.name
     assert snapshot(tmp_path / "root") == [name, f"{name}/scores.json", f"{name}/scoring.json"]
     folder = task(checkpoint(), tmp_path / "root", {"num_layers": 3, "metric": "block_influence"}, no_batches).run()
-    assert list(plan.drop_layers) == read(folder, "layer_pruning.json")["drop_layers"]
+    assert list(plan.drop_layers) == read(folder, "provenance/layer_pruning.json")["drop_layers"]
 
 
 def test_the_plan_of_named_layers_needs_no_model(checkpoint, tmp_path):
