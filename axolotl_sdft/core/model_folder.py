@@ -26,7 +26,8 @@ _INERT = (
     *("trainer_state.json", "tokens_state.json", "training_args.bin", "optimizer*", "scheduler.*", "scaler.*"),
     *("rng_state*", "random_states*", "dynsdpb_memory*.pt", "*_results.json", "latest", "zero_to_fp32.py"),
     # What the stages of this package tell about a model
-    *("layer_pruning.json", "scores.json", "scoring.json", "sdft_merge.json", "summary.json", "report.json"),
+    *("layer_pruning.json", "scores.json", "scoring.json", "sdft_trained_on.json", "sdft_merge.json"),
+    *("summary.json", "report.json"),
     # Weights for other frameworks
     *("*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite", "*.gguf"),
 )

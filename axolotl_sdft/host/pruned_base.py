@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from axolotl_sdft.artifacts import DEFAULT_ROOT, checkpoint_fingerprint, fingerprint
+from axolotl_sdft.artifacts import DEFAULT_ROOT, fingerprint
 from axolotl_sdft.config import LayerPruningConfig
-from axolotl_sdft.errors import ConfigError, SdftError
+from axolotl_sdft.core.identity import model_identity
+from axolotl_sdft.errors import CheckpointError, ConfigError, SdftError
 from axolotl_sdft.pruning.cut import PROVENANCE_FILE
 from axolotl_sdft.pruning.plan import num_dropped
 from axolotl_sdft.pruning.prune import PruningTask, shaping_settings
@@ -193,8 +194,8 @@ def _has_fingerprint(base_model: str, seed_fingerprint: Any) -> bool:
     if seed_fingerprint is None or not (folder / "config.json").is_file():
         return False
     try:
-        return checkpoint_fingerprint(folder) == seed_fingerprint
-    except OSError:
+        return model_identity(folder) == seed_fingerprint
+    except CheckpointError:
         return False
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.artifacts import file_fingerprint, read_json
+from axolotl_sdft.artifacts import read_json
+from axolotl_sdft.core.identity import file_digests
 from axolotl_sdft.errors import ArtifactError, CheckpointError
 from axolotl_sdft.pruning.cut import PROVENANCE_FILE, PRUNED_KEY
 
@@ -201,8 +202,9 @@ def _read_record(folder: Path) -> _Record | None:
 
 
 def _weights(folder: Path) -> dict[str, str]:
-    paths = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    return {path.name: file_fingerprint(path) for path in sorted(paths) if path.name != "training_args.bin"}
+    found = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    paths = sorted(path for path in found if path.is_file() and path.name != "training_args.bin")
+    return dict(zip((path.name for path in paths), file_digests(paths), strict=True))
 
 
 def _from_former(folder: Path, record: _Record) -> TrainedOn | None:

@@ -176,7 +176,7 @@ def test_a_fresh_process_cuts_without_torch_in_less_memory_than_the_checkpoint_h
     has_torch, has_transformers, megabytes = run.stdout.split()
     assert (has_torch, has_transformers) == ("False", "False")
     assert int(megabytes) < 100
-    assert snapshot(tmp_path / "pruned")[-1] == "model.safetensors"
+    assert [name for name in snapshot(tmp_path / "pruned") if name.startswith("model")] == ["model.safetensors"]
 
 
 def test_a_place_in_a_file_costs_little_memory():
