@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft._version import __version__
+from axolotl_sdft.safe_output import keep_log_lines_printable
 
 if TYPE_CHECKING:
     from axolotl_sdft.axolotl_plugin import SDFTPlugin
@@ -59,6 +60,8 @@ __all__ = [
     "plan_pruning",
     "score_layers",
 ]
+
+keep_log_lines_printable()
 
 
 def __getattr__(name: str) -> Any:

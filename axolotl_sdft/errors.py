@@ -4,6 +4,8 @@ Each child also inherits the standard-library type that a caller would expect, s
 message names the YAML key or path, the value, what it meets, and the way out.
 """
 
+from axolotl_sdft.distillation.texts import printable
+
 
 def first_line(err: BaseException) -> str:
     """Return the first line of what an error says, or its type where it says nothing."""
@@ -11,7 +13,10 @@ def first_line(err: BaseException) -> str:
 
 
 class SdftError(Exception):
-    """Root of all errors raised on purpose."""
+    """Root of all errors raised on purpose. Its text holds nothing that steers a terminal, whatever it quotes."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(SdftError, ValueError):

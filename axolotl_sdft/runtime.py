@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from axolotl_sdft.distillation.texts import one_line
+
 if TYPE_CHECKING:
     import torch
 
@@ -53,7 +55,7 @@ class Progress:
     """A progress bar with rate and time left on a terminal, plain log lines elsewhere, nothing on other ranks."""
 
     def __init__(self, description: str, total: int, unit: str, log: logging.Logger) -> None:
-        self._description, self._total, self._unit, self._log = description, total, unit, log
+        self._description, self._total, self._unit, self._log = one_line(description), total, unit, log
         self._done = 0
         self._started = self._last_log = time.monotonic()
         self._is_main = rank() == 0
@@ -61,7 +63,7 @@ class Progress:
         if self._is_main and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=description, unit=f" {unit}", dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=self._description, unit=f" {unit}", dynamic_ncols=True)
 
     def advance(self, count: int = 1, **figures: float | str) -> None:
         """Count work as done; ``figures`` are shown beside it."""

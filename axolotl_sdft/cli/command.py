@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from axolotl_sdft.distillation.texts import printable
 from axolotl_sdft.errors import SdftError
 from axolotl_sdft.settings_reference import plain_help
 
@@ -33,6 +34,11 @@ class SdftCommand(click.Command):
             return super().invoke(ctx)
         except SdftError as err:  # the only place where an error becomes an exit code
             raise click.ClickException(str(err)) from err
+
+
+def echo(text: str, **options: Any) -> None:
+    """Print a text without what would steer the terminal: answers, names and servers' words may hold escapes."""
+    click.echo(printable(text), **options)
 
 
 def config_command(name: str, block: str | None, epilog: str) -> Callable[[Callable], click.Command]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from axolotl_sdft.cli.command import SdftCommand
+from axolotl_sdft.cli.command import SdftCommand, echo
 
 if TYPE_CHECKING:
     from axolotl_sdft.sharing.catalogue import SharedConfig
@@ -28,9 +28,9 @@ def list_configs(word: str) -> None:
 
     chosen = [config for config in shared_configs() if word.lower() in _searched(config)]
     for line in _list_lines(chosen):
-        click.echo(line)
+        echo(line)
     if not chosen:
-        click.echo(f"none of the {len(shared_configs())} configurations holds {word!r}")
+        echo(f"none of the {len(shared_configs())} configurations holds {word!r}")
 
 
 def _searched(config: "SharedConfig") -> str:
@@ -53,7 +53,7 @@ def show_config(name: str) -> None:
     """Print the configuration NAME as it is."""
     from axolotl_sdft.sharing.catalogue import find_config
 
-    click.echo(find_config(name).text(), nl=False)
+    echo(find_config(name).text(), nl=False)
 
 
 @sdft_configs.command("copy", cls=SdftCommand)
@@ -70,9 +70,9 @@ def copy_named(name: str, dest: Path, force: bool) -> None:
 
     target, *data = copy_config(find_config(name), dest, force)
     for path in (target, *data):
-        click.echo(f"written: {path}")
+        echo(f"written: {path}")
     into = "" if target.parent == Path() else f"cd {target.parent} && "
-    click.echo(f"run it: {into}axolotl train {target.name}")
+    echo(f"run it: {into}axolotl train {target.name}")
 
 
 @sdft_configs.command("check", cls=SdftCommand)
@@ -86,9 +86,9 @@ def check_config(file: Path) -> None:
 
     findings = check_file(file)
     for finding in findings:
-        click.echo(finding.line())
+        echo(finding.line())
     num_faults = sum(finding.level == "fault" for finding in findings)
     if num_faults:
-        click.echo(f"{file}: {num_faults} to mend before others can use it")
+        echo(f"{file}: {num_faults} to mend before others can use it")
         raise SystemExit(1)
-    click.echo(f"{file}: fit to share" + (f"; {len(findings)} to consider" if findings else ""))
+    echo(f"{file}: fit to share" + (f"; {len(findings)} to consider" if findings else ""))

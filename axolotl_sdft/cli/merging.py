@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from axolotl_sdft.cli.command import config_command
+from axolotl_sdft.cli.command import config_command, echo
 
 
 @click.option(
@@ -27,4 +27,4 @@ def sdft_merge(cfg: Any, ratio: float | None, sweep: bool) -> None:
     from axolotl_sdft.host.merging import merge_alone, sweep_alone
 
     for line in sweep_alone(cfg) if sweep else merge_alone(cfg, ratio):
-        click.echo(line)
+        echo(line)

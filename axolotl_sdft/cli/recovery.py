@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import click
-
-from axolotl_sdft.cli.command import config_command
+from axolotl_sdft.cli.command import config_command, echo
 
 
 @config_command("recovery-report", "recovery_report", "Example: axolotl recovery-report config.yml")
@@ -17,4 +15,4 @@ def recovery_report(cfg: Any) -> None:
     from axolotl_sdft.host.recovery import report_alone
 
     for line in report_alone(cfg):
-        click.echo(line)
+        echo(line)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from axolotl_sdft.cli.command import config_command
+from axolotl_sdft.cli.command import config_command, echo
 
 
 class _LayerCount(click.ParamType):
@@ -40,7 +40,7 @@ def prune_layers(cfg: Any, dry_run: bool, num_layers: int | float | None) -> Non
     from axolotl_sdft.host.commands import prune_alone
 
     for line in prune_alone(cfg, dry_run, num_layers):
-        click.echo(line)
+        echo(line)
 
 
 @click.option(
@@ -67,7 +67,7 @@ def self_distill(cfg: Any, dry_run: int | None, corrections: Path | None) -> Non
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for line in distill_alone(cfg, num_previews=dry_run, width=width, corrections=corrections):
-        click.echo(line)
+        echo(line)
 
 
 @click.option("--prompt", help="Let the seed, the pruned and the trained model answer this.")
@@ -78,4 +78,4 @@ def sdft_summary(cfg: Any, prompt: str | None) -> None:
     from axolotl_sdft.recovery.summary import summary_lines
 
     for line in list(summary_lines(find_artifacts(cfg), prompt)):  # all at once, after what loading models prints
-        click.echo(line)
+        echo(line)

@@ -24,6 +24,7 @@ from axolotl_sdft.distillation.report import REPORT_FILE, lengths, write_report
 from axolotl_sdft.distillation.report_figures import ReportFigures
 from axolotl_sdft.distillation.verdicts import FAILED, REASONS_COLUMN, SOURCE_COLUMN, Tally, judge_row
 from axolotl_sdft.errors import DatasetError
+from axolotl_sdft.safe_output import masked
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -146,7 +147,7 @@ def _provenance(task: "DistillationTask") -> dict[str, Any]:
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "seed_model": task.seed_name,
         "seed_model_fingerprint": task.seed_fingerprint,
-        "settings": task.config.model_dump(mode="json"),
+        "settings": masked(task.config.model_dump(mode="json")),
         "answers": task.answers_dir.name,
         "package_versions": package_versions("transformers", "torch", "datasets"),
     }

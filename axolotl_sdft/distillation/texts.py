@@ -19,6 +19,11 @@ def shortened(text: str, length: int = 60) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
+def one_line(text: str) -> str:
+    """Return a :func:`printable` text on one line."""
+    return " ".join(printable(text).split())
+
+
 def printable(text: str) -> str:
     """Return a text without what would disturb a terminal or a page: control characters, turned writing directions."""
     return _DISTURBING.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))

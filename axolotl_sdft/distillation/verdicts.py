@@ -13,7 +13,7 @@ from axolotl_sdft.distillation.checks.function_calls import function_call
 from axolotl_sdft.distillation.framing import answer_alone, is_unfinished_thought
 from axolotl_sdft.distillation.interfaces import Answer, AnswerCheck, RowFormat, Target
 from axolotl_sdft.distillation.left_alone import LeftAlone, LeftAloneCounts, left_alone_of
-from axolotl_sdft.distillation.texts import is_blank, printable
+from axolotl_sdft.distillation.texts import is_blank, one_line, printable
 
 SOURCE_COLUMN = "sdft_source"
 REASONS_COLUMN = "sdft_reasons"
@@ -32,7 +32,7 @@ def rejection_of(answer: Answer, target: Target, checks: Checks) -> tuple[str, s
     or makes calls where the original makes none as ``function_call``. The checks see it without its thinking part.
     """
     if answer.finish_reason == "error":
-        return FAILED, answer.error or "no answer"
+        return FAILED, one_line(answer.error or "no answer")
     if is_unfinished_thought(answer.text):
         return truncated.__name__, (
             f"its thinking part has no end after {answer.num_tokens} tokens; raise generation.max_new_tokens, or turn "
@@ -45,7 +45,7 @@ def rejection_of(answer: Answer, target: Target, checks: Checks) -> tuple[str, s
     if rejection is not None:
         return rejection
     fault = markup_fault(alone.text, target.reference)
-    return None if fault is None else (function_call.__name__, fault)
+    return None if fault is None else (function_call.__name__, one_line(fault))
 
 
 def without_thinking(answer: Answer) -> Answer:

@@ -16,6 +16,7 @@ from axolotl_sdft.errors import ConfigError
 from axolotl_sdft.recovery.figure_store import write_whole
 from axolotl_sdft.recovery.figures import RecoveryReport
 from axolotl_sdft.recovery.models import ReportedModel
+from axolotl_sdft.safe_output import masked
 from axolotl_sdft.sampling import evenly_spaced
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class RecoveryTask:
         models = measured.figures()
         return RecoveryReport(
             models=tuple(models),
-            settings=self.config.model_dump(mode="json"),
+            settings=masked(self.config.model_dump(mode="json")),
             notes=(*self.notes, *measured.notes),
             provenance=self._provenance(measured),
         )

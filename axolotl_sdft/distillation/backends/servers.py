@@ -91,20 +91,32 @@ class Server:
         client = self._idle_clients.pop() if self._idle_clients else self._new_client()
         try:
             with anyio.fail_after(timeout_s):  # httpx itself would limit each read, but a server may dribble
-                response, body = await _exchange(client, method, url, content, max_bytes)
-            raise_for_answer(response, body, self.key.redacted)
-            return self.key.cleaned(parsed(response, body))
+                return await self._exchanged(client, method, url, content, max_bytes)
         except RecursionError:
             raise Failed("the response is nested too deeply") from None
         except TimeoutError:
             raise TimedOut(f"no answer within {timeout_s:g} s") from None
         except RequestError as err:
             err.redact(self.key.redacted)
-            raise
+            raise err.with_traceback(None) from None  # the frames below hold what the server said
         except httpx.HTTPError as err:
             raise Failed(self.key.redacted(describe(err))) from None
         finally:
             self._idle_clients.append(client)
+
+    async def _exchanged(
+        self, client: httpx.AsyncClient, method: str, url: str, content: bytes | None, max_bytes: int
+    ) -> Any:
+        """Return the JSON that comes back, read as far as it is wanted; the rest is cut off with the connection."""
+        headers = ACCEPTED | ({"Content-Type": "application/json"} if content else {})
+        request = client.build_request(method, url, content=content, headers=headers)
+        response = await client.send(request, stream=True)
+        try:
+            body = await read_body(response, max_bytes)
+        finally:
+            await response.aclose()
+        raise_for_answer(response, body, self.key.redacted)
+        return self.key.cleaned(parsed(response, body))
 
     def _new_client(self) -> httpx.AsyncClient:
         """Return a client for one request at a time.
@@ -174,16 +186,3 @@ class Server:
         """Close all connections."""
         for client in self._idle_clients:
             await client.aclose()
-
-
-async def _exchange(
-    client: httpx.AsyncClient, method: str, url: str, content: bytes | None, max_bytes: int
-) -> tuple[httpx.Response, bytes]:
-    """Return a response with its body, read as far as it is wanted; the rest is cut off with the connection."""
-    headers = ACCEPTED | ({"Content-Type": "application/json"} if content else {})
-    request = client.build_request(method, url, content=content, headers=headers)
-    response = await client.send(request, stream=True)
-    try:
-        return response, await read_body(response, max_bytes)
-    finally:
-        await response.aclose()

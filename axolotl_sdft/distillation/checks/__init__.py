@@ -22,6 +22,7 @@ from axolotl_sdft.distillation.checks.refusals import refusal
 from axolotl_sdft.distillation.interfaces import Answer, AnswerCheck, Target, Template
 from axolotl_sdft.distillation.templates import BUILT_IN as BUILT_IN_TEMPLATES
 from axolotl_sdft.distillation.templates import template_sentences
+from axolotl_sdft.distillation.texts import one_line
 from axolotl_sdft.hookspecs import hookimpl
 from axolotl_sdft.plugins import CHECKS, registry
 
@@ -74,5 +75,5 @@ def first_rejection(
     for name, check in checks:
         reason = check(answer, target)
         if reason is not None:
-            return name, reason
+            return name, one_line(reason)
     return None
