@@ -34,7 +34,8 @@ _SECRET_VALUE = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_RANDOM = re.compile(r"(?=[A-Za-z0-9+/_=-]*[0-9])(?=[A-Za-z0-9+/_=-]*[A-Za-z])[A-Za-z0-9+/_=-]{32,}")
+_RANDOM = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{32,}={0,2}")
+_NAME_OF_DIGEST = re.compile(r"revision|commit|sha|hash|digest|fingerprint|checksum", re.IGNORECASE)
 
 
 def masked(value: Any, name: str = "") -> Any:
@@ -54,7 +55,7 @@ def masked(value: Any, name: str = "") -> Any:
         return [masked(item, name) for item in value]
     if value is None or isinstance(value, bool) or value == "":
         return value
-    if is_secret_name(name) or (isinstance(value, str) and looks_secret(value)):
+    if is_secret_name(name) or (isinstance(value, str) and looks_secret(value, name)):
         return MASK
     return value
 
@@ -64,9 +65,10 @@ def is_secret_name(name: str) -> bool:
     return bool(_SECRET_NAME.search(_CAMEL.sub("_", name)))
 
 
-def looks_secret(text: str) -> bool:
-    """Say whether a text holds a secret by its form."""
-    return bool(_SECRET_VALUE.search(text) or _RANDOM.fullmatch(text.strip()))
+def looks_secret(text: str, name: str = "") -> bool:
+    """Say whether a text holds a secret by its form; a name such as ``revision`` explains digits that seem random."""
+    is_random = _RANDOM.fullmatch(text.strip()) and not _NAME_OF_DIGEST.search(name)
+    return bool(_SECRET_VALUE.search(text) or is_random)
 
 
 def keep_log_lines_printable() -> None:

@@ -17,7 +17,8 @@ def nearest_key_hint(key: str, known: Iterable[str]) -> str:
 class Block(BaseModel):
     """A YAML block: frozen, described by the strings under its fields, strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # Values that are wrong may be secrets in the wrong place, so pydantic's own text shows none.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod

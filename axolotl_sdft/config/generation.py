@@ -1,5 +1,6 @@
 """How the seed model writes its answers: the settings of all backends."""
 
+import ipaddress
 import re
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -7,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from axolotl_sdft.config.block import Block
+from axolotl_sdft.safe_output import masked
 
 _REQUEST_FIELDS = {
     "max_completion_tokens": "which generation.max_new_tokens sets",
@@ -204,16 +206,17 @@ class GenerationConfig(Block):
         if not isinstance(given, dict):
             if self.chat_template_kwargs:
                 raise ValueError(
-                    f"extra_body sets chat_template_kwargs to {given!r}, which can't be joined with "
+                    f"extra_body sets chat_template_kwargs to {masked(given)!r}, which can't be joined with "
                     "generation.chat_template_kwargs; keep one of the two"
                 )
             return self
         _without("extra_body.chat_template_kwargs", given, _TEMPLATE_ARGUMENTS)
         for name in sorted(given.keys() & self.chat_template_kwargs.keys()):
             if given[name] != self.chat_template_kwargs[name]:
+                ours, theirs = masked(self.chat_template_kwargs[name], name), masked(given[name], name)
                 raise ValueError(
-                    f"generation.chat_template_kwargs sets {name}: {self.chat_template_kwargs[name]!r}, but "
-                    f"generation.extra_body.chat_template_kwargs sets {name}: {given[name]!r}; remove one of the two"
+                    f"generation.chat_template_kwargs sets {name}: {ours!r}, but "
+                    f"generation.extra_body.chat_template_kwargs sets {name}: {theirs!r}; remove one of the two"
                 )
         return self
 
@@ -272,18 +275,46 @@ def _base_url(url: str) -> str:
     """Return a server's address without a slash at its end.
 
     Raises:
-        ValueError: It is no http(s) address, or holds more than host and path. A password in it is not shown.
+        ValueError: It is not an http(s) address, or holds more than host and path. No password or query is shown.
     """
+    url = url.strip()
     try:
-        parts = urlsplit(url.strip())
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
-        is_address = False
-    if not is_address:
-        shown = "an address" if "@" in url else repr(url)
-        raise ValueError(f"base_urls holds {shown}, which is no http(s) address such as http://localhost:8000/v1")
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname or ""
+    except ValueError as err:  # a port that is not a number, a bracket that is not closed
+        raise ValueError(_not_an_address(url, f" ({err})" if "@" not in url and "?" not in url else "")) from None
+    if parts.scheme not in ("http", "https") or not host or port == 0:
+        raise ValueError(_not_an_address(url))
     if "@" in parts.netloc:
-        raise ValueError(f"base_urls holds a password for {parts.hostname}; put it into the variable of api_key_env")
+        raise ValueError(f"base_urls holds a password for {host}; put it into the variable of api_key_env")
     if parts.query or parts.fragment:
-        raise ValueError(f"base_urls holds {url!r}; leave out what follows the path")
+        shown = parts._replace(query="", fragment="").geturl()
+        raise ValueError(f"base_urls holds {shown!r} with a query or fragment; leave out what follows the path")
+    if re.search(r"[\s\x00-\x1f\x7f-\x9f\\]", url):
+        raise ValueError(f"base_urls holds {url!r}, with a space, a backslash or a control character; take it out")
+    if not _is_host(host):
+        raise ValueError(f"base_urls holds {url!r}, but {host!r} can't be the name of one server; correct it")
     return parts.geturl().rstrip("/")
+
+
+def _not_an_address(url: str, why: str = "") -> str:
+    shown = "an address" if "@" in url or "?" in url else repr(url)
+    is_bare = re.fullmatch(r"(?:[\w.-]+|\[[\da-fA-F:]+\])(?::\d{1,5})?(?:/[\w./-]*)?", url)
+    way_out = f"did you mean http://{url}?" if is_bare else "write it as http://localhost:8000/v1"
+    return f"base_urls holds {shown}, which is not an http(s) address{why}; {way_out}"
+
+
+def _is_host(host: str) -> bool:
+    """Say whether a host can be looked up: an IP address, or a name of labels of up to 63 letters, digits, - and _."""
+    if ":" in host:  # IPv6, perhaps with the name of an interface
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            return False
+        return True
+    try:
+        name = host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        return False
+    labels = name.removesuffix(".").split(".")
+    return len(name) <= 253 and all(re.fullmatch(r"[A-Za-z0-9_](?:[\w-]{0,61}\w)?", label) for label in labels)

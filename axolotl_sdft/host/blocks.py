@@ -16,6 +16,7 @@ from axolotl_sdft.config import (
     SelfDistillationConfig,
 )
 from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.safe_output import masked
 
 SEED_KEY = "sdft_seed_model"
 """Where the plugin keeps the seed model after ``base_model`` has become the pruned checkpoint."""
@@ -67,7 +68,7 @@ def fault_line(block: str, error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":  # our own rules tell the values themselves
         return f"{key}: {message}"
-    return f"{key} is {error['input']!r}: {message}"
+    return f"{key} is {masked(error['input'], str((error['loc'] or ('',))[-1]))!r}: {message}"
 
 
 def plain(value: Any) -> Any:

@@ -125,7 +125,7 @@ def _redacted(text: str, key: str) -> str:
         text = _without_fragments(text, fragments)
     for form in _encoded(key):
         text = text.replace(form, REDACTED)
-    if key in _BETWEEN.sub("", text):
+    if _BETWEEN.sub("", key) in _BETWEEN.sub("", text):
         text = _broken(key).sub(REDACTED, text)
     return HIDDEN if any(key in decoded for decoded in _decoded(text)) else text
 

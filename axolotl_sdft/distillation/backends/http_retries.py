@@ -141,7 +141,7 @@ def _target(response: httpx.Response, redacted: Callable[[str], str]) -> str:
     return _shortened(redacted(f"{scheme}{rest}")) or "nowhere"
 
 
-def describe(err: httpx.HTTPError) -> str:
+def describe(err: Exception) -> str:
     """Return what went wrong on the way, in a few words: many such errors have no text of their own."""
     kind = re.sub(r"(?<!^)(?=[A-Z])", " ", type(err).__name__).lower()
     return f"{kind}: {err}" if str(err) else kind

@@ -17,6 +17,7 @@ from axolotl_sdft.distillation.framing import THINKING_TOKENS
 from axolotl_sdft.distillation.interfaces import FinishReason, Message
 from axolotl_sdft.distillation.texts import well_formed
 from axolotl_sdft.errors import ConfigError, DatasetError, first_line
+from axolotl_sdft.safe_output import masked
 
 LOG = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def require_template_arguments(tokenizer: Any, model_dir: Path, arguments: Mappi
         prompt_ids(tokenizer, _TRIAL, arguments)
     except Exception as err:  # a template raises what it likes
         raise ConfigError(
-            f"{where} is {dict(arguments)}, with which the chat template of {model_dir} fails "
+            f"{where} is {masked(arguments)}, with which the chat template of {model_dir} fails "
             f"({type(err).__name__}: {first_line(err)}); give values that it knows, or remove the key"
         ) from err
     template = tokenizer.get_chat_template()

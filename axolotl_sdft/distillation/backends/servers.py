@@ -20,7 +20,7 @@ from axolotl_sdft.distillation.backends.http_retries import (
     raise_for_answer,
 )
 from axolotl_sdft.distillation.backends.responses import ACCEPTED, LIST_BYTES, answer_bytes, parsed, read_body
-from axolotl_sdft.errors import SdftError
+from axolotl_sdft.errors import ConfigError, SdftError
 
 LOG = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Server:
         except RequestError as err:
             err.redact(self.key.redacted)
             raise err.with_traceback(None) from None  # the frames below hold what the server said
-        except httpx.HTTPError as err:
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError, OSError) as err:
             raise Failed(self.key.redacted(describe(err))) from None
         finally:
             self._idle_clients.append(client)
@@ -127,9 +127,15 @@ class Server:
         timeout = httpx.Timeout(None, connect=min(_CONNECT_S, self.timeout_s))
         limits = httpx.Limits(max_connections=1, keepalive_expiry=_KEEPALIVE_S)
         # A redirect is told, never followed: the key is for this server alone.
-        return httpx.AsyncClient(
-            auth=self.key, timeout=timeout, limits=limits, verify=_ssl_context(), follow_redirects=False
-        )
+        try:
+            return httpx.AsyncClient(
+                auth=self.key, timeout=timeout, limits=limits, verify=_ssl_context(), follow_redirects=False
+            )
+        except (ValueError, ImportError, httpx.InvalidURL):  # the text may hold the proxy's password
+            raise ConfigError(
+                f"self_distillation.generation.base_urls: {self.base_url} can't be asked, since the proxy that "
+                "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names can't be used; correct it, or name the server in NO_PROXY"
+            ) from None
 
     def can_take(self, now: float) -> bool:
         """Say whether another request may be sent."""
