@@ -18,22 +18,26 @@ _NAME = r"[A-Za-z_][\w.-]*"
 _TAG = (
     r"<[^<>\s]{0,40}(?:(?:tool|function)[_\u2581-]?calls?|TOOL_?CALLS?|tool_(?:code|use))[^<>\s]{0,30}>"
     r"|<\|(?:python_tag|START_ACTION|END_ACTION|action_start|action_end|tools_prefix|tools_suffix)\|>"
-    r"|\[TOOL_CALLS\]"
 )
-_HEAD = "|".join(
-    (
-        rf"<function={_NAME}>|</function>|<parameter={_NAME}>",  # Llama, Qwen-Coder
-        r"<(?:\uff5cDSML\uff5c)?invoke[ ]name=|</(?:\uff5cDSML\uff5c)?invoke>",  # Anthropic, MiniMax, DeepSeek
-        rf"\bto=functions\.{_NAME}",  # gpt-oss
-        r"\bfunctools\[",  # Phi
-        rf"<\|recipient\|>[ ]?(?!all\b){_NAME}",  # functionary
-        rf"(?m:^>>>(?!all\b){_NAME}[ \t]*$)(?=\s*[{{\[])",
-        r"(?m:^[ \t]*```tool_(?:code|calls?)\b)",  # Gemma
-        r"(?m:^[ \t]*Action[ \t]*:[^\n]{0,200}\n+[ \t]*Action Input[ \t]*:)",  # ReAct
-    )
+_TAGS = (
+    rf"{_TAG}|<function={_NAME}>|</function>|<parameter={_NAME}>"  # Llama, Qwen-Coder
+    r"|<(?:\uff5cDSML\uff5c)?invoke[ ]name=|</(?:\uff5cDSML\uff5c)?invoke>"  # Anthropic, MiniMax, DeepSeek
+    rf"|<\|recipient\|>[ ]?(?!all\b){_NAME}"  # functionary
 )
-# A mark between quotes is only talked about.
-_MARK = re.compile(rf"""(?<![`'"])(?:{_TAG}|{_HEAD})|(?:{_TAG}|{_HEAD})(?![`'"])""")
+_MARKS = {
+    "<": re.compile(_TAGS),
+    "[TOOL_CALLS]": re.compile(r"\[TOOL_CALLS\]"),  # Mistral
+    "to=functions.": re.compile(rf"\bto=functions\.{_NAME}"),  # gpt-oss
+    "functools[": re.compile(r"\bfunctools\["),  # Phi
+    ">>>": re.compile(rf"^>>>(?!all\b){_NAME}[ \t]*$(?=\s*[{{\[])", re.MULTILINE),  # functionary
+    "```tool_": re.compile(r"^[ \t]*```tool_(?:code|calls?)\b", re.MULTILINE),  # Gemma
+    "Action Input": re.compile(  # ReAct
+        r"^[ \t]*Action[ \t]*:[^\n]{0,200}\n+[ \t]*Action Input[ \t]*:", re.MULTILINE
+    ),
+}
+"""Marks by what a text must hold before it is worth to look for them: a plain search is much faster."""
+
+_QUOTES = frozenset("`'\"")
 _NAME_KEYS, _ARGUMENT_KEYS = ("name", "function"), ("arguments", "parameters", "args")
 _WRAPPERS = ("function", "function_call", "tool_calls")
 _LONGEST_LIST = 20_000  # characters of a Python list of calls
@@ -47,7 +51,7 @@ def call_marks(text: str) -> Counter[str]:
     A text that is nothing but calls, as JSON or as a Python list such as ``[get_time(city="Oslo")]``, has a mark as
     well. Calls in running text, in a block of code or without a list around them have none.
     """
-    marks = Counter(" ".join(found.group().split()) for found in _MARK.finditer(text))
+    marks = Counter(" ".join(found.group().split()) for found in _found(text))
     return marks if marks or not (_is_json_calls(text) or _is_python_calls(text)) else Counter({_BARE: 1})
 
 
@@ -69,12 +73,25 @@ def markup_fault(answer: str, reference: str) -> str | None:
 
 def is_call_token(token: str) -> bool:
     """Whether a token of a vocabulary is a mark of calls."""
-    return re.fullmatch(_TAG, token) is not None
+    return token == "[TOOL_CALLS]" or re.fullmatch(_TAG, token) is not None
+
+
+def _found(text: str) -> list[re.Match[str]]:
+    """Return the marks of a text in order. One that stands between quotes is only talked about."""
+    found = [match for hint, marks in _MARKS.items() if hint in text for match in marks.finditer(text)]
+    return sorted((match for match in found if not _is_quoted(match)), key=lambda match: match.start())
+
+
+def _is_quoted(match: re.Match[str]) -> bool:
+    return {match.string[match.start() - 1 : match.start()], match.string[match.end() : match.end() + 1]} <= _QUOTES
 
 
 def _num_json(text: str) -> int:
     """Return how many of the pieces between a text's marks are JSON."""
-    return sum(_is_json(piece) for piece in _MARK.split(text))
+    marks = _found(text)
+    starts = [0, *(mark.end() for mark in marks)]
+    ends = [*(mark.start() for mark in marks), len(text)]
+    return sum(_is_json(text[start:end]) for start, end in zip(starts, ends, strict=True))
 
 
 def _is_json(piece: str) -> bool:
@@ -122,7 +139,8 @@ def _is_call(value: Any) -> bool:
 
 
 def _is_arguments(value: Any) -> bool:
-    return isinstance(value, Mapping) or (isinstance(value, str) and _is_json(value))
+    """Whether these are the arguments of a call; the parameters of a function that is described have properties."""
+    return (isinstance(value, Mapping) and "properties" not in value) or (isinstance(value, str) and _is_json(value))
 
 
 def _is_python_calls(text: str) -> bool:

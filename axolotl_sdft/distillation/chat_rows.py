@@ -33,7 +33,8 @@ _CALLING_ROLES = ("function_call", "tool_call", "tool_calls")
 """Roles whose turns are nothing but a call, as JSON, in the datasets that have them."""
 
 _MAP_ROLES = (
-    "map it with `roles` of this dataset, such as roles: {assistant: [gpt], user: [human], tool: [observation]}"
+    "map it with `roles` of this dataset, such as "
+    "roles: {system: [developer], user: [human], assistant: [gpt, function_call], tool: [observation]}"
 )
 _SPELT = "roles count as they are spelt, and Axolotl trains no turn of this one; map it with `roles` of this dataset"
 _PICTURES = LeftAlone("the row has pictures, which the seed model is not shown")

@@ -50,6 +50,7 @@ NO_CALLS = [
     ">>> tide\n[1, 2]",
     '{"name": "Ann", "age": 7}',
     '{"name": "Ann", "parameters": 3}',
+    '{"name": "tide", "parameters": {"type": "object", "properties": {"port": {"type": "string"}}}}',
     "[1, 2]",
     "[]",
     "[len(x)]",
