@@ -1,40 +1,53 @@
 """The ``arithmetic`` check: an equation of the answer does not hold.
 
 Only equations between plain numbers are looked at, such as ``3 * (4 + 5) = 27`` or ``$1.20 x 4 = $4.80``; one with a
-unit or a variable in its left side is left alone. A percentage may be meant either way: 20% is 0.2 or 20.
+unit or a variable in its left side is left alone. A percentage may be meant either way: 20% is 0.2 or 20. A result that
+does not fit into the decimals that are shown may be rounded there, or cut off behind the point.
 """
 
-import ast
-import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 
+from axolotl_sdft.distillation.checks.calculation import value_of
 from axolotl_sdft.distillation.interfaces import Answer, Target
 from axolotl_sdft.distillation.texts import shortened
 
 _NUMBER = r"[$€£¥]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)%?"
-_TERM = rf"(?:\( *){{0,8}}(?:- ?)?{_NUMBER}(?: *\)){{0,8}}"
+_TERM = rf"(?:\( ?){{0,8}}(?:- ?)?{_NUMBER}(?: ?\)){{0,8}}"
 _TIMES, _DIVIDED, _MINUS = "\N{MULTIPLICATION SIGN}", "\N{DIVISION SIGN}", "\N{EN DASH}\N{MINUS SIGN}"
-_OPERATOR = rf" ?(?:[-+*/{_TIMES}{_DIVIDED}{_MINUS}]|x(?=[ \d$(.])) ?"
+_OPERATOR = rf" ?(?:\*\*|//|mod |[-+*/^{_TIMES}{_DIVIDED}{_MINUS}]|x(?=[ \d$(.])) ?"
 # What another number, a letter or an operator precedes is the end of a longer expression, as in 2 x 1 1/2 = 3.
-_START = rf"(?<![\w.,)\]}}%^*/+<>{_TIMES}{_DIVIDED}{_MINUS}-])(?<![-\d)+*/x^%{_TIMES}{_DIVIDED}{_MINUS}] )(?<!and )"
+_START = (
+    rf"(?<![\w.,)\]}}%^*/+<>{_TIMES}{_DIVIDED}{_MINUS}\u221a|-])(?<![-\d)+*/x^%{_TIMES}{_DIVIDED}{_MINUS}] )(?<!and )"
+    r"(?<!\d:)(?<!log )(?<!ln )(?<!sin )(?<!cos )(?<!tan )(?<!mod )(?<!sqrt )"
+)
 _EQUATION = re.compile(
-    rf"{_START}({_TERM}(?:{_OPERATOR}{_TERM}){{1,20}}) ?=(?= ?({_TERM}(?:{_OPERATOR}{_TERM}){{0,20}})(?!\.?\w|[\^(]))"
+    rf"{_START}({_TERM}(?:{_OPERATOR}{_TERM}){{1,20}}) ?="
+    rf"(?= ?({_TERM}(?:{_OPERATOR}{_TERM}){{0,20}})(?!\.?\w|[\^(]|:\d))"
 )
-_PYTHON = str.maketrans(
-    {_TIMES: "*", "x": "*", _DIVIDED: "/"} | dict.fromkeys(_MINUS, "-") | dict.fromkeys("$\u20ac\u00a3\u00a5,")
+# Behind it the right side goes on, or is denied: 3 1/2, 3 remainder 1, 3 million, 5 is wrong.
+_GOES_ON = re.compile(
+    r" ?(?:\d|\.\.\.|…|and (?:a|an|one|two|three|\d)\b|r(?:em(?:ainder)?)?\b|with\b|full\b|whole\b|complete|\(?mod\b|"
+    r"hundred|thousand|million|billion|dozen|cents?\b|\(?(?:is|are|would be) (?:wrong|false|incorrect|not)\b|\(wrong)",
+    re.IGNORECASE,
 )
-_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
+_OTHER_ARITHMETIC = re.compile(
+    r"\b(?:binary|hexadecimal|octal|base[- ](?:\d|two|eight|twelve|sixteen)|modul(?:o|ar)|clock arithmetic|concatenat)",
+    re.IGNORECASE,
+)
+_LEADING_ZERO = re.compile(r"(?<![\d.,])0\d")  # 0930 is a time, 007 a name
+_FEWEST_FLOAT_DIGITS = 13  # so many are shown where a computer divided; the last ones are not to be trusted
 
 
 def arithmetic(answer: Answer, target: Target) -> str | None:
-    """Reject an answer with an equation between plain numbers that is wrong, unless the original has the same one."""
+    """Reject an answer with an equation between plain numbers that is wrong, unless the original has the same one.
+
+    A quotient may be rounded: 100 / 3 is 33, but 7 / 2 is not 3. What can be written out must be exact.
+    """
+    if _OTHER_ARITHMETIC.search(answer.text) or _OTHER_ARITHMETIC.search(target.instruction):
+        return None  # where 1 + 1 may be 10
     accepted = {_compact(left, right) for left, right in _equations(target.reference)}
     for left, right in _equations(answer.text):
         if _compact(left, right) not in accepted and not _holds(left, right):
@@ -44,46 +57,48 @@ def arithmetic(answer: Answer, target: Target) -> str | None:
 
 def _equations(text: str) -> Iterator[tuple[str, str]]:
     for found in _EQUATION.finditer(text):
-        yield found[1].strip(), found[2].strip()
+        if not _GOES_ON.match(text, found.end(2)):
+            yield found[1].strip(), found[2].strip()
 
 
 def _compact(left: str, right: str) -> str:
-    return re.sub(r"\s", "", f"{left}={right}").translate(_PYTHON)
+    """Return an equation in one spelling."""
+    signs = str.maketrans({_TIMES: "*", "x": "*", _DIVIDED: "/"} | dict.fromkeys(_MINUS, "-"))
+    return re.sub(r"[\s$\u20ac\u00a3\u00a5,]", "", f"{left}={right}").translate(signs)
 
 
+@lru_cache(maxsize=4096)
 def _holds(left: str, right: str) -> bool:
     """Say whether both sides are equal, as far as the decimals on the right can show; True where a side has no value.
 
     In a run-on such as ``2 + 3 = 5 + 1 = 6``, the number right behind the sign may be meant alone.
     """
     first_number = re.match(_TERM, right)
-    sides = [right, first_number.group()] if first_number else [right]
-    shown = max((len(decimals) for decimals in re.findall(r"\.(\d+)", right)), default=0)
-    is_rounded = shown > 0 or "/" in left or _DIVIDED in left
+    sides = {right, first_number.group()} if first_number else {right}
+    percents = (Fraction(1, 100), Fraction(1)) if "%" in left + right else (Fraction(1),)
+    if _LEADING_ZERO.search(left):
+        return True
+    is_quotient = re.search(rf"(?<!/)/(?!/)|{_DIVIDED}", left) is not None
     verdicts = []
     for side in sides:
-        for percent in ("/100", ""):
-            value, expected = _value(left, percent), _value(side, percent)
+        for percent in percents:
+            value, expected = value_of(left, percent), value_of(side, percent)
             if value is None or expected is None:
                 return True
-            verdicts.append(abs(value - expected) <= (Fraction(1, 10**shown) if is_rounded else 0))
+            verdicts.append(_agrees(value, expected, side, is_quotient))
     return any(verdicts)
 
 
-def _value(side: str, percent: str) -> Fraction | None:
-    """Return the value of one side, or None where it has none: a bracket is missing, a number divided by zero."""
-    try:
-        return _evaluated(ast.parse(side.translate(_PYTHON).replace("%", percent).strip(), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):  # brackets may nest too deep
-        return None
-
-
-def _evaluated(node: ast.AST) -> Fraction:
-    match node:
-        case ast.Constant(value=int() | float() as value):
-            return Fraction(str(value))
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_evaluated(operand)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_evaluated(left), _evaluated(right))
-    raise SyntaxError(f"{ast.dump(node)} is no number")
+def _agrees(value: Fraction, written: Fraction, side: str, is_quotient: bool) -> bool:
+    """Say whether a side may be what a value is written as."""
+    if value == written:
+        return True
+    shown = max((len(decimals) for decimals in re.findall(r"\.(\d+)", side)), default=0)
+    unit = Fraction(1, 10**shown)
+    error = abs(value - written)
+    if (value / unit).denominator == 1:
+        return False  # its decimals would have fitted
+    if shown:
+        is_float = len(re.sub(r"\D", "", side)) >= _FEWEST_FLOAT_DIGITS
+        return error <= unit or (is_float and error <= abs(value) / 10 ** (_FEWEST_FLOAT_DIGITS + 1))
+    return is_quotient and (error < unit / 2 or (error == unit / 2 and abs(written) > abs(value)))
