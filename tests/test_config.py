@@ -54,7 +54,7 @@ def test_an_empty_self_distillation_block_rewrites_greedily_and_keeps_originals_
     assert SelfDistillationConfig().model_dump() == {
         "template": "reference",
         "examples": (),
-        "checks": ("empty", "truncated", "leak", "repetition"),
+        "checks": ("empty", "truncated", "leak", "repetition", "refusal"),
         "candidates": 1,
         "choose": "first",
         "on_reject": "original",

@@ -34,7 +34,7 @@ class SelfDistillationConfig(Block):
     """Worked examples that come before each request as earlier turns of the chat, in the form of the same template:
     each has an ``instruction``, a ``reference`` and an ``answer``."""
 
-    checks: tuple[str | dict[str, dict[str, Any]], ...] = ("empty", "truncated", "leak", "repetition")
+    checks: tuple[str | dict[str, dict[str, Any]], ...] = ("empty", "truncated", "leak", "repetition", "refusal")
     """What a rewritten answer must pass, in this order: ``empty``, ``truncated``, ``leak``, ``repetition``,
     ``refusal``, ``language``, ``length_ratio``, ``numeric_answer``, ``arithmetic``, ``function_call``, ``code``,
     ``exact_match``, ``normalized_match``, or what a plugin registers. A check with options is written as

@@ -93,6 +93,24 @@ def test_an_answer_in_the_words_of_the_original_has_its_language(text: str):
         "As an AI language model, I don't drink tea.",
         "Tea is a drink. But as a large language model I am not able to taste it.",
         "I apologize for the confusion.",
+        "Hello! Thank you for asking. Unfortunately, I can't help with that.",
+        "As a careful assistant, I'm unable to discuss this.",
+        "I'm afraid that I must decline.",
+        "I politely decline to answer.",
+        "I am just a chatbot, and I'm not allowed to give advice.",
+        "It's not within my guidelines to tell.",
+        "I'm sorry.",
+        "Leider kann ich diese Frage nicht beantworten.",
+        "Je suis désolée, mais je ne peux pas vous aider.",
+        "Lo siento mucho, no puedo responder a eso.",
+        "Mi spiace, non sono in grado di fornire ricette.",
+        "Desculpe, não posso fornecer receitas.",
+        "抱歉，我不能提供这样的信息。",
+        "恐れ入りますが、そのご質問には回答できません。",
+        "Простите, я не могу дать такой совет.",
+        "죄송합니다. 그 질문에는 답변할 수 없습니다.",
+        "Helaas kan ik deze vraag niet beantwoorden.",
+        "Niestety nie mogę odpowiedzieć na to pytanie.",
         "I\u2019m sorry, I can\u2019t do that.",
     ],
 )
@@ -110,10 +128,23 @@ def test_an_answer_that_refuses_is_rejected(text: str):
         "She said: I cannot help you.",
         "I can help with that.",
         "As an aid, an AI can sort the leaves.",
+        "I'm sorry to report that the kettle is broken.",
+        "I cannot praise this tea enough.",
+        "I won't give you my cup, said the hare.",
+        "I could not open the tin, so I drank water.",
+        "Unfortunately, the shop is closed.",
+        "Ich kann dir diesen Tee nicht genug empfehlen.",
+        "Je ne peux pas vivre sans thé.",
     ],
 )
 def test_an_answer_that_only_sounds_like_a_refusal_passes(text: str):
     assert refusal(written(text), asked()) is None
+
+
+def test_an_apology_is_what_some_instructions_ask_for():
+    text = "I apologize for the inconvenience. Your tea left our house today."
+    assert refusal(written(text), asked()) is not None
+    assert refusal(written(text), asked("Write an apology to a customer")) is None
 
 
 def test_an_answer_may_refuse_where_the_original_does():
