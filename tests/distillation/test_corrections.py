@@ -123,3 +123,19 @@ def test_training_trains_nothing_but_the_correction(tmp_path, tiny_llama_dir, se
     tokenized = strategy.tokenize_prompt(row)
     trained = [token for token, label in zip(tokenized["input_ids"], tokenized["labels"], strict=True) if label != -100]
     assert tokenizer.decode(trained).strip().removesuffix("<|im_end|>") == "8 legs each, so 24."
+
+
+def test_neither_an_attempt_nor_a_correction_is_ever_without_text(tmp_path, seed_dir, script):
+    script |= {(0, 0, number): answer(f"It is {number}.") for number in range(3)}
+    script |= {(1, 0, 0): answer("<think>8 each</think>"), (1, 0, 1): answer("So 24.")}
+    rows = [{**ROW, "output": "<think>3 times 8 is 24.</think>"}, ROW]
+    assert list(correction_rows(finished_task(tmp_path, seed_dir, rows, checks=("numeric_answer",)))) == []
+
+
+def test_a_conversation_with_half_an_emoji_is_written(tmp_path, seed_dir, script):
+    script |= {(0, 0, 0): answer("It is 11."), (0, 0, 1): answer("8 legs each, so 24.")}
+    chat = [{"role": "user", "content": "3 spiders \ud83d?"}, {"role": "assistant", "content": "3 times 8 is 24."}]
+    task = finished_task(tmp_path, seed_dir, [{"messages": json.dumps(chat)}], "chat_template")
+    assert write_corrections(task, tmp_path / "corrections.jsonl") == 1
+    row = json.loads((tmp_path / "corrections.jsonl").read_text(encoding="utf-8"))
+    assert row["messages"][0]["content"] == "3 spiders \ufffd?"

@@ -168,6 +168,20 @@ def test_an_argument_that_the_chat_template_never_reads_is_logged(thinker_dir, c
         "Two pairs, so it ends here.\n</think>\n\nFour.",  # the chat template has written the beginning
         "Two pairs.</think>Four.",
         "Two pairs.[/THINK]Four.",
+        "<thought>\nTwo pairs.\n</thought>\nFour.",
+        "<seed:think>Two pairs.</seed:think>Four.",
+        "Two pairs.</seed:think>Four.",
+        "Two pairs.</thinking>\nFour.",
+        "<|START_THINKING|>Two pairs.<|END_THINKING|><|START_RESPONSE|>Four.<|END_RESPONSE|>",
+        "\u25c1think\u25b7Two pairs.\u25c1/think\u25b7Four.",
+        "<|inner_prefix|>Two pairs.<|inner_suffix|>Four.",
+        "<unused94>thought\nTwo pairs.<unused95>Four.",
+        "Here is my thought process:\nTwo pairs.\n\nHere is my response:\nFour.",
+        "Here's my thought process: Two pairs. Here's my response: Four.",
+        "analysisTwo pairs.assistantfinalFour.",
+        "<|start|>assistant<|channel|>analysis<|message|>Two.<|end|><|start|>assistant<|channel|>final<|message|>Four.",
+        "<think>Two pairs.</think>\n<answer>\nFour.\n</answer>",
+        "<think>Two pairs.</think><response>Four.</response>",
     ],
 )
 def test_an_answer_is_told_from_the_thinking_part_before_it(written):
@@ -185,6 +199,10 @@ def test_an_answer_is_told_from_the_thinking_part_before_it(written):
         "A thought ends with `</think>` there.",
         'It prints "</think>", then Four.',
         "<html>Four.</html>",
+        "Here is my thought process: twice two is four.",
+        "An analysis follows.",
+        "<report><thought>Two.</thought><sum>4</sum></report>",
+        "<answer>One.</answer> and <answer>Two.</answer>",
     ],
 )
 def test_an_answer_without_a_thinking_part_stays_as_it_is(written):
@@ -204,6 +222,22 @@ def test_an_answer_without_a_thinking_part_stays_as_it_is(written):
 )
 def test_a_text_that_ends_within_its_thinking_part_holds_no_answer(written):
     assert is_unfinished_thought(written)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("Two pairs.\n</think>\n\n", ""),
+        ("[THINK]Two pairs.[/THINK]", ""),
+        ("<seed:think>Two pairs.</seed:think>\n", ""),
+        ("<|channel|>analysis<|message|>Two pairs.<|end|><|start|>assistant<|channel|>final<|message|>", ""),
+        ("Here is my thought process: Two pairs. Here is my response:\n", ""),
+        ("<think>Two pairs.</think>\n<answer>\n", "\n</answer>"),
+    ],
+)
+def test_the_thinking_part_of_a_row_stays_however_it_is_marked(before, after):
+    assert framed(f"{before}Four.{after}") == (before, "Four.", after)
+    assert framed(f"{before}Four.{after}").with_text("<think>Hm.</think>It is 4.") == f"{before}It is 4.{after}"
 
 
 pieces = st.sampled_from(
