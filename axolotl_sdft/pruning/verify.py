@@ -175,6 +175,8 @@ def _is_same(key: str, old: Any, new: Any, matching: _Matching, is_layer: bool) 
     if isinstance(old, float) and isinstance(new, float):
         return math.isclose(old, new, rel_tol=1e-6)
     if _OTHER_NUMBER.search(key) and isinstance(new, int):
+        if new == len(matching.kept):  # one past the last layer, so none is meant
+            return old in matching.lists.values()
         return 0 <= new < len(matching.kept) and matching.kept[new] == old
     if isinstance(old, list | tuple) and isinstance(new, list | tuple) and _is_cut_list(list(old), list(new), matching):
         return True

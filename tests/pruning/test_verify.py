@@ -1,4 +1,5 @@
 import pytest
+from transformers import LlamaModel
 
 from axolotl_sdft.errors import CheckpointError
 from axolotl_sdft.pruning.architecture import prune_config
@@ -91,6 +92,23 @@ def test_a_pruned_model_that_cannot_be_built_is_refused():
 def test_a_model_that_cannot_be_looked_at_is_passed_with_a_warning(config, message, caplog):
     verify_cut(config, config, [0])
     assert message in caplog.text
+
+
+@pytest.mark.parametrize(("past", "is_refused"), [(NUM_LAYERS, False), (NUM_LAYERS - 2, True)])
+def test_a_number_one_past_the_last_layer_means_none(monkeypatch, past, is_refused):
+    built = LlamaModel.__init__
+
+    def numbered(self, config):
+        built(self, config)
+        # As of layers that share keys, of which there are none.
+        self.first_shared_layer_idx = config.num_hidden_layers - NUM_LAYERS + past
+
+    monkeypatch.setattr(LlamaModel, "__init__", numbered)
+    config = config_of("llama")
+    if not is_refused:
+        return verify_cut(config, prune_config(config, (1, 4)), without(1, 4))
+    with pytest.raises(CheckpointError, match=r"has 2 as first_shared_layer_idx, but model in the seed has 4"):
+        verify_cut(config, prune_config(config, (1, 4)), without(1, 4))
 
 
 def test_the_class_that_the_checkpoint_names_is_the_one_built():

@@ -183,8 +183,14 @@ def logits(model, name):
     return [model(**inputs, use_cache=False).logits for inputs in (text_input(), image_input(name))]
 
 
+CANNOT_RUN = {("5.24.0", "llama4")}
+"""Versions of transformers whose model stumbles over a text without a picture."""
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_cut_decoder_equals_the_decoder_with_those_layers_skipped(vision_checkpoint, tmp_path, name):
+    if (tf.__version__, name) in CANNOT_RUN:
+        pytest.skip("this transformers can't run the model")
     dropped = (2, 4)
     pruned = load(cut_layers(vision_checkpoint(name), dropped, tmp_path / "pruned"))
     seed = load(vision_checkpoint(name))
