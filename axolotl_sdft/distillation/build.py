@@ -64,12 +64,11 @@ def build_dataset(task: "DistillationTask", backend: Backend, journal: Journal) 
             "gap": gap.to_json(),
             "provenance": _provenance(task),
         }
-        is_answered = bool(tally.turns_distilled or not tally.rejections or tally.rejections.keys() - _NO_ANSWER)
-        write_json(folder / (SUMMARY_FILE if is_answered else UNANSWERED_FILE), summary)
+        write_json(folder / (SUMMARY_FILE if _is_answered(tally) else UNANSWERED_FILE), summary)
         write_report(folder, task.dataset_dir, summary, figures, gap)
         write_card(folder, task.dataset_dir, summary)
-    if not is_answered:
-        raise DatasetError(_unanswered(task, tally))
+    if not _is_answered(tally):
+        raise DatasetError(f"{_unanswered(task, tally)}. {task.dataset_dir / REPORT_FILE} shows them")
     LOG.log(
         logging.INFO if tally.turns_distilled or not tally.turns else logging.WARNING,
         "%s: %s; rejected: %s -> %s",
@@ -102,10 +101,7 @@ def _judged(
             if is_kept[index]:
                 kept.append(verdict.columns())
         if index == len(is_kept) - 1 and not is_kept.any():
-            raise DatasetError(
-                f"{task.where}: all {len(is_kept)} rows were rejected ({_shown(tally.rejections)}) and "
-                "self_distillation.on_reject is drop; set on_reject: original, other checks, or another template"
-            )
+            raise DatasetError(_all_dropped(task, tally) if _is_answered(tally) else _unanswered(task, tally))
         return {name: [row[name] for row in kept] for name in features}
 
     return task.dataset.map(
@@ -118,6 +114,18 @@ def _judged(
     )
 
 
+def _is_answered(tally: Tally) -> bool:
+    """Whether the seed model gave an answer to any prompt, be it one that was rejected; also without any prompt."""
+    return bool(tally.turns_distilled or not tally.rejections or tally.rejections.keys() - _NO_ANSWER)
+
+
+def _all_dropped(task: "DistillationTask", tally: Tally) -> str:
+    return (
+        f"{task.where}: all {tally.rows} rows were rejected ({_shown(tally.rejections)}) and "
+        "self_distillation.on_reject is drop; set on_reject: original, other checks, or another template"
+    )
+
+
 def _unanswered(task: "DistillationTask", tally: Tally) -> str:
     """Return what to say about a dataset for which the seed model gave no answer at all."""
     told = "; ".join(
@@ -127,7 +135,7 @@ def _unanswered(task: "DistillationTask", tally: Tally) -> str:
         f"{task.where}: the seed model answered none of {tally.turns} prompts: {told}. Correct what this names, such "
         f"as self_distillation.generation, the server or the rows, and start again; {task.answers_dir} keeps the "
         "answers as they came, delete it to have empty ones made anew. To train these rows as they are, set "
-        f"self_distillation: {{enabled: false}} in their entry of datasets. {task.dataset_dir / REPORT_FILE} shows them"
+        "self_distillation: {enabled: false} in their entry of datasets"
     )
 
 

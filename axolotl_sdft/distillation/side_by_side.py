@@ -43,8 +43,10 @@ def preview_lines(previewed: Preview, where: str, num_rows: int) -> Iterator[str
         num_rows: Rows of the whole dataset.
     """
     if not previewed.answers:
-        reasons = f": {previewed.left_alone.named()}" if previewed.left_alone.answers else "; show more of them"
-        yield printable(f"{where}: none of the {previewed.num_rows} rows holds an answer to rewrite{reasons}")
+        reasons = previewed.left_alone.named()
+        yield printable(
+            f"{where}: none of the {previewed.num_rows} rows holds an answer to rewrite: {reasons}; or show more rows"
+        )
         return
     total = len(previewed.answers)
     rejected = ", ".join(f"{name} {count}" for name, count in previewed.rejections.most_common())

@@ -297,6 +297,9 @@ def test_a_dataset_without_any_answer_is_not_a_finished_one(seed_dir, tmp_path, 
     assert task.answers_dir.exists()
     assert load_from_disk(str(task.dataset_dir))["output"] == ["Hello."] * 3  # to look at, with the reasons
     assert load_from_disk(str(task.dataset_dir))["sdft_reasons"][0] != [""]
+    dropping = task_for(task.dataset.to_list(), seed_dir, tmp_path, {"type": "alpaca"}, on_reject="drop")
+    with pytest.raises(DatasetError, match=message):
+        dropping.run()
     with pytest.raises(DatasetError, match=message):  # a second start finds nothing finished either
         task.run()
 

@@ -152,5 +152,6 @@ def test_rows_without_an_answer_to_rewrite_are_said_to_have_none(tmp_path, seed_
     rows = Dataset.from_list([chat("a"), chat("a", "b"), chat("c")])
     previewed = preview(task_of(tmp_path, seed_dir, rows, "chat_template"), 1)
     assert list(preview_lines(previewed, "dataset", 3)) == [
-        "dataset: none of the 1 rows holds an answer to rewrite; show more of them"
+        "dataset: none of the 1 rows holds an answer to rewrite: no answer in it that its type trains (1 row); check "
+        "the type and the field names; or show more rows"
     ]
