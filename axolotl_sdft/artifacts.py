@@ -158,6 +158,8 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ArtifactError(f"{path} can't be read: its JSON is nested too deeply") from None
     except (OSError, ValueError) as err:
         raise ArtifactError(f"{path} can't be read: {err}") from err
 

@@ -24,6 +24,7 @@ _TASKS: dict[str, Callable[..., Any]] = {
     "check": derived_config.check,
     "count_layers": derived_config.count_layers,
     "prune": derived_config.prune,
+    "reasons_against": derived_config.reasons_against,
 }
 
 
@@ -63,7 +64,7 @@ class PendingConfig:
 
 
 def start(task: str, config: dict[str, Any], **arguments: Any) -> PendingConfig:
-    """Begin one of the tasks ``check``, ``count_layers`` and ``prune``, in a child unless transformers is imported."""
+    """Begin one of the tasks named in ``_TASKS``, in a child unless transformers is imported."""
     return PendingConfig(task, {"config": config, **arguments})
 
 

@@ -1,7 +1,6 @@
 """Writes a checkpoint without some of its layers, straight from file to file. No tensor is built, no torch imported."""
 
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,10 +15,10 @@ from axolotl_sdft.artifacts import (
     ensure_free_space,
     ensure_writable,
     package_versions,
-    read_json,
     write_json,
 )
 from axolotl_sdft.config import parse_size
+from axolotl_sdft.core.model_folder import own_path, read_json_file
 from axolotl_sdft.errors import ArtifactError, CheckpointError
 from axolotl_sdft.pruning.architecture import (
     find_layer_prefix,
@@ -149,13 +148,11 @@ def read_config(source_dir: Path) -> dict[str, Any]:
     """
     if not source_dir.is_dir():
         raise CheckpointError(f"{source_dir} is no folder; name the folder of a checkpoint")
-    try:
-        config = json.loads((source_dir / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    path = own_path(source_dir, "config.json")
+    if not path.exists():
         there = ", ".join(sorted(path.name for path in source_dir.iterdir())[:8]) or "nothing"
-        raise CheckpointError(f"{source_dir} has no config.json, so it is no checkpoint; it holds {there}") from None
-    except (OSError, ValueError) as err:
-        raise CheckpointError(f"{source_dir / 'config.json'} can't be read: {err}") from err
+        raise CheckpointError(f"{source_dir} has no config.json, so it is no checkpoint; it holds {there}")
+    config = read_json_file(path)
     if not isinstance(config, dict):
         raise CheckpointError(f"{source_dir / 'config.json'} holds a {type(config).__name__} instead of settings")
     return config
@@ -181,6 +178,7 @@ def _begun(source_dir: Path, drop_layers: Collection[int]) -> Iterator[tuple[Cut
     validate_drop_layers(dropped, num_layers, "drop_layers")
     pending = start_prune_config(config, dropped)
     try:
+        files_that_come_along(source_dir)  # what may not be copied stops the cut before it begins
         legacy = is_legacy(source_dir)
         tensors, metadata = (read_legacy_checkpoint(source_dir), {}) if legacy else read_checkpoint(source_dir)
         num_stored = num_layers + num_extra_layers(config)
@@ -215,8 +213,8 @@ def _without_earlier_pruning(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rewritten_files(source_dir: Path, layers: LayerNames) -> dict[str, Any]:
-    paths = [source_dir / name for name in QUANTIZATION_FILES if (source_dir / name).is_file()]
-    return {path.name: renumbered(read_json(path), layers, path.name) for path in paths}
+    paths = [own_path(source_dir, name) for name in QUANTIZATION_FILES if (source_dir / name).is_file()]
+    return {path.name: renumbered(read_json_file(path), layers, path.name) for path in paths}
 
 
 def check_room(cut: Cut, target: Path) -> None:
@@ -267,10 +265,14 @@ def _copy_files(cut: Cut, folder: Path) -> None:
 
 
 def files_that_come_along(source_dir: Path) -> Sequence[Path]:
-    """Return what goes with the weights into another checkpoint: tokenizer, templates, settings, code, licence."""
+    """Return what goes with the weights into another checkpoint: tokenizer, templates, settings, code, licence.
+
+    Raises:
+        CheckpointError: One of the files is a symlink to a place outside the folder, which is not copied.
+    """
     folders = [source_dir, *(source_dir / name for name in _COPIED_FOLDERS)]
     return [
-        path
+        own_path(source_dir, path.relative_to(source_dir).as_posix())
         for folder in folders
         if folder.is_dir()
         for path in sorted(folder.iterdir())

@@ -68,19 +68,41 @@ def prune(config: dict[str, Any], drop_layers: Collection[int]) -> dict[str, Any
         CheckpointError: The architecture can't be cut soundly, with the reason.
     """
     full = derived(config)
-    known = full or config
-    check_settings(config, known)
-    num_layers = find_count(known) or count_layers(config)
-    cut = LayerCut(num_layers, tuple(layer for layer in range(num_layers) if layer not in drop_layers))
-    with _named(config):
-        pruned, expected = _cut(config, known, cut)
+    check_settings(config, full or config)
     if full is None:
         LOG.warning(
             "transformers has no class for model type %r; lists that its own code derives from the number of layers "
             "are not cut",
             config.get("model_type"),
         )
-    else:
+    return _pruned(config, full, drop_layers)
+
+
+def reasons_against(config: dict[str, Any], drop_sets: Iterable[Collection[int]]) -> list[str | None]:
+    """Return for each set of layers why it can't go; None where its ``config.json`` allows it.
+
+    Raises:
+        CheckpointError: No layer can go, whichever it is.
+    """
+    full = derived(config)
+    check_settings(config, full or config)
+    reasons: list[str | None] = []
+    for drop_layers in drop_sets:
+        try:
+            _pruned(config, full, drop_layers)
+            reasons.append(None)
+        except CheckpointError as err:
+            reasons.append(str(err))
+    return reasons
+
+
+def _pruned(config: dict[str, Any], full: dict[str, Any] | None, drop_layers: Collection[int]) -> dict[str, Any]:
+    known = full or config
+    num_layers = find_count(known) or count_layers(config)
+    cut = LayerCut(num_layers, tuple(layer for layer in range(num_layers) if layer not in drop_layers))
+    with _named(config):
+        pruned, expected = _cut(config, known, cut)
+    if full is not None:
         _check_derives(pruned, expected)
     return pruned
 

@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from axolotl_sdft.core.model_folder import indexed_files, own_path
 from axolotl_sdft.errors import CheckpointError
 from axolotl_sdft.pruning.tensor_files import INDEX_FILE, SINGLE_FILE, StoredTensor, read_header
 
@@ -73,15 +74,11 @@ def converted(tensors: Sequence[tuple[str, StoredTensor]], folder: Path) -> list
 
 def _legacy_files(folder: Path) -> list[Path]:
     if (folder / LEGACY_FILE).is_file():
-        return [folder / LEGACY_FILE]
-    index = folder / LEGACY_INDEX_FILE
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise CheckpointError(f"{index} is no index of weight files: {type(err).__name__}: {err}") from err
+        return [own_path(folder, LEGACY_FILE)]
+    names = sorted(set(indexed_files(folder, LEGACY_INDEX_FILE).values()))
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
-        raise CheckpointError(f"{index} names {absent[0]}, which is missing; download it again")
+        raise CheckpointError(f"{folder / LEGACY_INDEX_FILE} names {absent[0]}, which is missing; download it again")
     return [folder / name for name in names]
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@metric_traits(needs_block=True)
 def angular_distance(model: "PreTrainedModel", batches: Sequence[Batch], options: ScoringOptions) -> LayerScores:
     """Return the mean angle between what enters and what leaves each block, over pi: 0 for none, 1 for opposite.
 

@@ -103,8 +103,7 @@ def _nll_without_each(
     shown: Progress,
 ) -> dict[int, float]:
     """Return the summed negative log-likelihood without the removed layers and each of the others that may go."""
-    allowed = range(options.protect_first, switch.num_layers - options.protect_last)
-    sums = {layer: 0.0 for layer in allowed if layer not in removed}
+    sums = dict.fromkeys(_candidates(options, switch.num_layers, removed), 0.0)
     for batch in batches:
         resume = 0
         for layer in sums:
@@ -114,6 +113,14 @@ def _nll_without_each(
             resume = layer
             shown.advance(switch.num_runs - before)
     return sums
+
+
+def _candidates(options: ScoringOptions, num_layers: int, removed: Sequence[int]) -> list[int]:
+    """Return the layers that may go next: those that can go with the removed ones, if there are any."""
+    allowed = range(options.protect_first, num_layers - options.protect_last)
+    left = [layer for layer in allowed if layer not in removed]
+    # Where layers can go in pairs only, each of a pair may go first; whether all can go shows at the end.
+    return [layer for layer in left if options.may_go([*removed, layer])] or left
 
 
 def _with_best(

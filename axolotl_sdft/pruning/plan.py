@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.errors import CheckpointError, ConfigError
+from axolotl_sdft.pruning.removable import Removable, cheapest_set
 from axolotl_sdft.pruning.score import LayerScores
+
+_MAX_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,9 @@ class PruningPlan:
     cost: float | None
     """What the metric says that removing them costs: of the block, or the sum over single layers; of a greedy metric,
     the cost once all of them have gone (``perplexity``: the perplexity without them). None: nothing was measured."""
+
+    avoided: tuple[tuple[tuple[int, ...], str], ...] = ()
+    """Layers that the scores would rather remove, but which can't go, with the reason."""
 
 
 def num_dropped(config: LayerPruningConfig, num_layers: int) -> int:
@@ -94,14 +100,14 @@ def validate_drop_layers(drop_layers: tuple[int, ...], num_layers: int, key: str
         raise ConfigError(f"{key} names all {num_layers} layers of the model; keep at least one")
 
 
-def plan_pruning(scores: LayerScores, config: LayerPruningConfig) -> PruningPlan:
+def plan_pruning(scores: LayerScores, config: LayerPruningConfig, removable: Removable | None = None) -> PruningPlan:
     """Return which layers go. The lower layers win a tie; ``drop_layers`` are taken as they are.
 
-    Of greedy scores, the first layers of ``removal_order`` go.
+    Of greedy scores, the first layers of ``removal_order`` go. What ``removable`` says can't go is passed over.
 
     Raises:
         ConfigError: The settings can't work with this many layers, or greedy scores were made with others.
-        CheckpointError: A score that matters is no finite number.
+        CheckpointError: A score that matters is not a finite number, or no choice of layers can go.
 
     Example:
         >>> plan_pruning(scores, LayerPruningConfig(num_layers=3)).drop_layers
@@ -111,19 +117,46 @@ def plan_pruning(scores: LayerScores, config: LayerPruningConfig) -> PruningPlan
     if config.drop_layers is not None:
         return given_plan(config, scores.num_layers)
     count = num_dropped(config, scores.num_layers)
+    if removable is None:
+        removable = Removable({}, {})
     if scores.removal_order:
-        return _first_removed(scores, config, count)
+        return _first_removed(scores, config, count, removable)
     costs = dict(_candidate_costs(scores, config, width=count if scores.contiguous else 1))
     for (start, end), cost in costs.items():
         _require_finite(scores, f"layers {start} to {end - 1}", cost)
-    num_picks = 1 if scores.contiguous else count
-    picks = sorted(costs, key=lambda block: (costs[block], block))[:num_picks]
-    drop_layers = sorted(layer for start, end in picks for layer in range(start, end))
-    return PruningPlan(tuple(drop_layers), scores.num_layers, scores.metric, sum(costs[block] for block in picks))
+    if scores.contiguous:
+        return _cheapest_block(scores, costs, removable)
+    of_layers = {start: cost for (start, _), cost in costs.items()}
+    drop_layers, refused = cheapest_set(of_layers, count, removable)
+    wanted = sorted(of_layers, key=lambda layer: (of_layers[layer], layer))[:count]
+    avoided = [((layer,), removable.fixed[layer]) for layer in wanted if layer in removable.fixed] + refused
+    cost = sum(of_layers[layer] for layer in drop_layers)
+    return PruningPlan(drop_layers, scores.num_layers, scores.metric, cost, tuple(avoided))
 
 
-def _first_removed(scores: LayerScores, config: LayerPruningConfig, count: int) -> PruningPlan:
-    """Return the plan that a greedy order begins with."""
+def _cheapest_block(scores: LayerScores, costs: dict[tuple[int, int], float], removable: Removable) -> PruningPlan:
+    avoided: list[tuple[tuple[int, ...], str]] = []
+    for start, end in sorted(costs, key=lambda block: (costs[block], block)):
+        layers = tuple(range(start, end))
+        reason = removable.blocks.get(layers) or removable.reason_against(layers)
+        if reason is None:
+            return PruningPlan(layers, scores.num_layers, scores.metric, costs[start, end], tuple(avoided))
+        avoided.append((layers, reason))
+    raise CheckpointError(f"no block of layers that may go can be removed: {avoided[0][1]}")
+
+
+def avoided_lines(plan: PruningPlan) -> Iterator[str]:
+    """Yield a line for each reason why layers stay that the scores would rather have removed."""
+    by_reason: dict[str, list[str]] = {}
+    for layers, reason in plan.avoided:
+        by_reason.setdefault(reason, []).append("+".join(map(str, layers)))
+    for reason, sets in by_reason.items():
+        shown = ", ".join(sets[:_MAX_SHOWN]) + (f" and {len(sets) - _MAX_SHOWN} others" if sets[_MAX_SHOWN:] else "")
+        yield f"layers {shown} would be chosen by {plan.metric}, but can't be removed: {reason}"
+
+
+def _first_removed(scores: LayerScores, config: LayerPruningConfig, count: int, removable: Removable) -> PruningPlan:
+    """Return the plan that a greedy order begins with, without the layers that can't go with those before them."""
     drop_layers = tuple(sorted(scores.removal_order[:count]))
     if len(drop_layers) < count:
         raise ConfigError(
@@ -132,10 +165,27 @@ def _first_removed(scores: LayerScores, config: LayerPruningConfig, count: int) 
             "protect_last, or score again with more num_layers"
         )
     _validate_chosen(scores, config, drop_layers)
+    reason = removable.reason_against(drop_layers)
+    if reason is not None:
+        return _without_what_stays(scores, drop_layers, reason, removable)
     cost = scores.removal_costs[count - 1] if scores.removal_costs else None
     if cost is not None:
         _require_finite(scores, f"layers {', '.join(map(str, drop_layers))}", cost)
     return PruningPlan(drop_layers, scores.num_layers, scores.metric, cost)
+
+
+def _without_what_stays(scores: LayerScores, wanted: tuple[int, ...], reason: str, removable: Removable) -> PruningPlan:
+    """Return the plan of the first layers of a greedy order that can go together; what they cost was not measured."""
+    chosen: list[int] = []
+    for layer in scores.removal_order:
+        if len(chosen) < len(wanted) and removable.reason_against([*chosen, layer]) is None:
+            chosen.append(layer)
+    if len(chosen) < len(wanted):
+        raise CheckpointError(
+            f"metric {scores.metric} chose layers {', '.join(map(str, wanted))}, and no other layers in its order can "
+            f"go in their place: {reason}"
+        )
+    return PruningPlan(tuple(sorted(chosen)), scores.num_layers, scores.metric, None, ((wanted, reason),))
 
 
 def _validate_chosen(scores: LayerScores, config: LayerPruningConfig, drop_layers: tuple[int, ...]) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,15 +31,21 @@ from axolotl_sdft.pruning.cut import (
     read_cut,
     write_cut,
 )
-from axolotl_sdft.pruning.plan import PruningPlan, given_plan, num_dropped, plan_pruning, validate_pruning
-from axolotl_sdft.pruning.score import Batch, LayerScores, metric_needs_text
+from axolotl_sdft.pruning.plan import (
+    PruningPlan,
+    avoided_lines,
+    given_plan,
+    num_dropped,
+    plan_pruning,
+    validate_pruning,
+)
+from axolotl_sdft.pruning.removable import Removable, cheapest_set, find_removable
+from axolotl_sdft.pruning.score import Batch, LayerScores, metric_needs_block, metric_needs_text
 from axolotl_sdft.pruning.score_cache import ScoreCache
 from axolotl_sdft.pruning.scoring import measured_scores, scoring_identity
 from axolotl_sdft.pruning.seed import slug
 
 LOG = logging.getLogger(__name__)
-
-_MAX_TRIALS = 4
 
 
 @dataclass(frozen=True)
@@ -100,8 +106,7 @@ class PruningTask:
             SdftError: The seed can't be cut, or the settings can't work.
         """
         self._trial_cut()
-        scores = self.scores()
-        return given_plan(self.config, self._num_layers) if scores is None else plan_pruning(scores, self.config)
+        return self._planned(self.scores())
 
     def scores(self) -> LayerScores | None:
         """Return what removing layers costs: kept from before, else measured now. None with ``drop_layers``.
@@ -144,29 +149,48 @@ class PruningTask:
         return num_dropped(self.config, self._num_layers)
 
     def _trial_cut(self) -> Cut:
-        """Return a cut of as many layers; it finds now, without a model, what would stop the real one after scoring.
+        """Return a cut of as many layers; it finds now, without a model, what would stop the real one after scoring."""
+        return read_cut(self.seed_dir, self._trial_layers())
 
-        A block that can't go alone does not mean that none can, so a few are tried.
-        """
-        faults = []
-        for block in self._trial_blocks():
-            try:
-                return read_cut(self.seed_dir, block)
-            except CheckpointError as err:
-                faults.append(err)
-        raise faults[0]
-
-    def _trial_blocks(self) -> Iterator[Sequence[int]]:
-        """Yield the layers named, or blocks that may go: from the deepest without the last layer upwards."""
+    def _trial_layers(self) -> Sequence[int]:
+        """Return the layers named, or some that may go: the deepest block without the last layer if possible."""
         if self.config.drop_layers is not None:
-            yield self.config.drop_layers
-            return
+            return self.config.drop_layers
         metric_needs_text(self.config.metric)  # refuses a name that is not registered
-        count = self._num_dropped
-        deepest = self._num_layers - self.config.protect_last - count
-        before = range(max(self.config.protect_first, deepest - _MAX_TRIALS), deepest)
-        for start in (*reversed(before), deepest)[:_MAX_TRIALS]:
-            yield range(start, start + count)
+        last = self._num_layers - 1
+        free = sorted(self._removable.free_blocks, key=lambda block: (last not in block, block))
+        if free:
+            return free[-1]
+        if metric_needs_block(self.config.metric):
+            reason = next(filter(None, self._removable.blocks.values()))
+            raise CheckpointError(
+                f"layer_pruning.metric is {self.config.metric}, which removes neighbouring layers, but no "
+                f"{self._num_dropped} neighbours of those that may go can be removed: {reason}; lower num_layers or "
+                "choose metric block_influence, which takes single layers"
+            )
+        depths = {layer: float(-layer) for block in self._removable.blocks for layer in block}
+        return cheapest_set(depths, self._num_dropped, self._removable)[0]
+
+    @cached_property
+    def _removable(self) -> Removable:
+        """Which layers may go, found from the seed's ``config.json``."""
+        allowed = range(self.config.protect_first, self._num_layers - self.config.protect_last)
+        return find_removable(self._seed_config, self._num_dropped, allowed, self._fault_of)
+
+    def _fault_of(self, drop_layers: Sequence[int]) -> str | None:
+        try:
+            self._verify(read_cut(self.seed_dir, drop_layers))
+        except CheckpointError as err:
+            return str(err)
+        return None
+
+    def _planned(self, scores: LayerScores | None) -> PruningPlan:
+        if scores is None:
+            return given_plan(self.config, self._num_layers)
+        plan = plan_pruning(scores, self.config, self._removable)
+        for line in avoided_lines(plan):
+            LOG.warning("%s", line)
+        return plan
 
     @cached_property
     def _scoring(self) -> dict[str, Any]:
@@ -205,7 +229,7 @@ class PruningTask:
 
     def _make(self) -> None:
         scores = self.scores()
-        plan = given_plan(self.config, self._num_layers) if scores is None else plan_pruning(scores, self.config)
+        plan = self._planned(scores)
         cut = read_cut(self.seed_dir, plan.drop_layers)
         self._verify(cut)
         cut = dataclasses.replace(cut, config=cut.config | {PRUNED_KEY: fingerprint(self._settings)})
@@ -240,12 +264,15 @@ class PruningTask:
         if self.is_done:
             return LayerScores.from_json(read_json(self.output_dir / PROVENANCE_FOLDER / SCORES_FILE))
         self._verify(self._trial_cut())
+        for line in self._removable.fixed_lines():
+            LOG.warning("%s", line)
         return measured_scores(
             self.seed_dir,
             self.config,
             self.load_batches,
             self._num_dropped,
             trust_remote_code=self.trust_remote_code,
+            may_go=lambda layers: self._removable.reason_in_config(layers) is None,
             known=known,
         )
 

@@ -1,10 +1,11 @@
 """The pruning plan as lines of text of at most 100 columns, from which a person can choose how many layers go."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.pruning.alternatives import best_plans, cost_text, is_measured, ranked_blocks
-from axolotl_sdft.pruning.plan import PruningPlan
+from axolotl_sdft.pruning.plan import PruningPlan, avoided_lines
 from axolotl_sdft.pruning.savings import Footprint, Savings
 from axolotl_sdft.pruning.score import LayerScores
 
@@ -33,6 +34,8 @@ def report_lines(
         yield f"{plan.metric}: {cost_text(plan.cost)}, over {scores.num_tokens:,} tokens (lower: less is lost)"
     elif scores is not None:
         yield f"chosen by {plan.metric}, which measures nothing"
+    for line in avoided_lines(plan):
+        yield from textwrap.wrap(line, _WIDTH, subsequent_indent="  ")
     yield ""
     yield from savings_lines(savings)
     if scores is not None and is_measured(scores):

@@ -56,6 +56,10 @@ class LayerScores:
         return cls(**data | lists | {"block_costs": tuple(tuple(row) for row in data["block_costs"])})
 
 
+def _any_layers(_layers: Sequence[int]) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class ScoringOptions:
     """What a metric is told besides the model and the text."""
@@ -75,23 +79,29 @@ class ScoringOptions:
     known: LayerScores | None = None
     """What a greedy metric gave before with the same settings and fewer layers; it may go on from there."""
 
+    may_go: Callable[[Sequence[int]], bool] = _any_layers
+    """Whether these layers can be removed together. Only greedy metrics need to know."""
+
 
 LayerMetric: TypeAlias = Callable[["PreTrainedModel", Sequence[Batch], ScoringOptions], LayerScores]
 """Measures the layers of a model on calibration batches."""
 
 
-def metric_traits(*, needs_text: bool = True, is_greedy: bool = False) -> Callable[[LayerMetric], LayerMetric]:
-    """Mark a metric that is no plain measurement, as a decorator.
+def metric_traits(
+    *, needs_text: bool = True, is_greedy: bool = False, needs_block: bool = False
+) -> Callable[[LayerMetric], LayerMetric]:
+    """Mark a metric that is not a plain measurement, as a decorator.
 
     Args:
         needs_text: False: the metric looks at the model's structure alone. It gets no batches, and a model on the meta
             device, whose weights are never loaded.
         is_greedy: True: the metric gives a ``removal_order``, made for ``num_layers``, ``protect_first`` and
             ``protect_last``.
+        needs_block: True: the scores are always ``contiguous``, which is good to know when no block can go.
     """
 
     def mark(metric: LayerMetric) -> LayerMetric:
-        vars(metric).update(needs_text=needs_text, is_greedy=is_greedy)
+        vars(metric).update(needs_text=needs_text, is_greedy=is_greedy, needs_block=needs_block)
         return metric
 
     return mark
@@ -115,6 +125,15 @@ def metric_is_greedy(name: str) -> bool:
     return bool(getattr(registry().resolve(METRICS, name, _METRIC_KEY), "is_greedy", False))
 
 
+def metric_needs_block(name: str) -> bool:
+    """Return whether a registered metric says that it always chooses a block of neighbouring layers.
+
+    Raises:
+        UnknownNameError: No plugin registers the metric.
+    """
+    return bool(getattr(registry().resolve(METRICS, name, _METRIC_KEY), "needs_block", False))
+
+
 def score_layers(
     model: "PreTrainedModel",
     batches: Sequence[Batch],
@@ -124,6 +143,7 @@ def score_layers(
     num_layers: int | None = None,
     protect_first: int = 0,
     protect_last: int = 0,
+    may_go: Callable[[Sequence[int]], bool] = _any_layers,
     known: LayerScores | None = None,
 ) -> LayerScores:
     """Return what removing layers costs by a registered metric.
@@ -138,6 +158,7 @@ def score_layers(
         num_layers: How many layers are to go; greedy metrics such as ``perplexity`` need it.
         protect_first: How many of the first layers a greedy metric leaves alone.
         protect_last: How many of the last layers a greedy metric leaves alone.
+        may_go: Whether layers can be removed together; greedy metrics choose others where they can't.
         known: Scores of a greedy metric with the same settings and fewer layers, to go on from.
 
     Raises:
@@ -152,7 +173,8 @@ def score_layers(
         >>> scores.block_costs[3][5]  # of removing layers 3 and 4
     """
     measure = registry().resolve(METRICS, metric, _METRIC_KEY)
-    scores = measure(model, batches, ScoringOptions(token_average, num_layers, protect_first, protect_last, known))
+    options = ScoringOptions(token_average, num_layers, protect_first, protect_last, known, may_go)
+    scores = measure(model, batches, options)
     if not isinstance(scores, LayerScores):
         raise PluginError(f"metric {metric!r} returned a {type(scores).__name__}; it must return LayerScores")
     if scores.removal_order and not metric_is_greedy(metric):

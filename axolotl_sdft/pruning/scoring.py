@@ -15,17 +15,20 @@ from axolotl_sdft.pruning.loading import (
 )
 from axolotl_sdft.pruning.score import Batch, LayerScores, metric_is_greedy, metric_needs_text, score_layers
 
+_FORMAT = 2
+"""Counts up when the same settings give other scores, or a setting that is left out as its default means another."""
+
 
 def scoring_identity(seed_fingerprint: str, config: LayerPruningConfig, calibration_fingerprint: str) -> dict[str, Any]:
     """Return all that shapes the scores. The number of layers does not: a greedy order serves for fewer, too."""
-    identity: dict[str, Any] = {"seed": seed_fingerprint, "metric": config.metric}
+    identity: dict[str, Any] = {"format": _FORMAT, "seed": seed_fingerprint, "metric": config.metric}
     if metric_is_greedy(config.metric):
         identity |= {"protect_first": config.protect_first, "protect_last": config.protect_last}
     if not metric_needs_text(config.metric):
         return identity
     return identity | {
         "token_average": config.token_average,
-        "calibration": config.calibration.model_dump(mode="json", exclude={"batch_size"}),
+        "calibration": config.calibration.model_dump(mode="json", exclude={"batch_size"}, exclude_defaults=True),
         "calibration_text": calibration_fingerprint,
         "dtype": config.dtype,
         "load_in_4bit": config.load_in_4bit,
@@ -39,6 +42,7 @@ def measured_scores(
     num_layers: int,
     *,
     trust_remote_code: bool = False,
+    may_go: Callable[[Sequence[int]], bool],
     known: LayerScores | None = None,
 ) -> LayerScores:
     """Load the seed model, score its layers, and free it. The text is read first: its faults cost no model.
@@ -49,6 +53,7 @@ def measured_scores(
         load_batches: Gives the calibration text; not called for a metric that reads none.
         num_layers: How many layers are to go.
         trust_remote_code: Run code that comes with the seed model.
+        may_go: Whether layers can be removed together, which greedy metrics need to know.
         known: Scores of a greedy metric for fewer layers.
 
     Raises:
@@ -65,7 +70,14 @@ def measured_scores(
             model = load_structure(seed_dir, trust_remote_code)
         protected = {"protect_first": config.protect_first, "protect_last": config.protect_last}
         scores = score_layers(
-            model, batches, config.metric, config.token_average, num_layers=num_layers, **protected, known=known
+            model,
+            batches,
+            config.metric,
+            config.token_average,
+            num_layers=num_layers,
+            **protected,
+            may_go=may_go,
+            known=known,
         )
     del model
     free_memory()

@@ -40,6 +40,34 @@ def hub_cache(tmp_path, monkeypatch):
     return snapshot_dir
 
 
+@pytest.mark.parametrize("name", ["LICENSE", "vocab.txt", "config.json", "additional_chat_templates/tools.jinja"])
+def test_a_symlink_out_of_the_folder_stops_the_cut_before_anything_is_written(name, tmp_path):
+    seed = save_tiny_model(tmp_path / "seed")
+    (tmp_path / "secret").write_text("a key")
+    (seed / name).unlink(missing_ok=True)
+    (seed / name).parent.mkdir(exist_ok=True)
+    (seed / name).symlink_to("../secret" if "/" not in name else "../../secret")
+    with pytest.raises(CheckpointError, match=r"is a symlink to .*secret, outside the model's folder"):
+        cut_layers(seed, (1,), tmp_path / "pruned")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret", "seed"]
+
+
+def test_a_link_to_another_file_of_the_folder_is_copied_as_a_file(tmp_path):
+    seed = save_tiny_model(tmp_path / "seed")
+    (seed / "vocab.txt").write_text("words")
+    (seed / "words.txt").symlink_to("vocab.txt")
+    pruned = cut_layers(seed, (1,), tmp_path / "pruned")
+    assert (pruned / "words.txt").read_text() == "words"
+    assert not (pruned / "words.txt").is_symlink()
+
+
+def test_a_config_that_is_nested_too_deeply_is_refused_in_one_line(tmp_path):
+    seed = save_tiny_model(tmp_path / "seed")
+    (seed / "config.json").write_text('{"a": ' * 100_000)
+    with pytest.raises(CheckpointError, match=r"config\.json can't be read: its JSON is nested too deeply"):
+        cut_layers(seed, (1,), tmp_path / "pruned")
+
+
 def test_a_hub_id_is_cut_from_the_cache_and_named_in_the_provenance(hub_cache, tmp_path):
     pruned = cut_layers("org/seed", (1, 4), tmp_path / "pruned")
     provenance = read_json(pruned / PROVENANCE_FILE)

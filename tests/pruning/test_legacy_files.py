@@ -124,7 +124,7 @@ def test_a_pickled_shard_that_is_missing_is_named(own_checkpoint, tmp_path):
 def test_a_broken_index_of_pickled_files_is_refused(own_checkpoint, tmp_path, text):
     (own_checkpoint / "model.safetensors").unlink()
     (own_checkpoint / "pytorch_model.bin.index.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"bin\.index\.json is no index of weight files: \w+"):
+    with pytest.raises(CheckpointError, match=r"bin\.index\.json (is not an index of weight files|can't be read): \w+"):
         cut_layers(own_checkpoint, (1,), tmp_path / "pruned")
 
 

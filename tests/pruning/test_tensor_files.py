@@ -183,12 +183,49 @@ def test_a_truncated_file_is_refused(sharded, num_bytes, message):
         b"[1, 2]",
         b'{"a": {"dtype": "F32"}}',
         b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 0.5]}}',
+        b'{"a": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 0]}}',
+        b'{"a": {"dtype": 32, "shape": [0], "data_offsets": [0, 0]}}',
+        b'{"__metadata__": [1]}',
+        b'{"a": ' + b"[" * 200_000,
     ],
 )
 def test_a_file_that_is_no_safetensors_file_is_refused(tmp_path, header):
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is no safetensors file: \w+"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a safetensors file: \w+"):
         read_checkpoint(tmp_path)
+
+
+def test_a_header_longer_than_safetensors_allows_is_refused_unread(tmp_path):
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", 100_000_001))
+        file.truncate(200_000_000)  # of nothing on most disks
+    with pytest.raises(CheckpointError, match="the header has 100,000,001 bytes, more than 100,000,000"):
+        read_checkpoint(tmp_path)
+
+
+def test_data_beyond_the_end_of_the_file_is_refused(tmp_path):
+    header = b'{"a": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9000000000000000000000]}}'
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(CheckpointError, match=r"is truncated: it has 89 bytes of 90{19}89"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../1.safetensors", "/etc/passwd", "inner/../../1.safetensors"])
+def test_an_index_that_names_a_file_outside_the_folder_is_refused(sharded, name):
+    write_index(sharded, {"a": name})
+    with pytest.raises(CheckpointError, match="weight_map names a file outside"):
+        read_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("name", ["1.safetensors", "model.safetensors"])
+def test_weights_that_are_a_symlink_out_of_the_folder_are_refused(sharded, tmp_path_factory, name):
+    outside = tmp_path_factory.mktemp("outside") / "weights"
+    (sharded / "1.safetensors").rename(outside)
+    (sharded / name).symlink_to(outside)
+    with pytest.raises(CheckpointError, match=r"is a symlink to .*, outside the model's folder, and is not followed"):
+        read_checkpoint(sharded)
 
 
 def test_a_shard_that_is_missing_is_named(sharded):
@@ -206,7 +243,7 @@ def test_a_tensor_that_its_shard_lacks_is_named(sharded):
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
 def test_a_broken_index_is_refused(tmp_path, text):
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"index\.json is no safetensors index: \w+"):
+    with pytest.raises(CheckpointError, match=r"index\.json (is not an index of weight files|can't be read): \w+"):
         read_checkpoint(tmp_path)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.artifacts import read_json, write_json
+from axolotl_sdft.core.model_folder import own_path
 from axolotl_sdft.errors import CheckpointError, ConfigError
 from axolotl_sdft.recovery.merging.slerp import Blend, Overlap, linear_factors
 from axolotl_sdft.recovery.merging.vocabularies import has_tokenizer
@@ -201,7 +202,7 @@ def _load(folder: Path) -> "dict[str, Tensor]":
     from safetensors.torch import load_file
 
     try:
-        return load_file(folder / ADAPTER_WEIGHTS)
+        return load_file(own_path(folder, ADAPTER_WEIGHTS))
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} has no {ADAPTER_WEIGHTS}; load the adapter with peft and save it again with save_pretrained"
