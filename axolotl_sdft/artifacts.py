@@ -11,15 +11,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.errors import ArtifactError
+from axolotl_sdft.errors import ArtifactError, ConfigError, first_line
 
 DEFAULT_ROOT = "sdft_prepared"
 _UNFINISHED = ".unfinished"
 
 
 def fingerprint(value: Any) -> str:
-    """Return 12 hex digits that change when anything in a JSON-like value does."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    """Return 12 hex digits that change when anything in a JSON-like value does.
+
+    Raises:
+        ConfigError: The value holds something else than texts, numbers, lists and mappings, such as a date.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    except (TypeError, ValueError) as err:  # its text might hold an address, which changes with each run
+        raise ConfigError(
+            f"a setting holds something else than texts, numbers, lists and mappings: {first_line(err)}. In YAML, put "
+            "a date or another such value in quotes"
+        ) from err
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

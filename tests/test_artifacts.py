@@ -1,3 +1,4 @@
+import datetime
 import errno
 import json
 import os
@@ -23,7 +24,7 @@ from axolotl_sdft.artifacts import (
     read_json,
     write_json,
 )
-from axolotl_sdft.errors import ArtifactError
+from axolotl_sdft.errors import ArtifactError, ConfigError
 
 REPO_ROOT = Path(__file__).parent.parent
 MIB = 2**20
@@ -53,6 +54,12 @@ def test_fingerprints_are_equal_when_and_only_when_the_json_is(left, right):
 def test_a_fingerprint_is_twelve_hex_digits_and_never_changes_between_runs():
     # The first 12 digits of sha256 of the text {"a":[1,null]}
     assert fingerprint({"a": [1, None]}) == "a290b55a84a4"
+
+
+@pytest.mark.parametrize("value", [datetime.date(2026, 1, 2), {1: 2, "a": 3}, [{"a", "b"}], Path("here")])
+def test_what_json_can_not_hold_is_refused_instead_of_taken_by_its_address(value):
+    with pytest.raises(ConfigError, match=r"something else than texts, numbers, lists and mappings: .* in quotes"):
+        fingerprint({"settings": value})
 
 
 # Folders written whole or not at all

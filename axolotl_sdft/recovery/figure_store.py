@@ -11,8 +11,8 @@ from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.recovery.loading import weights_dir
 from axolotl_sdft.recovery.models import ReportedModel
 
-_FORMAT = 1
-"""Counts up when a measure changes what it measures, so that older values are not found again."""
+_FORMAT = 2
+"""Counts up when a measure changes what it measures, or a default that is left out of what shaped it means another."""
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,9 @@ class Measuring:
                 self._load(model)[0], self._tokenizer, targets, config, self._resampler, self._task.template_arguments
             )[1]
 
-        shaped_by = config.model_dump(mode="json") | {"rows": fingerprint([asdict(target) for target in targets])}
+        shaped_by = config.model_dump(mode="json", exclude_defaults=True) | {
+            "rows": fingerprint([asdict(target) for target in targets])
+        }
         shaped_by |= {"template_arguments": dict(self._task.template_arguments)}
         return self._value(model, "exact_match", shaped_by, make) or []
 
@@ -203,7 +205,8 @@ class Measuring:
 
             return asdict(measure_drafting(self._load(seed), self._load(model), encoded, config))
 
-        shaped_by = config.model_dump() | {"prompts": fingerprint(encoded), "device": self.device}
+        settings = config.model_dump(mode="json", exclude_defaults=True)
+        shaped_by = settings | {"prompts": fingerprint(encoded), "device": self.device}
         found = self._value(model, "drafting", shaped_by, make)
         return None if found is None else DraftFigures(**found)
 
@@ -220,7 +223,8 @@ class Measuring:
                 scored = task_scores(model, alone, self._config.dtype, self._resampler, trust_remote_code=trusts)
                 return list(scored[name][1])
 
-            found = self._value(model, f"task_{slug(task.task)}", alone.model_dump(mode="json"), make)
+            settings = alone.model_dump(mode="json", exclude_defaults=True)
+            found = self._value(model, f"task_{slug(task.task)}", settings, make)
             if found is not None:
                 scores[task.task] = found
         return scores
@@ -231,7 +235,8 @@ class Measuring:
         if not config.rounds:
             return {}
         together = {model.name: self.fingerprints[model.name] for model in models}
-        shaped_by = config.model_dump() | {"models": together, "dtype": self._config.dtype, "device": self.device}
+        settings = config.model_dump(mode="json", exclude_defaults=True)
+        shaped_by = settings | {"models": together, "dtype": self._config.dtype, "device": self.device}
         found = self._store.find("speed", shaped_by)
         if found is None:
             failures: list[str] = []
