@@ -91,7 +91,10 @@ def prune_base_model(cfg: Any, config: LayerPruningConfig) -> None:
     check_layer_numbers(cfg, config, task.seed_dir)
     if not task.is_done:
         compat.validate_early(cfg)
-    _swap_base_model(cfg, task.run())
+    pruned_dir = task.run()
+    provenance = read_json(pruned_dir / PROVENANCE_FILE)
+    translate_layer_numbers(cfg, provenance["drop_layers"], provenance["num_layers_before"])
+    _swap_base_model(cfg, pruned_dir)
 
 
 def take_pruned_base(cfg: Any, config: LayerPruningConfig | None, command: str) -> None:
@@ -124,8 +127,6 @@ def _say_pruned_already(cfg: Any) -> None:
 
 
 def _swap_base_model(cfg: Any, pruned_dir: Path) -> None:
-    provenance = read_json(pruned_dir / PROVENANCE_FILE)
-    translate_layer_numbers(cfg, provenance["drop_layers"], provenance["num_layers_before"])
     seed = cfg.base_model
     for key in _CONFIG_KEYS_OF_BASE_MODEL:
         if cfg.get(key) == seed:

@@ -47,6 +47,10 @@ from axolotl_sdft.pruning.seed import slug
 
 LOG = logging.getLogger(__name__)
 
+_MAX_TRIALS = 4
+_FORMAT = 2
+"""Counts up when the same settings give another checkpoint, or a default that is left out of them means another."""
+
 
 @dataclass(frozen=True)
 class PruningTask:
@@ -149,18 +153,27 @@ class PruningTask:
         return num_dropped(self.config, self._num_layers)
 
     def _trial_cut(self) -> Cut:
-        """Return a cut of as many layers; it finds now, without a model, what would stop the real one after scoring."""
-        return read_cut(self.seed_dir, self._trial_layers())
+        """Return a cut of as many layers; it finds now, without a model, what would stop the real one after scoring.
 
-    def _trial_layers(self) -> Sequence[int]:
-        """Return the layers named, or some that may go: the deepest block without the last layer if possible."""
+        A block that can't go alone does not mean that none can, so a few are tried.
+        """
+        faults = []
+        for layers in self._trial_sets():
+            try:
+                return read_cut(self.seed_dir, layers)
+            except CheckpointError as err:
+                faults.append(err)
+        raise faults[0]
+
+    def _trial_sets(self) -> Sequence[Sequence[int]]:
+        """Return the layers named, or sets that may go: the deepest blocks without the last layer if possible."""
         if self.config.drop_layers is not None:
-            return self.config.drop_layers
+            return [self.config.drop_layers]
         metric_needs_text(self.config.metric)  # refuses a name that is not registered
         last = self._num_layers - 1
-        free = sorted(self._removable.free_blocks, key=lambda block: (last not in block, block))
+        free = sorted(self._removable.free_blocks, key=lambda block: (last in block, -block[0]))
         if free:
-            return free[-1]
+            return free[:_MAX_TRIALS]
         if metric_needs_block(self.config.metric):
             reason = next(filter(None, self._removable.blocks.values()))
             raise CheckpointError(
@@ -169,7 +182,7 @@ class PruningTask:
                 "choose metric block_influence, which takes single layers"
             )
         depths = {layer: float(-layer) for block in self._removable.blocks for layer in block}
-        return cheapest_set(depths, self._num_dropped, self._removable)[0]
+        return [cheapest_set(depths, self._num_dropped, self._removable)[0]]
 
     @cached_property
     def _removable(self) -> Removable:
@@ -209,6 +222,7 @@ class PruningTask:
         """All that shapes the result."""
         is_scored = self.config.drop_layers is None
         return {
+            "format": _FORMAT,
             "seed": self._seed_fingerprint,
             "settings": self._settings,
             "calibration_text": self.calibration_fingerprint if is_scored else None,
@@ -231,7 +245,8 @@ class PruningTask:
         scores = self.scores()
         plan = self._planned(scores)
         cut = read_cut(self.seed_dir, plan.drop_layers)
-        self._verify(cut)
+        if scores is None:  # else planning has verified it
+            self._verify(cut)
         cut = dataclasses.replace(cut, config=cut.config | {PRUNED_KEY: fingerprint(self._settings)})
         check_room(cut, self.output_dir)
         with atomic_folder(self.output_dir) as folder:
@@ -284,13 +299,13 @@ class PruningTask:
         verify_cut(self._seed_config, cut.config, kept)
 
 
-def shaping_settings(config: LayerPruningConfig) -> dict[str, Any]:
-    """Return the settings that shape the pruned checkpoint."""
+def shaping_settings(config: LayerPruningConfig, *, with_defaults: bool = False) -> dict[str, Any]:
+    """Return the settings that shape the pruned checkpoint, without defaults, so that a new setting changes nothing."""
     if config.drop_layers is not None:
         return {"drop_layers": sorted(config.drop_layers), "max_shard_size": config.max_shard_size}
     unrelated: dict[str, Any] = dict.fromkeys(("drop_layers", "output_dir", "device_map"), True)
     unrelated["calibration"] = {"batch_size"}
-    return config.model_dump(mode="json", exclude=unrelated)
+    return config.model_dump(mode="json", exclude=unrelated, exclude_defaults=not with_defaults)
 
 
 def _reason(plan: PruningPlan) -> str:

@@ -20,7 +20,7 @@ from axolotl_sdft.pruning.cut import PROVENANCE_FILE, PRUNED_KEY
 
 RECORD_FILE = "sdft_trained_on.json"
 _ADAPTER_FILE = "adapter_config.json"
-_IDENTITY_KEYS = ("seed", "settings", "calibration_text", "drop_layers")
+_IDENTITY_KEYS = ("format", "seed", "settings", "calibration_text", "drop_layers")
 _KEPT_KEYS = (*_IDENTITY_KEYS, "seed_model", "num_layers_before", "num_layers_after")
 _PRUNED_NAME = re.compile(r".*-drop\d+-[0-9a-f]{12}")
 _MAX_ANCESTORS = 6

@@ -249,16 +249,32 @@ def test_a_cut_that_would_give_another_model_is_refused_before_scoring_and_befor
 
     def verify_cut(seed_config, pruned_config, kept):
         checked.append((seed_config["num_hidden_layers"], pruned_config["num_hidden_layers"], tuple(kept)))
-        if len(checked) == 2:
+        if len(checked) >= 2:
             raise CheckpointError("layer 3 differs")
 
     monkeypatch.setattr("axolotl_sdft.pruning.verify.verify_cut", verify_cut)
     pruning = task(checkpoint(), tmp_path, {"num_layers": 2})
-    with pytest.raises(CheckpointError, match="layer 3 differs"):
+    with pytest.raises(CheckpointError, match="no block of layers that may go can be removed: layer 3 differs"):
         pruning.run()
-    dropped = pruning.plan().drop_layers
-    assert checked == [(6, 4, (0, 1, 2, 5)), (6, 4, tuple(layer for layer in range(6) if layer not in dropped))]
+    tried = [(6, 4, tuple(layer for layer in range(6) if layer not in (start, start + 1))) for start in range(5)]
+    assert checked[0] == (6, 4, (0, 1, 2, 5))  # before scoring
+    assert sorted(checked[1:]) == sorted(tried)  # before writing, each block in the order of its cost
     assert not pruning.output_dir.exists()
+
+
+def test_a_cut_that_would_give_another_model_gives_way_to_the_next_best(checkpoint, tmp_path, monkeypatch, caplog):
+    wanted = task(checkpoint(), tmp_path / "first", {"num_layers": 2}).plan().drop_layers
+
+    def verify_cut(_seed_config, _pruned_config, kept):
+        if not set(kept) & set(wanted) and set(range(6)) - set(kept) == set(wanted):
+            raise CheckpointError("they differ")
+
+    monkeypatch.setattr("axolotl_sdft.pruning.verify.verify_cut", verify_cut)
+    monkeypatch.setattr(prune.PruningTask, "_trial_sets", lambda _self: [(0, 1)])
+    chosen = task(checkpoint(), tmp_path / "second", {"num_layers": 2}).plan().drop_layers
+    assert chosen != wanted
+    shown = "+".join(map(str, wanted))
+    assert f"layers {shown} would be chosen by angular_distance, but can't be removed: they differ" in caplog.messages
 
 
 def test_a_failure_while_writing_leaves_nothing_behind(checkpoint, tmp_path, monkeypatch):
