@@ -305,7 +305,9 @@ def shaping_settings(config: LayerPruningConfig, *, with_defaults: bool = False)
         return {"drop_layers": sorted(config.drop_layers), "max_shard_size": config.max_shard_size}
     unrelated: dict[str, Any] = dict.fromkeys(("drop_layers", "output_dir", "device_map"), True)
     unrelated["calibration"] = {"batch_size"}
-    return config.model_dump(mode="json", exclude=unrelated, exclude_defaults=not with_defaults)
+    settings = config.model_dump(mode="json", exclude=unrelated, exclude_defaults=not with_defaults)
+    # A calibration block that differs from the default in its batch size alone is empty by now.
+    return {key: value for key, value in settings.items() if value != {}}
 
 
 def _reason(plan: PruningPlan) -> str:

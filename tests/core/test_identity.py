@@ -101,7 +101,13 @@ def test_a_file_that_shapes_what_the_model_says_counts(model, name):
     [
         *("README.md", "LICENSE", "LICENSE.txt", "NOTICE", "report.html", "layer_pruning.json", "optimizer.pt"),
         *("trainer_state.json", "training_args.bin", "scheduler.pt", "rng_state_0.pth", ".model.lock", "debug.log"),
-        *("sdft_merge.json", "dynsdpb_memory_1.pt", "checkpoint-5/model.safetensors", "runs/events.out.tfevents.1"),
+        *(
+            "sdft_merge.json",
+            "sdft_trained_on.json",
+            "dynsdpb_memory_1.pt",
+            "checkpoint-5/model.safetensors",
+            "runs/events.out.tfevents.1",
+        ),
         *("tokenizer/notes.json", "curve.png", "tf_model.h5", "pytorch_model.bin"),
     ],
 )
