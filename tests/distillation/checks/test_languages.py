@@ -105,7 +105,7 @@ def test_an_answer_in_the_words_of_the_original_has_its_language(text: str):
         "Lo siento mucho, no puedo responder a eso.",
         "Mi spiace, non sono in grado di fornire ricette.",
         "Desculpe, não posso fornecer receitas.",
-        "抱歉，我不能提供这样的信息。",
+        "抱歉，我不能提供这样的信息。",  # noqa: RUF001
         "恐れ入りますが、そのご質問には回答できません。",
         "Простите, я не могу дать такой совет.",
         "죄송합니다. 그 질문에는 답변할 수 없습니다.",
