@@ -36,6 +36,58 @@ def test_a_list_a_table_or_code_is_no_repetition(text: str):
     assert repetition(written(text), asked()) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Tea.\n" + "~~~\n" * 70,
+        "Tea " + "-" * 250,
+        "Tea " + "* " * 150,
+        "Tea" + "." * 300,
+        "Tea!" + "\N{HOT BEVERAGE}" * 40,
+        "Tea!" + " \U0001f375 \U0001f36a" * 30,
+        "Tea." + "\n \n" * 60 + "End",
+        "Tea" + " " * 900 + "End",
+        " ".join(f"#cup{number}" for number in range(80)),
+        " ".join(f"#{word}" for word in ("tea", "mate", "milk", "cake") * 20),
+        "Cups: " + ", ".join(str(number) for number in range(1, 200)),
+        "\u0e0a\u0e32" + "\u0e23\u0e49\u0e2d\u0e19" * 30,
+        "\u8336" + "\u5f88\u70ed" * 40,
+        "\u304a\u8336\u306f\u71b1\u3044\u3002" * 12,
+        "Te" + "a" * 200,
+        "Mm" + "mjam" * 50,
+        "So it is " + "very " * 50 + "hot. The end.",
+    ],
+)
+def test_circles_of_marks_characters_and_numbers_are_repetition(text: str):
+    assert repetition(written(text), asked()) is not None
+
+
+CHORUS = "Pour the tea and pass the cup,\nDrink it while the sun comes up.\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"The kettle sings at dawn.\n{CHORUS}The spoon lies on the tray.\n{CHORUS}The leaves are green.\n{CHORUS}",
+        "Cups\n- size (in millilitres)\n- colour\nPots\n- size (in millilitres)\n- lid\nTins\n- size (in millilitres)\n"
+        "- label\nJars\n- size (in millilitres)\n- age",
+        "\n".join(f"| {tea} | hot | yes | no |" for tea in ("Assam", "Oolong", "Sencha", "Matcha", "Ceylon", "Chai")),
+        "\n".join(f'{{"name": "{name}", "type": "string", "required": true}},' for name in "abcdefghijkl"),
+        "\n".join(f"9 x {number} = {9 * number}" for number in range(1, 21)),
+        "Menu\n" + "=" * 80 + "\nTea " + "." * 60 + " 2\nMilk " + "." * 59 + " 1",
+        "```c\n" + "\n".join(f"if (cup == {number}) {{ return {number}; }}" for number in range(30)) + "\n```",
+    ],
+)
+def test_refrains_schemas_tables_and_code_repeat_themselves_rightly(text: str):
+    assert repetition(written(text), asked()) is None
+
+
+def test_an_answer_may_count_where_it_is_asked_to():
+    count = ", ".join(str(number) for number in range(1, 101))
+    assert repetition(written(count), asked("Count from 1 to 100.")) is None
+    assert repetition(written(count), asked()) == "counts on 100 times"
+
+
 def test_a_refrain_passes_where_the_original_has_one():
     song = "Row, row, row your boat gently down the stream.\n" * 4
     assert repetition(written(song), asked()) is not None
