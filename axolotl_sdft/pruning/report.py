@@ -90,6 +90,8 @@ def _alternative_lines(
     """Yield a table of the best choice for each number of layers, the chosen one marked."""
     plans = best_plans(scores, config)
     chosen = len(plan.drop_layers)
+    if plan.avoided:
+        plans[chosen - 1 : chosen] = [plan]  # what the scores alone would choose can't go
     shown = plans[: chosen + _MOST_MORE]
     yield _choice_title(scores) + (f" (1 to {len(shown)} of up to {len(plans)})" if len(shown) < len(plans) else "")
     metric_width = max(len(scores.metric), 9) + 2
@@ -100,7 +102,9 @@ def _alternative_lines(
         share = f"{short_number(left, '')}{100 * left / savings.before.parameters:>7.1f} %"
         yield f"{mark:<2}{count:>3}{cost_text(choice.cost):>{metric_width}}{share:>24}  {_which(choice, plans, scores)}"
     if scores.contiguous and scores.block_costs:
-        yield from _runner_up_lines(scores, config, chosen)
+        yield from _runner_up_lines(plan, scores, config)
+    if plan.avoided:
+        yield "Other numbers of layers are by the scores alone: what can't be removed may be among them"
 
 
 def _choice_title(scores: LayerScores) -> str:
@@ -122,8 +126,10 @@ def _which(choice: PruningPlan, plans: Sequence[PruningPlan], scores: LayerScore
     return ", ".join(str(layer) for layer in choice.drop_layers if layer not in above)
 
 
-def _runner_up_lines(scores: LayerScores, config: LayerPruningConfig, length: int) -> Iterator[str]:
-    others = ranked_blocks(scores, config, length)[1 : 1 + _NUM_RUNNERS_UP]
+def _runner_up_lines(plan: PruningPlan, scores: LayerScores, config: LayerPruningConfig) -> Iterator[str]:
+    length = len(plan.drop_layers)
+    told = {plan.drop_layers, *(layers for layers, _ in plan.avoided)}
+    others = [pair for pair in ranked_blocks(scores, config, length) if tuple(pair[1]) not in told][:_NUM_RUNNERS_UP]
     if others:
         shown = [f"{_span(block)} ({cost_text(cost)})" for cost, block in others]
         yield from _wrapped(f"Next-best blocks of {length}: ", shown)

@@ -1,6 +1,7 @@
 import pytest
 
 from axolotl_sdft import LayerPruningConfig, LayerScores, PruningPlan, plan_pruning
+from axolotl_sdft.pruning.removable import Removable
 from axolotl_sdft.pruning.report import report_lines, savings_lines
 from axolotl_sdft.pruning.savings import Footprint, Savings
 
@@ -49,6 +50,20 @@ The cheapest block of each length
     4     0.8000        600.0 k   60.0 %  0 to 3
 Next-best blocks of 2: 2 to 3 (0.2000), 3 to 4 (0.3000), 0 to 1 (0.5000)"""
     )
+
+
+def test_what_can_not_go_is_told_and_the_choice_is_marked_instead():
+    removable = Removable({}, {}, lambda layers: "layer 1 is needed" if 1 in layers else None)
+    config = LayerPruningConfig(num_layers=2)
+    plan = plan_pruning(BLOCKS, config, removable)
+    printed = list(report_lines("org/seed", plan, BLOCKS, SAVINGS, config))
+    assert "layers, counted from 0: 2, 3" in printed
+    assert "layers 1+2 would be chosen by by_hand, but can't be removed: layer 1 is needed" in printed
+    assert ">   2     0.2000        800.0 k   80.0 %  2 to 3" in printed
+    assert printed[-2:] == [
+        "Next-best blocks of 2: 3 to 4 (0.3000), 0 to 1 (0.5000)",
+        "Other numbers of layers are by the scores alone: what can't be removed may be among them",
+    ]
 
 
 def test_single_layers_are_listed_from_the_cheapest_on():
