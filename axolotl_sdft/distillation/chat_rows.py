@@ -190,7 +190,7 @@ class ChatRows:
         if not self._is_trained(message):
             return self._untrained(message)
         if self._calls(message):
-            return CALLS if message.get(self.tool_calls) else _OLD_KEY
+            return CALLS if made_calls(message.get(self.tool_calls), None) else _OLD_KEY
         if self.leaves_calls and _lower(message.get(self.role)) in _CALLING_ROLES:
             return CALLS_AS_TEXT
         text = text_of(content)
@@ -201,7 +201,8 @@ class ChatRows:
 
     def _is_trained(self, message: Mapping[str, Any]) -> bool:
         says = message.get(self.training) if self.training else None
-        return self._role(message) in self.trained_roles if says is None else bool(says)
+        role = self._role(message)
+        return isinstance(role, str) and role in self.trained_roles if says is None else bool(says)
 
     def _untrained(self, message: Mapping[str, Any]) -> LeftAlone:
         says_so = self.training and message.get(self.training) is not None

@@ -29,11 +29,23 @@ def described_tools(tools: Sequence[Any]) -> str:
 
 
 def made_calls(calls: Any, function_call: Any) -> list[Any]:
-    """Return the calls of a turn: a list, or a single one under the older key; a table may hold empty ones."""
+    """Return the calls of a turn: a list, or a single one under the older key, each also as JSON text.
+
+    A table may hold empty ones, which count for nothing.
+    """
+    calls, function_call = _from_text(calls), _from_text(function_call)
     if calls:
         return list(calls) if isinstance(calls, list) else [calls]
-    is_made = isinstance(function_call, Mapping) and function_call.get("name") is not None
-    return [function_call] if is_made else []
+    is_empty = isinstance(function_call, Mapping) and function_call.get("name") is None
+    return [function_call] if function_call and not is_empty else []
+
+
+def _from_text(value: Any) -> Any:
+    """Return what a text holds as JSON; the text itself where it holds none, and None for a blank one."""
+    try:
+        return (json.loads(value) if value.strip() else None) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def described_calls(calls: Sequence[Any], said: str) -> str:

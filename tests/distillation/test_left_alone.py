@@ -197,6 +197,26 @@ def test_a_call_under_the_old_key_is_shown_like_any_other():
     assert 'Function call: tide({"port": "Brest"})\n\nResult of tide: 12:00' in target.context[-1]["content"]
 
 
+@pytest.mark.parametrize("value", [None, "", " ", "[]", "null", [], {"name": None}])
+def test_empty_calls_are_none(value):
+    for key in ("tool_calls", "function_call"):
+        if not (key == "tool_calls" and isinstance(value, dict)):
+            assert reasons(chat(*ASKED, says("assistant", "At noon.", **{key: value}))) == []
+
+
+def test_calls_as_json_text_are_calls():
+    as_list, as_one = '[{"name": "tide", "arguments": {}}]', '{"name": "tide", "arguments": {}}'
+    assert reasons(chat(*ASKED, says("assistant", "", tool_calls=as_list))) == ["calls a function"]
+    old = says("assistant", "", function_call=as_one)
+    assert reasons(chat(*ASKED, old)) == ["calls a function under the old key function_call"]
+
+
+@pytest.mark.parametrize("role", [None, 7, ["user"], {"a": 1}])
+def test_a_role_that_is_not_text_is_an_unknown_one(role):
+    row = chat(says(role, "Hi"), *TWO_TURNS[:2])
+    assert reasons(row) == [f"role {str(role)!r} before it"]
+
+
 # What the user is told
 
 
