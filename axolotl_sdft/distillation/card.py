@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from axolotl_sdft.distillation.texts import one_line
+
 CARD_FILE = "README.md"
 
 _SHAPING = ("template", "checks", "candidates", "choose", "on_reject", "retries")
@@ -148,7 +150,7 @@ def _code(text: str) -> str:
     """Return a text on one line as Markdown code, whatever it holds."""
     ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     gap = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{ticks}{gap}{' '.join(text.split())}{gap}{ticks}"
+    return f"{ticks}{gap}{one_line(text)}{gap}{ticks}"
 
 
 def _fenced(text: str, language: str) -> str:

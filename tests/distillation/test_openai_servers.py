@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_sdft.config import GenerationConfig
 from axolotl_sdft.distillation.backends import http_retries
+from axolotl_sdft.distillation.backends.introductions import _few
 from axolotl_sdft.distillation.backends.openai import OpenAIBackend
 from axolotl_sdft.distillation.backends.transformers import TransformersBackend
 from axolotl_sdft.distillation.interfaces import Prompt, Target
@@ -75,6 +76,17 @@ def test_a_server_of_another_model_is_refused_with_what_it_serves(check):
     )
     with FakeServer(model="llama") as server, pytest.raises(ConfigError, match=message):
         check(server)
+
+
+def test_of_a_server_with_many_models_or_long_names_a_few_are_told(check):
+    with (
+        FakeServer(model="long" * 1000) as server,
+        pytest.raises(ConfigError, match=r"serves 'long.*\.\.\.'") as caught,
+    ):
+        check(server)
+    assert len(str(caught.value)) < 400
+    assert _few([f"model {number}" for number in range(12)]).endswith("'model 9' and 2 more")
+    assert _few([]) == "nothing"
 
 
 def test_a_model_that_is_named_need_not_be_called_like_the_seed(check):

@@ -1,6 +1,6 @@
 """Gets to know a server before it is sent rows: it must accept the key, serve the seed model and answer a chat."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from axolotl_sdft.distillation.backends.chat_protocol import (
 )
 from axolotl_sdft.distillation.backends.http_retries import Denied, Misset, Refused, RequestError
 from axolotl_sdft.distillation.backends.servers import Server
+from axolotl_sdft.distillation.texts import shortened
 from axolotl_sdft.errors import ConfigError
 
 _WHERE = "self_distillation.generation"
+_SHOWN = 10  # models of a server
+_SHOWN_CHARACTERS = 100  # of the name of each
 
 # What tokenizers differ in: case, accents, digits, runs of spaces, code, emoji, scripts without spaces.
 _TELLING_TEXT = "Crème brûlée, 12,345.67 %:\n\n    def f(x):\n\treturn x ** 2   # naïve 🙂\n零一二三 — Ωμέγα, don't!"
@@ -55,7 +58,7 @@ class Introduction:
             if is_meant and isinstance(entry.get("id"), str):
                 asked = self._config.model or entry["id"]
                 return asked, {form for name in (*names, asked) for form in (name.lower(), _last_part(name))}
-        served = ", ".join(repr(entry.get("id")) for entry in listed) or "nothing"
+        served = _few([entry.get("id") for entry in listed])
         if self._config.model:
             raise ConfigError(f"{_WHERE}.model is {self._config.model!r}, but {server.base_url} serves {served}")
         raise ConfigError(
@@ -112,6 +115,13 @@ def seed_names(model_dir: Path) -> set[str]:
 def _listed(body: Any) -> list[dict[str, Any]]:
     entries = body.get("data") if isinstance(body, dict) else body
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _few(names: Sequence[Any]) -> str:
+    """Return the first names of a list, which may be long, as hosted servers' are, and whatever a server makes it."""
+    shown = ", ".join(repr(shortened(str(name), _SHOWN_CHARACTERS)) for name in names[:_SHOWN])
+    more = len(names) - _SHOWN
+    return (shown or "nothing") + (f" and {more} more" if more > 0 else "")
 
 
 def _share_a_name(served: set[str], wanted: set[str]) -> bool:

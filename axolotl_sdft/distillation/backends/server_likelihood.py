@@ -1,5 +1,6 @@
 """Has a server tell how likely given answers are, through the text completions that echo their prompt."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -63,6 +64,6 @@ async def ask_likelihood(server: Server, text: ScoredText) -> float | None:
     if not isinstance(told, list) or len(told) < len(text.ids):
         return None
     values = told[text.num_prompt_tokens : len(text.ids)]
-    if not all(isinstance(value, int | float) for value in values):
+    if not values or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
         return None
     return -sum(values) / len(values)
