@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from axolotl_sdft.core.locks import only_one
 from axolotl_sdft.errors import ArtifactError, ConfigError, first_line
 
 DEFAULT_ROOT = "sdft_prepared"
@@ -60,10 +61,11 @@ def ensure_free_space(folder: Path, num_bytes: int, yaml_key: str) -> None:
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, final: Callable[[], Path] | None = None) -> Iterator[Path]:
     """Give a temporary folder beside ``target`` that becomes it when the block ends, and vanishes when it raises.
 
     What a killed process left of the same target is removed first; a folder that a living one still fills is not.
+    Where its name depends on what was written, ``final`` tells it in the end.
 
     Raises:
         ArtifactError: ``target`` exists already, or the disk refuses.
@@ -79,7 +81,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         # mkdtemp makes it private to the owner, but a checkpoint is shared like any other folder.
         temporary.chmod(0o777 & ~_umask())
         yield temporary
-        os.replace(temporary, target)
+        os.replace(temporary, final() if final else target)
     except OSError as err:
         if isinstance(err, ArtifactError):
             raise
@@ -128,16 +130,18 @@ def _try_lock(descriptor: int) -> bool | None:
 def find_or_make(target: Path, make: Callable[[], None], is_ready: Callable[[], bool]) -> bool:
     """Make an artifact unless it is there; of several processes one makes it and the others wait.
 
-    A file lock rather than a barrier: it works before torch.distributed is set up, and waiting has no time limit.
+    A file lock rather than a barrier: it works before torch.distributed is set up, and one waits as long as the other
+    works. What is waited for is logged every minute.
 
     Returns:
         True if this process made it.
-    """
-    from filelock import FileLock
 
+    Raises:
+        ArtifactError: The process that is at it is on another machine and has given no sign of life for long.
+    """
     if is_ready():
         return False
-    with FileLock(target.parent / f".{target.name}.lock"):
+    with only_one(target.parent / f".{target.name}.lock", str(target)):
         if is_ready():
             return False
         make()

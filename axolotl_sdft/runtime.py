@@ -26,6 +26,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_multi_node() -> bool:
+    """Return whether the launcher started processes on other machines too."""
+    return world_size() > int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def local_device() -> "torch.device":
     """Return this process's own accelerator, or the CPU."""
     import torch

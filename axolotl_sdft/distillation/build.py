@@ -2,8 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,13 +17,14 @@ from axolotl_sdft.distillation.card import write_card
 from axolotl_sdft.distillation.checks.form import empty
 from axolotl_sdft.distillation.content import as_rows
 from axolotl_sdft.distillation.gap import measure_gap
+from axolotl_sdft.distillation.guarded_checks import CHECK_FAILED
 from axolotl_sdft.distillation.interfaces import Backend
-from axolotl_sdft.distillation.journal import Journal
+from axolotl_sdft.distillation.judging import Judging
 from axolotl_sdft.distillation.left_alone import rewritten_of
 from axolotl_sdft.distillation.report import REPORT_FILE, lengths, write_report
 from axolotl_sdft.distillation.report_figures import ReportFigures
 from axolotl_sdft.distillation.verdicts import FAILED, REASONS_COLUMN, SOURCE_COLUMN, Tally, judge_row
-from axolotl_sdft.errors import DatasetError
+from axolotl_sdft.errors import DatasetError, SdftError, first_line
 from axolotl_sdft.safe_output import masked
 
 if TYPE_CHECKING:
@@ -35,15 +36,29 @@ LOG = logging.getLogger(__name__)
 
 SUMMARY_FILE = "summary.json"
 UNANSWERED_FILE = "unanswered.json"
+INCOMPLETE = "-incomplete-"
+"""Stands in the name of a dataset some answers of which are to be tried again."""
 
-_NO_ANSWER = frozenset({FAILED, empty.__name__})
+_NO_ANSWER = (FAILED, empty.__name__, CHECK_FAILED)
 
 
-def build_dataset(task: "DistillationTask", backend: Backend, journal: Journal) -> None:
+class _NothingNewError(Exception):
+    """What lacks is what lacked before."""
+
+
+def build_dataset(task: "DistillationTask", backend: Backend, judging: Judging, found: Path | None = None) -> Path:
     """Write the dataset folder: rows after the checks with provenance columns, ``summary.json``, the report, the card.
 
     Rows stream through. Where the seed model gave no answer at all, the folder holds ``unanswered.json`` in place of
-    the summary: for a person to look at, and for no one to train on. The next start makes it anew.
+    the summary: for a person to look at, and for no one to train on. The next start makes it anew. A dataset with
+    answers that failed gets a folder of its own, named by the time of its making, so that whoever trained on it can
+    tell it from the one that follows.
+
+    Args:
+        task: What is built.
+        backend: Tells the distribution gap.
+        judging: Knows the answers and the verdicts.
+        found: The folder of such a dataset that is there already; it is returned where nothing has become better.
 
     Raises:
         DatasetError: All requests failed or brought no text, or all rows are dropped; the message says why.
@@ -52,33 +67,69 @@ def build_dataset(task: "DistillationTask", backend: Backend, journal: Journal) 
         shutil.rmtree(task.dataset_dir)
     tally, is_kept = Tally(), np.ones(len(task.dataset), np.bool_)
     figures = ReportFigures(int(task.content.num_targets.sum()))
-    # Inside the unfinished folder, so that what a kill leaves goes with it.
-    with atomic_folder(task.dataset_dir) as folder, TemporaryDirectory(dir=folder) as scratch, _quiet_datasets():
-        distilled = _judged(task, journal, tally, figures, is_kept, f"{scratch}/rows.arrow")
+    target = task.dataset_dir
+    with suppress(_NothingNewError), ExitStack() as stack:
+        stack.enter_context(_quiet_datasets())
+        folder = stack.enter_context(atomic_folder(task.dataset_dir, lambda: target))
+        # Inside the unfinished folder, so that what a kill leaves goes with it.
+        scratch = stack.enter_context(TemporaryDirectory(dir=folder))
+        distilled = _judged(task, judging, tally, figures, is_kept, f"{scratch}/rows.arrow")
+        lacking = {"failed": judging.num_failed, "not_judged": judging.num_outages}
+        if any(lacking.values()) and _is_answered(tally):
+            target = task.root / f"{task.dataset_dir.name}{INCOMPLETE}{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}"
+        if found is not None and lacking == read_summary(found)["to_try_again"]:
+            LOG.warning("%s: nothing of it could be had this time either; using %s as it is", task.where, found)
+            raise _NothingNewError
         distilled.save_to_disk(folder)
         gap = measure_gap(task, backend, distilled, np.flatnonzero(is_kept))
         summary = {
             **tally.to_json(),
-            **_generation_figures(journal),
+            "to_try_again": lacking,
+            **_generation_figures(judging),
             "lengths": lengths(figures),
             "gap": gap.to_json(),
             "provenance": _provenance(task),
         }
         write_json(folder / (SUMMARY_FILE if _is_answered(tally) else UNANSWERED_FILE), summary)
-        write_report(folder, task.dataset_dir, summary, figures, gap)
-        write_card(folder, task.dataset_dir, summary)
+        for what, write in (
+            ("report", lambda: write_report(folder, target, summary, figures, gap)),
+            ("dataset card", lambda: write_card(folder, target, summary)),
+        ):
+            _write_for_people(what, task.where, write)
+    if not target.exists():
+        assert found is not None
+        return found
     if not _is_answered(tally):
         raise DatasetError(f"{_unanswered(task, tally)}. {task.dataset_dir / REPORT_FILE} shows them")
     LOG.log(
         logging.INFO if tally.turns_distilled or not tally.turns else logging.WARNING,
         "%s: %s; rejected: %s -> %s",
-        *(task.where, rewritten_of(summary), _shown(tally.rejections) or "none", task.dataset_dir),
+        *(task.where, rewritten_of(summary), _shown(tally.rejections) or "none", target),
     )
+    if any(lacking.values()):
+        LOG.warning(
+            "%s: %d answers failed and %d could not be judged; their rows keep the original ones. Start again to have "
+            "them tried again",
+            *(task.where, lacking["failed"], lacking["not_judged"]),
+        )
+    return target
+
+
+def _write_for_people(what: str, where: str, write: Callable[[], None]) -> None:
+    """Write a page; where some odd row makes that fail, say so: the dataset is whole without it."""
+    try:
+        write()
+    except SdftError:
+        raise
+    except OSError:  # a full disk is a reason to stop
+        raise
+    except Exception as err:
+        LOG.warning("%s: the %s could not be written (%s: %s)", where, what, type(err).__name__, first_line(err))
 
 
 def _judged(
     task: "DistillationTask",
-    journal: Journal,
+    judging: Judging,
     tally: Tally,
     figures: ReportFigures,
     is_kept: NDArray[np.bool_],
@@ -94,17 +145,17 @@ def _judged(
     def judged_columns(columns: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         kept = []
         for index, row in zip(indices, as_rows(columns), strict=True):
-            verdict = judge_row(row, index, journal, task.row_format, task.policy)
+            verdict = judge_row(row, task.row_format, task.policy, judging.judged)
             is_kept[index] = not (verdict.is_rejected and task.config.on_reject == "drop")
             tally.add(verdict, is_dropped=not is_kept[index])
-            figures.add(index, verdict, journal, is_dropped=not is_kept[index])
+            figures.add(index, verdict, is_dropped=not is_kept[index])
             if is_kept[index]:
                 kept.append(verdict.columns())
         if index == len(is_kept) - 1 and not is_kept.any():
             raise DatasetError(_all_dropped(task, tally) if _is_answered(tally) else _unanswered(task, tally))
         return {name: [row[name] for row in kept] for name in features}
 
-    return task.dataset.map(
+    distilled = task.dataset.map(
         judged_columns,
         with_indices=True,
         batched=True,
@@ -112,11 +163,13 @@ def _judged(
         cache_file_name=cache_file,
         new_fingerprint=task.dataset_dir.name,
     )
+    judging.flush()
+    return distilled
 
 
 def _is_answered(tally: Tally) -> bool:
     """Whether the seed model gave an answer to any prompt, be it one that was rejected; also without any prompt."""
-    return bool(tally.turns_distilled or not tally.rejections or tally.rejections.keys() - _NO_ANSWER)
+    return bool(tally.turns_distilled) or not all(name.startswith(_NO_ANSWER) for name in tally.rejections or ("none",))
 
 
 def _all_dropped(task: "DistillationTask", tally: Tally) -> str:
@@ -139,8 +192,8 @@ def _unanswered(task: "DistillationTask", tally: Tally) -> str:
     )
 
 
-def _generation_figures(journal: Journal) -> dict[str, Any]:
-    tokens, seconds = journal.num_tokens(), journal.seconds()
+def _generation_figures(judging: Judging) -> dict[str, Any]:
+    tokens, seconds = judging.num_tokens, judging.seconds
     return {
         "generated_tokens": tokens,
         "generation_seconds": round(seconds, 1),

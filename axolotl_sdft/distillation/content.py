@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from axolotl_sdft.distillation.interfaces import RowFormat, Template
 from axolotl_sdft.distillation.left_alone import LeftAloneCounts, left_alone_of
+from axolotl_sdft.distillation.seeds import question_digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,6 +36,9 @@ class Content:
     left_alone: LeftAloneCounts
     """Trained answers that can't be, by reason."""
 
+    first_questions: NDArray[np.uint8]
+    """Digest of what the seed model is asked for the first trained answer of each row, 32 bytes; zeros without one."""
+
     @property
     def most_targets(self) -> int:
         """The most trained answers in one row."""
@@ -45,14 +49,18 @@ def read_content(dataset: "Dataset", row_format: RowFormat, template: Template) 
     """Read all rows once."""
     rows, requests = hashlib.sha256(), hashlib.sha256()
     num_targets, left_alone = np.zeros(len(dataset), np.int32), LeftAloneCounts()
+    first_questions = np.zeros((len(dataset), 32), np.uint8)
     for start in range(0, len(dataset), _SLICE_ROWS):
         for index, row in enumerate(rows_between(dataset, start, start + _SLICE_ROWS), start):
             rows.update(encoded(row))
             num_targets[index] = row_format.num_targets(row)
             left_alone.add(left_alone_of(row_format, row))
             for turn in range(num_targets[index]):
-                requests.update(json.dumps(template(row_format.target(row, turn))).encode())
-    return Content(rows.hexdigest(), requests.hexdigest(), num_targets, left_alone)
+                digest = question_digest(template(row_format.target(row, turn)))
+                requests.update(digest)
+                if turn == 0:
+                    first_questions[index] = np.frombuffer(digest, np.uint8)
+    return Content(rows.hexdigest(), requests.hexdigest(), num_targets, left_alone, first_questions)
 
 
 def encoded(value: Any) -> bytes:

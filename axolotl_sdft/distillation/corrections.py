@@ -7,14 +7,17 @@ which alone is trained. With the template ``unaided`` the attempts are what the 
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.distillation.content import as_rows
-from axolotl_sdft.distillation.framing import answer_alone
+from axolotl_sdft.distillation.guarded_checks import CHECK_FAILED
+from axolotl_sdft.distillation.interfaces import Answer, Target
 from axolotl_sdft.distillation.journal import Journal
+from axolotl_sdft.distillation.judging import Judging
 from axolotl_sdft.distillation.texts import is_blank, well_formed
-from axolotl_sdft.distillation.verdicts import FAILED, Settlement, judge_row
+from axolotl_sdft.distillation.verdicts import FAILED, Rejection, Settlement, judge_row
 from axolotl_sdft.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -41,21 +44,31 @@ def correction_rows(task: "DistillationTask", request: str = REQUEST) -> Iterato
         task: Its answers must be there: call its ``run`` first.
         request: What the user says after the wrong attempt.
     """
-    journal = Journal(task.answers_dir, task.chain).answers()
+    journal = Journal(task.answers_dir)
+    journal.refresh()
+    judging = Judging(task.template, task.sampling, task.checks, journal)
     try:
         for start in range(0, len(task.dataset), _ROWS_AT_ONCE):
             rows = as_rows(task.dataset[start : start + _ROWS_AT_ONCE])
-            for index, row in enumerate(rows, start):
-                verdict = judge_row(row, index, journal, task.row_format, task.policy)
-                for turn, settlement in enumerate(verdict.settlements):
+            for row in rows:
+                verdict = judge_row(row, task.row_format, task.policy, partial(_judged, judging))
+                for settlement in verdict.settlements:
                     wrong = _wrong_attempt(settlement)
                     if wrong is None:
                         continue
-                    said = answer_alone(journal[index, turn, wrong].text)
+                    said = judging.answer(settlement.target, wrong).text
                     if not is_blank(said) and not is_blank(_right(settlement)):
                         yield {"messages": _messages(settlement, said, request)}
     finally:
         journal.close()
+
+
+def _judged(judging: Judging, target: Target, attempt: int) -> tuple[Answer, Rejection | None]:
+    """Return an attempt with its rejection; what the journal lacks has failed."""
+    try:
+        return judging.judged(target, attempt)
+    except KeyError:
+        return Answer("", "error", 0), (FAILED, "no answer")
 
 
 def write_corrections(task: "DistillationTask", path: Path) -> int:
@@ -93,7 +106,8 @@ def _wrong_attempt(settlement: Settlement) -> int | None:
     for attempt in range(settlement.num_judged):
         if attempt in settlement.passed:
             continue
-        if next(rejections)[0] not in _ABOUT_FORM:
+        name = next(rejections)[0]
+        if name not in _ABOUT_FORM and not name.startswith(CHECK_FAILED):
             return attempt
     return None
 

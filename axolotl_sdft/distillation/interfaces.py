@@ -1,7 +1,7 @@
 """What the parts of the self-distilled dataset hand to each other, and what plugins implement. No torch here."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 Message: TypeAlias = dict[str, str]
@@ -40,7 +40,14 @@ class Answer:
     """Mean log-probability per token, in nats, under the seed model; None where the backend can't tell."""
 
     error: str | None = None
-    """Why this request failed for good, while others may succeed. Then ``text`` is empty and no check is asked."""
+    """Why this request failed, while others may succeed. Then ``text`` is empty and no check is asked."""
+
+    is_final: bool = False
+    """Whether a request that failed would fail in the same way again, as with a prompt that is too long. One that might
+    succeed is asked again when the stage is started again."""
+
+    seconds: float = field(default=0.0, compare=False)
+    """Its share of the time that generating took; the journal sets it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Prompt:
     """One request to a backend."""
 
     key: tuple[int, int]
-    """Row and trained turn, each counted from 0."""
+    """Row and trained turn, each counted from 0; tells the prompts of a round apart."""
 
     messages: tuple[Message, ...]
     """The whole chat that the seed model's own chat template wraps."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.distillation.answer_index import Key
 from axolotl_sdft.distillation.content import as_rows
 from axolotl_sdft.distillation.gap import measure_answers
 from axolotl_sdft.distillation.interfaces import Answer, Backend, Prompt, Target
+from axolotl_sdft.distillation.journal_lines import StoredAnswer, StoredVerdict
+from axolotl_sdft.distillation.judging import Judging
 from axolotl_sdft.distillation.left_alone import LeftAloneCounts, left_alone_of
 from axolotl_sdft.distillation.verdicts import Settlement
 from axolotl_sdft.errors import PluginError
@@ -122,41 +123,66 @@ def _preview(task: "DistillationTask", backend: Backend, originals: dict[int, di
     return Preview(ordered, len(originals), seconds, gap, left_alone)
 
 
+class _Memory(dict[bytes, Answer]):
+    """Answers that are written nowhere."""
+
+    def verdicts(self, key: bytes) -> dict[str, StoredVerdict]:
+        """Return nothing: no answer was judged before."""
+        return {}
+
+
 def _rewritten(
     task: "DistillationTask", backend: Backend, originals: dict[int, dict[str, Any]]
 ) -> tuple[dict[int, dict[str, Any]], list[PreviewedAnswer]]:
     """Return the rows with their accepted answers in place, and what became of each answer."""
     row_format, rows, shown = task.row_format, dict(originals), []
+    answers = _Memory()
+    judging = Judging(task.template, task.sampling, task.checks, answers)
     num_turns = {index: row_format.num_targets(row) for index, row in rows.items()}
     for turn in range(max(num_turns.values(), default=0)):
         targets = {index: row_format.target(row, turn) for index, row in rows.items() if num_turns[index] > turn}
-        answers = _answers(task, backend, turn, targets)
+        _generate(task, backend, turn, targets, judging, answers)
         for index, target in targets.items():
-            settlement = task.policy.settle(answers, index, turn, target)
-            answer = settlement.answer or answers[index, turn, settlement.shown_attempt]
+            settlement = task.policy.settle(judging.judged, target)
+            answer = settlement.answer or judging.answer(target, settlement.shown_attempt)
             shown.append(PreviewedAnswer(index, turn, num_turns[index], settlement, answer))
             if settlement.answer is not None:
                 rows[index] = row_format.with_answer(rows[index], turn, settlement.answer.text)
     return rows, shown
 
 
-def _answers(task: "DistillationTask", backend: Backend, turn: int, targets: dict[int, Target]) -> dict[Key, Answer]:
-    """Return as many attempts at one turn of the rows as the settings ask for."""
-    policy, answers = task.policy, dict[Key, Answer]()
-    for attempt in range(policy.num_attempts):
-        prompts = [
-            Prompt((index, turn), tuple(task.template(target)), attempt)
-            for index, target in targets.items()
-            if policy.is_always_asked(attempt) or policy.settle(answers, index, turn, target, attempt).answer is None
-        ]
+def _generate(
+    task: "DistillationTask",
+    backend: Backend,
+    turn: int,
+    targets: dict[int, Target],
+    judging: Judging,
+    answers: _Memory,
+) -> None:
+    """Add as many attempts at one turn of the rows as the settings ask for."""
+    for attempt in range(task.policy.num_attempts):
+        keys: dict[tuple[int, int], bytes] = {}
+        prompts = []
+        for index, target in targets.items():
+            key = judging.key(target, attempt)
+            is_known = key in answers or key in keys.values()
+            if is_known or not _is_asked(task, judging, target, attempt):
+                continue
+            keys[index, turn] = key
+            prompts.append(Prompt((index, turn), judging.question(target)[0], attempt))
         if not prompts:
-            break
+            continue
         for batch, given in backend.generate(backend.batches(prompts)):
-            answers |= {(*prompt.key, attempt): answer for prompt, answer in zip(batch, given, strict=True)}
-        missing = [prompt for prompt in prompts if (*prompt.key, attempt) not in answers]
-        if missing:
+            for prompt, answer in zip(batch, given, strict=True):
+                key = keys.pop(prompt.key)
+                answers[key] = StoredAnswer.of(key, answer).answer
+        if keys:
             raise PluginError(
-                f"backend {task.config.generation.backend!r} ended without {len(missing)} of {len(prompts)} answers "
+                f"backend {task.config.generation.backend!r} ended without {len(keys)} of {len(prompts)} answers "
                 "it was asked for; generate() must yield every batch that it draws"
             )
-    return answers
+
+
+def _is_asked(task: "DistillationTask", judging: Judging, target: Target, attempt: int) -> bool:
+    policy = task.policy
+    return policy.is_always_asked(attempt) or policy.settle(judging.judged, target, attempt).answer is None

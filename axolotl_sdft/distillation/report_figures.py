@@ -1,13 +1,11 @@
 """Collects what the report of a distilled dataset shows, while its rows stream by. Memory does not grow with them."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from axolotl_sdft.distillation.answer_index import Key
-from axolotl_sdft.distillation.interfaces import Answer, Target
+from axolotl_sdft.distillation.interfaces import Target
 from axolotl_sdft.distillation.texts import words
 from axolotl_sdft.distillation.verdicts import RowVerdict, Settlement
 from axolotl_sdft.sampling import evenly_spaced
@@ -60,7 +58,7 @@ class ReportFigures:
         self.words_after: Counter[int] = Counter()
         """The same of the answers as they will be trained."""
 
-    def add(self, row: int, verdict: RowVerdict, answers: Mapping[Key, Answer], is_dropped: bool) -> None:
+    def add(self, row: int, verdict: RowVerdict, is_dropped: bool) -> None:
         """Take in a row. All rows must come, in order."""
         for turn, settlement in enumerate(verdict.settlements):
             if not is_dropped:
@@ -69,7 +67,7 @@ class ReportFigures:
             self._seen += 1
             others = self.examples.setdefault(settlement.rejections[-1][0], []) if settlement.answer is None else None
             if is_sampled or (others is not None and len(others) < EXAMPLES_PER_CHECK):
-                pair = _pair(row, turn, verdict, answers, is_dropped)
+                pair = _pair(row, turn, verdict, is_dropped)
                 if is_sampled:
                     self.pairs.append(pair)
                 if others is not None and len(others) < EXAMPLES_PER_CHECK:
@@ -81,10 +79,10 @@ class ReportFigures:
         self.words_after[before if settlement.answer is None else len(words(settlement.answer.text))] += 1
 
 
-def _pair(row: int, turn: int, verdict: RowVerdict, answers: Mapping[Key, Answer], is_dropped: bool) -> Pair:
+def _pair(row: int, turn: int, verdict: RowVerdict, is_dropped: bool) -> Pair:
     settlement = verdict.settlements[turn]
-    answer = settlement.answer or answers[row, turn, settlement.shown_attempt]
-    pair = partial(Pair, row, turn, len(verdict.settlements), settlement.target, answer.text)
+    text = "" if settlement.shown_answer is None else settlement.shown_answer.text
+    pair = partial(Pair, row, turn, len(verdict.settlements), settlement.target, text)
     if settlement.attempt is None:
         return pair("rejected", f"{'row dropped' if is_dropped else 'original kept'}: {settlement.reason}")
     if is_dropped:

@@ -1,26 +1,22 @@
 """Rewrites a dataset with the seed model: generate into the journal, then build the dataset from it.
 
-Two folders come out of it, both named by their content. ``answers-*`` holds the journal: what the seed model wrote for
-these rows with these generation settings. ``distilled-*`` holds the dataset after the checks, so that trying other
-checks on single-turn rows generates nothing again. (In a conversation, a verdict changes what the next turn is asked;
-there the checks belong to the answers as well.)
+Two folders come out of it, both named by their content. ``answers-*`` holds the journal: what the seed model answered
+with these generation settings, whatever dataset asked, and what the checks said of it. ``distilled-*`` holds the
+dataset after the checks. So other rows or other checks generate only what was never asked before.
 """
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.artifacts import (
-    DEFAULT_ROOT,
-    ensure_writable,
-    find_or_make,
-    fingerprint,
-)
+from axolotl_sdft.artifacts import DEFAULT_ROOT, ensure_writable, fingerprint
 from axolotl_sdft.config import SelfDistillationConfig
 from axolotl_sdft.core.identity import model_identity
+from axolotl_sdft.core.ranks import together
 from axolotl_sdft.distillation.admission import (
     refuse_tokenized,
     require_columns,
@@ -28,18 +24,20 @@ from axolotl_sdft.distillation.admission import (
     require_whole_dataset,
     stored_rows,
 )
-from axolotl_sdft.distillation.build import SUMMARY_FILE, build_dataset
+from axolotl_sdft.distillation.build import INCOMPLETE, SUMMARY_FILE, build_dataset, read_summary
 from axolotl_sdft.distillation.checks import resolve_checks
 from axolotl_sdft.distillation.checks.function_calls import function_call
 from axolotl_sdft.distillation.content import Content, read_content
 from axolotl_sdft.distillation.generation import Generation
 from axolotl_sdft.distillation.interfaces import Backend, RowFormat
 from axolotl_sdft.distillation.journal import Journal
+from axolotl_sdft.distillation.judging import Judging
 from axolotl_sdft.distillation.left_alone import LeftAloneCounts
 from axolotl_sdft.distillation.row_formats import resolve_row_format
+from axolotl_sdft.distillation.seeds import Sampling
 from axolotl_sdft.distillation.templates import resolve_template
 from axolotl_sdft.distillation.verdicts import Policy
-from axolotl_sdft.errors import ArtifactError, DatasetError
+from axolotl_sdft.errors import ArtifactError, DatasetError, SdftError
 from axolotl_sdft.plugins import BACKENDS, registry
 from axolotl_sdft.runtime import rank, world_size
 
@@ -48,7 +46,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-_JOURNAL_FORMAT = 2  # answers in another form, or sampled in another way, are not taken for these
+_JOURNAL_FORMAT = 3  # answers in another form, or sampled in another way, are not taken for these
 
 
 def distill_dataset(
@@ -160,7 +158,7 @@ class DistillationTask:
         """How often answers are asked for, and which one is taken."""
         config = self.config
         retries = config.retries if config.on_reject == "retry" else 0
-        return Policy(self.checks, config.candidates, config.choose, retries)
+        return Policy(config.candidates, config.choose, retries)
 
     @cached_property
     def seed_fingerprint(self) -> str:
@@ -190,60 +188,90 @@ class DistillationTask:
         return self.config.model_dump(mode="json")
 
     @cached_property
-    def _judging(self) -> list[Any]:
-        """What decides which of the attempts is taken."""
-        return [self._settings["checks"], self.policy.candidates, self.policy.choose, self.policy.retries]
+    def sampling(self) -> Sampling:
+        """What makes different answers of the same question."""
+        return Sampling(self.config.generation.seed, self.config.generation.temperature)
 
     @cached_property
     def answers_dir(self) -> Path:
-        """Folder of the journal."""
+        """Folder of the journal: all that this seed model answered with these settings, whatever dataset asked."""
         generation = self.config.generation.shaping_answers()
-        made_of = [_JOURNAL_FORMAT, self.seed_fingerprint, self.content.requests_digest, generation]
-        if self.content.most_targets > 1:
-            made_of.append(self._judging)
-        return self.root / f"answers-{fingerprint(made_of)}"
-
-    @cached_property
-    def chain(self) -> str:
-        """Fingerprint of what decides which answers are asked for again; all chains share the first attempts."""
-        if self.policy.choose == "first":  # attempts go on until one passes, whatever they are called
-            return fingerprint([self._settings["checks"]])
-        return fingerprint(self._judging if self.policy.retries else "all")
+        del generation["seed"]  # it counts where an answer is sampled, and is a part of that answer's key
+        return self.root / f"answers-{fingerprint([_JOURNAL_FORMAT, self.seed_fingerprint, generation])}"
 
     @cached_property
     def dataset_dir(self) -> Path:
-        """Folder of the distilled dataset."""
-        made_of = [self.answers_dir.name, self.content.rows_digest, self.config.on_reject, self._judging]
-        return self.root / f"distilled-{fingerprint(made_of)}"
+        """Folder of the distilled dataset, once none of its answers has failed."""
+        config, policy = self.config, self.policy
+        is_sampled = config.generation.temperature > 0 or policy.num_attempts > 1
+        judging = [self._settings["checks"], policy.candidates, policy.choose, policy.retries]
+        content = [self.content.requests_digest, self.content.rows_digest]
+        seed = config.generation.seed if is_sampled else None
+        return (
+            self.root / f"distilled-{fingerprint([self.answers_dir.name, *content, config.on_reject, judging, seed])}"
+        )
+
+    @property
+    def finished_dir(self) -> Path | None:
+        """Folder of the distilled dataset as far as there is one: without failed answers, else the newest with some."""
+        if (self.dataset_dir / SUMMARY_FILE).exists():
+            return self.dataset_dir
+        unfinished = self.root.glob(f"{self.dataset_dir.name}{INCOMPLETE}*/{SUMMARY_FILE}")
+        return max((path.parent for path in unfinished), key=lambda path: path.stat().st_mtime_ns, default=None)
 
     @property
     def is_done(self) -> bool:
-        """Whether the distilled dataset is there."""
-        return (self.dataset_dir / SUMMARY_FILE).exists()
+        """Whether the distilled dataset is there, if with answers that failed."""
+        return self.finished_dir is not None
 
     def run(self) -> Path:
         """Return the folder of the distilled dataset, made unless it is there.
 
-        Under several ranks all of them call this; each generates its share, one builds the dataset.
+        Under several ranks all of them call this; each generates its share, one builds the dataset. Answers that
+        failed, and those that a check could not judge, are tried again by each call until they are there: the dataset
+        is then made anew, in another folder.
         """
-        if self.is_done:
-            LOG.info("%s: using the distilled dataset %s", self.where, self.dataset_dir)
-            return self.dataset_dir
-        backend = self.backend_factory(self.seed_dir, self.config.generation)
-        backend.check()
+        found = self.finished_dir
+        if found == self.dataset_dir:
+            LOG.info("%s: using the distilled dataset %s", self.where, found)
+            return found
+        if found is None:
+            return self._made(None)
+        lacking = read_summary(found)["to_try_again"]
+        LOG.info(
+            "%s: %s lacks %d answers that failed and %d that could not be judged; they are tried again",
+            *(self.where, found, lacking["failed"], lacking["not_judged"]),
+        )
+        try:
+            return self._made(found)
+        except SdftError as err:
+            LOG.warning("%s: they could not be tried again (%s); using %s as it is", self.where, err, found)
+            return found
+
+    def _made(self, found: Path | None) -> Path:
+        """Return the folder of the dataset, made anew unless ``found`` is still all that can be had."""
         ensure_writable(self.root, "self_distillation.output_dir")
         ensure_writable(self.answers_dir, "self_distillation.output_dir")
-        journal = Journal(self.answers_dir, self.chain)
-        try:
-            with journal.writer(rank(), world_size()) as writer:
-                Generation(self, backend, journal).run(writer)
-            find_or_make(self.dataset_dir, lambda: self._build(backend, journal), lambda: self.is_done)
-        finally:
-            journal.close()
-            backend.close()
-        return self.dataset_dir
+        meeting = self.root / f".{self.dataset_dir.name}.ranks"
+        busy = (
+            f"{self.dataset_dir} is being filled by another run; let it end, or stop it, and start again (what it made "
+            "is kept), or name another self_distillation.output_dir"
+        )
+        backend = self.backend_factory(self.seed_dir, self.config.generation)
+        with ExitStack() as stack:
+            stack.callback(backend.close)
+            group = stack.enter_context(together(meeting, rank(), world_size(), f"rewriting {self.where}", busy))
+            backend.check()
+            journal = Journal(self.answers_dir, group.run_ids)
+            stack.callback(journal.close)
+            writer = stack.enter_context(journal.writer(group.run_id))
+            judging = Judging(self.template, self.sampling, self.checks, journal, writer)
+            Generation(self, backend, journal, judging, group).run(writer)
+            built = self._build(backend, journal, judging, found) if group.rank == 0 else None
+            names = group.reach("built the dataset", built.name if built else "")
+            return self.root / names[0]
 
-    def _build(self, backend: Backend, journal: Journal) -> None:
+    def _build(self, backend: Backend, journal: Journal, judging: Judging, found: Path | None) -> Path:
         """Build the dataset from the answers, all of which are there. One process at a time is here."""
         if model_identity(self.seed_dir) != self.seed_fingerprint:
             raise ArtifactError(
@@ -251,4 +279,7 @@ class DistillationTask:
                 f"{self.answers_dir}, which are kept. Start again to have the model as it is now write them anew; "
                 "or, if it had been loaded before the change, put the former files back and start again to use them"
             )
-        build_dataset(self, backend, journal)
+        if found is not None and not journal.num_new and not read_summary(found)["to_try_again"]["not_judged"]:
+            LOG.warning("%s: the same answers failed again; using %s as it is", self.where, found)
+            return found
+        return build_dataset(self, backend, judging, found)

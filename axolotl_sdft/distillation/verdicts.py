@@ -1,11 +1,10 @@
 """Decides what becomes of each generated answer, and counts it. Pure functions: no model, no disk."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from axolotl_sdft.distillation.answer_index import Key
 from axolotl_sdft.distillation.call_markup import markup_fault
 from axolotl_sdft.distillation.checks import first_rejection
 from axolotl_sdft.distillation.checks.form import empty, truncated
@@ -18,18 +17,23 @@ from axolotl_sdft.distillation.texts import is_blank, one_line, printable
 SOURCE_COLUMN = "sdft_source"
 REASONS_COLUMN = "sdft_reasons"
 FAILED = "failed"
-"""What stands for the name of a check where a request failed for good."""
+"""What stands for the name of a check where a request failed."""
 
-Checks = Sequence[tuple[str, AnswerCheck]]
+Checks: TypeAlias = Sequence[tuple[str, AnswerCheck]]
 """Names and functions of checks, in order."""
 
+Rejection: TypeAlias = tuple[str, str]
+"""Name of the check that rejects an answer, and why."""
 
-def rejection_of(answer: Answer, target: Target, checks: Checks) -> tuple[str, str] | None:
-    """Return the name of the first check that rejects an answer, with its reason, or None when all pass.
+Judged: TypeAlias = Callable[[Target, int], tuple[Answer, Rejection | None]]
+"""Returns an attempt at a target, without its thinking part, and its rejection."""
 
-    Whatever the checks, an answer that could not be had is rejected as ``failed``, one that ends within its thinking
-    part as ``truncated``, one without text as ``empty``, and one that lost the markup of the original's function calls
-    or makes calls where the original makes none as ``function_call``. The checks see it without its thinking part.
+
+def rejection_by_form(answer: Answer) -> Rejection | None:
+    """Return why an answer is rejected before any check sees it, or None.
+
+    One that could not be had is rejected as ``failed``, one that ends within its thinking part as ``truncated``, and
+    one without text as ``empty``.
     """
     if answer.finish_reason == "error":
         return FAILED, one_line(answer.error or "no answer")
@@ -38,14 +42,31 @@ def rejection_of(answer: Answer, target: Target, checks: Checks) -> tuple[str, s
             f"its thinking part has no end after {answer.num_tokens} tokens; raise generation.max_new_tokens, or turn "
             "thinking off where the chat template can: generation.chat_template_kwargs: {enable_thinking: false}"
         )
-    alone = without_thinking(answer)
-    if is_blank(alone.text):
+    if is_blank(without_thinking(answer).text):
         return empty.__name__, "no text"
-    rejection = first_rejection(alone, target, checks)
-    if rejection is not None:
-        return rejection
-    fault = markup_fault(alone.text, target.reference)
+    return None
+
+
+def rejection_by_calls(answer: Answer, target: Target) -> Rejection | None:
+    """Return why an answer that passes all checks is rejected all the same, or None.
+
+    One that lost the markup of the original's function calls, or makes calls where the original makes none, is rejected
+    as ``function_call``.
+    """
+    fault = markup_fault(answer.text, target.reference)
     return None if fault is None else (function_call.__name__, one_line(fault))
+
+
+def rejection_of(answer: Answer, target: Target, checks: Checks) -> Rejection | None:
+    """Return the name of the first check that rejects an answer, with its reason, or None when all pass.
+
+    The checks see it without its thinking part.
+    """
+    by_form = rejection_by_form(answer)
+    if by_form is not None:
+        return by_form
+    alone = without_thinking(answer)
+    return first_rejection(alone, target, checks) or rejection_by_calls(alone, target)
 
 
 def without_thinking(answer: Answer) -> Answer:
@@ -57,7 +78,6 @@ def without_thinking(answer: Answer) -> Answer:
 class Policy:
     """How often an answer is asked for, and which attempt is taken."""
 
-    checks: Checks
     candidates: int = 1
     choose: Literal["first", "likeliest"] = "first"
     retries: int = 0
@@ -71,15 +91,11 @@ class Policy:
         """Whether an attempt is made whatever became of those before it."""
         return attempt == 0 or (self.choose == "likeliest" and attempt < self.candidates)
 
-    def settle(
-        self, answers: Mapping[Key, Answer], row: int, turn: int, target: Target, num_attempts: int | None = None
-    ) -> "Settlement":
-        """Judge the attempts at one answer, in order, as far as needed.
+    def settle(self, judged: Judged, target: Target, num_attempts: int | None = None) -> "Settlement":
+        """Take one of the attempts at an answer, looking at them in order and as far as needed.
 
         Args:
-            answers: What was generated.
-            row: Row of the answer.
-            turn: Its trained turn.
+            judged: What was generated, and what the checks say of it.
             target: The original answer with its context.
             num_attempts: Look at this many of the first attempts; by default at all.
 
@@ -87,23 +103,23 @@ class Policy:
             KeyError: An attempt that is needed is missing.
         """
         most = self.num_attempts if num_attempts is None else num_attempts
-        rejections: list[tuple[str, str]] = []
+        rejections: list[Rejection] = []
+        answer: Answer | None = None
         passing: list[tuple[int, Answer]] = []
         for attempt in range(most):
             if passing and not self.is_always_asked(attempt):
                 break
-            answer = without_thinking(answers[row, turn, attempt])
-            rejection = rejection_of(answer, target, self.checks)
+            answer, rejection = judged(target, attempt)
             if rejection is None:
                 passing.append((attempt, answer))
             else:
                 rejections.append(rejection)
         num_judged = len(passing) + len(rejections)
         if not passing:
-            return Settlement(target, None, None, tuple(rejections), num_judged, frozenset())
+            return Settlement(target, None, None, tuple(rejections), num_judged, frozenset(), answer)
         attempt, answer = max(passing, key=lambda pair: _likelihood(pair[1]))  # of equal ones the first
         passed = frozenset(number for number, _ in passing)
-        return Settlement(target, attempt, answer, tuple(rejections), num_judged, passed)
+        return Settlement(target, attempt, answer, tuple(rejections), num_judged, passed, answer)
 
 
 def _likelihood(answer: Answer) -> float:
@@ -127,6 +143,9 @@ class Settlement:
     num_judged: int
     passed: frozenset[int] = frozenset()
     """The attempts that passed all checks."""
+
+    shown_answer: Answer | None = None
+    """The answer of ``shown_attempt``."""
 
     @property
     def shown_attempt(self) -> int:
@@ -176,9 +195,7 @@ class RowVerdict:
         return {**self.row, SOURCE_COLUMN: self.source, REASONS_COLUMN: self.reasons}
 
 
-def judge_row(
-    row: dict[str, Any], index: int, answers: Mapping[Key, Answer], row_format: RowFormat, policy: Policy
-) -> RowVerdict:
+def judge_row(row: dict[str, Any], row_format: RowFormat, policy: Policy, judged: Judged) -> RowVerdict:
     """Return a row with its trained answers settled, each after those before it were put in place.
 
     Raises:
@@ -187,7 +204,7 @@ def judge_row(
     settlements = []
     left_alone = tuple(why for why in left_alone_of(row_format, row) if why.is_trained)
     for turn in range(row_format.num_targets(row)):
-        settlement = policy.settle(answers, index, turn, row_format.target(row, turn))
+        settlement = policy.settle(judged, row_format.target(row, turn))
         if settlement.answer is not None:
             row = row_format.with_answer(row, turn, settlement.answer.text)
         settlements.append(settlement)

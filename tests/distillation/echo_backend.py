@@ -8,9 +8,15 @@ import time
 from pathlib import Path
 
 from axolotl_sdft.distillation.interfaces import Answer, Prompt
+from axolotl_sdft.distillation.seeds import Sampling, question_digest
 from axolotl_sdft.hookspecs import hookimpl
 
 ROWS_PER_BATCH = 2
+
+
+def key_of(config, prompt):
+    """Return the key under which the journal stores the answer to a prompt."""
+    return Sampling(config.seed, config.temperature).key(question_digest(prompt.messages), prompt.attempt)
 
 
 class EchoBackend:
@@ -29,7 +35,7 @@ class EchoBackend:
             log = os.environ.get("ECHO_LOG")
             if log:
                 with Path(log).open("a") as file:
-                    file.writelines(f"{prompt.key[0]} {prompt.key[1]} {prompt.attempt}\n" for prompt in batch)
+                    file.writelines(f"{key_of(self.config, prompt).hex()}\n" for prompt in batch)
             yield batch, [self.answer(prompt) for prompt in batch]
 
     def answer(self, prompt):

@@ -12,6 +12,7 @@ from pathlib import Path
 from datasets import Dataset, load_from_disk
 
 from axolotl_sdft import SelfDistillationConfig
+from axolotl_sdft.core import ranks
 from axolotl_sdft.distillation import generation
 from axolotl_sdft.distillation.journal import Journal
 from axolotl_sdft.distillation.transform import DistillationTask
@@ -52,7 +53,7 @@ def echo_task(root, num_rows=NUM_ROWS):
 def _run(root, env, window_rows, max_file_bytes, started):
     os.environ.update(env)
     generation._WINDOW_ROWS = window_rows
-    generation._POLL_S = 0.01
+    ranks._MAX_POLL_S = 0.02
     registry().add_plugin(echo_backend, "echo")
     task = echo_task(root)
     if max_file_bytes is not None:  # no file may grow further, as on a full disk
@@ -99,18 +100,26 @@ def distilled_dir(root):
 
 
 def journaled(root):
-    """Return what stands in the journal: row, turn and attempt of each answer."""
+    """Return what stands in the journal: the keys of all answers."""
     keys = set()
     for folder in (root / "out").glob("answers-*"):
-        chains = {path.name.split("-")[1] for path in folder.glob("again-*")} or {""}
-        keys |= {key for chain in chains for key in Journal(folder, chain).answers()}
+        journal = Journal(folder)
+        journal.refresh()
+        keys |= set(journal)
     return keys
 
 
+def shares(root):
+    """Return how many answers stand in each file of the journal."""
+    (folder,) = (root / "out").glob("answers-*")
+    files = sorted(folder.glob("answers-*.jsonl"))
+    return [sum('"question"' in line for line in path.read_text().splitlines()) for path in files]
+
+
 def generated(root):
-    """Return row, turn and attempt of each answer that was generated, in order."""
+    """Return the key of each answer that was generated, in order."""
     log = root / "generated.txt"
-    return [tuple(map(int, line.split())) for line in log.read_text().splitlines()] if log.exists() else []
+    return [bytes.fromhex(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def wait_for_answers(root, count):

@@ -23,12 +23,12 @@ def script(echo_plugin):
 
 
 def rewritten(tmp_path, seed_dir, num_rows=1, **settings):
-    """Run the stage on rows whose answers are `original`; return the dataset and its summary."""
+    """Run the stage on rows whose answers are `original 0` and so on; return the dataset and its summary."""
     from datasets import load_from_disk
 
     settings = {"template": "plain", "checks": ("good",), "generation": SAMPLED} | settings
     config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), **settings)
-    rows = Dataset.from_list([{"instruction": "What?", "output": "original"}] * num_rows)
+    rows = Dataset.from_list([{"instruction": f"What {row}?", "output": f"original {row}"} for row in range(num_rows)])
     folder = DistillationTask(rows, config, seed_dir, {"type": "alpaca"}, "seed").run()
     return load_from_disk(str(folder)), json.loads((folder / "summary.json").read_text())
 
@@ -48,7 +48,7 @@ def test_the_first_candidate_that_passes_is_taken_and_no_later_one_is_asked_for(
 
     distilled, summary = rewritten(tmp_path, seed_dir, num_rows=3, candidates=3)
 
-    assert distilled["output"] == ["good at once", "good then", "original"]
+    assert distilled["output"] == ["good at once", "good then", "original 2"]
     assert distilled["sdft_reasons"] == [[""], [""], ["good: is worst"]]
     assert asked() == sorted(script)  # nothing but what stands above
     assert summary["attempts"] == 6
@@ -90,7 +90,7 @@ def test_a_retry_asks_again_after_a_rejection_and_then_keeps_the_original(tmp_pa
     greedy = {"backend": "scripted", "temperature": 0.0}
     distilled, _ = rewritten(tmp_path, seed_dir, num_rows=2, on_reject="retry", retries=3, generation=greedy)
 
-    assert distilled["output"] == ["good in the end", "original"]
+    assert distilled["output"] == ["good in the end", "original 1"]
     assert distilled["sdft_source"] == ["distilled", "original"]
     assert distilled["sdft_reasons"] == [[""], ["good: is bad 3"]]
 
@@ -113,11 +113,11 @@ def test_the_first_answers_are_used_again_when_retries_are_switched_on(tmp_path,
 
     second, _ = rewritten(tmp_path, seed_dir, on_reject="retry")
 
-    assert (first["output"], second["output"]) == (["original"], ["good"])
+    assert (first["output"], second["output"]) == (["original 0"], ["good"])
     assert asked() == [(0, 0, 1)]
 
 
-def test_other_checks_do_not_take_later_attempts_for_their_own(tmp_path, seed_dir, script):
+def test_other_checks_find_the_later_attempts_as_well_and_ask_only_for_further_ones(tmp_path, seed_dir, script):
     script |= {(0, 0, 0): answer("bad"), (0, 0, 1): answer("good 7"), (0, 0, 2): answer("good")}
     rewritten(tmp_path, seed_dir, candidates=3)
     echo_backend.ASKED.clear()
@@ -125,7 +125,7 @@ def test_other_checks_do_not_take_later_attempts_for_their_own(tmp_path, seed_di
     distilled, _ = rewritten(tmp_path, seed_dir, candidates=3, checks=("good", "no_seven"))
 
     assert distilled["output"] == ["good"]
-    assert asked() == [(0, 0, 1), (0, 0, 2)]
+    assert asked() == [(0, 0, 2)]
 
 
 def test_a_later_turn_is_asked_after_the_attempt_that_was_taken(tmp_path, seed_dir, script):
@@ -147,7 +147,7 @@ def test_an_answer_that_failed_is_rejected_with_its_cause_before_any_check(tmp_p
 
     distilled, summary = rewritten(tmp_path, seed_dir, num_rows=2)
 
-    assert distilled["output"] == ["original", "good"]
+    assert distilled["output"] == ["original 0", "good"]
     assert distilled["sdft_reasons"] == [["failed: the prompt is longer than the context"], [""]]
     assert summary["rejections"] == {"failed": 1}
 
@@ -168,10 +168,6 @@ def test_the_embedded_backend_samples_each_later_attempt_differently_and_repeats
     assert [texts(attempt) for attempt in range(4)] == attempts
 
 
-def passes(answer, target):
-    return None if answer.text == "good" else "bad"
-
-
 @given(
     answers=st.lists(st.tuples(st.sampled_from(["good", "bad"]), st.floats(-5, 0) | st.none()), min_size=6, max_size=6),
     candidates=st.integers(1, 4),
@@ -179,13 +175,16 @@ def passes(answer, target):
     retries=st.integers(0, 2),
 )
 def test_settling_agrees_with_trying_all_attempts_one_after_the_other(answers, candidates, choose, retries):
-    journal = {(0, 0, place): Answer(text, "stop", 1, logprob) for place, (text, logprob) in enumerate(answers)}
+    def judged(target, attempt):
+        text, logprob = answers[attempt]
+        return Answer(text, "stop", 1, logprob), None if text == "good" else ("good", "bad")
+
     good = [place for place in range(candidates + retries) if answers[place][0] == "good"]
     expected = good[0] if good else None
     if choose == "likeliest" and good and good[0] < candidates:
         known = [place for place in good if place < candidates and answers[place][1] is not None]
         expected = max(known, key=lambda place: answers[place][1], default=good[0])
 
-    policy = Policy([("passes", passes)], candidates, choose, retries)
+    policy = Policy(candidates, choose, retries)
 
-    assert policy.settle(journal, 0, 0, Target(({"role": "user", "content": "?"},), "x")).attempt == expected
+    assert policy.settle(judged, Target(({"role": "user", "content": "?"},), "x")).attempt == expected

@@ -14,6 +14,7 @@ from tests.distillation import echo_backend
 
 ROW = {"instruction": "How many legs do 3 spiders have?", "output": "3 times 8 is 24."}
 ALONE = {"no_input_format": "{instruction}"}  # a type that puts nothing around the instruction
+OTHER_ROW = {"instruction": "How many legs do 4 pigs and 1 spider have?", "output": "16 and 8 is 24."}
 CHECKS = ("empty", "truncated", "numeric_answer")
 
 
@@ -66,7 +67,7 @@ def test_an_answer_that_was_right_at_once_needs_no_correction(tmp_path, seed_dir
 def test_an_attempt_that_was_cut_off_or_is_empty_or_failed_is_not_corrected(tmp_path, seed_dir, script):
     script |= {(0, 0, 0): answer("It is", "length"), (0, 0, 1): answer(""), (0, 0, 2): answer("24")}
     script |= {(1, 0, 0): answer("", "length"), (1, 0, 1): answer("It is 7."), (1, 0, 2): answer("24")}
-    rows = list(correction_rows(finished_task(tmp_path, seed_dir, [ROW, ROW])))
+    rows = list(correction_rows(finished_task(tmp_path, seed_dir, [ROW, OTHER_ROW])))
     assert [turns(row)[1][1] for row in rows] == ["It is 7."]
 
 
@@ -91,7 +92,7 @@ def test_a_later_turn_comes_after_those_before_it_as_they_are_trained(tmp_path, 
 
 def test_the_file_holds_one_row_a_line_and_is_counted(tmp_path, seed_dir, script):
     script |= {(index, 0, number): answer("Ünsure: 1") for index in range(2) for number in range(3)}
-    task = finished_task(tmp_path, seed_dir, [ROW, ROW])
+    task = finished_task(tmp_path, seed_dir, [ROW, OTHER_ROW])
     path = tmp_path / "new" / "corrections.jsonl"
     assert write_corrections(task, path) == 2
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -118,8 +118,8 @@ def test_a_greedy_request_holds_the_chat_and_the_settings_and_no_more(backend_fo
     }
 
 
-def test_sampling_is_seeded_by_the_settings_the_row_and_the_attempt(backend_for):
-    asked = [Prompt((row, 0), prompts(1)[0].messages, attempt) for row in range(2) for attempt in range(2)]
+def test_sampling_is_seeded_by_the_settings_the_chat_and_the_attempt(backend_for):
+    asked = [Prompt(one.key, one.messages, attempt) for one in prompts(2) for attempt in range(2)]
     with FakeServer() as server:
         for seed in (1, 1, 2):
             answers_of(backend_for(server, temperature=0.8, top_p=0.9, seed=seed), asked)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -68,9 +69,9 @@ def refused(reference="one two", check="leak", reason="says so"):
 def figures_of(*rows, dropped=()):
     """Collect from rows that are given as lists of settlements; a rejected answer reads `no, <row>`."""
     figures = ReportFigures(sum(map(len, rows)))
-    answers = {(index, turn, 0): Answer(f"no, {index}", "stop", 3) for index, row in enumerate(rows) for turn in (0, 1)}
     for index, row in enumerate(rows):
-        figures.add(index, RowVerdict({}, tuple(row)), answers, is_dropped=index in dropped)
+        shown = tuple(replace(one, shown_answer=one.answer or Answer(f"no, {index}", "stop", 3)) for one in row)
+        figures.add(index, RowVerdict({}, shown), is_dropped=index in dropped)
     return figures
 
 

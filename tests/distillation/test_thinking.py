@@ -285,7 +285,7 @@ def task_for(rows, seed_dir, tmp_path, row_type="alpaca", **settings):
 
 
 def asked_and_answered(*outputs):
-    return [{"instruction": "What?", "output": output} for output in outputs]
+    return [{"instruction": f"What {row}?", "output": output} for row, output in enumerate(outputs)]
 
 
 def test_a_thinking_part_is_neither_checked_nor_trained_and_the_journal_keeps_it(script, seed_dir, tmp_path):
@@ -297,8 +297,9 @@ def test_a_thinking_part_is_neither_checked_nor_trained_and_the_journal_keeps_it
 
     assert distilled["output"] == ["good answer", "two"]
     assert distilled["sdft_reasons"] == [[""], ["good: is bad answer"]]
-    journal = Journal(task.answers_dir, task.chain).answers()
-    assert journal[0, 0, 0] == thought
+    journal = Journal(task.answers_dir)
+    journal.refresh()
+    assert thought in [journal[key] for key in journal]
     journal.close()
 
 

@@ -56,7 +56,7 @@ def test_a_row_gets_the_same_answer_alone_and_padded_in_a_batch(tiny_llama_dir):
 
 
 def test_a_sampled_answer_depends_on_its_prompt_and_attempt_alone(tiny_llama_dir):
-    asked = prompts("Hello", "Goodbye", "Hello")
+    asked = prompts("Hello", "Goodbye", "Hello again")
     again = Prompt(asked[0].key, asked[0].messages, attempt=1)
     backend = backend_for(tiny_llama_dir, max_new_tokens=8, temperature=1.0, top_p=0.9)
     torch.manual_seed(1)

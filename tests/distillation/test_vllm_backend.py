@@ -124,15 +124,15 @@ def test_the_engine_is_asked_what_transformers_would_be_asked(tiny_llama_dir, en
 
 def test_each_sampled_answer_has_a_seed_of_its_own_and_its_mean_log_probability(tiny_llama_dir, engines):
     backend = backend_for(tiny_llama_dir, temperature=0.8, top_p=0.9, seed=7, max_new_tokens=8)
-    batch = [chat(0), chat(1), chat(1, attempt=1)]
+    batch = [chat(0, "Hi"), chat(1, "Hello"), chat(1, "Hello", attempt=1)]
 
     [(_, answers)] = backend.generate([batch])
 
     asked = [parameters for _, parameters in engines[0].llm.llm_engine.asked]
     assert [parameters.seed for parameters in asked] == [
-        sampling_seed(7, (0, 0), 0),
-        sampling_seed(7, (1, 0), 0),
-        sampling_seed(7, (1, 0), 1),
+        sampling_seed(7, batch[0].messages, 0),
+        sampling_seed(7, batch[1].messages, 0),
+        sampling_seed(7, batch[1].messages, 1),
     ]
     assert {(parameters.temperature, parameters.top_p, parameters.logprobs) for parameters in asked} == {(0.8, 0.9, 0)}
     assert [answer.mean_logprob for answer in answers] == [-0.5, -0.5, -0.5]  # the end of the turn counts as a token
@@ -143,7 +143,7 @@ def test_a_second_attempt_is_sampled_even_where_the_first_is_greedy(tiny_llama_d
 
     first, second = (parameters for _, parameters in engines[0].llm.llm_engine.asked)
     assert (first.temperature, second.temperature) == (0.0, 0.7)
-    assert (first.seed, second.seed) == (None, sampling_seed(42, (0, 0), 1))
+    assert (first.seed, second.seed) == (None, sampling_seed(42, chat(0).messages, 1))
     assert [answer.mean_logprob for answer in answers] == [None, -0.5]
 
 

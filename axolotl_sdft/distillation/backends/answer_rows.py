@@ -30,6 +30,8 @@ class Row:
 
     is_done: bool = False
     error: str | None = None
+    is_final: bool = False
+    """Whether the row would fail in the same way again."""
 
     @property
     def new_ids(self) -> list[int]:
@@ -50,9 +52,9 @@ class Row:
         self.total_logprob += logprob
         self.is_done = token in ends or len(self.ids) >= self.most_ids
 
-    def fail(self, reason: str) -> None:
-        """Give this row up for good."""
-        self.error, self.is_done = reason, True
+    def fail(self, reason: str, *, is_final: bool = False) -> None:
+        """Give this row up; ``is_final`` says that it would fail in the same way again."""
+        self.error, self.is_done, self.is_final = reason, True, is_final
 
 
 def new_row(prompt: Prompt, ids: list[int], config: GenerationConfig, context_length: int | None) -> Row:
@@ -65,10 +67,10 @@ def new_row(prompt: Prompt, ids: list[int], config: GenerationConfig, context_le
         context_length: Most tokens that the model takes; None where it has no limit.
     """
     temperature = attempt_temperature(config.temperature, prompt.attempt)
-    random = Random(sampling_seed(config.seed, prompt.key, prompt.attempt)) if temperature > 0 else None
+    random = Random(sampling_seed(config.seed, prompt.messages, prompt.attempt)) if temperature > 0 else None
     wanted = len(ids) + config.max_new_tokens
     most_ids = wanted if context_length is None else min(wanted, context_length)
     row = Row(prompt, list(ids), len(ids), most_ids, temperature, random)
     if context_length is not None and len(ids) >= context_length:
-        row.fail(f"the prompt has {len(ids)} tokens, of {context_length} that the model takes")
+        row.fail(f"the prompt has {len(ids)} tokens, of {context_length} that the model takes", is_final=True)
     return row

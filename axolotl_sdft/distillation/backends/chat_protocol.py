@@ -51,7 +51,7 @@ def chat_request(config: GenerationConfig, model: str, prompt: Prompt, without: 
     Args:
         config: How answers are sampled.
         model: The name under which the server knows the model.
-        prompt: The chat; its key and attempt decide the seed of the sampling.
+        prompt: The chat; it and its attempt decide the random seed of the sampling.
         without: Optional fields that the server is known to refuse.
     """
     temperature = attempt_temperature(config.temperature, prompt.attempt)
@@ -59,7 +59,7 @@ def chat_request(config: GenerationConfig, model: str, prompt: Prompt, without: 
     if temperature > 0:
         # Servers have cut-offs of their own unless told otherwise, and then don't sample what the model would.
         sampling |= {
-            "seed": sampling_seed(config.seed, prompt.key, prompt.attempt) % _SEEDS,
+            "seed": sampling_seed(config.seed, prompt.messages, prompt.attempt) % _SEEDS,
             "top_k": -1,
             "min_p": 0.0,
             "logprobs": True,

@@ -161,7 +161,7 @@ class OpenAIBackend:
         try:
             prompt = self._fitting(request[2])
         except DatasetError as err:
-            return Answer("", "error", 0, error=str(err))
+            return Answer("", "error", 0, error=str(err), is_final=True)
         body = chat_request(self._config, server.model, prompt, server.refused_fields)
         response = await server.post("/chat/completions", body, **response_tokens(body))
         return read_answer(response, server.accepts_model, self._count_tokens)

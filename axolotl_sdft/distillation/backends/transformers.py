@@ -101,7 +101,7 @@ class TransformersBackend:
             return new_row(prompt, self._prompt_ids(prompt.messages), self._config, limit)
         except DatasetError as err:
             row = new_row(prompt, [], self._config, limit)
-            row.fail(str(err))
+            row.fail(str(err), is_final=True)
             return row
 
     def _length(self, messages: Sequence[Message]) -> int:
@@ -120,7 +120,7 @@ class TransformersBackend:
 
     def _answer(self, row: Row) -> Answer:
         if row.error is not None:
-            return Answer("", "error", 0, error=row.error)
+            return Answer("", "error", 0, error=row.error, is_final=row.is_final)
         return Answer(*read_answer(self._tokenizer, row.new_ids, self._end_ids), mean_logprob=row.mean_logprob)
 
     @property

@@ -110,7 +110,7 @@ class VLLMBackend:
                 try:
                     asked.append((place, prompt, self._prompt_ids(prompt.messages)))
                 except DatasetError as err:
-                    batch.answers[place] = Answer("", "error", 0, error=str(err))
+                    batch.answers[place] = Answer("", "error", 0, error=str(err), is_final=True)
             if not asked:
                 refused.append(batch)
             for place, prompt, ids in asked:
@@ -129,7 +129,7 @@ class VLLMBackend:
             max_tokens=self._config.max_new_tokens,
             temperature=temperature,
             top_p=self._config.top_p,
-            seed=sampling_seed(self._config.seed, prompt.key, prompt.attempt) if is_sampled else None,
+            seed=sampling_seed(self._config.seed, prompt.messages, prompt.attempt) if is_sampled else None,
             repetition_penalty=self._saved_settings.get("repetition_penalty") or 1.0,  # transformers heeds it too
             logprobs=0 if is_sampled else None,  # 0: of the chosen token alone
             stop_token_ids=self._end_ids,
@@ -139,7 +139,8 @@ class VLLMBackend:
 
     def _no_room(self, num_tokens: int) -> Answer:
         limit = self._engine.max_tokens
-        return Answer("", "error", 0, error=f"the prompt has {num_tokens} tokens, of {limit} that the model takes")
+        reason = f"the prompt has {num_tokens} tokens, of {limit} that the model takes"
+        return Answer("", "error", 0, error=reason, is_final=True)
 
     def _answer(self, output: Any) -> Answer:
         written = output.outputs[0]

@@ -17,4 +17,7 @@ def scored_check(score: Callable[[Answer, Target], float], *, min_score: float) 
         # Not value < min_score: a score that is not a number must not pass.
         return None if value >= min_score else f"score {value:.3g}, below {min_score:g}"
 
+    scored.__module__ = (
+        getattr(score, "__module__", None) or __name__
+    )  # it is the plugin's code that may change or hang
     return scored
