@@ -20,7 +20,7 @@ from axolotl_sdft.distillation.content import as_rows
 from axolotl_sdft.distillation.interfaces import Backend, Target
 from axolotl_sdft.distillation.report_figures import Pair
 from axolotl_sdft.distillation.verdicts import REASONS_COLUMN
-from axolotl_sdft.errors import PluginError
+from axolotl_sdft.errors import PluginError, SdftError, first_line
 from axolotl_sdft.sampling import evenly_spaced
 
 if TYPE_CHECKING:
@@ -106,10 +106,15 @@ def measure_gap(task: "DistillationTask", backend: Backend, distilled: "Dataset"
     widest: list[tuple[MeasuredAnswer, Pair]] = []
     for start in range(0, len(places), _ROWS_AT_ONCE):
         pairs = list(_pairs(task, distilled, kept, places[start : start + _ROWS_AT_ONCE]))
-        figures = measure_answers(backend, [(pair.target, after) for pair, after in pairs])
+        level, why = logging.INFO, f"backend {task.config.generation.backend} can't tell how likely a given answer is"
+        try:
+            figures = measure_answers(backend, [(pair.target, after) for pair, after in pairs])
+        except SdftError:
+            raise
+        except Exception as err:  # some odd text, which is no reason to lose the dataset
+            figures, level, why = None, logging.WARNING, f"{type(err).__name__}: {first_line(err)}"
         if figures is None:
-            why = f"backend {task.config.generation.backend} can't tell how likely a given answer is"
-            LOG.info("%s: the distribution gap was not measured: %s", task.where, why)
+            LOG.log(level, "%s: the distribution gap was not measured: %s", task.where, why)
             return Gap(why_unknown=why)
         told = [
             (MeasuredAnswer(pair.row, pair.turn, *both), pair)
