@@ -16,6 +16,7 @@ from typing import Any
 
 import axolotl_sdft
 from axolotl_sdft.distillation.interfaces import Answer, AnswerCheck, Target
+from axolotl_sdft.distillation.texts import one_line
 from axolotl_sdft.errors import first_line
 
 LOG = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def first_finding(
 def named_rejection(check: GuardedCheck, finding: Finding) -> tuple[str, str]:
     """Return the name under which a rejection is counted, with its reason."""
     name = f"{CHECK_FAILED}: {check.name}" if finding.has_failed else check.name
-    return name, str(finding.reason)
+    return name, one_line(str(finding.reason))
 
 
 def check_identity(name: str, check: AnswerCheck) -> str:

@@ -30,9 +30,11 @@ def test_two_processes_prune_once_share_the_rows_and_train_together(tmp_path, ba
     rows = [json.loads(line)["instruction"] for line in alpaca_file.read_text().splitlines()]
     assert load_from_disk(str(distilled))["instruction"] == rows
     (answers,) = tmp_path.glob("sdft_prepared/answers-*")
-    shares = [len((answers / f"journal-0000{rank}.jsonl").read_text().splitlines()) for rank in range(2)]
-    assert shares == [12, 12]  # 24 rows in batches of 4, dealt out in turn
-    assert len(Journal(answers).answers()) == 24
+    texts = [path.read_text() for path in answers.glob("answers-*.jsonl")]
+    assert [text.count('"question"') for text in texts] == [12, 12]  # 24 rows in batches of 4, dealt out in turn
+    journal = Journal(answers)
+    journal.refresh()
+    assert len(journal) == 24
     assert (tmp_path / "out/adapter_model.safetensors").exists()
     assert "dynsdpb/kl" in printed
 
