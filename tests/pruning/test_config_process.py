@@ -61,7 +61,7 @@ def test_a_config_refused_without_torch_is_asked_about_again_with_it(asked_in_a_
         return start_child(task, arguments, hide_torch)
 
     monkeypatch.setattr(config_process, "_start_child", noted)
-    with pytest.raises(CheckpointError, match=r"transformers refuses config\.json .* 'llama': .*hidden_size"):
+    with pytest.raises(CheckpointError, match=r"transformers refuses config\.json .* 'llama': "):
         prune_config({"model_type": "llama", "num_hidden_layers": 3, "hidden_size": "wide"}, {1})
     assert started == [True, False]
 
