@@ -1,5 +1,6 @@
 """Folders that are written whole or not at all, named by a fingerprint of everything that shaped them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,8 @@ from axolotl_sdft.errors import ArtifactError, ConfigError, first_line
 
 DEFAULT_ROOT = "sdft_prepared"
 _UNFINISHED = ".unfinished"
+_MAX_NAME_BYTES = 255
+_LONGEST_MADE = 240  # bytes below the root: an unfinished folder with a file in it
 
 
 def fingerprint(value: Any) -> str:
@@ -34,12 +37,29 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def refuse_long_path(folder: Path, yaml_key: str) -> None:
+    """Raise :class:`ArtifactError` when the file system can't hold what is made in a folder: its path is too long."""
+    try:
+        is_too_long = any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in folder.parts)
+        os.lstat(folder / ("x" * _LONGEST_MADE))
+    except OSError as err:
+        is_too_long |= err.errno == errno.ENAMETOOLONG
+    except ValueError as err:  # a null byte, or half a surrogate pair
+        raise ArtifactError(f"{yaml_key} is {str(folder)!r}, which is not a path ({err}); name another folder") from err
+    if is_too_long:
+        raise ArtifactError(
+            f"{yaml_key} is {str(folder)[:60]}... ({len(os.fsencode(folder))} bytes), longer than the file system "
+            "allows for what is made there; name a folder with a shorter path"
+        )
+
+
 def ensure_writable(folder: Path, yaml_key: str) -> None:
     """Create a folder and prove that files can be written there.
 
     Raises:
         ArtifactError: They can't; the message names the YAML key, the folder and the cause.
     """
+    refuse_long_path(folder, yaml_key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:

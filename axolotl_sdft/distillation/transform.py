@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.artifacts import DEFAULT_ROOT, ensure_writable, fingerprint
+from axolotl_sdft.artifacts import DEFAULT_ROOT, ensure_writable, fingerprint, refuse_long_path
 from axolotl_sdft.config import SelfDistillationConfig
 from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.core.ranks import together
@@ -151,7 +151,9 @@ class DistillationTask:
     @cached_property
     def root(self) -> Path:
         """Folder that holds the artifacts."""
-        return Path(self.config.output_dir or DEFAULT_ROOT).absolute()
+        root = Path(self.config.output_dir or DEFAULT_ROOT).absolute()
+        refuse_long_path(root, "self_distillation.output_dir")
+        return root
 
     @cached_property
     def policy(self) -> Policy:

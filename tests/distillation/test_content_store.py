@@ -11,7 +11,7 @@ from axolotl_sdft import SelfDistillationConfig, hookspecs
 from axolotl_sdft.distillation import guarded_checks
 from axolotl_sdft.distillation.interfaces import Answer
 from axolotl_sdft.distillation.transform import DistillationTask
-from axolotl_sdft.errors import DatasetError, ServerError
+from axolotl_sdft.errors import ArtifactError, DatasetError, ServerError
 from axolotl_sdft.plugins import registry
 from tests.distillation.echo_backend import EchoBackend
 
@@ -78,8 +78,8 @@ def row(name, output="original"):
 
 def task_for(tmp_path, seed_dir, rows, **settings):
     settings = {"template": "question_alone", "checks": ("judge",), "gap_samples": 0} | settings
-    settings = {"generation": {"backend": "counting"}} | settings
-    config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), **settings)
+    settings = {"generation": {"backend": "counting"}, "output_dir": str(tmp_path / "out")} | settings
+    config = SelfDistillationConfig(**settings)
     return DistillationTask(Dataset.from_list(rows), config, seed_dir, {"type": "alpaca"}, "seed")
 
 
@@ -343,3 +343,29 @@ def test_what_the_journal_has_is_said(tmp_path, seed_dir, caplog):
     task_for(tmp_path, seed_dir, ROWS).run()
     task_for(tmp_path, seed_dir, [*ROWS, row("d")]).run()
     assert "3 answers are in the journal already, 1 to go" in caplog.text
+
+
+@pytest.mark.parametrize("output_dir", ["x" * 256, "/".join(["folder"] * 700), "ü" * 130])
+def test_a_path_that_is_too_long_is_one_clear_error_that_names_the_key(tmp_path, seed_dir, output_dir):
+    task = task_for(tmp_path, seed_dir, ROWS, output_dir=str(tmp_path / output_dir))
+    with pytest.raises(ArtifactError, match=r"self_distillation.output_dir is .* name a folder with a shorter path"):
+        task.run()
+    with pytest.raises(ArtifactError, match=r"self_distillation.output_dir is .* name a folder with a shorter path"):
+        _ = task.is_done
+
+
+def test_damaged_and_stray_files_among_the_answers_change_nothing_but_what_they_held(tmp_path, seed_dir, caplog):
+    task = task_for(tmp_path, seed_dir, ROWS)
+    task.run()
+    [journal] = task.answers_dir.glob("answers-*.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    damaged = [b"\0" * 99 + b"\n" if b"about b" in line else line for line in lines]
+    journal.write_bytes(b"".join(damaged))
+    (task.answers_dir / "answers-folder.jsonl").mkdir()
+    (task.answers_dir / "answers-old.jsonl~").write_bytes(b"\xff\xfe")
+
+    asked, judged, _ = asked_by(task_for(tmp_path, seed_dir, [*ROWS, row("d")]))
+
+    assert asked == ["b", "d"]
+    assert judged == ["about d"]  # the verdict on the other one is known already
+    assert f"{journal}: 1 lines are damaged or not of a journal" in caplog.text

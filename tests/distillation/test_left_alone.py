@@ -153,7 +153,8 @@ def test_where_calls_are_checked_an_answer_that_lost_the_markup_is_rejected(seed
     monkeypatch.setattr(EchoBackend, "answer", lambda self, prompt: said(bare if prompt.key[0] == 0 else CALL))
     first = call_rows(kind)[0]
     rows = [first, json.loads(json.dumps(first).replace("When", "And when"))]
-    task = task_for(rows, seed_dir, tmp_path, {"type": kind}, checks=("function_call",))
+    settings = {"checks": ("function_call",), "template": "{{ instruction }} {{ reference }}"}
+    task = task_for(rows, seed_dir, tmp_path, {"type": kind}, **settings)
     distilled = load_from_disk(str(task.run()))
     assert [row[0] for row in distilled["sdft_reasons"]] == [
         "function_call: no <tool_call>, in which the original's call stands",
@@ -295,7 +296,7 @@ def test_an_answer_without_text_is_rejected_whatever_the_checks(seed_dir, tmp_pa
     from tests.distillation.echo_backend import EchoBackend
 
     monkeypatch.setattr(EchoBackend, "answer", lambda self, prompt: said("Good." if prompt.key[0] else text))
-    rows = [{"instruction": asked, "output": "Hello."} for asked in ("Hi", "Good day")]
+    rows = [{"instruction": "Hi", "output": text} for text in ("Hello.", "Good day.")]
     folder = task_for(rows, seed_dir, tmp_path, {"type": "alpaca"}).run()
     distilled = load_from_disk(str(folder))
     assert distilled["output"] == ["Hello.", "Good."]
