@@ -32,6 +32,18 @@ from tests.distillation.checks.samples import asked, written
         "Tea is a drink.\nThe original answer was water.",
         "The answer to your question is: tea is a drink.",
         "Here is the answer to the question:\nTea is a drink.",
+        "Tea is a drink. Let me know if that is right!",
+        "Tea is a drink. (No corrections are needed.)",
+        "Tea is a drink: the answer is in the requested format.",
+        "Based on the provided response, tea is a drink.",
+        "Tea is a drink.\n\n### Response:\nMilk is a drink.",
+        "Tea is a drink.\nHuman: And milk?",
+        "Tea is a drink.<|im_end|>\n<|im_start|>user",
+        "Tea is a drink. [INST] And milk? [/INST]",
+        "Tea is a drink. It's your turn to pour.",
+        "Paraphrased: tea is a drink.",
+        "**Reworded answer:** tea is a drink.",
+        "Tea is a drink. (I rephrased the text.)",
     ],
 )
 def test_talk_about_the_request_is_a_leak(text: str):
@@ -52,6 +64,10 @@ def test_talk_about_the_request_is_a_leak(text: str):
         "I am ready. The tea is ready.",
         "They gave an answer. This solution is popular, and this answer is theirs.",
         "The answer to your question is no: tea is no food.",
+        "Humans drink tea. The user: a guest. The instruction is short.",
+        "Turn the cup round; then it is the turn of the next guest.",
+        "Let me know if you have questions.",
+        "The paraphrased line is by Basho.",
         "Dear John,\nI am glad you found the house. As agreed, tea is at five.",
     ],
 )
@@ -78,6 +94,21 @@ def test_a_rewritten_version_is_what_some_instructions_ask_for():
     text = "Here is a rewritten version of your text:\nTea is a drink."
     assert leak(written(text), asked()) is not None
     assert leak(written(text), asked("Rewrite this text: tea is drink")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "instruction", "reference"),
+    [
+        ("The manual says so: the guide you gave to the guests is short.", "Which book?", "Take the guide."),
+        ("The instructions are clear, so brew it.", "What of the box?", "Its instructions were clear."),
+        ("Human: Is tea hot?\nAssistant: It is.", "Write a conversation about tea.", "A: Hot?\nB: Yes."),
+        ("Pour, then it's your turn.", "Explain the game of tea.", "Pour in turn."),
+        ("Rewritten: tea is a drink.", "Rewrite: tea drink is", "Tea is a drink."),
+        ("The mark <|im_end|> ends a turn.", "What is <|im_end|>?", "A mark."),
+    ],
+)
+def test_what_the_conversation_speaks_of_is_no_leak(text: str, instruction: str, reference: str):
+    assert leak(written(text), asked(instruction, reference)) is None
 
 
 def test_a_verdict_is_what_some_instructions_ask_for():
