@@ -88,6 +88,10 @@ class GenerationConfig(Block):
     are trained, and plays no part here."""
     # It may ask for the thinking that the rows hold, while rewriting is better off without; so it is no default.
 
+    chat_template: str | None = None
+    """Chat template of a seed model that has none, as Jinja text. Unset: the template that the configuration's own
+    ``chat_template`` names. Servers of backend ``openai`` must be started with it. The seed's own template stays."""
+
     batch_tokens: int = Field(32768, ge=1)
     """Token budget of backend ``transformers``: rows written at once times the longest prompt plus ``max_new_tokens``.
     Where memory runs out all the same, half as many rows go on."""
@@ -147,6 +151,8 @@ class GenerationConfig(Block):
         settings = self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
         kept = {name: value for name, value in self.vllm_args.items() if name not in _VLLM_SPEED_ONLY}
         arguments = settings.pop("chat_template_kwargs")
+        if self.chat_template is None:
+            del settings["chat_template"]
         if self.backend == "openai":  # a request is the same whichever of the two keys its arguments come from
             settings["extra_body"] = _with_template_arguments(settings["extra_body"], arguments)
         elif arguments:  # without any, answers in the folders of earlier releases are found

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from axolotl_sdft.distillation.admission import TOKENIZED, require_text
 from axolotl_sdft.distillation.chat_rows import ChatRows
 from axolotl_sdft.distillation.interfaces import RowFormat
 from axolotl_sdft.distillation.row_formats import resolve_row_format
@@ -35,39 +36,100 @@ def plain_column(entry: Mapping[str, Any]) -> str | None:
     return str(entry.get("field") or "text") if is_plain else None
 
 
-def text_of(row: dict[str, Any], entry: Mapping[str, Any], where: str, tokenizer: Any) -> str:
-    """Return a row as the model would see it: its text, or its whole conversation in the model's chat template.
+def texts_of(
+    rows: Sequence[dict[str, Any]], entry: Mapping[str, Any], where: str, tokenizer: Any, features: Any = None
+) -> list[str]:
+    """Return rows as the model would see them: their text, or their whole conversation in the model's chat template.
+
+    A row that holds no text, such as one whose column is null, is an empty text.
 
     Args:
-        row: One row of the dataset.
+        rows: Some rows of a dataset.
         entry: The dataset entry: ``type``, and the field names that go with it. Without a type, the columns tell.
         where: What messages call the entry, such as ``datasets[0]``.
         tokenizer: The seed model's. Without a chat template, messages are joined by blank lines.
+        features: Types of the columns, where they are known.
 
     Raises:
-        DatasetError: The columns fit no known kind of row, or the chat template refuses the conversation.
+        DatasetError: The columns fit no known kind of row or hold something else than text, or the chat template
+            refuses a conversation.
     """
-    column = plain_column(entry)
-    if column is None and not entry.get("type") and isinstance(row.get("text"), str):
-        column = "text"
+    if not rows:
+        return []
+    if _is_tokenized(rows[0], entry):
+        return [_decoded(row, tokenizer) for row in rows]
+    if not entry.get("type") and _is_prompt_and_completion(rows):
+        rows = [{"messages": [*(row["prompt"] or ()), *(row["completion"] or ())]} for row in rows]
+        features = None
+    known = known_entry(rows, entry, where)
+    column = plain_column(known)
     if column is not None:
-        return _plain_text(row, column, where)
-    known = entry if entry.get("type") else guessed_entry(row, where)
+        return [_plain_text(row, column, where, features) for row in rows]
     row_format = _row_format(known, where)
     if isinstance(row_format, ChatRows):
-        messages, tools = _conversation(row, row_format, where), _tools(row, known)
-    else:
-        messages, tools = _turns(row, row_format), None
-    return _rendered(messages, tools, where, tokenizer)
+        return [_rendered(_conversation(row, row_format, where), _tools(row, known), where, tokenizer) for row in rows]
+    require_text(features or {}, row_format, known.get("type"), where)
+    return [_rendered(_turns(row, row_format), None, where, tokenizer) for row in rows]
 
 
-def _plain_text(row: dict[str, Any], column: str, where: str) -> str:
+def known_entry(rows: Sequence[dict[str, Any]], entry: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Return the entry, with a type that the columns of its rows tell where it has none.
+
+    Raises:
+        DatasetError: They fit no known kind of row.
+    """
+    if entry.get("type"):
+        return entry
+    said = [row.get("text") for row in rows]
+    if any(isinstance(value, str) for value in said):
+        return {**entry, "type": "completion", "field": "text"}
+    try:
+        return {**entry, **guessed_entry(_first_filled(rows), where)}
+    except DatasetError:
+        if "text" in rows[0]:
+            return {**entry, "type": "completion", "field": "text"}
+        raise
+
+
+def _first_filled(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row with the fewest nulls, the first of such: what a null would be can't be told."""
+    return min(rows, key=lambda row: sum(value is None for value in row.values()))
+
+
+def _is_tokenized(row: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether rows are tokenized: as Axolotl tells, or because nothing else is known of them."""
+    return set(row) >= TOKENIZED or (not entry.get("type") and "input_ids" in row)
+
+
+def _decoded(row: Mapping[str, Any], tokenizer: Any) -> str:
+    ids = row["input_ids"] or []
+    mask = row.get("attention_mask") or [1] * len(ids)
+    return str(tokenizer.decode([token for token, is_there in zip(ids, mask, strict=False) if is_there]))
+
+
+def _is_prompt_and_completion(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a conversation is spread over two columns, as TRL has it."""
+    values = [row.get(name) for row in rows for name in ("prompt", "completion")]
+    lists = [value for value in values if value is not None]
+    return bool(lists) and all(
+        isinstance(value, list) and all(isinstance(message, Mapping) for message in value) for value in lists
+    )
+
+
+def _plain_text(row: dict[str, Any], column: str, where: str, features: Any) -> str:
     if column not in row:
         raise DatasetError(
             f"{where} is to be read as running text in the column {column!r}, but its columns are {', '.join(row)}; "
             "name the column, such as type: {field: body}"
         )
-    return row[column] if isinstance(row[column], str) else ""
+    value = row[column]
+    if value is not None and not isinstance(value, str):
+        dtype = getattr((features or {}).get(column), "dtype", None) or type(value).__name__
+        raise DatasetError(
+            f"{where}: column {column!r} is to be read as running text, but holds {dtype}, such as {value!r:.60}; name "
+            "a column of text, such as type: {field: body}, or set layer_pruning.calibration.path to other text"
+        )
+    return value or ""
 
 
 def _row_format(entry: Mapping[str, Any], where: str) -> RowFormat:

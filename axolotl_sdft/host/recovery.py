@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import RecoveryReportConfig, RowsConfig
+from axolotl_sdft.distillation.admission import TOKENIZED, require_text, stored_rows
 from axolotl_sdft.distillation.interfaces import Target
 from axolotl_sdft.distillation.row_formats import resolve_row_format
 from axolotl_sdft.errors import ConfigError, DatasetError, UnknownNameError
 from axolotl_sdft.host.blocks import read_blocks
-from axolotl_sdft.host.calibration_text import guessed_entry
+from axolotl_sdft.host.calibration_text import known_entry
 from axolotl_sdft.host.commands import find_artifacts
 from axolotl_sdft.host.datasets import dataset_entries, load_rows
 from axolotl_sdft.host.held_out import is_split, parts_of
-from axolotl_sdft.host.seed_model import seed_of
+from axolotl_sdft.host.seed_model import missing_chat_template, seed_dir_of, seed_of
 from axolotl_sdft.recovery.headline import SEED, TRAINED
 from axolotl_sdft.recovery.models import ReportedModel
 from axolotl_sdft.sampling import evenly_spaced
@@ -91,6 +92,7 @@ def recovery_task(cfg: Any) -> "RecoveryTask":
         provenance={"seed_model": seed_of(cfg)[0], "held_out_rows": rows.source},
         trust_remote_code=bool(cfg.get("trust_remote_code")),
         template_arguments=template_arguments(cfg, config),
+        chat_template=missing_chat_template(cfg, seed_dir_of(cfg)),
     )
     task.check()
     return task
@@ -191,12 +193,13 @@ def _split_off(cfg: Any) -> "Iterator[tuple[str, Any, Dataset]]":
 
 def _sampled(named: "list[tuple[str, Any, Dataset]]", config: RowsConfig, source: str) -> HeldOut:
     """Return the answers of up to ``num_samples`` rows, spread evenly over all datasets."""
+    named = [(where, entry, stored_rows(rows, where)) for where, entry, rows in named]
     total = sum(len(rows) for *_, rows in named)
     chosen = evenly_spaced(total, config.num_samples)
     targets, start = [], 0
     for where, entry, rows in named:
         picked = [rows[place - start] for place in chosen if start <= place < start + len(rows)]
-        targets += _last_targets(picked, entry, where)
+        targets += _last_targets(picked, entry, where, rows.features)
         start += len(rows)
     if not targets:
         raise DatasetError(f"{named[0][0]} holds no row with a prompt and an answer; check its path, split and type")
@@ -205,10 +208,14 @@ def _sampled(named: "list[tuple[str, Any, Dataset]]", config: RowsConfig, source
     return HeldOut(tuple(targets), f"{source}, {len(targets)} of {total} rows", notes)
 
 
-def _last_targets(rows: list[dict[str, Any]], entry: Any, where: str) -> list[Target]:
+def _last_targets(rows: list[dict[str, Any]], entry: Any, where: str, features: Any) -> list[Target]:
     if not rows:
         return []
-    known = entry if entry.get("type") else guessed_entry(rows[0], where)
+    if set(rows[0]) >= TOKENIZED:
+        raise DatasetError(
+            f"{where} holds rows that are tokenized already, of which no question and answer can be told"
+        )
+    known = known_entry(rows, entry, where)
     row_format = resolve_row_format(known, where)
     missing = row_format.missing_columns(list(rows[0]))
     if missing:
@@ -216,5 +223,6 @@ def _last_targets(rows: list[dict[str, Any]], entry: Any, where: str) -> list[Ta
             f"{where} has no column {missing[0]!r}, which its type {known.get('type')!r} needs; its columns are "
             f"{', '.join(rows[0])}; set {where}.type to that of the rows"
         )
+    require_text(features, row_format, known.get("type"), where)
     counts = [row_format.num_targets(row) for row in rows]
     return [row_format.target(row, count - 1) for row, count in zip(rows, counts, strict=True) if count]

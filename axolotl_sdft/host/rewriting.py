@@ -12,7 +12,7 @@ from axolotl_sdft.errors import ConfigError
 from axolotl_sdft.host.datasets import OVERRIDE, dataset_entries, load_rows, rewritten_entry
 from axolotl_sdft.host.held_out import is_split, parts_of, rows_folder
 from axolotl_sdft.host.overrides import DatasetConfig, blaming, dataset_config
-from axolotl_sdft.host.seed_model import seed_dir_of, seed_of
+from axolotl_sdft.host.seed_model import missing_chat_template, seed_dir_of, seed_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -121,8 +121,13 @@ def _task(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str)
 
     kept = {PROMPT_FIELD: own.prompt_field} if own.prompt_field else {}
     settings = _trusting_as_axolotl(cfg, own.settings())
+    seed_dir = seed_dir_of(cfg)
+    template = missing_chat_template(cfg, seed_dir, entry)
+    if template is not None and settings.generation.chat_template is None:
+        generation = settings.generation.model_copy(update={"chat_template": template})
+        settings = settings.model_copy(update={"generation": generation})
     with blaming(cfg, _index(where)):
-        return DistillationTask(rows, settings, seed_dir_of(cfg), {**entry, **kept}, seed_of(cfg)[0], where)
+        return DistillationTask(rows, settings, seed_dir, {**entry, **kept}, seed_of(cfg)[0], where)
 
 
 def _trusting_as_axolotl(cfg: Any, config: SelfDistillationConfig) -> SelfDistillationConfig:

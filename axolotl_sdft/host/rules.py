@@ -72,8 +72,9 @@ def _self_distillation_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
         )
     if cfg.get("skip_prepare_dataset"):
         yield (
-            "self_distillation rewrites text, but skip_prepare_dataset: true expects rows that are tokenized already; "
-            "remove one of the two"
+            "self_distillation rewrites the answers that the type of a dataset names, but skip_prepare_dataset: true "
+            "hands the rows to the trainer as they are stored, without their type, as models with pictures need it; "
+            "set it to false where rows are text alone, or remove the self_distillation block"
         )
 
 

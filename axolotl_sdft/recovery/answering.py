@@ -65,7 +65,7 @@ def require_template(tokenizer: Any) -> None:
     if not tokenizer.chat_template:
         raise ConfigError(
             f"recovery_report: the tokenizer in {tokenizer.name_or_path} has no chat template, so its model can't be "
-            "asked anything; add a chat_template to its tokenizer_config.json"
+            "asked anything; name one with chat_template: chatml or the like, or add it to its tokenizer_config.json"
         )
 
 

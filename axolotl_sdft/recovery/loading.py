@@ -13,7 +13,9 @@ from axolotl_sdft.pruning.seed import resolve_seed
 from axolotl_sdft.recovery.models import ReportedModel
 
 
-def load_model(model: ReportedModel, dtype: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load_model(
+    model: ReportedModel, dtype: str, *, trust_remote_code: bool = False, chat_template: str | None = None
+) -> tuple[Any, Any]:
     """Return a model in evaluation mode on this process's own device, and its tokenizer, which pads on the left.
 
     A LoRA adapter is merged into the base model that it names: what is measured is then what would be deployed.
@@ -22,6 +24,7 @@ def load_model(model: ReportedModel, dtype: str, *, trust_remote_code: bool = Fa
         model: Where it is.
         dtype: As ``recovery_report.dtype``. A quantized checkpoint is loaded as it is.
         trust_remote_code: Run code that comes with the model.
+        chat_template: Chat template of a model that has none, as Jinja text.
 
     Raises:
         CheckpointError: It can't be loaded or merged; the message names the model, its folder and the reason.
@@ -39,7 +42,8 @@ def load_model(model: ReportedModel, dtype: str, *, trust_remote_code: bool = Fa
             loaded = loaded.merge_and_unload().eval()
         # An adapter that was saved without a tokenizer has its base model's.
         has_own = (model.folder / "tokenizer_config.json").is_file()
-        return loaded, load_tokenizer(model.folder if has_own else base_dir, trust_remote_code=trust_remote_code)
+        folder = model.folder if has_own else base_dir
+        return loaded, load_tokenizer(folder, trust_remote_code=trust_remote_code, chat_template=chat_template)
 
 
 def weights_dir(model: ReportedModel) -> Path:

@@ -146,7 +146,10 @@ class Measuring:
     @cached_property
     def _tokenizer(self) -> Any:
         """The seed's: it encodes the text that all models see."""
-        return load_tokenizer(self._task.seed.folder, trust_remote_code=self._task.trust_remote_code)
+        task = self._task
+        return load_tokenizer(
+            task.seed.folder, trust_remote_code=task.trust_remote_code, chat_template=task.chat_template
+        )
 
     @cached_property
     def _held_out_answers(self) -> list[ScoredIds]:
@@ -172,7 +175,7 @@ class Measuring:
             return [[answer.ids, answer.num_answer] for answer in answers]
 
         shaped_by = {"prompts": fingerprint(prompts), "max_new_tokens": max_new_tokens}
-        shaped_by |= {"template_arguments": dict(self._task.template_arguments)}
+        shaped_by |= {"template_arguments": self._task.template_identity}
         return [ScoredIds(*answer) for answer in self._value(self._task.seed, "seed_answers", shaped_by, make)]
 
     def _right_answers(self, model: ReportedModel) -> list[bool]:
@@ -189,7 +192,7 @@ class Measuring:
         shaped_by = config.model_dump(mode="json", exclude_defaults=True) | {
             "rows": fingerprint([asdict(target) for target in targets])
         }
-        shaped_by |= {"template_arguments": dict(self._task.template_arguments)}
+        shaped_by |= {"template_arguments": self._task.template_identity}
         return self._value(model, "exact_match", shaped_by, make) or []
 
     def _drafting(self, model: ReportedModel) -> DraftFigures | None:
@@ -295,7 +298,10 @@ class Measuring:
                 del self._loaded[name]
             free_memory()
             self._loaded[model.name] = load_model(
-                model, self._config.dtype, trust_remote_code=self._task.trust_remote_code
+                model,
+                self._config.dtype,
+                trust_remote_code=self._task.trust_remote_code,
+                chat_template=self._task.chat_template,
             )
         return self._loaded[model.name]
 

@@ -42,6 +42,10 @@ class RecoveryTask:
     """Where models and rows come from."""
     trust_remote_code: bool = False
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    chat_template: str | None = None
+    """Chat template of models that have none, as Jinja text."""
+
     """What the chat template is given besides."""
 
     @property
@@ -55,6 +59,12 @@ class RecoveryTask:
         from axolotl_sdft.recovery.general_prompts import general_prompts
 
         return general_prompts(self.config.general_prompts)
+
+    @property
+    def template_identity(self) -> dict[str, Any]:
+        """What shapes a chat beside its messages."""
+        given = {} if self.chat_template is None else {"chat_template": self.chat_template}
+        return {**self.template_arguments, **given}
 
     @property
     def exact_match_targets(self) -> list[Target]:
@@ -84,7 +94,10 @@ class RecoveryTask:
 
             check_tasks(config.lm_eval)
         check_speed(self.models, config.speed, trust_remote_code=self.trust_remote_code)
-        require_template(load_tokenizer(self.seed.folder, trust_remote_code=self.trust_remote_code))
+        seed = self.seed.folder
+        require_template(
+            load_tokenizer(seed, trust_remote_code=self.trust_remote_code, chat_template=self.chat_template)
+        )
 
     def _check_exact_match(self) -> None:
         from axolotl_sdft.recovery.exact_match import right_answer_checks

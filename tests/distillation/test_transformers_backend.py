@@ -1,5 +1,7 @@
 import math
+import shutil
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -210,6 +212,29 @@ def test_of_a_conversation_too_long_to_be_scored_the_beginning_is_left_out(tiny_
     num_answer = len(whole) - len(backend._prompt_ids(context))
     picked = [log_probs[place - 1, whole[-20:][place]].item() for place in range(20 - num_answer, 20)]
     assert value == pytest.approx(-sum(picked) / num_answer, abs=1e-4)
+
+
+def test_a_seed_without_chat_template_takes_the_one_that_is_given_and_another_keeps_its_own(tiny_llama_dir, tmp_path):
+    shutil.copytree(tiny_llama_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").unlink()
+    template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    for folder, expected in (
+        (tmp_path, "<|im_start|>Hi<|im_end|>"),
+        (tiny_llama_dir, "<|im_start|>user\nHi<|im_end|>"),
+    ):
+        backend = backend_for(folder, max_new_tokens=4, chat_template=template)
+        backend.check()
+        [prompt] = prompts("Hi")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert expected in tokenizer.decode(backend._prompt_ids(prompt.messages))
+
+
+def test_the_tokenizer_of_mistral_common_is_refused_with_its_own_reason(tmp_path):
+    data = Path(pytest.importorskip("mistral_common").__file__).parent / "data" / "tekken_240911.json"
+    shutil.copy(data, tmp_path / "tekken.json")
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    with pytest.raises(ConfigError, match=r"is that of mistral-common \(tekken.json\).*set generation.backend: openai"):
+        backend_for(tmp_path, chat_template="{{ messages }}").check()
 
 
 def test_a_seed_without_chat_template_is_refused_without_loading_weights(tiny_llama_dir, tmp_path):

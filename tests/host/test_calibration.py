@@ -7,7 +7,7 @@ pytest.importorskip("axolotl")
 from axolotl.utils.dict import DictDefault
 
 from axolotl_sdft.config import CalibrationConfig
-from axolotl_sdft.errors import DatasetError
+from axolotl_sdft.errors import ConfigError, DatasetError
 from axolotl_sdft.host.calibration import calibration_entries, calibration_texts
 
 
@@ -206,8 +206,155 @@ def test_rows_that_are_no_text_are_refused_with_the_way_out(row, entry, message,
         texts(cfg, tiny_llama_dir)
 
 
-def test_a_row_without_a_prompt_or_an_answer_is_an_empty_text(tmp_path, tiny_llama_dir):
+def test_a_row_without_a_prompt_or_an_answer_is_left_out_and_counted(tmp_path, tiny_llama_dir, caplog):
     rows = [{"instruction": "Why?", "output": None}, {"instruction": "Why?", "output": "Because."}]
-    empty, read = texts({}, tiny_llama_dir, path=write_rows(tmp_path / "rows.jsonl", rows), type="alpaca")
-    assert empty == ""
+    (read,) = texts({}, tiny_llama_dir, path=write_rows(tmp_path / "rows.jsonl", rows), type="alpaca")
     assert "Because." in read
+    assert "layer_pruning.calibration: 1 of 2 rows hold no text and are left out of the calibration" in caplog.text
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("line", "gap"),
+    [
+        ({"text": "Tea."}, {"text": None}),
+        ({"question": "Why?", "answer": "Tea."}, {"question": "Why?", "answer": None}),
+        ({"messages": QUESTION}, {"messages": None}),
+        ({"text": "Tea."}, {"text": " "}),
+    ],
+    ids=["text", "answer", "messages", "blank"],
+)
+def test_rows_without_text_are_left_out_wherever_they_stand(line, gap, place, tmp_path, tiny_llama_dir, caplog):
+    rows = [line, line, line]
+    rows[place] = gap
+    read = texts({}, tiny_llama_dir, path=write_rows(tmp_path / "rows.jsonl", rows))
+    assert len(read) == 2
+    assert "1 of 3 rows hold no text" in caplog.text
+
+
+def test_rows_that_hold_no_text_at_all_are_refused(tmp_path, tiny_llama_dir):
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": None}, {"text": ""}])
+    with pytest.raises(DatasetError, match=r"calibration holds no text to score the layers on in any of 2 rows; check"):
+        texts({}, tiny_llama_dir, path=path)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "message"),
+    [
+        (
+            {"text": 42},
+            None,
+            r"layer_pruning\.calibration: column 'text' is to be read as running text, but holds int64",
+        ),
+        (
+            {"body": 1.5},
+            {"field": "body"},
+            r"column 'body' is .* but holds float64, such as 1.5; name a column of text",
+        ),
+        ({"body": ["a"]}, {"field": "body"}, r"column 'body' is .* but holds list, such as \['a'\]"),
+        (
+            {"question": "6 * 7", "answer": 42},
+            None,
+            r"calibration: column 'answer' holds int64, but its type .* needs text",
+        ),
+    ],
+)
+def test_a_column_of_numbers_is_named_with_what_it_holds(line, kind, message, tmp_path, tiny_llama_dir):
+    path = write_rows(tmp_path / "rows.jsonl", [line])
+    with pytest.raises(DatasetError, match=message):
+        texts({}, tiny_llama_dir, path=path, **({"type": kind} if kind else {}))
+
+
+def test_a_question_that_is_a_number_becomes_text(tmp_path, tiny_llama_dir):
+    (read,) = texts({}, tiny_llama_dir, path=write_rows(tmp_path / "r.jsonl", [{"question": 7, "answer": "Prime."}]))
+    assert "<|im_start|>user\n7<|im_end|>" in read
+
+
+@pytest.mark.parametrize("kind", [None, "alpaca"])
+def test_rows_that_are_tokenized_are_read_as_their_tokens_say(kind, tmp_path, tiny_llama_dir):
+    from transformers import AutoTokenizer
+
+    text = "<|im_start|>user\nWhy?<|im_end|>\n"
+    ids = AutoTokenizer.from_pretrained(tiny_llama_dir)(text)["input_ids"]
+    row = {"input_ids": [*ids, 0, 0], "attention_mask": [1] * len(ids) + [0, 0], "labels": [*ids, -100, -100]}
+    entry = {"path": write_rows(tmp_path / "rows.jsonl", [row]), "type": kind}
+    assert texts({"datasets": [entry]}, tiny_llama_dir) == [text]
+
+
+def test_a_conversation_over_two_columns_is_read_as_one(tmp_path, tiny_llama_dir):
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": QUESTION[:1], "completion": QUESTION[1:]}])
+    (read,) = texts({}, tiny_llama_dir, path=path)
+    assert "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause.<|im_end|>" in read
+    fields = {"field_instruction": "prompt", "field_output": "completion"}
+    with pytest.raises(DatasetError, match=r"column 'completion' holds lists of messages.*use type: chat_template"):
+        texts({}, tiny_llama_dir, path=path, type=fields)
+
+
+@pytest.mark.parametrize("is_list", [True, False])
+def test_a_pretraining_corpus_of_local_files_is_read_as_axolotl_reads_it(is_list, tmp_path, tiny_llama_dir):
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": f"Line {n}."} for n in range(5)])
+    corpus = {"path": "json", "data_files": [path], "skip": 1}
+    read = texts({"pretraining_dataset": [corpus] if is_list else corpus}, tiny_llama_dir, num_samples=2)
+    assert read == ["Line 1.", "Line 2."]
+
+
+def test_of_several_corpora_the_first_is_read_which_alone_is_trained(tmp_path, tiny_llama_dir, caplog):
+    corpora = [
+        {"path": "text", "data_files": write_text(tmp_path / f"{name}.txt", name), "split": "train"} for name in "ab"
+    ]
+    assert texts({"pretraining_dataset": corpora}, tiny_llama_dir) == ["a"]
+    assert "pretraining_dataset names 2 corpora, of which Axolotl reads the first alone" in caplog.text
+
+
+def write_text(path, text):
+    path.write_text(text + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def bare_seed(tiny_llama_dir, tmp_path):
+    """A tokenizer without a chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "seed")
+    return tmp_path / "seed"
+
+
+JINJA = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("top", "own", "expected"),
+    [
+        ({"chat_template_jinja": JINJA}, {}, "<user>Why?<assistant>Because."),
+        (
+            {"chat_template": "jinja", "chat_template_jinja": JINJA},
+            {"chat_template": "tokenizer_default"},
+            "<user>Why?",
+        ),
+        ({"chat_template": "chatml"}, {"chat_template_jinja": JINJA}, "<user>Why?<assistant>Because."),
+        ({"chat_template": "chatml"}, {}, "<|im_start|>user\nWhy?<|im_end|>"),
+        ({"chat_template": "tokenizer_default_fallback_chatml"}, {}, "<|im_start|>user\nWhy?<|im_end|>"),
+        ({"chat_template": "tokenizer_default"}, {}, "Why?\n\nBecause."),
+    ],
+)
+def test_a_seed_without_a_chat_template_takes_that_of_the_configuration(top, own, expected, tmp_path, bare_seed):
+    entry = {"path": write_rows(tmp_path / "rows.jsonl", [{"messages": QUESTION}]), "type": "chat_template", **own}
+    (read,) = texts({"datasets": [entry], **top}, bare_seed)
+    assert expected in read
+
+
+def test_a_seed_with_a_chat_template_keeps_it(tmp_path, tiny_llama_dir):
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": QUESTION}])
+    (read,) = texts({"chat_template": "jinja", "chat_template_jinja": JINJA}, tiny_llama_dir, path=path)
+    assert "<|im_start|>user\nWhy?<|im_end|>" in read
+
+
+def test_a_chat_template_that_axolotl_does_not_know_is_refused(tmp_path, bare_seed):
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": QUESTION}])
+    with pytest.raises(
+        ConfigError, match=r"chat_template is 'chatmal', which can't be used for the seed model, which has"
+    ):
+        texts({"chat_template": "chatmal"}, bare_seed, path=path)

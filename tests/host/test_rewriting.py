@@ -1,6 +1,7 @@
 """Axolotl's own loading of configurations and datasets around the hooks; a backend answers at once."""
 
 import json
+import shutil
 
 import pytest
 
@@ -169,6 +170,22 @@ def test_a_dataset_that_is_left_alone_keeps_no_row_that_another_has_rewritten(cf
     cfg.datasets[1].self_distillation = {"enabled": False}
     rewrite(cfg)
     assert outputs(cfg.datasets[1:]) == sorted(f"original pear {n}" for n in range(8))
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+def test_a_seed_without_a_chat_template_is_asked_with_that_of_the_configuration(has_own, cfg, tiny_llama_dir, tmp_path):
+    shutil.copytree(tiny_llama_dir, tmp_path / "seed")
+    if not has_own:
+        (tmp_path / "seed" / "chat_template.jinja").unlink()
+    cfg.base_model = str(tmp_path / "seed")
+    cfg.chat_template = "chatml"
+    cfg.datasets[1].chat_template_jinja = "{{ messages }}"
+    first, second = [task.config.generation.chat_template for _, task in distillation_tasks(cfg)]
+    if has_own:
+        assert first is second is None
+    else:
+        assert "<|im_start|>" in first
+        assert second == "{{ messages }}"
 
 
 def test_an_unknown_name_is_blamed_on_the_dataset_that_uses_it(cfg):

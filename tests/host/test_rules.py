@@ -30,7 +30,7 @@ def test_all_three_stages_go_together():
         ({"self_distillation": {}, "pretraining_dataset": "c4"}, "pretraining_dataset holds plain text"),
         (
             {"self_distillation": {}, "skip_prepare_dataset": True},
-            "skip_prepare_dataset: true expects rows that are tok",
+            "skip_prepare_dataset: true hands the rows to the trainer as they are stored, without their type",
         ),
         ({"self_distillation": {}, "datasets": []}, "datasets is empty; name the training set"),
         ({"self_distillation": {}, "reward_model": True}, "reward_model is true"),

@@ -53,7 +53,7 @@ class OpenAIBackend:
     def _tokenizer(self) -> Any:
         from axolotl_sdft.distillation.backends.prompts import load_tokenizer
 
-        return load_tokenizer(self._model_dir)
+        return load_tokenizer(self._model_dir, chat_template=self._config.chat_template)
 
     def _start(self) -> tuple[BackgroundLoop, ServerPool]:
         if self._started is None:
@@ -190,6 +190,9 @@ class OpenAIBackend:
         They do where text completions echo the prompt with its log-probabilities, as in vLLM.
         """
         values = [math.nan] * len(targets)
+        if self._chats_with is None:
+            LOG.info("the distribution gap is not measured: the seed model has no chat template to read answers in")
+            return None
         texts = encode(self._tokenizer, targets, self._config.template_arguments)
         # The first one alone shows whether the servers can do it at all.
         for part in (texts[:1], texts[1:]):

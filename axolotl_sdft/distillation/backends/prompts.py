@@ -24,21 +24,45 @@ LOG = logging.getLogger(__name__)
 _TRIAL = ({"role": "user", "content": "Name a river."},)
 
 
-def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False) -> Any:
-    """Return the seed model's tokenizer, with a padding token, padding on the left."""
+def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False, chat_template: str | None = None) -> Any:
+    """Return the seed model's tokenizer, with a padding token, padding on the left.
+
+    Args:
+        model_dir: Folder of the model.
+        trust_remote_code: Run code that comes with it.
+        chat_template: Jinja text of the chat template of a model that has none of its own.
+    """
     tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+    use_chat_template(tokenizer, chat_template)
     tokenizer.padding_side = "left"  # so that every row's first new token stands in the same column
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
+def use_chat_template(tokenizer: Any, chat_template: str | None) -> None:
+    """Give a tokenizer without a chat template this one; that of mistral-common reads no control tokens in a text."""
+    if chat_template and not is_mistral_common(tokenizer) and not tokenizer.chat_template:
+        tokenizer.chat_template = chat_template
+
+
+def is_mistral_common(tokenizer: Any) -> bool:
+    """Whether a tokenizer is that of the mistral-common package, which writes chats without a chat template."""
+    return any(kind.__name__ == "MistralCommonBackend" for kind in type(tokenizer).__mro__)
+
+
 def require_chat_template(tokenizer: Any, model_dir: Path) -> None:
     """Raise :class:`ConfigError` when the seed model has no chat template, or one that fails with a plain question."""
+    if is_mistral_common(tokenizer):
+        raise ConfigError(
+            f"self_distillation: the tokenizer of the seed model {model_dir} is that of mistral-common (tekken.json), "
+            "which writes chats by itself, without a chat template, and this backend needs one; serve the seed model "
+            "and set generation.backend: openai, or name a checkpoint with tokenizer.json and chat_template.jinja"
+        )
     if not tokenizer.chat_template:
         raise ConfigError(
             f"self_distillation: the seed model {model_dir} has no chat template, so it can't be asked to "
-            "rewrite; name an instruction-tuned base_model, or add a chat_template to its tokenizer"
+            "rewrite; name an instruction-tuned base_model, or a template with chat_template: chatml or the like"
         )
 
 

@@ -49,7 +49,10 @@ class TransformersBackend:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(self._model_dir, trust_remote_code=self._config.trust_remote_code)
+        config = self._config
+        return load_tokenizer(
+            self._model_dir, trust_remote_code=config.trust_remote_code, chat_template=config.chat_template
+        )
 
     @property
     def _model(self) -> Any:

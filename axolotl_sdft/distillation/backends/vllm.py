@@ -50,7 +50,7 @@ class VLLMBackend:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(self._model_dir)
+        return load_tokenizer(self._model_dir, chat_template=self._config.chat_template)
 
     @cached_property
     def _saved_settings(self) -> dict[str, Any]:
