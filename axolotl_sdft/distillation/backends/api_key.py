@@ -67,7 +67,10 @@ class ApiKey(httpx.Auth):
     def cleaned(self, value: Any) -> Any:
         """Return parsed JSON with :meth:`redacted` texts, keys of objects among them."""
         key = self._value()
-        return _each_text(value, lambda text: _redacted(text, key)) if _is_secret(key) else value
+        if not _is_secret(key):
+            return value
+        shortest = _fragment_size(key)
+        return _each_text(value, lambda text: text if len(text) < shortest else _redacted(text, key))
 
     def is_in(self, text: str) -> bool:
         """Say whether a text holds the key, in any of those forms."""
@@ -118,7 +121,7 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _redacted(text: str, key: str) -> str:
-    if len(text) < min(len(key), _SHORTEST_SECRET):  # tokens, most of them
+    if len(text) < _fragment_size(key):
         return text
     fragments = _fragments(key)
     if any(fragment in text for fragment in fragments):
@@ -147,10 +150,15 @@ def _in_base64(raw: bytes, shift: int) -> Iterator[str]:
         yield encode(b"\0" * shift + raw).decode()[first:last]
 
 
+def _fragment_size(key: str) -> int:
+    """Return how many characters in a row give a key away: half of it, or 16 of a long one; all of a short one."""
+    return min(len(key), max(_SHORTEST_SECRET, min(-(-len(key) // 2), _LONGEST_FRAGMENT)))
+
+
 @lru_cache(maxsize=1)
 def _fragments(key: str) -> tuple[str, ...]:
-    """Return all parts of a key that give it away: half of it, or 16 characters of a long one."""
-    size = max(_SHORTEST_SECRET, min(-(-len(key) // 2), _LONGEST_FRAGMENT))
+    """Return all parts of a key that give it away; none of a short key, which may be part of a word."""
+    size = max(_SHORTEST_SECRET, _fragment_size(key))
     return tuple(key[start : start + size] for start in range(len(key) - size + 1))
 
 

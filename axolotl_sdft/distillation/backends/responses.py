@@ -15,7 +15,7 @@ ACCEPTED = {"Accept": "application/json", "Accept-Encoding": "identity"}
 REPORT_BYTES = 2**16
 """Of a response that reports a fault, no more is read."""
 
-LIST_BYTES = 2**24
+LIST_BYTES = 2**22
 """Longest list of models: hosted servers describe hundreds."""
 
 _LEAST_BYTES = 2**18
