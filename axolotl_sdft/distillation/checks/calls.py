@@ -5,6 +5,7 @@ A call may stand in prose, between backticks or in fenced code, written in Pytho
 """
 
 import ast
+import bisect
 import json
 import re
 import warnings
@@ -13,11 +14,15 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_HEAD = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?:\s?\.\s?[A-Za-z_]\w*)*\s?\(")
+_HEAD = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*\s?\(")
+_JSON_BEGIN = re.compile(r"\{\s*\"|\[\s*[{\[]")
 _DEFINITION = re.compile(r"\b(?:def|class|function|func|fn)\s+$")
 _NAME_KEYS, _ARGUMENT_KEYS = ("name", "function"), ("arguments", "parameters", "args", "input")
 _LONGEST_CALL = 4000  # characters
 _MOST_UNCLOSED = 50  # a text with more of them is broken beyond reading
+_MOST_JSON = 200  # brackets that might begin JSON and hold no call
+MOST_CALLS = 500
+"""No more are read from a text; an answer with as many is rejected."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +62,20 @@ class Call:
 
 def find_calls(text: str) -> list[Call]:
     """Return the calls of a text, in order; those that are arguments of others are part of them."""
-    found, end, num_unclosed = [], 0, 0
+    found: list[tuple[int, Call]] = []
+    end, num_unclosed = 0, 0
     json_calls = list(_json_calls(text))
     taken = [span for span, _ in json_calls]
+    starts = [start for start, _ in taken]
     for head in _HEAD.finditer(text):
-        if head.start() < end or any(start <= head.start() < stop for start, stop in taken):
+        if head.start() < end or _is_inside(head.start(), starts, taken):
             continue
-        if _DEFINITION.search(text[: head.start()][-12:]):
-            end = text.find("\n", head.end()) if "\n" in text[head.end() :] else len(text)
+        if _DEFINITION.search(text[max(0, head.start() - 12) : head.start()]):
+            end = len(text) if (line_end := text.find("\n", head.end())) < 0 else line_end
             continue
         source = _balanced(text, head)
         num_unclosed += source is None
-        if num_unclosed > _MOST_UNCLOSED:
+        if num_unclosed > _MOST_UNCLOSED or len(found) >= MOST_CALLS:
             break
         call = _python_call(source) if source else None
         if source and call:
@@ -76,6 +83,11 @@ def find_calls(text: str) -> list[Call]:
             end = head.start() + len(source)
     found += [(start, call) for (start, _), calls in json_calls for call in calls]
     return [call for _, call in sorted(found, key=lambda item: item[0])]
+
+
+def _is_inside(place: int, starts: list[int], spans: list[tuple[int, int]]) -> bool:
+    before = bisect.bisect_right(starts, place) - 1
+    return before >= 0 and place < spans[before][1]
 
 
 def _balanced(text: str, head: re.Match[str]) -> str | None:
@@ -145,21 +157,19 @@ def _literal(value: Any) -> Hashable:
 
 def _json_calls(text: str) -> Iterator[tuple[tuple[int, int], list[Call]]]:
     """Yield where JSON with calls stands, and the calls."""
-    decoder, place = json.JSONDecoder(), 0
-    while (start := _next_bracket(text, place)) >= 0:
+    decoder, place, num_without, num_calls = json.JSONDecoder(), 0, 0, 0
+    while (begin := _JSON_BEGIN.search(text, place)) and num_without < _MOST_JSON and num_calls < MOST_CALLS:
+        start = begin.start()
+        place = start + 1
         try:
             value, end = decoder.raw_decode(text, start)
+            calls = list(_calls_in_json(value, text[start:end]))
         except (ValueError, RecursionError):
-            place = start + 1
-            continue
-        calls = list(_calls_in_json(value, text[start:end]))
+            calls = []
+        num_without, num_calls = num_without + (not calls), num_calls + len(calls)
         if calls:
             yield (start, end), calls
-        place = end if calls else start + 1
-
-
-def _next_bracket(text: str, place: int) -> int:
-    return min((found for found in (text.find("{", place), text.find("[", place)) if found >= 0), default=-1)
+            place = end
 
 
 def _calls_in_json(value: Any, source: str) -> Iterator[Call]:

@@ -9,6 +9,8 @@ from typing import Any
 _HEADING = re.compile(r"\b(?:parameters|arguments|args)\b[^\n]*\n", re.IGNORECASE)
 _ITEM = re.compile(r"\s*(?:(?P<number>\d+)[.)]|[-*\u2022])\s*[`*]*(?P<name>[A-Za-z_]\w*)")
 _SECTION = re.compile(r"\s*\W*(?:required|returns?|format|function|examples?)\b[^\n]{0,20}:", re.IGNORECASE)
+_JSON_BEGIN = re.compile(r"\{\s*\"|\[\s*[{\[]")
+_MOST_JSON = 200  # brackets that might begin JSON
 _SCHEMA_KEYS = ("parameters", "arguments", "properties", "api_arguments")
 
 
@@ -23,9 +25,13 @@ def documented_parameters(name: str, text: str) -> list[str]:
 
 def _from_json(name: str, text: str) -> list[str]:
     decoder = json.JSONDecoder()
-    for start in (found.start() for found in re.finditer(r"[{\[]", text)):
+    if name not in text:
+        return []
+    place, num_tries = 0, 0
+    while (begin := _JSON_BEGIN.search(text, place)) and num_tries < _MOST_JSON:
+        place, num_tries = begin.start() + 1, num_tries + 1
         try:
-            value, _ = decoder.raw_decode(text, start)
+            value, place = decoder.raw_decode(text, begin.start())
         except (ValueError, RecursionError):
             continue
         for function in _mappings(value):

@@ -1,6 +1,8 @@
 """The ``function_call`` check: the answer makes other calls than the original."""
 
-from axolotl_sdft.distillation.checks.calls import Call, find_calls
+import re
+
+from axolotl_sdft.distillation.checks.calls import MOST_CALLS, Call, find_calls
 from axolotl_sdft.distillation.checks.documented import documented_parameters
 from axolotl_sdft.distillation.checks.fenced_code import fenced_blocks
 from axolotl_sdft.distillation.interfaces import Answer, Target
@@ -20,8 +22,11 @@ def function_call(answer: Answer, target: Target) -> str | None:
     found = _made_calls(answer.text, {call.name for call in expected})
     if not found:
         return f"no call, reference {shortened(expected[0].source)}"
+    if len(found) >= MOST_CALLS:
+        return None if answer.text.strip() == target.reference.strip() else f"{len(found)} calls or more"
     documentation = "\n".join(message["content"] for message in target.context)
-    parameters = {call.name: documented_parameters(call.name, documentation) for call in expected}
+    names = {call.name for call in expected}
+    parameters = {name: documented_parameters(name, documentation) for name in names}
     unmatched = list(found)
     for call in expected:
         match = next((each for each in unmatched if call.same_as(each, parameters[call.name])), None)
@@ -35,10 +40,23 @@ def function_call(answer: Answer, target: Target) -> str | None:
 
 
 def _made_calls(text: str, names: set[str]) -> list[Call]:
-    """Return the calls that an answer makes: those in its code blocks, or without such blocks those in all of it.
-
-    In prose, ``close()`` is how one speaks of a function, unless the original calls it so.
-    """
+    """Return the calls that an answer makes: those in its code blocks, or without such blocks those in all of it."""
     in_blocks = [call for block in fenced_blocks(text) for call in find_calls(block.code)]
-    spoken = find_calls(text)
-    return in_blocks or [call for call in spoken if call.positional or call.keywords or call.name in names]
+    if in_blocks:
+        return in_blocks
+    alone = {line.strip(" \t`*->;,.") for line in text.splitlines()} | set(re.findall(r"`([^`\n]+)`", text))
+    return [call for call in find_calls(text) if call.name in names or _is_made(call, alone)]
+
+
+def _is_made(call: Call, alone: set[str]) -> bool:
+    """Say whether a call that nobody expects is one, and not prose in brackets such as "cup(s)" or "Paris (France)".
+
+    ``close()`` is how one speaks of a function. Brackets behind a space, or around nothing but names, are a call where
+    they have a line or backticks of their own.
+    """
+    if not call.positional and not call.keywords:
+        return False
+    if call.keywords or call.source in alone:
+        return True
+    only_names = all(isinstance(value, tuple) and value[:1] == ("expression",) for value in call.positional)
+    return not only_names and not call.source.partition("(")[0].endswith(" ")
