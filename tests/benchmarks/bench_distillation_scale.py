@@ -107,8 +107,9 @@ def restart(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
     task = _task(folder, settings)
     shutil.rmtree(task.dataset_dir)
     started = time.perf_counter()
-    journal = Journal(task.answers_dir, task.chain)
-    num_answers = len(journal.answers())
+    journal = Journal(task.answers_dir)
+    journal.refresh()
+    num_answers = len(journal)
     scan_s = time.perf_counter() - started
     journal.close()
     assert num_answers >= len(task.dataset)
