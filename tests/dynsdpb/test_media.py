@@ -10,8 +10,10 @@ from micro_batches import STATIC, train, train_logs
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, LlavaNextConfig
 
+from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.dynsdpb.batching import join_batches, label_mask
 from axolotl_sdft.dynsdpb.media import join_media
+from axolotl_sdft.dynsdpb.prediction import Predictions
 from axolotl_sdft.dynsdpb.trainers import DynSDPBTrainer
 from axolotl_sdft.errors import ConfigError
 from tests.pruning.test_vision_language import CONFIGS, IMAGE, NUM_IMAGE_TOKENS, QWEN_TOKENS
@@ -151,6 +153,27 @@ def test_a_model_that_sees_is_trained_through_batches_with_and_without_pictures(
     trainer = train(DynSDPBTrainer, make_model("qwen2_vl"), [epoch], tmp_path, dynsdpb=STATIC, **settings)
     assert trainer.state.global_step == 4
     assert all(entry["dynsdpb/kl"] > 0 for entry in train_logs(trainer)[1:])
+
+
+SEEN: dict[str, Callable[[], Batch]] = {
+    "qwen2_vl": lambda: qwen(14, 2, 2),
+    "qwen3_vl": lambda: qwen(14, 2, 2),
+    "gemma3": lambda: plain("gemma3", 14, 1),  # can't train without the kinds of its tokens
+    "mistral3": lambda: sized(14, 4, 8, 8),
+    "smolvlm": lambda: masked("smolvlm", 12, 1),
+    "mllama": lambda: mllama(12, 1),
+}
+
+
+@pytest.mark.parametrize(("name", "make"), SEEN.items(), ids=SEEN)
+def test_logits_are_made_of_what_the_body_of_a_model_that_sees_gives(name: str, make: Any):
+    model, inputs = make_model(name), make()
+    predictions, places = Predictions(model, DynSDPBConfig()), label_mask(inputs)
+    with predictions.watched() as seen:
+        logits = model(**{key: value for key, value in inputs.items() if key != "labels"}).logits
+    result = predictions.read(seen, None, places, inputs)  # as if the loss had been computed without them
+    made = torch.cat(list(result.raw_parts(places.flatten().nonzero().squeeze(1), 64)))
+    torch.testing.assert_close(result.finish(made), logits.detach()[places], rtol=1e-5, atol=1e-5)
 
 
 def test_pictures_come_in_the_order_of_the_rows():
