@@ -1,12 +1,14 @@
 """Batches with pictures: one pass over both learns what two passes would."""
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from micro_batches import STATIC, train, train_logs
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, LlavaNextConfig
 
@@ -137,6 +139,8 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("name", "make"), PAIRS.values(), ids=PAIRS)
 def test_one_joined_pass_has_the_loss_and_the_gradients_of_two(name: str, make: Any):
     model, (former, new) = make_model(name), make()
+    if name == "gemma3" and Version(version("transformers")) < Version("5.10"):
+        pytest.skip("this transformers trains no text without kinds of tokens")
     apart = loss_of(model, former) + loss_of(model, new)
     expected = gradients(model, apart)
     joined = loss_of(model, join_batches(former, new, 0))
