@@ -1,6 +1,7 @@
 """How the checks of a run are named, set and asked."""
 
 import json
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Annotated
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
+from axolotl_sdft.config import SelfDistillationConfig
 from axolotl_sdft.distillation.checks import BUILT_IN, first_rejection, prepared_by, resolve_checks, scored_check
 from axolotl_sdft.distillation.interfaces import Answer, Target
 from axolotl_sdft.errors import ConfigError, UnknownNameError
@@ -27,8 +29,15 @@ def test_the_first_check_that_rejects_gives_its_name_and_reason():
 
 
 def test_an_answer_that_passes_all_checks_is_not_rejected():
-    checks = resolve_checks(["empty", "truncated", "leak", "repetition"])
+    checks = resolve_checks(SelfDistillationConfig().checks)
     assert first_rejection(written("A drink made from leaves."), asked(), checks) is None
+
+
+def test_a_refusal_fails_the_default_checks():
+    checks = resolve_checks(SelfDistillationConfig().checks)
+    rejection = first_rejection(written("Hello! I'm sorry, but I can't help with tea."), asked(), checks)
+    assert rejection is not None
+    assert rejection[0] == "refusal"
 
 
 def test_an_unknown_check_is_refused_with_the_known_ones_named():
@@ -84,11 +93,53 @@ def test_no_text_makes_a_built_in_check_fail(text: str, reference: str):
         assert reason is None or reason, name
 
 
-@pytest.mark.parametrize("part", ["(", "f(", "[{", "1", "1+", "1,", "```\n", "(1+", '{"name":', "\\boxed{"])
+PARTS = (
+    *(
+        "(",
+        "f(",
+        "[{",
+        "1",
+        "1+1=",
+        "1,",
+        "```\n",
+        "~~~a\n",
+        "(1+",
+        '{"name":',
+        "\\boxed{",
+        "\\frac{",
+        " ",
+        "\n",
+        "- ",
+        "= ",
+        "x=1, ",
+    ),
+    *(
+        "the answer is ",
+        "as an ai ",
+        "I'm sorry ",
+        "reference answer ",
+        "f(x=1) ",
+        "1 2 ",
+        "1.2.",
+        "and ",
+        "'",
+        "a*",
+        "\u8336",
+        "\ud800",
+    ),
+)
+
+
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
-def test_a_long_answer_of_one_mark_over_and_over_does_not_make_a_check_fail(name: str, part: str):
-    reason = BUILT_IN[name](written(part * 5000), asked("Count.", "f(1)\n```python\nx\n```\nThe answer is 1."))
-    assert reason is None or reason
+def test_an_answer_of_a_hundred_thousand_characters_is_judged_in_seconds(name: str):
+    short = "f(1)\n```python\nx\n```\nThe answer is 1."
+    for number, part in enumerate(PARTS):
+        text = (part * 100_000)[:100_000]
+        target = asked("Count.", short) if number % 3 else asked(text, text)
+        started = time.monotonic()
+        reason = BUILT_IN[name](written(text), target)
+        assert time.monotonic() - started < 30, part  # about a second; quadratic ones take minutes
+        assert reason is None or reason
 
 
 # --- checks of plugins ---

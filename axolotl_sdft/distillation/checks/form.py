@@ -10,6 +10,8 @@ from axolotl_sdft.distillation.interfaces import Answer, Target
 from axolotl_sdft.distillation.texts import words
 from axolotl_sdft.errors import ConfigError
 
+_COLONS = (":", "\N{FULLWIDTH COLON}")
+
 
 def empty(answer: Answer, target: Target) -> str | None:
     """Reject an answer of nothing but punctuation, and one whose original is empty."""
@@ -26,7 +28,7 @@ def truncated(answer: Answer, target: Target) -> str | None:
     """Reject an answer that was cut off by ``max_new_tokens``, and one that announces something and ends there."""
     if answer.finish_reason == "length":
         return f"cut off after {answer.num_tokens} tokens"
-    breaks_off = answer.text.rstrip(" *\n").endswith(":") and not target.reference.rstrip().endswith(":")
+    breaks_off = answer.text.rstrip(" *\n").endswith(_COLONS) and not target.reference.rstrip().endswith(_COLONS)
     return "ends with a colon" if breaks_off else None
 
 

@@ -37,6 +37,7 @@ def test_an_answer_that_was_cut_off_is_truncated():
 
 def test_an_announcement_with_nothing_behind_it_is_truncated():
     assert truncated(written("Tea, coffee.\n\nThe answer is:"), asked()) == "ends with a colon"
+    assert truncated(written("\u8336\N{FULLWIDTH COLON}"), asked()) == "ends with a colon"
     assert truncated(written("if tea:"), asked("Complete: if", "if tea:")) is None
 
 
