@@ -141,7 +141,7 @@ def find_artifacts(cfg: Any) -> Artifacts:
     return Artifacts(
         seed_dir=seed_dir_of(cfg),
         pruned_dir=pruned.output_dir if pruned is not None and pruned.is_done else None,
-        distilled_dirs=[task.dataset_dir for _, task in tasks if task.is_done],
+        distilled_dirs=[folder for _, task in tasks if (folder := task.finished_dir)],
         output_dir=Path(cfg.get("output_dir") or "./model-out"),
     )
 
