@@ -24,6 +24,7 @@ def config_file(tiny_llama_dir, tmp_path, monkeypatch):
     write_config(
         base_model=str(tiny_llama_dir),
         datasets=[{"path": "rows.jsonl", "type": "alpaca"}],
+        plugins=["axolotl_sdft.SDFTPlugin"],
         layer_pruning={"num_layers": 2, **CALIBRATION},
         self_distillation={"checks": ["empty"], "generation": {"max_new_tokens": 4}},
     )

@@ -1,19 +1,21 @@
 """One stage alone, for the command line: each function yields the lines that a person reads."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.config import LayerPruningConfig
-from axolotl_sdft.distillation.build import read_summary
+from axolotl_sdft.distillation.build import SUMMARY_FILE, read_summary
 from axolotl_sdft.distillation.corrections import refuse_existing, write_corrections
 from axolotl_sdft.distillation.left_alone import rewritten_of
 from axolotl_sdft.distillation.report import REPORT_FILE
-from axolotl_sdft.errors import ConfigError, MissingExtraError
+from axolotl_sdft.errors import CheckpointError, ConfigError, MissingExtraError
 from axolotl_sdft.host.blocks import Blocks, read_blocks
 from axolotl_sdft.host.overrides import check_overrides
+from axolotl_sdft.host.pruned_base import output_dir_of, pruned_dir_of
 from axolotl_sdft.host.rewriting import distillation_tasks
-from axolotl_sdft.host.rules import check_rules
+from axolotl_sdft.host.rules import check_plugin, check_rules
 from axolotl_sdft.host.seed_model import seed_dir_of
 from axolotl_sdft.host.stages import pruning_task
 from axolotl_sdft.pruning.cut import SCORES_FILE
@@ -22,7 +24,10 @@ from axolotl_sdft.pruning.plots import write_plots
 from axolotl_sdft.pruning.report import report_lines
 from axolotl_sdft.pruning.savings import read_savings
 from axolotl_sdft.pruning.score import LayerScores
+from axolotl_sdft.pruning.trained_on import trained_on
 from axolotl_sdft.recovery.summary import Artifacts
+
+LOG = logging.getLogger(__name__)
 
 
 def prune_alone(cfg: Any, dry_run: bool, num_layers: int | float | None = None) -> Iterator[str]:
@@ -134,20 +139,42 @@ def _preview(task: Any, num_rows: int, width: int | None) -> Iterator[str]:
 
 
 def find_artifacts(cfg: Any) -> Artifacts:
-    """Return what the stages of a configuration have made so far; makes nothing."""
+    """Return what the stages of a configuration have made so far; makes nothing.
+
+    What a trained model was trained on is found without data and seed model.
+
+    Raises:
+        SdftError: A setting can't work, or asks for another pruned checkpoint than the model was trained on.
+    """
     blocks = _checked_blocks(cfg)
-    pruned = pruning_task(cfg, blocks.layer_pruning) if blocks.layer_pruning is not None else None
-    tasks = distillation_tasks(cfg) if blocks.self_distillation is not None else []
+    pruning = blocks.layer_pruning
     return Artifacts(
-        seed_dir=seed_dir_of(cfg),
-        pruned_dir=pruned.output_dir if pruned is not None and pruned.is_done else None,
-        distilled_dirs=[folder for _, task in tasks if (folder := task.finished_dir)],
+        seed_dir=_seed_dir_if_there(cfg),
+        pruned_dir=None if pruning is None else pruned_dir_of(cfg, pruning, lambda: pruning_task(cfg, pruning)),
+        distilled_dirs=_distilled_dirs(cfg) if blocks.self_distillation is not None else [],
         output_dir=Path(cfg.get("output_dir") or "./model-out"),
     )
 
 
+def _distilled_dirs(cfg: Any) -> list[Path]:
+    """Return the datasets that the trained model was trained on, else those that the configuration asks for."""
+    trained = trained_on(output_dir_of(cfg))
+    recorded = trained.datasets if trained is not None else ()
+    dirs = [path for path in recorded if path is not None and (path / SUMMARY_FILE).is_file()]
+    return dirs or [folder for _, task in distillation_tasks(cfg) if (folder := task.finished_dir)]
+
+
+def _seed_dir_if_there(cfg: Any) -> Path | None:
+    try:
+        return seed_dir_of(cfg)
+    except CheckpointError as err:
+        LOG.warning("%s", err)
+        return None
+
+
 def _checked_blocks(cfg: Any) -> Blocks:
     blocks = read_blocks(cfg)
+    check_plugin(cfg, blocks)
     check_overrides(cfg)
     check_rules(cfg, blocks, other_trainers={})
     return blocks

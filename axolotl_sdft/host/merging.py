@@ -9,8 +9,9 @@ from axolotl_sdft.artifacts import ensure_free_space, ensure_writable
 from axolotl_sdft.config import MergeConfig, RecoveryReportConfig, SpeedConfig
 from axolotl_sdft.errors import CheckpointError, ConfigError
 from axolotl_sdft.host.blocks import read_blocks
+from axolotl_sdft.host.pruned_base import is_pruned_already, output_dir_of, pruned_dir_of
 from axolotl_sdft.host.recovery import held_out, template_arguments
-from axolotl_sdft.host.rules import check_rules
+from axolotl_sdft.host.rules import check_plugin, check_rules
 from axolotl_sdft.host.seed_model import seed_dir_of
 from axolotl_sdft.host.stages import pruning_task
 from axolotl_sdft.pruning.seed import resolve_seed
@@ -101,6 +102,7 @@ def _merge_config(cfg: Any) -> MergeConfig:
     blocks = read_blocks(cfg)
     if blocks.merge is None:
         raise ConfigError("there is no merge block; an empty one will do: merge: {}")
+    check_plugin(cfg, blocks)
     check_rules(cfg, blocks, other_trainers={})
     return blocks.merge
 
@@ -116,32 +118,28 @@ def _named_model(cfg: Any, name: str) -> NamedModel:
 def _base_model(cfg: Any) -> NamedModel:
     """Return what training starts from: the pruned model where layers are pruned."""
     pruning = read_blocks(cfg).layer_pruning
-    task = pruning_task(cfg, pruning) if pruning is not None else None
-    if task is None or task.is_input_pruned:
+    if pruning is None or is_pruned_already(cfg.base_model, pruning):
         return NamedModel(cfg.base_model, seed_dir_of(cfg))
-    if not task.is_done:
+    folder = pruned_dir_of(cfg, pruning, lambda: pruning_task(cfg, pruning))
+    if folder is None:
         raise ConfigError(
-            f"{_MODELS_KEY} names base_model, which layer_pruning prunes first, but {task.output_dir} is not there "
+            f"{_MODELS_KEY} names base_model, which layer_pruning prunes first, but the pruned checkpoint is not there "
             "yet; run axolotl prune-layers or axolotl train"
         )
-    return NamedModel(str(task.output_dir), task.output_dir)
+    return NamedModel(str(folder), folder)
 
 
 def _trained_model(cfg: Any) -> NamedModel:
-    folder = _trained_dir(cfg)
+    folder = output_dir_of(cfg)
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ConfigError(f"{_MODELS_KEY} names output_dir, but {folder} holds no model yet; run axolotl train")
     return NamedModel(str(folder), folder)
 
 
-def _trained_dir(cfg: Any) -> Path:
-    return Path(cfg.get("output_dir") or "./model-out").expanduser().absolute()
-
-
 def _output_dir(cfg: Any, config: MergeConfig) -> Path:
     if config.output_dir is not None:
         return Path(config.output_dir).expanduser().absolute()
-    return _trained_dir(cfg) / _DEFAULT_FOLDER
+    return output_dir_of(cfg) / _DEFAULT_FOLDER
 
 
 def _sweep_dir(cfg: Any, config: MergeConfig) -> Path:

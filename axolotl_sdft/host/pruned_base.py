@@ -6,7 +6,7 @@ reading data or seed model, and refuse where the configuration asks for somethin
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,27 @@ def recorded_base(cfg: Mapping[str, Any], config: LayerPruningConfig, key: str, 
     return trained.find(more_places)
 
 
-def finished_base(cfg: Any, task_of: Any, command: str) -> Path:
+def pruned_dir_of(cfg: Any, config: LayerPruningConfig, task_of: Callable[[], PruningTask]) -> Path | None:
+    """Return the pruned checkpoint that a report or a merge takes; None where there is none yet. Makes nothing.
+
+    Args:
+        cfg: The raw configuration.
+        config: Its ``layer_pruning`` block.
+        task_of: Gives the pruning that it asks for; called only where no trained model tells its checkpoint.
+
+    Raises:
+        SdftError: As for :func:`recorded_base`; or data or seed model can't be read.
+    """
+    if is_pruned_already(cfg["base_model"], config):
+        return None
+    base = recorded_base(cfg, config, "output_dir", output_dir_of(cfg))
+    if base is not None:
+        return base
+    task = task_of()
+    return task.output_dir if task.is_done else None
+
+
+def finished_base(cfg: Any, task_of: Callable[[], PruningTask], command: str) -> Path:
     """Return the pruned checkpoint that a configuration asks for where nothing is trained on one yet. Makes nothing.
 
     Args:
@@ -88,7 +108,7 @@ def finished_base(cfg: Any, task_of: Any, command: str) -> Path:
     if not _some_checkpoint(cfg["layer_pruning"]):
         raise ConfigError(f"{start}; run axolotl train first, or axolotl prune-layers for the checkpoint alone")
     try:
-        task: PruningTask = task_of()
+        task = task_of()
     except SdftError as err:
         raise ConfigError(
             f"{start}. Which one the configuration asks for can't be told: {err}. Put that back, or name the pruned "

@@ -113,7 +113,8 @@ def reported_models(cfg: Any, config: RecoveryReportConfig) -> tuple[list[Report
         ConfigError: A folder that ``recovery_report.models`` names holds no model.
     """
     artifacts = find_artifacts(cfg)
-    models, notes = [ReportedModel(SEED, artifacts.seed_dir)], []
+    # All is measured against the seed: where it is gone, this says so.
+    models, notes = [ReportedModel(SEED, artifacts.seed_dir or seed_dir_of(cfg))], []
     if artifacts.pruned_dir is not None:
         models.append(ReportedModel(PRUNED, artifacts.pruned_dir))
     elif cfg.get("layer_pruning") is not None:

@@ -10,6 +10,7 @@ from axolotl_sdft.errors import ConfigError
 from axolotl_sdft.host.blocks import Blocks
 from axolotl_sdft.pruning.score import metric_needs_text
 
+_OWN_PLUGIN = ("axolotl_sdft.SDFTPlugin", "axolotl_sdft.axolotl_plugin.SDFTPlugin")
 _LIGER = "axolotl.integrations.liger.LigerPlugin"
 _CUT_CROSS_ENTROPY = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
 
@@ -36,6 +37,29 @@ def check_rules(cfg: Mapping[str, Any], blocks: Blocks, other_trainers: Mapping[
         faults += _layer_pruning_faults(cfg, blocks)
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def check_plugin(cfg: Mapping[str, Any], blocks: Blocks) -> None:
+    """Refuse blocks that ``axolotl train`` would drop without a word, since the plugin is not listed.
+
+    Raises:
+        ConfigError: One message: the blocks, and what to add to ``plugins``.
+    """
+    stages = {
+        "layer_pruning": blocks.layer_pruning,
+        "self_distillation": blocks.self_distillation,
+        "dynsdpb": blocks.dynsdpb,
+    }
+    named = [name for name, block in stages.items() if block is not None]
+    plugins = cfg.get("plugins")
+    if not named or (isinstance(plugins, list | tuple) and any(str(name) in _OWN_PLUGIN for name in plugins)):
+        return
+    found = f"is {plugins!r}, which lacks it" if plugins else "is not set"
+    raise ConfigError(
+        f"{', '.join(named)} {'is' if len(named) == 1 else 'are'} without effect in `axolotl train`: that needs "
+        f"{_OWN_PLUGIN[0]} under plugins, which {found}. Add it, plugins: [{_OWN_PLUGIN[0]}], or remove the "
+        f"{'block' if len(named) == 1 else 'blocks'}"
+    )
 
 
 def _layer_pruning_faults(cfg: Mapping[str, Any], blocks: Blocks) -> Iterator[str]:

@@ -114,6 +114,19 @@ def trained_on(folder: Path) -> TrainedOn | None:
     return None
 
 
+def moved_base(adapter_dir: Path) -> Path | None:
+    """Return the folder of an adapter's base model where that is not where the adapter says; else None.
+
+    Raises:
+        CheckpointError: The base is gone, or another checkpoint has taken its place.
+    """
+    named, trained = _adapter_base(adapter_dir), trained_on(adapter_dir)
+    if named is None or trained is None or not trained.places:
+        return None
+    found = trained.find()
+    return None if found == Path(named).expanduser().absolute() else found
+
+
 def pruning_marker(folder: Path) -> str | None:
     """Return what ``config.json`` says of a pruning that the model in a folder has been through; None for none."""
     path = folder / "config.json"

@@ -10,6 +10,7 @@ from axolotl_sdft.errors import CheckpointError, MissingExtraError, first_line
 from axolotl_sdft.pruning.cut import read_config
 from axolotl_sdft.pruning.savings import number_format
 from axolotl_sdft.pruning.seed import resolve_seed
+from axolotl_sdft.pruning.trained_on import moved_base
 from axolotl_sdft.recovery.models import ReportedModel
 
 
@@ -47,7 +48,7 @@ def load_model(
 
 
 def weights_dir(model: ReportedModel) -> Path:
-    """Return the folder of a model's weights: its own, or for an adapter that of the base model that it names.
+    """Return the folder of a model's weights: its own, or for an adapter that of its base model, moved or not.
 
     Raises:
         CheckpointError: The base model is nowhere; the message names the adapter and the way out.
@@ -55,6 +56,9 @@ def weights_dir(model: ReportedModel) -> Path:
     if not model.is_adapter:
         return model.folder
     key = f"base_model_name_or_path of the adapter {model.name!r} ({model.folder / 'adapter_config.json'})"
+    moved = moved_base(model.folder)
+    if moved is not None:
+        return moved
     base = read_json(model.folder / "adapter_config.json").get("base_model_name_or_path")
     if not base:
         raise CheckpointError(f"{key} is not set; write the folder of its base model there")

@@ -19,7 +19,8 @@ _SHOWN_CHARS = 400
 class Artifacts:
     """Where the parts of a run are; None or empty where a stage is off or has not run."""
 
-    seed_dir: Path
+    seed_dir: Path | None
+    """None where the seed model is gone."""
     pruned_dir: Path | None
     distilled_dirs: Sequence[Path]
     output_dir: Path
@@ -80,7 +81,8 @@ def _log_history(output_dir: Path) -> list[dict[str, Any]]:
 
 
 def _models(artifacts: Artifacts) -> Iterator[tuple[str, Path]]:
-    yield "seed", artifacts.seed_dir
+    if artifacts.seed_dir is not None:
+        yield "seed", artifacts.seed_dir
     if artifacts.pruned_dir is not None:
         yield "pruned", artifacts.pruned_dir
     if (artifacts.output_dir / "config.json").exists() or (artifacts.output_dir / "adapter_config.json").exists():
@@ -101,7 +103,7 @@ def answer_of(model_dir: Path, prompt: str, max_new_tokens: int) -> str:
 
 
 def _path_lines(artifacts: Artifacts) -> Iterator[str]:
-    yield f"Seed model        {_shown(artifacts.seed_dir)}"
+    yield f"Seed model        {'gone' if artifacts.seed_dir is None else _shown(artifacts.seed_dir)}"
     if artifacts.pruned_dir is not None:
         yield f"Pruned model      {_shown(artifacts.pruned_dir)}"
     for folder in artifacts.distilled_dirs:

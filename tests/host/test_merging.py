@@ -48,7 +48,8 @@ def config(tiny_llama_dir, trained_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained_dir, "out")
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return {"base_model": str(tiny_llama_dir), "output_dir": "out", "merge": {}, "recovery_report": REPORT}
+    named = {"base_model": str(tiny_llama_dir), "output_dir": "out", "plugins": ["axolotl_sdft.SDFTPlugin"]}
+    return named | {"merge": {}, "recovery_report": REPORT}
 
 
 def run(config, *args):
@@ -93,7 +94,7 @@ def test_the_help_lists_the_keys_of_the_block():
         ({}, ("--ratio", "0.5", "--sweep"), "leave out --ratio, or leave out --sweep"),
         ({"merge": {"models": ["base_model", "absent"]}}, (), r"merge\.models is 'absent', which is no folder here"),
         (
-            {"layer_pruning": {"drop_layers": [2]}},
+            {"layer_pruning": {"drop_layers": [2]}, "output_dir": "empty"},
             (),
             r"layer_pruning prunes first, but .* is not there yet; run axolotl",
         ),
@@ -117,7 +118,8 @@ def test_a_pruned_model_is_not_merged_with_its_seed(config, tmp_path):
 def test_with_layers_pruned_base_model_is_the_pruned_checkpoint(config):
     pruning = {"drop_layers": [2], "output_dir": "pruned"}
     cfg = DictDefault(config | {"layer_pruning": pruning})
-    pruning_task(cfg, LayerPruningConfig(**pruning)).run()
+    shutil.rmtree("out")
+    shutil.copytree(pruning_task(cfg, LayerPruningConfig(**pruning)).run(), "out")
     first, second = named_models(cfg, MergeConfig())
     assert (first.folder.name, second.folder.name) == ("pruned", "out")
 

@@ -15,7 +15,13 @@ from safetensors.numpy import save_file
 from axolotl_sdft import cut_layers
 from axolotl_sdft.errors import ArtifactError, CheckpointError, ConfigError
 from axolotl_sdft.host import compat
+from axolotl_sdft.host.commands import find_artifacts
+from axolotl_sdft.host.merging import merge_alone
+from axolotl_sdft.host.recovery import recovery_task
 from axolotl_sdft.host.stages import prepare, record_start
+from axolotl_sdft.recovery.loading import weights_dir
+from axolotl_sdft.recovery.models import ReportedModel
+from axolotl_sdft.recovery.summary import summary_lines
 
 USES = ("merge-lora", "inference", "evaluate", "quantize", "vllm-serve", "merge-sharded-fsdp-weights")
 CALIBRATION = {"num_samples": 3, "sequence_len": 16}
@@ -297,3 +303,48 @@ def test_a_second_pruning_of_a_cut_model_knows_its_own_seed(config, run, train):
     pruned = train(config)
     assert run("inference", config).base_model == str(pruned)
     assert re.fullmatch(r"shorter-drop1-\w+", pruned.name)
+
+
+@pytest.fixture
+def moved_project(config, run, tmp_path, monkeypatch):
+    """A project with an adapter of the pruned checkpoint, moved since, without data and seed model; its config."""
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    cfg = run("train", config)
+    record_start(cfg)
+    model = AutoModelForCausalLM.from_pretrained(cfg.base_model)
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    peft.get_peft_model(model, settings).save_pretrained("out")
+    write_rows(7)
+    moved = (tmp_path / "project").rename(tmp_path / "elsewhere")
+    monkeypatch.chdir(moved)
+    shutil.rmtree("seed")
+    Path("rows.jsonl").unlink()
+    return config
+
+
+def test_the_summary_of_a_moved_project_tells_what_was_pruned_and_lets_the_models_answer(moved_project):
+    lines = list(summary_lines(find_artifacts(DictDefault(moved_project)), "Hello", max_new_tokens=2))
+    assert lines[0].startswith("Layers dropped    2 of 6: ")
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == ["pruned", "trained"]
+    assert "Seed model        gone" in lines
+
+
+def test_reports_and_merges_of_a_moved_project_find_the_checkpoint_under_the_adapter(moved_project, tmp_path):
+    (pruned,) = Path("sdft_prepared").absolute().glob("*-drop2-*")
+    assert weights_dir(ReportedModel("trained", Path("out").absolute())) == pruned
+    assert weights_dir(ReportedModel("trained", Path("out"))) == pruned
+    merged = DictDefault(moved_project | {"merge": {"ratio": 0.5}})
+    list(merge_alone(merged))
+    adapter = json.loads(Path("out/sdft_merged/adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(pruned)
+    with pytest.raises(CheckpointError, match="base_model is 'seed'"):
+        recovery_task(DictDefault(moved_project))
+
+
+def test_reports_and_merges_refuse_settings_that_ask_for_another_checkpoint(moved_project):
+    cfg = DictDefault(moved_project | {"layer_pruning": {"drop_layers": [0]}, "merge": {}})
+    for use in (find_artifacts, lambda cfg: list(merge_alone(cfg))):
+        with pytest.raises(ConfigError, match=r"output_dir .*drop_layers is \[0\], was"):
+            use(cfg)

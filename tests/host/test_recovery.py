@@ -20,7 +20,12 @@ def cfg(tiny_llama_dir, tmp_path, monkeypatch):
     """A raw configuration without a recovery_report block, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     write_rows("rows.jsonl", ROWS)
-    return {"base_model": str(tiny_llama_dir), "datasets": [{"path": "rows.jsonl", "type": "alpaca"}]}
+    plugins = ["axolotl_sdft.SDFTPlugin"]
+    return {
+        "base_model": str(tiny_llama_dir),
+        "plugins": plugins,
+        "datasets": [{"path": "rows.jsonl", "type": "alpaca"}],
+    }
 
 
 def write_rows(name, rows):

@@ -4,7 +4,7 @@ import pytest
 
 from axolotl_sdft.errors import ConfigError
 from axolotl_sdft.host.blocks import read_blocks
-from axolotl_sdft.host.rules import check_rules
+from axolotl_sdft.host.rules import check_plugin, check_rules
 
 LIGER = "axolotl.integrations.liger.LigerPlugin"
 CUT_CROSS_ENTROPY = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
@@ -110,3 +110,22 @@ def test_an_adapter_that_is_trained_on_is_refused_by_its_own_configuration(tmp_p
         return check(**cfg)
     with pytest.raises(ConfigError, match=r"peft_type in .*adapter_config.json is P_TUNING, which puts virtual tokens"):
         check(**cfg)
+
+
+@pytest.mark.parametrize("plugins", [None, [], ["axolotl.integrations.liger.LigerPlugin"], "axolotl_sdft.SDFTPlugin"])
+def test_blocks_that_training_would_drop_since_the_plugin_is_not_listed_are_named(plugins):
+    cfg = {"base_model": "seed", "plugins": plugins, "layer_pruning": {"num_layers": 2}, "dynsdpb": {}}
+    message = r"^layer_pruning, dynsdpb are without effect in `axolotl train`: .*Add it, plugins: \[axolotl_sdft"
+    with pytest.raises(ConfigError, match=message):
+        check_plugin(cfg, read_blocks(cfg))
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {"plugins": ["axolotl_sdft.SDFTPlugin"], "layer_pruning": {"num_layers": 2}},
+        {"merge": {}, "recovery_report": {}},  # have commands of their own
+    ],
+)
+def test_blocks_that_have_their_effect_need_nothing_more(cfg):
+    check_plugin(cfg, read_blocks(cfg))

@@ -95,7 +95,29 @@ def _adapter_loader(model_dir: Path) -> Any:
         raise MissingExtraError(
             f"{model_dir} holds an adapter; install peft: pip install 'axolotl-sdft[lora]'"
         ) from err
-    return AutoPeftModelForCausalLM
+    from axolotl_sdft.pruning.trained_on import moved_base
+
+    base_dir = moved_base(model_dir)
+    return AutoPeftModelForCausalLM if base_dir is None else _MovedAdapterLoader(base_dir)
+
+
+class _MovedAdapterLoader:
+    """Loads an adapter onto a base model that is elsewhere by now than the adapter says; peft has no way to tell it."""
+
+    def __init__(self, base_dir: Path) -> None:
+        self._base_dir = base_dir
+
+    def from_pretrained(self, model_dir: Path, trust_remote_code: bool, **settings: Any) -> Any:
+        from peft import PeftModel
+        from transformers import AutoTokenizer
+
+        loader = _loader(self._base_dir, trust_remote_code)
+        base = loader.from_pretrained(self._base_dir, trust_remote_code=trust_remote_code, **settings)
+        if (model_dir / "tokenizer_config.json").is_file():  # as peft does it
+            num_tokens = len(AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code))
+            if num_tokens > base.get_input_embeddings().weight.shape[0]:
+                base.resize_token_embeddings(num_tokens)
+        return PeftModel.from_pretrained(base, model_dir)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.artifacts import read_json, write_json
 from axolotl_sdft.core.model_folder import own_path
 from axolotl_sdft.errors import CheckpointError, ConfigError
+from axolotl_sdft.pruning.trained_on import moved_base
 from axolotl_sdft.recovery.merging.slerp import Blend, Overlap, linear_factors
 from axolotl_sdft.recovery.merging.vocabularies import has_tokenizer
 
@@ -81,14 +82,22 @@ class Adapter:
     @cached_property
     def base(self) -> str:
         """The base model as an absolute path where it is a folder here, else as the adapter names it."""
-        folder = Path(self.base_name).expanduser()
-        return str(folder.resolve()) if self.base_name and folder.is_dir() else self.base_name
+        folder: Path | None = Path(self.base_name).expanduser() if self.base_name else None
+        if folder is not None and not folder.is_dir():
+            folder = self._moved_base()
+        return str(folder.resolve()) if folder is not None else self.base_name
 
     @property
     def tokenizer_dir(self) -> Path:
         """The folder whose tokenizer it was trained with: its own, or that of its base, where that is a folder here."""
         base = Path(self.base)
         return base if not has_tokenizer(self.folder) and base.is_dir() else self.folder
+
+    def _moved_base(self) -> Path | None:
+        try:
+            return moved_base(self.folder)
+        except CheckpointError:  # adapters can be merged without their base
+            return None
 
     @cached_property
     def modules(self) -> dict[str, Module]:
@@ -306,4 +315,7 @@ def _merged_config(source: Adapter, ranks: Mapping[str, int], template: Adapter 
         **{"r": rank, "lora_alpha": rank, "rank_pattern": named, "alpha_pattern": named},
         **{"use_rslora": False, "init_lora_weights": True, "inference_mode": True, "bias": "none"},
     }
-    return {key: source.config[key] for key in _KEPT if key in source.config} | placed | own
+    kept = {key: source.config[key] for key in _KEPT if key in source.config}
+    if source.base_name and not Path(source.base_name).is_dir():
+        kept["base_model_name_or_path"] = source.base  # where it is since it was moved, if it was
+    return kept | placed | own
