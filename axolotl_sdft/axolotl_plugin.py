@@ -1,5 +1,6 @@
 """The Axolotl plugin: translates hooks into calls of the stages, and holds no logic of its own."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -14,7 +15,7 @@ from axolotl_sdft.config import (
 from axolotl_sdft.errors import MissingExtraError
 from axolotl_sdft.host.blocks import read_blocks
 from axolotl_sdft.host.rewriting import rewrite_datasets
-from axolotl_sdft.host.stages import prepare, record_start
+from axolotl_sdft.host.stages import add_model_card, prepare, record_start
 
 try:
     from axolotl.integrations.base import BasePlugin
@@ -67,6 +68,10 @@ class SDFTPlugin(BasePlugin):
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Record what this training starts from: only training comes here, just before it writes anything."""
         record_start(cfg)
+
+    def post_lora_merge(self, cfg: Any, adapter_path: str, output_path: str) -> None:
+        """Give a merged model its card where Axolotl copied none; Axolotl 0.19 calls no such hook."""
+        add_model_card(cfg, Path(output_path))
 
     def get_trainer_cls(self, cfg: Any) -> Any:
         """Return the DynSDPB trainer, or None to leave Axolotl's own."""

@@ -24,6 +24,14 @@ def running_command() -> str | None:
     return context.info_name if context is not None else None
 
 
+def option(name: str) -> Any:
+    """Return the value of an option on the command line that never reaches the configuration; None without one."""
+    import click
+
+    context = click.get_current_context(silent=True)
+    return None if context is None else context.params.get(name)
+
+
 def makes_artifacts(cfg: Mapping[str, Any]) -> bool:
     """Tell whether this process may prune or rewrite: it trains or prepares training.
 

@@ -1,15 +1,17 @@
 """Runs the stages on an Axolotl configuration: what each hook and each command calls."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.artifacts import DEFAULT_ROOT, fingerprint, read_json
-from axolotl_sdft.config import LayerPruningConfig
+from axolotl_sdft.config import LayerPruningConfig, SelfDistillationConfig
+from axolotl_sdft.errors import ConfigError, SdftError
 from axolotl_sdft.host import compat
 from axolotl_sdft.host.blocks import SEED_KEY, Blocks, read_blocks
 from axolotl_sdft.host.calibration import calibration_entries, calibration_texts
-from axolotl_sdft.host.datasets import entry_fingerprint
+from axolotl_sdft.host.datasets import entry_fingerprint, rewritten_entry
 from axolotl_sdft.host.layer_numbers import check_layer_numbers, translate_layer_numbers
 from axolotl_sdft.host.overrides import check_overrides, take_out_overrides
 from axolotl_sdft.host.pruned_base import (
@@ -26,8 +28,9 @@ from axolotl_sdft.host.rules import check_rules
 from axolotl_sdft.host.seed_model import seed_dir_of
 from axolotl_sdft.plugins import METRICS, registry
 from axolotl_sdft.pruning.cut import PROVENANCE_FILE
+from axolotl_sdft.pruning.model_card import CARD_FILE
 from axolotl_sdft.pruning.score import metric_needs_text
-from axolotl_sdft.pruning.trained_on import record_training
+from axolotl_sdft.pruning.trained_on import moved_base, record_training, trained_on
 from axolotl_sdft.runtime import rank
 
 if TYPE_CHECKING:
@@ -71,9 +74,52 @@ def _prepare_training(cfg: Any, blocks: Blocks) -> None:
 
 
 def _prepare_use(cfg: Any, blocks: Blocks, command: str) -> None:
+    if command == "quantize":
+        _refuse_moved_adapter(cfg)
     take_pruned_base(cfg, blocks.layer_pruning, command)
     if blocks.self_distillation is not None and command == "evaluate":  # it never calls the hook that rewrites
-        rewrite_datasets(cfg, blocks.self_distillation, only_if_done=True)
+        _take_rewritten_rows(cfg, blocks.self_distillation)
+
+
+def _refuse_moved_adapter(cfg: Any) -> None:
+    """Refuse to let ``axolotl quantize`` load an adapter that it would look for the base of at an old place."""
+    folder = output_dir_of(cfg)
+    if compat.option("base_model") or moved_base(folder) is None:
+        return
+    raise ConfigError(
+        f"output_dir ({folder}) holds an adapter whose base model was moved since; run axolotl merge-lora first, then "
+        f"axolotl quantize with --base-model {folder / 'merged'}"
+    )
+
+
+def _take_rewritten_rows(cfg: Any, config: SelfDistillationConfig) -> None:
+    """Point ``datasets`` to the rewritten rows if they are there; rewrites nothing."""
+    try:
+        rewrite_datasets(cfg, config, only_if_done=True)
+    except SdftError as err:  # such as data or a seed model that are gone
+        is_taken = _take_recorded_rows(cfg)
+        what = "those that were trained on are taken" if is_taken else "they are evaluated as datasets has them"
+        LOG.warning("the rewritten rows can't be told (%s); %s", err, what)
+
+
+def _take_recorded_rows(cfg: Any) -> bool:
+    """Point ``datasets`` to the folders that the trained model was trained on; tell whether all of them are there."""
+    trained = trained_on(trained_dir_of(cfg)[1])
+    entries = list(cfg.get("datasets") or [])
+    if trained is None or len(trained.datasets) != len(entries):
+        return False
+    test_dirs = trained.test_datasets
+    folders = [folder for folder in (*trained.datasets, *test_dirs) if folder is not None]
+    if not folders or len(test_dirs) not in (0, len(entries)) or not all(folder.is_dir() for folder in folders):
+        return False
+    cfg.datasets = [
+        entry if folder is None else rewritten_entry(entry, folder)
+        for entry, folder in zip(entries, trained.datasets, strict=True)
+    ]
+    if test_dirs:
+        tests = [rewritten_entry(entry, folder) for entry, folder in zip(entries, test_dirs, strict=True)]
+        cfg.test_datasets, cfg.val_set_size = tests, 0
+    return True
 
 
 def prune_base_model(cfg: Any, config: LayerPruningConfig) -> None:
@@ -154,6 +200,13 @@ def record_start(cfg: Any) -> None:
         datasets=datasets,
         test_datasets=[path for path in test_datasets if path is not None],
     )
+
+
+def add_model_card(cfg: Any, merged_dir: Path) -> None:
+    """Copy the pruned checkpoint's card into the folder of a merged model that has none."""
+    card = Path(cfg.base_model) / CARD_FILE
+    if cfg.get(SEED_KEY) and card.is_file() and not (merged_dir / CARD_FILE).exists():
+        shutil.copyfile(card, merged_dir / CARD_FILE)
 
 
 def _folder_of(entry: Any) -> Path | None:

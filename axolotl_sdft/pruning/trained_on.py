@@ -123,8 +123,8 @@ def moved_base(adapter_dir: Path) -> Path | None:
     named, trained = _adapter_base(adapter_dir), trained_on(adapter_dir)
     if named is None or trained is None or not trained.places:
         return None
-    found = trained.find()
-    return None if found == Path(named).expanduser().absolute() else found
+    place = Path(named).expanduser()
+    return None if place.is_dir() and trained.is_at(place) else trained.find()
 
 
 def pruning_marker(folder: Path) -> str | None:
@@ -256,8 +256,8 @@ def _from_adapter(folder: Path, base: str) -> TrainedOn:
 
 def _adapter_base(folder: Path) -> str | None:
     path = folder / _ADAPTER_FILE
-    base = read_json(path).get("base_model_name_or_path") if path.is_file() else None
-    return base or None
+    settings = read_json(path) if path.is_file() else None
+    return (settings.get("base_model_name_or_path") or None) if isinstance(settings, dict) else None
 
 
 def _moved(start: Path, path: Path) -> Iterator[Path]:

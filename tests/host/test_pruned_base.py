@@ -18,7 +18,7 @@ from axolotl_sdft.host import compat
 from axolotl_sdft.host.commands import find_artifacts
 from axolotl_sdft.host.merging import merge_alone
 from axolotl_sdft.host.recovery import recovery_task
-from axolotl_sdft.host.stages import prepare, record_start
+from axolotl_sdft.host.stages import add_model_card, prepare, record_start
 from axolotl_sdft.recovery.loading import weights_dir
 from axolotl_sdft.recovery.models import ReportedModel
 from axolotl_sdft.recovery.summary import summary_lines
@@ -348,3 +348,46 @@ def test_reports_and_merges_refuse_settings_that_ask_for_another_checkpoint(move
     for use in (find_artifacts, lambda cfg: list(merge_alone(cfg))):
         with pytest.raises(ConfigError, match=r"output_dir .*drop_layers is \[0\], was"):
             use(cfg)
+
+
+def test_quantize_does_not_look_for_the_base_of_a_moved_adapter_at_its_old_place(moved_project, run, monkeypatch):
+    with pytest.raises(ConfigError, match=r"whose base model was moved since; run axolotl merge-lora first, then"):
+        run("quantize", moved_project)
+    monkeypatch.setattr(compat, "option", {"base_model": "out/merged"}.get)
+    assert "elsewhere" in run("quantize", moved_project).base_model
+
+
+def test_evaluate_takes_the_rows_that_were_trained_on_where_data_and_seed_are_gone(config, run, caplog):
+    from datasets import Dataset
+
+    rows = Dataset.from_list([{"instruction": "Count.", "input": "", "output": "1"}])
+    for name in ("distilled-1", "held-out-1"):
+        rows.save_to_disk(f"rows/{name}")
+    config |= {"self_distillation": {}, "val_set_size": 0.5}
+    cfg = run("train", config)
+    cfg.datasets = [DictDefault(config["datasets"][0] | {"path": str(Path("rows/distilled-1").absolute())})]
+    cfg.test_datasets = [DictDefault(config["datasets"][0] | {"path": str(Path("rows/held-out-1").absolute())})]
+    record_start(cfg)
+    Path("out/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": cfg.base_model}))
+    shutil.rmtree("seed")
+    Path("rows.jsonl").unlink()
+
+    evaluated = run("evaluate", config)
+
+    assert [entry.path for entry in evaluated.datasets] == [str(Path("rows/distilled-1").absolute())]
+    assert [entry.path for entry in evaluated.test_datasets] == [str(Path("rows/held-out-1").absolute())]
+    assert evaluated.val_set_size == 0
+    assert "those that were trained on are taken" in caplog.text
+    shutil.rmtree("rows")
+    assert run("evaluate", config).datasets[0].path == "rows.jsonl"
+    assert "they are evaluated as datasets has them" in caplog.text
+
+
+def test_a_merged_model_that_got_no_card_gets_that_of_its_checkpoint(config, run):
+    cfg = run("train", config)
+    Path("merged").mkdir()
+    add_model_card(cfg, Path("merged"))
+    assert "seed without 2 of its 6 layers" in Path("merged/README.md").read_text()
+    Path("merged/README.md").write_text("Another card")
+    add_model_card(cfg, Path("merged"))
+    assert Path("merged/README.md").read_text() == "Another card"
