@@ -309,13 +309,14 @@ def test_a_second_pruning_of_a_cut_model_knows_its_own_seed(config, run, train):
 def moved_project(config, run, tmp_path, monkeypatch):
     """A project with an adapter of the pruned checkpoint, moved since, without data and seed model; its config."""
     peft = pytest.importorskip("peft")
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     cfg = run("train", config)
     record_start(cfg)
     model = AutoModelForCausalLM.from_pretrained(cfg.base_model)
     settings = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     peft.get_peft_model(model, settings).save_pretrained("out")
+    AutoTokenizer.from_pretrained(cfg.base_model).save_pretrained("out")
     write_rows(7)
     moved = (tmp_path / "project").rename(tmp_path / "elsewhere")
     monkeypatch.chdir(moved)
@@ -332,7 +333,7 @@ def test_the_summary_of_a_moved_project_tells_what_was_pruned_and_lets_the_model
 
 
 def test_reports_and_merges_of_a_moved_project_find_the_checkpoint_under_the_adapter(moved_project, tmp_path):
-    (pruned,) = Path("sdft_prepared").absolute().glob("*-drop2-*")
+    (pruned,) = Path("sdft_prepared").absolute().glob("[!.]*-drop2-*")
     assert weights_dir(ReportedModel("trained", Path("out").absolute())) == pruned
     assert weights_dir(ReportedModel("trained", Path("out"))) == pruned
     merged = DictDefault(moved_project | {"merge": {"ratio": 0.5}})
