@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 from axolotl_sdft.distillation.answer_index import KEY_BYTES
 from axolotl_sdft.distillation.interfaces import Answer, FinishReason
@@ -57,8 +57,7 @@ class StoredAnswer:
         return _line(entry)
 
 
-@dataclass(frozen=True)
-class StoredVerdict:
+class StoredVerdict(NamedTuple):  # a million lines of a few each are read at the start
     """What one check said of an answer."""
 
     key: bytes
