@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from axolotl_sdft.distillation.texts import printable
 
@@ -12,11 +13,11 @@ MASK = "***"
 
 _PACKAGE = "axolotl_sdft"
 _SECRET_WORDS = (
-    r"api[_-]?keys?|access[_-]?keys?|secret[_-]?keys?|private[_-]?keys?|subscription[_-]?keys?|secrets?|passwords?|"
+    r"api[_-]?keys?|wandb[_-]?keys?|access[_-]?keys?|secret[_-]?keys?|private[_-]?keys?|subscription[_-]?keys?|secrets?|passwords?|"
     r"passwd|passphrase|pwd|credentials?|authorization|bearer|cookies?|jwt|sas"
 )
 _SECRET_NAME = re.compile(
-    rf"(?:^|[_.\s-])(?:{_SECRET_WORDS}|(?:auth|access|api|bearer|client|hf|id|refresh|session|security|x)[_-]?tokens?)"
+    rf"(?:^|[_.\s-])(?:{_SECRET_WORDS}|(?:auth|access|api|bearer|client|github|hf|hub|id|refresh|session|security|x)[_-]?tokens?)"
     r"(?:$|[_.\s-](?:value|id|header)$)|^(?:tokens?|keys?|auth)$",
     re.IGNORECASE,
 )
@@ -29,12 +30,16 @@ _SECRET_VALUE = re.compile(
     | \beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?            # a JSON web token
     | \b(?:Bearer|Basic|Token)\s+[\w.~+/=-]{8,}
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----
-    | ://[^/\s:@]*:[^/\s@]+@                            # a password in an address
-    | [?&;](?:api[_-]?key|key|token|access_token|auth|sig|signature|secret|password)=[^&\s]+
     """,
     re.VERBOSE | re.IGNORECASE,
 )
 _RANDOM = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{32,}={0,2}")
+_ADDRESS = re.compile(r"""[A-Za-z][A-Za-z0-9+.-]*://[^\s"'<>]+""")
+_SIGNING_PARAMETER = re.compile(
+    r"(?:^|[-_])(?:sig|signature|auth|key|apikey|token|secret|password|credential)$", re.IGNORECASE
+)
+_PLACEHOLDER = re.compile(r"\$\{?\w+\}?|<.*>|\{\{.*\}\}|\*+", re.IGNORECASE)
+_LONGEST_USER = 15  # a longer one in an address is a token in the place of a name
 _NAME_OF_DIGEST = re.compile(r"revision|commit|sha|hash|digest|fingerprint|checksum", re.IGNORECASE)
 
 
@@ -68,7 +73,20 @@ def is_secret_name(name: str) -> bool:
 def looks_secret(text: str, name: str = "") -> bool:
     """Say whether a text holds a secret by its form; a name such as ``revision`` explains digits that seem random."""
     is_random = _RANDOM.fullmatch(text.strip()) and not _NAME_OF_DIGEST.search(name)
-    return bool(_SECRET_VALUE.search(text) or is_random)
+    addresses = _ADDRESS.findall(text)
+    return bool(_SECRET_VALUE.search(text) or is_random) or any(_is_secret_address(each) for each in addresses)
+
+
+def _is_secret_address(url: str) -> bool:
+    """Say whether an address holds a password, a token or a signature."""
+    try:
+        parts = urlsplit(url)
+        password, user = parts.password, parts.username or ""
+    except ValueError:
+        return False
+    signed = [value for name, value in parse_qsl(parts.query) if _SIGNING_PARAMETER.search(name)]
+    given = [password or "", user if len(user) > _LONGEST_USER else "", *signed]
+    return any(text and not _PLACEHOLDER.fullmatch(text) for text in given)
 
 
 def keep_log_lines_printable() -> None:
