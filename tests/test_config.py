@@ -65,6 +65,7 @@ def test_an_empty_self_distillation_block_rewrites_greedily_and_keeps_originals_
             "temperature": 0.0,
             "top_p": 1.0,
             "seed": 42,
+            "chat_template": None,
             "chat_template_kwargs": {},
             "batch_tokens": 32768,
             "batch_rows": 64,
