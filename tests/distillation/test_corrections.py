@@ -130,7 +130,7 @@ def test_training_trains_nothing_but_the_correction(tmp_path, tiny_llama_dir, se
 def test_neither_an_attempt_nor_a_correction_is_ever_without_text(tmp_path, seed_dir, script):
     script |= {(0, 0, number): answer(f"It is {number}.") for number in range(3)}
     script |= {(1, 0, 0): answer("<think>8 each</think>"), (1, 0, 1): answer("So 24.")}
-    rows = [{**ROW, "output": "<think>3 times 8 is 24.</think>"}, ROW]
+    rows = [{**ROW, "output": "<think>3 times 8 is 24.</think>"}, OTHER_ROW]
     assert list(correction_rows(finished_task(tmp_path, seed_dir, rows, checks=("numeric_answer",)))) == []
 
 
