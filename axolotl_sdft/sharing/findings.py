@@ -1,7 +1,8 @@
 """What a check of a configuration finds. Imports no torch."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -30,3 +31,15 @@ def fault(key: str, message: str) -> Finding:
 def advice(key: str, message: str) -> Finding:
     """Return a finding that may stay."""
     return Finding("advice", key, message)
+
+
+def texts_with_keys(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Yield every text below a value with its dotted key."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from texts_with_keys(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from texts_with_keys(item, f"{key}[{index}]")
+    elif isinstance(value, str):
+        yield key, value

@@ -6,7 +6,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from axolotl_sdft.sharing.findings import Finding, advice, fault
+from axolotl_sdft.sharing.findings import Finding, advice, fault, texts_with_keys
 
 _MODEL_KEYS = (
     *("base_model", "base_model_config", "tokenizer_config", "processor_config"),
@@ -53,7 +53,7 @@ def place_findings(raw: Mapping[str, Any], text: str, folder: Path) -> Iterator[
     found = list(_known_place_findings(raw, folder))
     yield from found
     told = {finding.key for finding in found}
-    for key, value in _texts(raw, ""):
+    for key, value in texts_with_keys(raw, ""):
         if key not in told and _is_folder_path(value) and not _SERVED_PATH_KEYS.search(key):
             yield fault(key, f"{value!r} is on this machine only; name something that others have, or remove it")
     yield from _comment_findings(text)
@@ -99,7 +99,7 @@ def _entry_findings(name: str, entry: Mapping[str, Any], folder: Path) -> Iterat
     if not is_builder:
         yield from _data_findings(f"{name}.path", path, folder)
         yield from _revision_findings(name, entry, folder)
-    listed = list(_texts(files, f"{name}.data_files"))
+    listed = list(texts_with_keys(files, f"{name}.data_files"))
     for key, file in listed:
         if is_builder or is_absolute(file):  # with a dataset of the Hub, they are files of its repository
             yield from _data_findings(key, file, folder)
@@ -107,18 +107,6 @@ def _entry_findings(name: str, entry: Mapping[str, Any], folder: Path) -> Iterat
         yield fault(f"{name}.data_files", f"is not set, but {path!r} is a kind of file, not a dataset; name the files")
     if is_builder:
         yield from _data_findings(f"{name}.data_dir", entry.get("data_dir"), folder)
-
-
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Yield every text below a value with its dotted key."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _texts(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _texts(item, f"{key}[{index}]")
-    elif isinstance(value, str):
-        yield key, value
 
 
 def _is_folder_path(text: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from axolotl_sdft.safe_output import is_secret_name, looks_secret
-from axolotl_sdft.sharing.findings import Finding, fault
+from axolotl_sdft.sharing.findings import Finding, fault, texts_with_keys
 
 _PLACEHOLDER = re.compile(
     r"\$\{?\w+\}?|<.*>|\{\{.*\}\}|\*+|\.+|x+|(your|my)\W?.*|(env|environ|os\.environ)\b.*|none|null|true|false|"
@@ -19,23 +19,14 @@ _OUT = "take it out, and let it come from an environment variable"
 
 def secret_findings(raw: Mapping[str, Any], text: str) -> Iterator[Finding]:
     """Yield the keys whose values are secrets by their name or their form, and secrets in comments."""
-    yield from _in(raw, "")
+    for key, value in texts_with_keys(raw, ""):
+        if _is_secret(key.rpartition(".")[2].partition("[")[0], value):
+            yield fault(key, f"holds what looks like a key or a password; {_OUT}")
     for line in text.splitlines():
         comment = line if line.lstrip().startswith("#") else line.partition(" #")[2]
         if _holds_secret(comment):
             yield fault("comments", f"one holds what looks like a key or a password; {_OUT}")
             return
-
-
-def _in(value: Any, key: str) -> Iterator[Finding]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _in(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _in(item, f"{key}[{index}]")
-    elif isinstance(value, str) and _is_secret(key.rpartition(".")[2].partition("[")[0], value):
-        yield fault(key, f"holds what looks like a key or a password; {_OUT}")
 
 
 def _is_secret(name: str, value: str) -> bool:
