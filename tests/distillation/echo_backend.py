@@ -22,6 +22,7 @@ def key_of(config, prompt):
 class EchoBackend:
     def __init__(self, model_dir, config):
         self.config = config
+        self.num_batches = 0
 
     def check(self):
         pass
@@ -31,12 +32,19 @@ class EchoBackend:
 
     def generate(self, batches):
         for batch in batches:
-            time.sleep(float(os.environ.get("ECHO_SECONDS", "0")))
+            self._pause()
             log = os.environ.get("ECHO_LOG")
             if log:
                 with Path(log).open("a") as file:
                     file.writelines(f"{key_of(self.config, prompt).hex()}\n" for prompt in batch)
             yield batch, [self.answer(prompt) for prompt in batch]
+
+    def _pause(self):
+        """Wait, after as many batches as the environment says, until a file is there."""
+        if self.num_batches == int(os.environ.get("ECHO_PAUSE_AFTER", "-1")):
+            while not Path(os.environ["ECHO_RESUME"]).exists():
+                time.sleep(0.01)
+        self.num_batches += 1
 
     def answer(self, prompt):
         last = prompt.messages[-1]["content"].split()

@@ -1,11 +1,15 @@
 """Runs the stage in processes of their own, which can be killed, with the echo backend and rows of one to three turns.
 
-They are forked from one that has imported everything, so each starts in milliseconds.
+They are forked from one that has imported everything, so each starts in milliseconds. What a process logs, the
+traceback that ends it, and where it stands when it does not end go to a file of its own, which a test that fails shows.
 """
 
+import faulthandler
+import logging
 import multiprocessing
 import os
 import resource
+import signal
 import time
 from pathlib import Path
 
@@ -24,6 +28,8 @@ CONTEXT.set_forkserver_preload(["tests.distillation.runs"])
 
 registry()  # loading all plugins takes seconds, which the processes forked from this one save
 
+PATIENCE_S = 600  # a process that has not come so far by then hangs, however busy the machine is
+
 NUM_ROWS = 300
 NUM_TARGETS = sum(1 + index % 3 for index in range(NUM_ROWS))
 
@@ -40,17 +46,24 @@ def chat_rows(num_rows=NUM_ROWS):
     return Dataset.from_list(rows)
 
 
+def make_seed(root):
+    """Return the seed model's folder. Its file is made once: ranks that read it at the same time must see the same."""
+    config_file = root / "seed" / "config.json"
+    if not config_file.exists():
+        config_file.parent.mkdir(parents=True)
+        config_file.write_text("{}")
+    return config_file.parent
+
+
 def echo_task(root, num_rows=NUM_ROWS):
     """The work of all runs: answers that end in a 7 are rejected, and asked for twice more."""
     settings = {"template": "plain", "checks": ("no_seven",), "on_reject": "retry", "generation": {"backend": "echo"}}
     config = SelfDistillationConfig(output_dir=str(root / "out"), **settings)
-    seed_dir = root / "seed"
-    seed_dir.mkdir(parents=True, exist_ok=True)
-    (seed_dir / "config.json").write_text("{}")
-    return DistillationTask(chat_rows(num_rows), config, seed_dir, {"type": "chat_template"}, "seed")
+    return DistillationTask(chat_rows(num_rows), config, make_seed(root), {"type": "chat_template"}, "seed")
 
 
-def _run(root, env, window_rows, max_file_bytes, started):
+def _run(root, log, env, window_rows, max_file_bytes, started):
+    _write_to(log)
     os.environ.update(env)
     generation._WINDOW_ROWS = window_rows
     ranks._MAX_POLL_S = 0.02
@@ -63,24 +76,82 @@ def _run(root, env, window_rows, max_file_bytes, started):
         task.run()
     except OSError as err:
         (root / "error.txt").write_text(f"{type(err).__name__}: {err}")
-        raise SystemExit(1) from err
+        raise
 
 
-def start(root, seconds_per_batch=0.0, window_rows=64, max_file_bytes=None, **env):
-    """Return a process that has just begun to rewrite the rows."""
-    started = CONTEXT.Event()
-    env = {"ECHO_SECONDS": str(seconds_per_batch), "ECHO_LOG": str(root / "generated.txt")} | env
-    process = CONTEXT.Process(target=_run, args=(root, env, window_rows, max_file_bytes, started))
-    process.start()
-    assert started.wait(60)
-    return process
+def _write_to(log):
+    """Send all that this process says to a file, and the stack of each thread whenever it is asked where it stands."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    faulthandler.enable(2)
+    faulthandler.register(signal.SIGUSR1, 2)
+    logging.basicConfig(level=logging.INFO)
+
+
+class Run:
+    """A process that rewrites the rows."""
+
+    def __init__(self, root, env, *settings):
+        root.mkdir(parents=True, exist_ok=True)
+        make_seed(root)  # before any process reads it
+        self.log = root / f"process-{len(list(root.glob('process-*.log')))}.log"
+        self.log.touch()
+        started = CONTEXT.Event()
+        # A daemon: one that hangs is killed when the tests end, rather than waited for.
+        self._process = CONTEXT.Process(target=_run, args=(root, self.log, env, *settings, started), daemon=True)
+        self._process.start()
+        wait_until(started.is_set, lambda: self.describe("has not started"), self)
+
+    @property
+    def is_alive(self):
+        return self._process.is_alive()
+
+    def kill(self):
+        self._process.kill()
+        self._process.join()
+
+    def end(self):
+        """Wait for the end and return the exit code. One that does not come fails the test, and says where it hangs."""
+        self._process.join(PATIENCE_S)
+        if self.is_alive:
+            os.kill(self._process.pid, signal.SIGUSR1)
+            self._process.join(5)  # long enough to write the stacks
+            said = self.describe(f"did not end within {PATIENCE_S} s")
+            self.kill()
+            raise AssertionError(said)
+        return self._process.exitcode
+
+    def describe(self, what):
+        state = "is alive" if self.is_alive else f"ended with {self._process.exitcode}"
+        return f"process {self._process.pid} {what}, {state}; {self.log} holds:\n{self.log.read_text()}"
+
+
+def start(root, window_rows=64, max_file_bytes=None, pause_after=None, **env):
+    """Return a process that has just begun to rewrite the rows.
+
+    With ``pause_after`` it waits after so many batches of its own until :func:`resume` is called.
+    """
+    env = {"ECHO_LOG": str(root / "generated.txt")} | env
+    if pause_after is not None:
+        env |= {"ECHO_PAUSE_AFTER": str(pause_after), "ECHO_RESUME": str(root / "resume")}
+    return Run(root, env, window_rows, max_file_bytes)
+
+
+def resume(root):
+    """Let all processes that have paused go on."""
+    (root / "resume").touch()
 
 
 def finish(*processes):
     """Wait for processes that must end well."""
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    try:
+        for process in processes:
+            assert process.end() == 0, process.describe("failed")
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def rewrite(root, num_ranks=1, **settings):
@@ -122,10 +193,21 @@ def generated(root):
     return [bytes.fromhex(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def wait_for_answers(root, count):
-    """Wait until the journal holds more answers than so many."""
-    deadline = time.monotonic() + 60
-    while len(journaled(root)) <= count and time.monotonic() < deadline:
+def wait_for_answers(root, count, *processes):
+    """Wait until the journal holds more answers than so many, which these processes give."""
+    wait_until(
+        lambda: len(journaled(root)) > count,
+        lambda: "\n".join(process.describe(f"gave not more than {count} answers") for process in processes),
+        *processes,
+    )
+
+
+def wait_until(is_so, describe, *processes):
+    """Wait until something is so; fail where it does not come, or where a process that has to bring it has ended."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        are_alive = all(process.is_alive for process in processes)
+        assert (are_alive and time.monotonic() < deadline) or is_so(), describe()
         time.sleep(0.01)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from itertools import islice
 
 import pytest
@@ -29,10 +28,10 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_dataset_and_ma
         before = runs.journaled(tmp_path)
         sizes.add(len(before))
         (tmp_path / "generated.txt").write_text("")
-        process = runs.start(tmp_path, seconds_per_batch=0.01)
-        time.sleep(moments.uniform(0, 0.4))
+        process = runs.start(tmp_path, pause_after=10)  # however late the kill comes, there is work left
+        if num_awaited := moments.randrange(10):
+            runs.wait_for_answers(tmp_path, len(before) + num_awaited, process)
         process.kill()
-        process.join()
         assert not before & set(runs.generated(tmp_path))
 
     runs.rewrite(tmp_path)
@@ -66,13 +65,10 @@ def test_windows_of_a_single_batch_are_dealt_out_to_all_ranks(tmp_path):
 def test_a_restart_with_another_number_of_ranks_goes_on_where_the_killed_ones_stopped(
     tmp_path, undisturbed, before, after
 ):
-    ranks = [
-        runs.start(tmp_path, seconds_per_batch=0.01, RANK=str(rank), WORLD_SIZE=str(before)) for rank in range(before)
-    ]
-    runs.wait_for_answers(tmp_path, 100)
+    ranks = [runs.start(tmp_path, pause_after=60, RANK=str(rank), WORLD_SIZE=str(before)) for rank in range(before)]
+    runs.wait_for_answers(tmp_path, 100, *ranks)
     for process in ranks:
         process.kill()
-        process.join()
     kept = runs.journaled(tmp_path)
     (tmp_path / "generated.txt").write_text("")
 
@@ -84,8 +80,7 @@ def test_a_restart_with_another_number_of_ranks_goes_on_where_the_killed_ones_st
 
 def test_a_full_disk_stops_the_run_clearly_and_it_goes_on_once_there_is_room(tmp_path, undisturbed):
     process = runs.start(tmp_path, max_file_bytes=20_000)
-    process.join(60)
-    assert process.exitcode == 1
+    assert process.end() == 1
     assert "ArtifactError" in runs.error_of(tmp_path)
     assert "could not be written (File too large); make room and start again" in runs.error_of(tmp_path)
     kept = runs.journaled(tmp_path)
@@ -100,29 +95,28 @@ def test_a_full_disk_stops_the_run_clearly_and_it_goes_on_once_there_is_room(tmp
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_a_second_run_on_the_same_output_stops_and_the_first_is_not_disturbed(tmp_path, undisturbed):
-    first = runs.start(tmp_path, seconds_per_batch=0.01)
-    runs.wait_for_answers(tmp_path, 0)
+    first = runs.start(tmp_path, pause_after=1)
+    runs.wait_for_answers(tmp_path, 0, first)
 
     with pytest.raises(ArtifactError, match=r"distilled-.+ is being filled by another run; .*output_dir"):
         runs.echo_task(tmp_path).run()
 
+    runs.resume(tmp_path)
     runs.finish(first)
     assert runs.result(tmp_path) == undisturbed
 
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_a_rank_that_outlived_its_run_keeps_a_smaller_run_from_doing_its_work_twice(tmp_path):
-    ranks = [runs.start(tmp_path, seconds_per_batch=0.05, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
-    runs.wait_for_answers(tmp_path, 0)
+    ranks = [runs.start(tmp_path, pause_after=1, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    runs.wait_for_answers(tmp_path, 0, *ranks)
     ranks[0].kill()
-    ranks[0].join()
     survivor = ranks[1]
     try:
         with pytest.raises(ArtifactError, match="is being filled by another run"):
             runs.echo_task(tmp_path).run()
     finally:
         survivor.kill()
-        survivor.join()
 
 
 @pytest.mark.usefixtures("echo_plugin")
