@@ -123,12 +123,19 @@ def _join_rows(name: str, parts: list[tuple[Any, torch.Size]], length: int, pad_
     first, second = parts[0][0], parts[1][0]
     if name == "position_ids":
         return torch.cat([_pad_positions(value, size, length) for value, size in parts], dim=-2)
-    if not torch.is_tensor(first) and not torch.is_tensor(second) and first == second:
+    if _is_one_setting(first, second):
         return first
     padded = [_pad_rows(name, value, size, length, pad_token_id) for value, size in parts]
     if padded[0].shape[1:] != padded[1].shape[1:]:
         raise _unjoinable(name, first, second)
     return torch.cat(padded)
+
+
+def _is_one_setting(first: Any, second: Any) -> bool:
+    """Whether both batches were given the same single value; a list has entries for each batch's rows or pictures."""
+    return not any(torch.is_tensor(value) or isinstance(value, list | tuple) for value in (first, second)) and bool(
+        first == second
+    )
 
 
 def _pad_rows(name: str, value: Any, size: torch.Size, length: int, pad_token_id: int) -> Tensor:
@@ -175,7 +182,7 @@ def _join_ends(name: str, first: Any, second: Any, size: torch.Size) -> Any:
         return max(first, second)
     if torch.is_tensor(second) and second.shape[:2] == size:
         return torch.cat([first, second], dim=1)
-    if not torch.is_tensor(first) and not torch.is_tensor(second) and first == second:
+    if _is_one_setting(first, second):
         return first
     raise _unjoinable(name, first, second)
 

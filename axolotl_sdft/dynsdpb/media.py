@@ -22,6 +22,7 @@ from axolotl_sdft.errors import ConfigError
 
 _PIXELS = ("pixel_values", "pixel_values_videos")
 _ONE_AFTER_THE_OTHER = (
+    *("high_res_pixel_values", "pixel_mask", "image_merge_sizes", "video_merge_sizes", "video_compression_mask"),
     *("image_grid_thw", "image_grid_hw", "video_grid_thw", "second_per_grid_ts", "image_sizes", "spatial_shapes"),
     *("batch_num_images", "image_position_ids", "video_position_ids", "num_soft_tokens_per_image"),
 )

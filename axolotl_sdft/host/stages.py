@@ -14,6 +14,7 @@ from axolotl_sdft.host.calibration import calibration_entries, calibration_texts
 from axolotl_sdft.host.datasets import entry_fingerprint, rewritten_entry
 from axolotl_sdft.host.layer_numbers import check_layer_numbers, translate_layer_numbers
 from axolotl_sdft.host.overrides import check_overrides, take_out_overrides
+from axolotl_sdft.host.pictures import check_pictures
 from axolotl_sdft.host.pruned_base import (
     finished_base,
     is_pruned_already,
@@ -65,6 +66,8 @@ def prepare(cfg: Any, own_plugin: object) -> None:
 
 
 def _prepare_training(cfg: Any, blocks: Blocks) -> None:
+    if blocks.dynsdpb is not None:
+        check_pictures(cfg)
     if blocks.self_distillation is not None:
         check_distillation(cfg)
     if blocks.layer_pruning is not None:

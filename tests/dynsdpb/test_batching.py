@@ -81,6 +81,7 @@ def test_other_tensors_are_joined_row_by_row_and_equal_settings_kept():
         (torch.tensor(1.0), torch.tensor(1.0)),
         (True, False),
         ("a", torch.zeros(1)),
+        ([[1, 2]], [[1, 2]]),  # entries of each batch, though they are equal
     ],
 )
 def test_an_input_that_cannot_be_joined_is_named(former: Any, new: Any):

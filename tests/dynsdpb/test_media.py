@@ -10,7 +10,13 @@ import torch
 from micro_batches import STATIC, train, train_logs
 from packaging.version import Version
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, LlavaNextConfig
+from transformers import (
+    AriaConfig,
+    AutoModelForImageTextToText,
+    DeepseekVLHybridConfig,
+    LlavaNextConfig,
+    VideoLlama3Config,
+)
 
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.dynsdpb.batching import join_batches, label_mask
@@ -18,7 +24,14 @@ from axolotl_sdft.dynsdpb.media import join_media
 from axolotl_sdft.dynsdpb.prediction import Predictions
 from axolotl_sdft.dynsdpb.trainers import DynSDPBTrainer
 from axolotl_sdft.errors import ConfigError
-from tests.pruning.test_vision_language import CONFIGS, IMAGE, NUM_IMAGE_TOKENS, QWEN_TOKENS
+from tests.pruning.test_vision_language import (
+    CONFIGS,
+    HEADLESS,
+    IMAGE,
+    NUM_IMAGE_TOKENS,
+    QWEN_TOKENS,
+    TEXT,
+)
 
 Batch = dict[str, Tensor]
 
@@ -31,11 +44,44 @@ def llava_next() -> LlavaNextConfig:
     )
 
 
+def video_llama() -> VideoLlama3Config:
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"patch_size": 4, "initializer_range": 0.3}
+    tokens = {"image_token_id": IMAGE, "video_token_id": 62}
+    return VideoLlama3Config(text_config=TEXT | {"model_type": "qwen2"}, vision_config=vision, **tokens)
+
+
+def aria() -> AriaConfig:
+    experts = {"model_type": "aria_text", "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}
+    vision = HEADLESS | {"model_type": "idefics3_vision"}
+    queries = {"projector_patch_to_query_dict": {"4": 4}}
+    return AriaConfig(text_config=TEXT | experts, vision_config=vision, image_token_index=IMAGE, **queries)
+
+
+def deepseek_vl_hybrid() -> DeepseekVLHybridConfig:
+    details = {"model_type": "sam_vision_model", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    details |= {"image_size": 32, "patch_size": 8, "output_channels": 8, "mlp_dim": 24}
+    return DeepseekVLHybridConfig(
+        text_config=TEXT | {"model_type": "llama"},
+        vision_config=HEADLESS | {"model_type": "siglip_vision_model"},
+        high_res_vision_config=details | {"window_size": 2, "global_attn_indexes": [0]},
+        image_token_id=IMAGE,
+    )
+
+
+OWN_CONFIGS = {
+    "llava_next": llava_next,
+    "video_llama_3": video_llama,
+    "aria": aria,
+    "deepseek_vl_hybrid": deepseek_vl_hybrid,
+}
+
+
 def make_model(name: str) -> nn.Module:
     """A tiny model that sees, with large random weights, in training, without dropout."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        config = llava_next() if name == "llava_next" else CONFIGS[name]()
+        config = (CONFIGS | OWN_CONFIGS)[name]()
         model = AutoModelForImageTextToText.from_config(config)
         for parameter in model.parameters():
             if not parameter.isfinite().all() or parameter.unique().numel() == 1:  # left empty, or a gate that is shut
@@ -105,6 +151,23 @@ def mllama(length: int, num_pictures: int) -> Batch:
     return batch("mllama", length, 1, 1, num_pictures, 1, 3, 8, 8, seed=num_pictures, **more)
 
 
+def merged(length: int, *grid: int, seed: int = 1) -> Batch:
+    """A picture of so many patches, of which four become a token by a size of its own."""
+    num_patches = grid[0] * grid[1]
+    sizes = {"image_grid_thw": torch.tensor([[1, *grid]]), "image_merge_sizes": torch.tensor([2])}
+    return batch("video_llama_3", length, num_patches // 4, num_patches, 3 * 4 * 4, seed=seed, **sizes)
+
+
+def with_mask(length: int, seed: int) -> Batch:
+    mask = torch.ones(1, 8, 8, dtype=torch.bool)
+    return batch("aria", length, 4, 1, 3, 8, 8, seed=seed, pixel_mask=mask)
+
+
+def seen_twice(length: int, seed: int) -> Batch:
+    details = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return batch("deepseek_vl_hybrid", length, 4, 1, 3, 8, 8, seed=seed, high_res_pixel_values=details)
+
+
 PAIRS: dict[str, tuple[str, Callable[[], tuple[Batch, Batch]]]] = {
     "grids that differ": ("qwen2_vl", lambda: (qwen(14, 2, 2), qwen(11, 4, 2, seed=2))),
     "a grid after text": ("qwen2_vl", lambda: (text(12, 9), qwen(11, 4, 2))),
@@ -119,6 +182,11 @@ PAIRS: dict[str, tuple[str, Callable[[], tuple[Batch, Batch]]]] = {
     "numbers by row": ("smolvlm", lambda: (masked("smolvlm", 12, 1), masked("smolvlm", 14, 2))),
     "pictures by row after text": ("idefics3", lambda: (text(12, 9), masked("idefics3", 14, 2))),
     "text after pictures by row": ("smolvlm", lambda: (masked("smolvlm", 14, 2), text(12, 9))),
+    "sizes of merging": ("video_llama_3", lambda: (merged(14, 2, 2), merged(11, 4, 2, seed=2))),
+    "a size of merging after text": ("video_llama_3", lambda: (text(12, 9), merged(11, 4, 2))),
+    "masks of pixels": ("aria", lambda: (with_mask(14, 1), with_mask(11, 2))),
+    "a mask of pixels after text": ("aria", lambda: (text(12, 9), with_mask(11, 2))),
+    "pictures in two resolutions": ("deepseek_vl_hybrid", lambda: (seen_twice(14, 1), seen_twice(11, 2))),
     "pictures attended to": ("mllama", lambda: (mllama(12, 1), mllama(9, 2))),
 }
 
