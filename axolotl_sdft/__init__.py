@@ -7,38 +7,38 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft._version import __version__
-from axolotl_sdft.safe_output import keep_log_lines_printable
+from axolotl_sdft.core.safe_output import keep_log_lines_printable
 
 if TYPE_CHECKING:
-    from axolotl_sdft.axolotl_plugin import SDFTPlugin
     from axolotl_sdft.config import DynSDPBConfig, LayerPruningConfig, SelfDistillationConfig
-    from axolotl_sdft.distillation.transform import distill_dataset
-    from axolotl_sdft.dynsdpb.loss import dynsdpb_loss
-    from axolotl_sdft.dynsdpb.mixin import DynSDPBMixin
-    from axolotl_sdft.dynsdpb.trainers import DynSDPBTrainer
-    from axolotl_sdft.dynsdpb.trl_trainer import DynSDPBSFTConfig, DynSDPBSFTTrainer
-    from axolotl_sdft.pruning.cut import cut_layers
-    from axolotl_sdft.pruning.plan import PruningPlan, plan_pruning
-    from axolotl_sdft.pruning.score import LayerScores, score_layers
-    from axolotl_sdft.recovery.merging.merge import merge_models
+    from axolotl_sdft.distillation.pipeline import distill_dataset
+    from axolotl_sdft.evaluation.merging.merge import merge_models
+    from axolotl_sdft.integrations.axolotl.plugin import SDFTPlugin
+    from axolotl_sdft.pruning.checkpoint.cut import cut_layers
+    from axolotl_sdft.pruning.planning.plan import PruningPlan, plan_pruning
+    from axolotl_sdft.pruning.scoring.scores import LayerScores, score_layers
+    from axolotl_sdft.training.losses.dynsdpb import dynsdpb_loss
+    from axolotl_sdft.training.mixin import DynSDPBMixin
+    from axolotl_sdft.training.trainers import DynSDPBTrainer
+    from axolotl_sdft.training.trl_trainer import DynSDPBSFTConfig, DynSDPBSFTTrainer
 
 _HOME_OF = {
     "DynSDPBConfig": "axolotl_sdft.config.dynsdpb",
-    "DynSDPBMixin": "axolotl_sdft.dynsdpb.mixin",
-    "DynSDPBSFTConfig": "axolotl_sdft.dynsdpb.trl_trainer",
-    "DynSDPBSFTTrainer": "axolotl_sdft.dynsdpb.trl_trainer",
-    "DynSDPBTrainer": "axolotl_sdft.dynsdpb.trainers",
+    "DynSDPBMixin": "axolotl_sdft.training.mixin",
+    "DynSDPBSFTConfig": "axolotl_sdft.training.trl_trainer",
+    "DynSDPBSFTTrainer": "axolotl_sdft.training.trl_trainer",
+    "DynSDPBTrainer": "axolotl_sdft.training.trainers",
     "LayerPruningConfig": "axolotl_sdft.config.layer_pruning",
-    "LayerScores": "axolotl_sdft.pruning.score",
-    "PruningPlan": "axolotl_sdft.pruning.plan",
-    "SDFTPlugin": "axolotl_sdft.axolotl_plugin",
+    "LayerScores": "axolotl_sdft.pruning.scoring.scores",
+    "PruningPlan": "axolotl_sdft.pruning.planning.plan",
+    "SDFTPlugin": "axolotl_sdft.integrations.axolotl.plugin",
     "SelfDistillationConfig": "axolotl_sdft.config.self_distillation",
-    "cut_layers": "axolotl_sdft.pruning.cut",
-    "distill_dataset": "axolotl_sdft.distillation.transform",
-    "dynsdpb_loss": "axolotl_sdft.dynsdpb.loss",
-    "merge_models": "axolotl_sdft.recovery.merging.merge",
-    "plan_pruning": "axolotl_sdft.pruning.plan",
-    "score_layers": "axolotl_sdft.pruning.score",
+    "cut_layers": "axolotl_sdft.pruning.checkpoint.cut",
+    "distill_dataset": "axolotl_sdft.distillation.pipeline",
+    "dynsdpb_loss": "axolotl_sdft.training.losses.dynsdpb",
+    "merge_models": "axolotl_sdft.evaluation.merging.merge",
+    "plan_pruning": "axolotl_sdft.pruning.planning.plan",
+    "score_layers": "axolotl_sdft.pruning.scoring.scores",
 }
 
 __all__ = [

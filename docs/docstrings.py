@@ -21,7 +21,7 @@ def plain_docstring(text: str) -> str:
     """Return a docstring in the form that the generator knows.
 
     Example:
-        >>> plain_docstring("See :class:`~axolotl_sdft.errors.ConfigError`.")
+        >>> plain_docstring("See :class:`~axolotl_sdft.core.errors.ConfigError`.")
         'See `ConfigError`.'
     """
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)

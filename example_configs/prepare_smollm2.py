@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.artifacts import atomic_folder, ensure_writable
-from axolotl_sdft.errors import ArtifactError, MissingExtraError, SdftError
+from axolotl_sdft.core.artifacts import atomic_folder, ensure_writable
+from axolotl_sdft.core.errors import ArtifactError, MissingExtraError, SdftError
 
 DEFAULT_OUTPUT = Path("models/SmolLM2-135M-Instruct")
 END_OF_TURN = "<|im_end|>"

@@ -13,15 +13,15 @@ REPO_ROOT = Path(__file__).parent.parent
 HEAVY = {"axolotl", "datasets", "numpy", "peft", "torch", "transformers", "trl"}
 LIGHT_MODULES = [
     "axolotl_sdft",
-    "axolotl_sdft.artifacts",
+    "axolotl_sdft.core.artifacts",
     "axolotl_sdft.cli",
     "axolotl_sdft.config",
     "axolotl_sdft.distillation.interfaces",
-    "axolotl_sdft.errors",
-    "axolotl_sdft.hookspecs",
+    "axolotl_sdft.core.errors",
+    "axolotl_sdft.plugins.specifications",
     "axolotl_sdft.plugins",
-    "axolotl_sdft.runtime",
-    "axolotl_sdft.settings_reference",
+    "axolotl_sdft.core.runtime",
+    "axolotl_sdft.cli.settings_reference",
 ]
 
 

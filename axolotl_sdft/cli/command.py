@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from axolotl_sdft.distillation.texts import printable
-from axolotl_sdft.errors import SdftError
-from axolotl_sdft.settings_reference import plain_help
+from axolotl_sdft.cli.settings_reference import plain_help
+from axolotl_sdft.core.errors import SdftError
+from axolotl_sdft.core.texts import printable
 
 LOG = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def _load_raw(path: Path) -> Any:
     from axolotl.utils.dict import DictDefault
 
     from axolotl_sdft.config.yaml_file import read_yaml_file
-    from axolotl_sdft.host.compat import show_log_lines
+    from axolotl_sdft.integrations.axolotl.compat import show_log_lines
 
     show_log_lines()
     file = read_yaml_file(path)

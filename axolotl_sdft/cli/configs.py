@@ -10,7 +10,7 @@ import click
 from axolotl_sdft.cli.command import SdftCommand, echo
 
 if TYPE_CHECKING:
-    from axolotl_sdft.sharing.catalogue import SharedConfig
+    from axolotl_sdft.configs.catalogue import SharedConfig
 
 _WIDTH = 100
 
@@ -24,7 +24,7 @@ def sdft_configs() -> None:
 @click.option("--filter", "word", metavar="WORD", default="", help="Only those whose name or description holds WORD.")
 def list_configs(word: str) -> None:
     """List the configurations: name, what it takes, and what it does."""
-    from axolotl_sdft.sharing.catalogue import shared_configs
+    from axolotl_sdft.configs.catalogue import shared_configs
 
     chosen = [config for config in shared_configs() if word.lower() in _searched(config)]
     for line in _list_lines(chosen):
@@ -51,7 +51,7 @@ def _list_lines(configs: list["SharedConfig"]) -> Iterator[str]:
 @click.argument("name")
 def show_config(name: str) -> None:
     """Print the configuration NAME as it is."""
-    from axolotl_sdft.sharing.catalogue import find_config
+    from axolotl_sdft.configs.catalogue import find_config
 
     echo(find_config(name).text(), nl=False)
 
@@ -65,8 +65,8 @@ def copy_named(name: str, dest: Path, force: bool) -> None:
 
     It runs from the folder that it is copied to.
     """
-    from axolotl_sdft.sharing.catalogue import find_config
-    from axolotl_sdft.sharing.copying import copy_config
+    from axolotl_sdft.configs.catalogue import find_config
+    from axolotl_sdft.configs.copying import copy_config
 
     target, *data = copy_config(find_config(name), dest, force)
     for path in (target, *data):
@@ -82,7 +82,7 @@ def check_config(file: Path) -> None:
 
     Exits with 1 if there is a fault; advice alone leaves it at 0.
     """
-    from axolotl_sdft.sharing.checking import check_file
+    from axolotl_sdft.configs.checking import check_file
 
     findings = check_file(file)
     for finding in findings:

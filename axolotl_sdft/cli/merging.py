@@ -24,7 +24,7 @@ def sdft_merge(cfg: Any, ratio: float | None, sweep: bool) -> None:
     """
     if sweep and ratio is not None:
         raise click.UsageError("--sweep tries the ratios of merge.sweep; leave out --ratio, or leave out --sweep")
-    from axolotl_sdft.host.merging import merge_alone, sweep_alone
+    from axolotl_sdft.integrations.axolotl.merging import merge_alone, sweep_alone
 
     for line in sweep_alone(cfg) if sweep else merge_alone(cfg, ratio):
         echo(line)

@@ -12,7 +12,7 @@ def recovery_report(cfg: Any) -> None:
     Seed, pruned and trained model side by side: size, speed, quality kept, forgetting. Written as report.html,
     report.json and a section for the model card. What was measured before is found again.
     """
-    from axolotl_sdft.host.recovery import report_alone
+    from axolotl_sdft.integrations.axolotl.recovery import report_alone
 
     for line in report_alone(cfg):
         echo(line)

@@ -37,7 +37,7 @@ def prune_layers(cfg: Any, dry_run: bool, num_layers: int | float | None) -> Non
 
     Before that, print which layers go, what that saves and what else could go, and draw the scores.
     """
-    from axolotl_sdft.host.commands import prune_alone
+    from axolotl_sdft.integrations.axolotl.commands import prune_alone
 
     for line in prune_alone(cfg, dry_run, num_layers):
         echo(line)
@@ -63,7 +63,7 @@ def self_distill(cfg: Any, dry_run: int | None, corrections: Path | None) -> Non
     """
     if dry_run is not None and corrections is not None:
         raise click.UsageError("--dry-run writes nothing, so there is no file for --corrections; leave one out")
-    from axolotl_sdft.host.commands import distill_alone
+    from axolotl_sdft.integrations.axolotl.commands import distill_alone
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for line in distill_alone(cfg, num_previews=dry_run, width=width, corrections=corrections):
@@ -74,8 +74,8 @@ def self_distill(cfg: Any, dry_run: int | None, corrections: Path | None) -> Non
 @config_command("sdft-summary", None, "Example: axolotl sdft-summary config.yml --prompt 'What is a glacier?'")
 def sdft_summary(cfg: Any, prompt: str | None) -> None:
     """Say what the stages of CONFIG made: layers, rows, losses, paths."""
-    from axolotl_sdft.host.commands import find_artifacts
-    from axolotl_sdft.recovery.summary import summary_lines
+    from axolotl_sdft.evaluation.summary import summary_lines
+    from axolotl_sdft.integrations.axolotl.commands import find_artifacts
 
     for line in list(summary_lines(find_artifacts(cfg), prompt)):  # all at once, after what loading models prints
         echo(line)

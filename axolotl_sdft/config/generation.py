@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from axolotl_sdft.config.block import Block
-from axolotl_sdft.safe_output import masked
+from axolotl_sdft.core.safe_output import masked
 
 _REQUEST_FIELDS = {
     "max_completion_tokens": "which generation.max_new_tokens sets",

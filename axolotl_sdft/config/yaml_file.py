@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from axolotl_sdft.errors import ConfigError, first_line
+from axolotl_sdft.core.errors import ConfigError, first_line
 
 MAX_BYTES = 2_000_000
 MAX_DEPTH = 100

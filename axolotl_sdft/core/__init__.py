@@ -1,5 +1,7 @@
-"""What every stage stands on: the files of a model's folder (``model_folder``) and its identity (``identity``), one
-process at a time (``locks``), and the processes of one run in step (``ranks``).
+"""What every stage stands on, and nothing that knows a stage.
 
-Nothing here imports torch, or another room of the package but its errors and ``runtime``.
+``artifacts`` (folders written whole or not at all), ``identity`` and ``model_folder`` (what a model is),
+``seed_folder`` (where it is), ``locks`` and ``ranks`` (processes in step), ``runtime`` (devices and progress),
+``errors``, and ``texts``, ``pages`` and ``safe_output`` (what people read). No module here imports torch when it is
+imported.
 """

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from axolotl_sdft.core.errors import CheckpointError, first_line
 from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, read_json_file, shaping_files
-from axolotl_sdft.errors import CheckpointError, first_line
 
 _FORMAT = 1
 """Counts up when other files, or other parts of them, make the identity."""

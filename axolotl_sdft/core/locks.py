@@ -20,8 +20,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from axolotl_sdft.errors import ArtifactError
-from axolotl_sdft.runtime import is_multi_node
+from axolotl_sdft.core.errors import ArtifactError
+from axolotl_sdft.core.runtime import is_multi_node
 
 LOG = logging.getLogger(__name__)
 

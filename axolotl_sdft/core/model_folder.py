@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from axolotl_sdft.errors import CheckpointError, first_line
+from axolotl_sdft.core.errors import CheckpointError, first_line
 
 ADAPTER_CONFIG = "adapter_config.json"
 TEMPLATES_FOLDER = "additional_chat_templates"

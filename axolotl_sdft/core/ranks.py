@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from axolotl_sdft.core.errors import ArtifactError, first_line
 from axolotl_sdft.core.locks import Heartbeat, Waiting, Watch, identify, only_one
-from axolotl_sdft.errors import ArtifactError, first_line
 
 LOG = logging.getLogger(__name__)
 

@@ -1,70 +1,9 @@
 """What the parts of the self-distilled dataset hand to each other, and what plugins implement. No torch here."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
-Message: TypeAlias = dict[str, str]
-"""A chat message: ``role`` (``system``, ``user`` or ``assistant``) and ``content``."""
-
-FinishReason: TypeAlias = Literal["stop", "length", "error"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """One answer of a row that is to be rewritten."""
-
-    context: tuple[Message, ...]
-    """The conversation before the answer, as it will be trained; the last message is the user's."""
-
-    reference: str
-    """The original answer."""
-
-    @property
-    def instruction(self) -> str:
-        """The last user message: what the answer answers."""
-        return self.context[-1]["content"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the seed model wrote."""
-
-    text: str
-    finish_reason: FinishReason
-    """``stop`` when the model ended its answer itself, ``length`` when it was cut off, ``error`` when there is none."""
-
-    num_tokens: int
-
-    mean_logprob: float | None = None
-    """Mean log-probability per token, in nats, under the seed model; None where the backend can't tell."""
-
-    error: str | None = None
-    """Why this request failed, while others may succeed. Then ``text`` is empty and no check is asked."""
-
-    is_final: bool = False
-    """Whether a request that failed would fail in the same way again, as with a prompt that is too long. One that might
-    succeed is asked again when the stage is started again."""
-
-    seconds: float = field(default=0.0, compare=False)
-    """Its share of the time that generating took; the journal sets it."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One request to a backend."""
-
-    key: tuple[int, int]
-    """Row and trained turn, each counted from 0; tells the prompts of a round apart."""
-
-    messages: tuple[Message, ...]
-    """The whole chat that the seed model's own chat template wraps."""
-
-    attempt: int = 0
-    """Number of the candidate or retry, counted from 0. All prompts of a batch have the same.
-
-    The sampling depends on it: see :func:`~axolotl_sdft.distillation.seeds.sampling_seed` and ``attempt_temperature``.
-    """
+from axolotl_sdft.inference.interfaces import Answer, Message, Target
 
 
 class RowFormat(Protocol):
@@ -78,8 +17,8 @@ class RowFormat(Protocol):
         """Return how many answers of a row are trained and can be rewritten; 0 leaves the row as it is.
 
         A format may also have a method ``left_alone(row)``, which returns a
-        :class:`~axolotl_sdft.distillation.left_alone.LeftAlone` for each trained answer that can't be rewritten. The
-        log, the summary and the report count them.
+        :class:`~axolotl_sdft.distillation.rows.left_alone.LeftAlone` for each trained answer that can't be rewritten.
+        The log, the summary and the report count them.
         """
         ...
 
@@ -97,39 +36,3 @@ Template: TypeAlias = Callable[[Target], Sequence[Message]]
 
 AnswerCheck: TypeAlias = Callable[[Answer, Target], str | None]
 """Returns why an answer is rejected, in a few words, or None when it passes."""
-
-
-class Backend(Protocol):
-    """Generates answers with the seed model."""
-
-    def check(self) -> None:
-        """Raise :class:`~axolotl_sdft.errors.ConfigError` when the seed model can't answer chats; loads no weights."""
-        ...
-
-    def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-        """Split prompts into batches. The split depends on the prompts alone: it is made again after a restart."""
-        ...
-
-    def generate(self, batches: Iterable[list[Prompt]]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
-        """Yield each batch with its answers, in the order of its prompts, as soon as it is done.
-
-        Batches are drawn one by one, no further ahead than needed to stay busy, and may be yielded in any order.
-        Sampling is seeded by :func:`~axolotl_sdft.distillation.seeds.sampling_seed`: an answer can be made again.
-        """
-        ...
-
-    def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float] | None:
-        """Return the mean negative log-likelihood, in nats per token, of each text as the answer to a target's context.
-
-        The end-of-turn token counts as part of the answer. NaN where the seed model can't be shown the context. None:
-        this backend can't tell.
-        """
-        ...
-
-    def close(self) -> None:
-        """Free the model."""
-        ...
-
-
-BackendFactory: TypeAlias = Callable[..., Backend]
-"""Called with the folder of the seed model and the ``generation`` settings. Must be cheap: models load on first use."""

@@ -1,1 +1,5 @@
-"""Measure the layers, decide which go (a pure function), write the smaller checkpoint."""
+"""Layer pruning: score the decoder layers, plan which to remove (a pure function), write the smaller checkpoint.
+
+``pipeline`` is the way in. ``scoring`` runs the model, ``planning`` decides and explains, ``checkpoint`` reads and
+writes files.
+"""

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.distillation.interfaces import Answer, Prompt, Target
-from axolotl_sdft.hookspecs import hookimpl
+from axolotl_sdft.inference.interfaces import Answer, Prompt, Target
+from axolotl_sdft.plugins.specifications import hookimpl
 
 COLUMNS = {
     "rows": "Rows",
@@ -102,7 +102,7 @@ def restart(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
     """Read the full journal, then run again on it with the dataset gone."""
     import shutil
 
-    from axolotl_sdft.distillation.journal import Journal
+    from axolotl_sdft.distillation.generation.journal import Journal
 
     task = _task(folder, settings)
     shutil.rmtree(task.dataset_dir)
@@ -122,8 +122,8 @@ def _task(folder: Path, settings: dict[str, Any]) -> Any:
     from datasets import load_from_disk
 
     from axolotl_sdft import SelfDistillationConfig
-    from axolotl_sdft.distillation.transform import DistillationTask
-    from axolotl_sdft.plugins import registry
+    from axolotl_sdft.distillation.pipeline import DistillationTask
+    from axolotl_sdft.plugins.registry import registry
 
     registry().add_plugin(sys.modules[__name__], "instant")
     seed_dir = folder / "seed"

@@ -28,7 +28,7 @@ def command(way: str, options: argparse.Namespace, output: Path) -> list[str]:
     """Return what runs one way, writing into ``output``."""
     first, second = model_dirs(options)
     if way == OURS:
-        program = "import sys; from axolotl_sdft.recovery.merging.merge import merge_models; "
+        program = "import sys; from axolotl_sdft.evaluation.merging.merge import merge_models; "
         program += f"merge_models(*sys.argv[1:], ratio={RATIO})"
         return [sys.executable, "-c", program, str(first), str(second), str(output)]
     recipe = options.workdir / "slerp.yml"

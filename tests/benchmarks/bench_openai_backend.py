@@ -23,9 +23,9 @@ from pathlib import Path
 import httpx
 
 from axolotl_sdft.config import GenerationConfig
-from axolotl_sdft.distillation.backends.chat_protocol import chat_request
-from axolotl_sdft.distillation.backends.openai import OpenAIBackend
-from axolotl_sdft.distillation.interfaces import Prompt
+from axolotl_sdft.inference.interfaces import Prompt
+from axolotl_sdft.inference.openai.backend import OpenAIBackend
+from axolotl_sdft.inference.openai.chat_protocol import chat_request
 
 
 def prompts_from(data: Path | None, num_rows: int) -> list[Prompt]:
@@ -78,7 +78,7 @@ def served_model(base_url: str) -> str:
 @contextlib.contextmanager
 def fake_server(reply_s: float) -> Iterator[str]:
     """A server in a process of its own that answers after a fixed time, however many ask."""
-    command = [sys.executable, "-m", "tests.distillation.openai_server", "--port", "0", "--reply-s", str(reply_s)]
+    command = [sys.executable, "-m", "tests.inference.openai.openai_server", "--port", "0", "--reply-s", str(reply_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from axolotl_sdft.artifacts import fingerprint, read_json, write_json
 from axolotl_sdft.config import LayerPruningConfig
-from axolotl_sdft.host.calibration_text import text_of
-from axolotl_sdft.patching import patched_forward
-from axolotl_sdft.pruning.boundaries import decoder_layers
-from axolotl_sdft.pruning.calibration import encode_texts
-from axolotl_sdft.pruning.plan import PruningPlan
-from axolotl_sdft.pruning.prune import PruningTask
-from axolotl_sdft.pruning.running import evaluating
+from axolotl_sdft.core.artifacts import fingerprint, read_json, write_json
+from axolotl_sdft.inference.patched_forward import patched_forward
+from axolotl_sdft.integrations.axolotl.calibration_text import text_of
+from axolotl_sdft.pruning.pipeline import PruningTask
+from axolotl_sdft.pruning.planning.plan import PruningPlan
+from axolotl_sdft.pruning.scoring.boundaries import decoder_layers
+from axolotl_sdft.pruning.scoring.calibration import encode_texts
+from axolotl_sdft.pruning.scoring.running import evaluating
 
 METRICS = (
     ("angular_distance", "all"),

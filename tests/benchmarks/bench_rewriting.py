@@ -22,11 +22,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from axolotl_sdft.config import GenerationConfig
-from axolotl_sdft.distillation.backends.openai import OpenAIBackend
-from axolotl_sdft.distillation.backends.prompts import end_ids, load_tokenizer, prompt_ids
-from axolotl_sdft.distillation.backends.transformers import TransformersBackend
-from axolotl_sdft.distillation.interfaces import Backend, Prompt, Target
 from axolotl_sdft.distillation.templates import resolve_template
+from axolotl_sdft.inference.interfaces import Backend, Prompt, Target
+from axolotl_sdft.inference.local.backend import TransformersBackend
+from axolotl_sdft.inference.openai.backend import OpenAIBackend
+from axolotl_sdft.inference.prompts import end_ids, load_tokenizer, prompt_ids
 
 ONE_BY_ONE = "one row at a time, float32, `model.generate`"
 EMBEDDED = "`transformers` backend"

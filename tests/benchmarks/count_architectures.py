@@ -13,10 +13,15 @@ from pathlib import Path
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from axolotl_sdft.errors import CheckpointError
+from axolotl_sdft.core.errors import CheckpointError
 from tests.pruning.architectures import build, tiny_config
+from tests.pruning.checkpoint.test_every_architecture import (
+    CACHE_DIFFERS,
+    CANNOT_GENERATE,
+    DROP_SETS,
+    OTHER_DROP_SETS,
+)
 from tests.pruning.skipped_layers import check_config, check_cut, check_generation, loaded
-from tests.pruning.test_every_architecture import CACHE_DIFFERS, CANNOT_GENERATE, DROP_SETS, OTHER_DROP_SETS
 
 OUTCOMES = ("exactly right", "right for some drop sets", "refused", "wrong", "not built")
 

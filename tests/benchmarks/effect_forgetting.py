@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.config import ExactMatchConfig
-from axolotl_sdft.distillation.backends.likelihood import ScoredIds
-from axolotl_sdft.distillation.interfaces import Target
-from axolotl_sdft.recovery.bootstrap import Resampler
-from axolotl_sdft.recovery.exact_match import exact_match
-from axolotl_sdft.recovery.likelihood import answer_statistics
+from axolotl_sdft.evaluation.measures.answer_accuracy import exact_match
+from axolotl_sdft.evaluation.measures.bootstrap import Resampler
+from axolotl_sdft.evaluation.measures.likelihood import answer_statistics
+from axolotl_sdft.inference.interfaces import Target
+from axolotl_sdft.inference.likelihood import ScoredIds
 from tests.benchmarks.effect_runs import FinishedRuns, markdown_table, mean_and_spread, seeds_first
 from tests.benchmarks.effect_training import SETS, TITLES, Bench, Training, measured, remembering, study_parser, train
 

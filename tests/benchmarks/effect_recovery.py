@@ -26,11 +26,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from axolotl_sdft import DynSDPBConfig, LayerPruningConfig, cut_layers, plan_pruning, score_layers
-from axolotl_sdft.artifacts import fingerprint
 from axolotl_sdft.config import CalibrationConfig
-from axolotl_sdft.distillation.backends.likelihood import ScoredIds
-from axolotl_sdft.pruning.calibration import encode_texts
-from axolotl_sdft.recovery.merging.merge import merge_models
+from axolotl_sdft.core.artifacts import fingerprint
+from axolotl_sdft.evaluation.merging.merge import merge_models
+from axolotl_sdft.inference.likelihood import ScoredIds
+from axolotl_sdft.pruning.scoring.calibration import encode_texts
 from tests.benchmarks.effect_runs import FinishedRuns, markdown_table, mean_and_spread, seeds_first
 from tests.benchmarks.effect_training import SETS, Bench, Training, measured, remembering, study_parser, train
 

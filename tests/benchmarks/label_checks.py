@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.core.sampling import evenly_spaced
 from axolotl_sdft.distillation.checks import resolve_checks
-from axolotl_sdft.distillation.interfaces import Answer, Prompt, Target
 from axolotl_sdft.distillation.templates import resolve_template
-from axolotl_sdft.sampling import evenly_spaced
+from axolotl_sdft.inference.interfaces import Answer, Prompt, Target
 
 LABELS = Path(__file__).parent.parent / "distillation" / "labels.json"
 GOOD = "good"
@@ -62,7 +62,7 @@ TASKS = {
 
 def generate(data_dir: Path, model_dir: Path, answers_file: Path, names: list[str]) -> None:
     """Append the rewritten answers of each task to a JSON lines file."""
-    from axolotl_sdft.distillation.backends.transformers import TransformersBackend
+    from axolotl_sdft.inference.local.backend import TransformersBackend
 
     for name in names:
         task = TASKS[name]

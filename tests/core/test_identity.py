@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from axolotl_sdft.artifacts import write_json
 from axolotl_sdft.core import identity
+from axolotl_sdft.core.artifacts import write_json
+from axolotl_sdft.core.errors import CheckpointError
 from axolotl_sdft.core.identity import file_digests, model_identity
-from axolotl_sdft.errors import CheckpointError
-from axolotl_sdft.pruning.tensor_files import read_checkpoint
+from axolotl_sdft.pruning.checkpoint.tensor_files import read_checkpoint
 
 MIB = 2**20
 LONG_AGO = 10**18  # in nanoseconds: the year 2001

@@ -12,10 +12,10 @@ import time
 
 import pytest
 
-from axolotl_sdft.artifacts import find_or_make
 from axolotl_sdft.core import locks
+from axolotl_sdft.core.artifacts import find_or_make
+from axolotl_sdft.core.errors import ArtifactError
 from axolotl_sdft.core.locks import only_one
-from axolotl_sdft.errors import ArtifactError
 
 WITHOUT_LOCKS = [
     OSError(errno.ENOLCK, "No locks available"),

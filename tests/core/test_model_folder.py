@@ -1,8 +1,8 @@
 import pytest
 
-from axolotl_sdft.artifacts import write_json
+from axolotl_sdft.core.artifacts import write_json
+from axolotl_sdft.core.errors import CheckpointError
 from axolotl_sdft.core.model_folder import indexed_files, own_path, read_json_file, shaping_files
-from axolotl_sdft.errors import CheckpointError
 
 
 @pytest.fixture

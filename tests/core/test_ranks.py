@@ -7,8 +7,8 @@ import time
 import pytest
 
 from axolotl_sdft.core import ranks
+from axolotl_sdft.core.errors import ArtifactError
 from axolotl_sdft.core.ranks import together
-from axolotl_sdft.errors import ArtifactError
 
 
 @pytest.fixture(autouse=True)

@@ -1,18 +1,18 @@
 import pytest
 
-from axolotl_sdft import plugins
+from axolotl_sdft.plugins import registry
 from tests.distillation import echo_backend
 
 
 @pytest.fixture
 def echo_plugin(monkeypatch):
     """Register the echo backend, the template `plain` and the check `no_seven`, for one test."""
-    extended = plugins.load_registry(plugins.entry_points(group="axolotl_sdft"))
+    extended = registry.load_registry(registry.entry_points(group="axolotl_sdft"))
     extended.add_plugin(echo_backend, "echo")
-    monkeypatch.setattr(plugins, "load_registry", lambda points: extended)
-    plugins.registry.cache_clear()
+    monkeypatch.setattr(registry, "load_registry", lambda points: extended)
+    registry.registry.cache_clear()
     yield
-    plugins.registry.cache_clear()
+    registry.registry.cache_clear()
 
 
 @pytest.fixture

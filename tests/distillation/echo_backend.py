@@ -7,9 +7,9 @@ import os
 import time
 from pathlib import Path
 
-from axolotl_sdft.distillation.interfaces import Answer, Prompt
-from axolotl_sdft.distillation.seeds import Sampling, question_digest
-from axolotl_sdft.hookspecs import hookimpl
+from axolotl_sdft.inference.interfaces import Answer, Prompt
+from axolotl_sdft.inference.questions import Sampling, question_digest
+from axolotl_sdft.plugins.specifications import hookimpl
 
 ROWS_PER_BATCH = 2
 

@@ -17,10 +17,10 @@ from datasets import Dataset, load_from_disk
 
 from axolotl_sdft import SelfDistillationConfig
 from axolotl_sdft.core import ranks
-from axolotl_sdft.distillation import generation
-from axolotl_sdft.distillation.journal import Journal
-from axolotl_sdft.distillation.transform import DistillationTask
-from axolotl_sdft.plugins import registry
+from axolotl_sdft.distillation.generation import rounds
+from axolotl_sdft.distillation.generation.journal import Journal
+from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.plugins.registry import registry
 from tests.distillation import echo_backend
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -65,7 +65,7 @@ def echo_task(root, num_rows=NUM_ROWS):
 def _run(root, log, env, window_rows, max_file_bytes, started):
     _write_to(log)
     os.environ.update(env)
-    generation._WINDOW_ROWS = window_rows
+    rounds._WINDOW_ROWS = window_rows
     ranks._MAX_POLL_S = 0.02
     registry().add_plugin(echo_backend, "echo")
     task = echo_task(root)

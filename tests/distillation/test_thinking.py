@@ -13,19 +13,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_sdft import SelfDistillationConfig
 from axolotl_sdft.config import GenerationConfig
-from axolotl_sdft.distillation.backends.openai import OpenAIBackend
-from axolotl_sdft.distillation.backends.prompts import read_answer
-from axolotl_sdft.distillation.backends.transformers import TransformersBackend
-from axolotl_sdft.distillation.backends.vllm import VLLMBackend
-from axolotl_sdft.distillation.framing import answer_alone, framed, is_unfinished_thought
-from axolotl_sdft.distillation.interfaces import Answer, Prompt, Target
-from axolotl_sdft.distillation.journal import Journal
-from axolotl_sdft.distillation.preview import preview
-from axolotl_sdft.distillation.transform import DistillationTask
-from axolotl_sdft.distillation.verdicts import rejection_of
-from axolotl_sdft.errors import ConfigError
-from tests.distillation import echo_backend, fake_vllm
-from tests.distillation.openai_server import FakeServer
+from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.distillation.generation.journal import Journal
+from axolotl_sdft.distillation.generation.selection import rejection_of
+from axolotl_sdft.distillation.output.preview import preview
+from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.inference.interfaces import Answer, Prompt, Target
+from axolotl_sdft.inference.local.backend import TransformersBackend
+from axolotl_sdft.inference.openai.backend import OpenAIBackend
+from axolotl_sdft.inference.prompts import read_answer
+from axolotl_sdft.inference.reasoning import answer_alone, framed, is_unfinished_thought
+from axolotl_sdft.inference.vllm.backend import VLLMBackend
+from tests.distillation import echo_backend
+from tests.inference.openai.openai_server import FakeServer
+from tests.inference.vllm import fake_vllm
 
 NO_THINKING = {"enable_thinking": False}
 QUESTION = ({"role": "user", "content": "Name a colour, please."},)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from axolotl_sdft.plugins import registry
+from axolotl_sdft.plugins.registry import registry
 from tests.docs.pages import REPOSITORY, blocks
 
 ROWS = [{"instruction": f"Say the number {n}.", "input": "", "output": f"It is {n}."} for n in range(2)]

@@ -10,7 +10,7 @@ import tomllib
 
 pytest.importorskip("axolotl")
 
-from axolotl_sdft.sharing.catalogue import find_config
+from axolotl_sdft.configs.catalogue import find_config
 from tests.docs.pages import PAGES, REPOSITORY, commands, each_block, name_of, prose
 
 OWN_CONCERN = {"vllm", "llama-server", "source"}

@@ -5,8 +5,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from axolotl_sdft import LayerPruningConfig, SelfDistillationConfig, distill_dataset, plan_pruning, score_layers
-from axolotl_sdft.distillation.interfaces import Answer, Target
-from axolotl_sdft.plugins import CHECKS, EXTENSION_POINTS, TEMPLATES, registry
+from axolotl_sdft.inference.interfaces import Answer, Target
+from axolotl_sdft.plugins.registry import CHECKS, EXTENSION_POINTS, TEMPLATES, registry
 from tests.docs.pages import REPOSITORY, prose
 
 pytestmark = pytest.mark.usefixtures("plugins_of_the_pages")

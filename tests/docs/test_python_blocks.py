@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from axolotl_sdft.plugins import Registry
+from axolotl_sdft.plugins.registry import Registry
 from tests.docs.conftest import run
 from tests.docs.pages import REPOSITORY, blocks, each_block
 

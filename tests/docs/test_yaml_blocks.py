@@ -11,8 +11,8 @@ pytest.importorskip("axolotl")
 from axolotl.utils.schemas.config import AxolotlInputConfig
 
 from axolotl_sdft.config import BLOCKS
+from tests.configs.test_example_configs import LEAST, sdft_plugin, validate
 from tests.docs.pages import each_block
-from tests.test_example_configs import LEAST, sdft_plugin, validate
 
 __all__ = ["sdft_plugin"]  # a fixture: Axolotl's schema knows our keys
 

@@ -6,7 +6,7 @@ import pytest
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM
 
-from axolotl_sdft.distillation.journal import Journal
+from axolotl_sdft.distillation.generation.journal import Journal
 from tests.e2e.conftest import run_axolotl, write_config
 
 pytestmark = pytest.mark.e2e

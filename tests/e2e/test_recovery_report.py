@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_sdft import cut_layers
 from axolotl_sdft.cli import recovery_report
-from tests.distillation.test_report import Page
+from tests.distillation.output.test_report import Page
 from tests.e2e.conftest import run_axolotl, write_config
 
 pytestmark = pytest.mark.e2e

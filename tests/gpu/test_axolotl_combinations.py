@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("axolotl")
 
-from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.core.errors import ConfigError
+from tests.configs.test_example_configs import sdft_plugin, validate
 from tests.gpu import axolotl_combinations as script
-from tests.test_example_configs import sdft_plugin, validate
 
 __all__ = ["sdft_plugin"]  # a fixture: Axolotl's schema knows our keys
 

@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from axolotl_sdft import cut_layers
-from axolotl_sdft.pruning.architecture import first_number_prefix, is_text_path, layer_count
-from axolotl_sdft.pruning.verify import verify_cut
+from axolotl_sdft.pruning.checkpoint.architecture import first_number_prefix, is_text_path, layer_count
+from axolotl_sdft.pruning.checkpoint.verify import verify_cut
 from tests.pruning.architectures import VOCABULARY
 
 _TOLERANCE = 1e-4  # of what skipping the layers changes; most types are bit-equal, some sum in another order

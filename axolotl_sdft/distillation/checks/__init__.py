@@ -7,6 +7,7 @@ in the original answer already is never held against the rewritten one.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from axolotl_sdft.core.texts import one_line
 from axolotl_sdft.distillation.checks.equations import arithmetic
 from axolotl_sdft.distillation.checks.fenced_code import code
 from axolotl_sdft.distillation.checks.final_answer import numeric_answer
@@ -19,12 +20,12 @@ from axolotl_sdft.distillation.checks.loops import repetition
 from axolotl_sdft.distillation.checks.matching import exact_match, normalized_match
 from axolotl_sdft.distillation.checks.options import YAML_KEY, prepared_by, with_options
 from axolotl_sdft.distillation.checks.refusals import refusal
-from axolotl_sdft.distillation.interfaces import Answer, AnswerCheck, Target, Template
+from axolotl_sdft.distillation.interfaces import AnswerCheck, Template
 from axolotl_sdft.distillation.templates import BUILT_IN as BUILT_IN_TEMPLATES
 from axolotl_sdft.distillation.templates import template_sentences
-from axolotl_sdft.distillation.texts import one_line
-from axolotl_sdft.hookspecs import hookimpl
-from axolotl_sdft.plugins import CHECKS, registry
+from axolotl_sdft.inference.interfaces import Answer, Target
+from axolotl_sdft.plugins.registry import CHECKS, registry
+from axolotl_sdft.plugins.specifications import hookimpl
 
 BUILT_IN: dict[str, Callable[..., str | None]] = {
     check.__name__: check

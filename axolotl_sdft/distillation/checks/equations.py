@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
+from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.checks.calculation import value_of
-from axolotl_sdft.distillation.interfaces import Answer, Target
-from axolotl_sdft.distillation.texts import shortened
+from axolotl_sdft.inference.interfaces import Answer, Target
 
 _NUMBER = r"[$€£¥]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)%?"
 _TERM = rf"(?:\( ?){{0,8}}(?:- ?)?{_NUMBER}(?: ?\)){{0,8}}"

@@ -10,7 +10,7 @@ import textwrap
 import warnings
 from typing import NamedTuple
 
-from axolotl_sdft.distillation.interfaces import Answer, Target
+from axolotl_sdft.inference.interfaces import Answer, Target
 
 _MARK = re.compile(r"[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<tag>[^\s`]*)(?P<rest>[^\n`]*)")
 _OPENING = re.compile(r"^[ \t]*(?:`{3,}|~{3,})", re.MULTILINE)

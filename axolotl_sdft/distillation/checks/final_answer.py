@@ -1,11 +1,11 @@
 """The ``numeric_answer`` check: the answer states another result than the original."""
 
+from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.checks.final_number import stated_results
 from axolotl_sdft.distillation.checks.math_worker import import_math_verify
 from axolotl_sdft.distillation.checks.options import prepared_by
 from axolotl_sdft.distillation.checks.results import deadline_in, same_result
-from axolotl_sdft.distillation.interfaces import Answer, Target
-from axolotl_sdft.distillation.texts import shortened
+from axolotl_sdft.inference.interfaces import Answer, Target
 
 _SECONDS = 2.0  # for all comparisons of an answer; one that takes longer is rejected
 

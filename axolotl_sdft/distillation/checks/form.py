@@ -5,10 +5,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.texts import words
 from axolotl_sdft.distillation.checks.options import YAML_KEY, prepared_by
-from axolotl_sdft.distillation.interfaces import Answer, Target
-from axolotl_sdft.distillation.texts import words
-from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.inference.interfaces import Answer, Target
 
 _COLONS = (":", "\N{FULLWIDTH COLON}")
 

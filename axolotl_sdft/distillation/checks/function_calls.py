@@ -2,11 +2,11 @@
 
 import re
 
+from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.checks.calls import MOST_CALLS, Call, find_calls
 from axolotl_sdft.distillation.checks.documented import documented_parameters
 from axolotl_sdft.distillation.checks.fenced_code import fenced_blocks
-from axolotl_sdft.distillation.interfaces import Answer, Target
-from axolotl_sdft.distillation.texts import shortened
+from axolotl_sdft.inference.interfaces import Answer, Target
 
 
 def function_call(answer: Answer, target: Target) -> str | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from axolotl_sdft.distillation.interfaces import Answer, Target
+from axolotl_sdft.inference.interfaces import Answer, Target
 
 
 def scored_check(score: Callable[[Answer, Target], float], *, min_score: float) -> Callable[..., str | None]:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from axolotl_sdft.distillation.interfaces import Answer, Target
+from axolotl_sdft.inference.interfaces import Answer, Target
 
 _FEWEST_LETTERS = 8
 _FOREIGN_SHARE = 0.1  # of an answer's letters, in scripts that nobody else in the conversation writes

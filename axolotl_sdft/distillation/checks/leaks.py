@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from axolotl_sdft.distillation.interfaces import Answer, Target
-from axolotl_sdft.distillation.texts import shortened
+from axolotl_sdft.core.texts import shortened
+from axolotl_sdft.inference.interfaces import Answer, Target
 
 _GUIDE = r"(?:notes|guide|reference)"
 _ANSWER = r"(?:answer|response|reply|version|solution|explanation|text)"

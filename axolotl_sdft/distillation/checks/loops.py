@@ -9,8 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from axolotl_sdft.distillation.interfaces import Answer, Target
-from axolotl_sdft.distillation.texts import shortened
+from axolotl_sdft.core.texts import shortened
+from axolotl_sdft.inference.interfaces import Answer, Target
 
 _TAIL = 3000  # words or characters at the end in which loops are looked for
 _LONGEST_LOOP = 80  # words

@@ -3,8 +3,8 @@
 import re
 import unicodedata
 
-from axolotl_sdft.distillation.interfaces import Answer, Target
-from axolotl_sdft.distillation.texts import shortened
+from axolotl_sdft.core.texts import shortened
+from axolotl_sdft.inference.interfaces import Answer, Target
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any
 
-from axolotl_sdft.errors import MissingExtraError
+from axolotl_sdft.core.errors import MissingExtraError
 
 _MAX_MEMORY = 4 << 30  # bytes of address space; large powers would take all there is
 _MAX_LENGTH = 300  # characters of an expression; longer ones are no answer that is meant to be read

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from axolotl_sdft.config import nearest_key_hint
+from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.distillation.interfaces import AnswerCheck
-from axolotl_sdft.errors import ConfigError
 
 YAML_KEY = "self_distillation.checks"
 TEMPLATE_SENTENCES = "template_sentences"

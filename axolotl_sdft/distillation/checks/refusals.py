@@ -8,8 +8,8 @@ nicht".
 # ruff: noqa: RUF001 - letters of other languages are meant
 import re
 
-from axolotl_sdft.distillation.interfaces import Answer, Target
-from axolotl_sdft.distillation.texts import shortened
+from axolotl_sdft.core.texts import shortened
+from axolotl_sdft.inference.interfaces import Answer, Target
 
 _HEAD = 600  # characters; who refuses does so by then
 _UNABLE = (

@@ -4,7 +4,8 @@ The wordings were chosen by what a model of 135M parameters makes of them: asked
 invents facts; asked for the final number of a solution, it skips the steps; shown a function, it defines one.
 """
 
-from axolotl_sdft.distillation.interfaces import Message, Target, Template
+from axolotl_sdft.distillation.interfaces import Template
+from axolotl_sdft.inference.interfaces import Message, Target
 
 
 def reference(target: Target) -> list[Message]:

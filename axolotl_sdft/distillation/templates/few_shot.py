@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from axolotl_sdft.config import ExampleConfig
-from axolotl_sdft.distillation.interfaces import Message, Target, Template
+from axolotl_sdft.distillation.interfaces import Template
+from axolotl_sdft.inference.interfaces import Message, Target
 
 
 def with_examples(template: Template, examples: Sequence[ExampleConfig]) -> Template:

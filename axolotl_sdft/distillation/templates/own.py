@@ -4,10 +4,11 @@ from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2 import Template as JinjaTemplate
 from jinja2.sandbox import SandboxedEnvironment
 
-from axolotl_sdft.distillation.interfaces import Message, Target, Template
+from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.texts import shortened
+from axolotl_sdft.distillation.interfaces import Template
 from axolotl_sdft.distillation.templates.built_in import request
-from axolotl_sdft.distillation.texts import shortened
-from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.inference.interfaces import Message, Target
 
 YAML_KEY = "self_distillation.template"
 _VARIABLES = ("instruction", "messages", "reference")

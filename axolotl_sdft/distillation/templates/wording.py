@@ -3,7 +3,8 @@
 import logging
 import re
 
-from axolotl_sdft.distillation.interfaces import Target, Template
+from axolotl_sdft.distillation.interfaces import Template
+from axolotl_sdft.inference.interfaces import Target
 
 LOG = logging.getLogger(__name__)
 

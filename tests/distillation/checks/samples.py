@@ -1,6 +1,6 @@
 """Answers and targets for the tests of the checks."""
 
-from axolotl_sdft.distillation.interfaces import Answer, Target
+from axolotl_sdft.inference.interfaces import Answer, Target
 
 
 def written(text: str) -> Answer:

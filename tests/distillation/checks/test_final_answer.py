@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from axolotl_sdft.core.errors import MissingExtraError
 from axolotl_sdft.distillation.checks import numeric_answer, resolve_checks
 from axolotl_sdft.distillation.checks.math_worker import MathWorker
-from axolotl_sdft.errors import MissingExtraError
 from tests.distillation.checks.samples import asked, written
 
 

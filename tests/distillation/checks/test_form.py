@@ -2,9 +2,9 @@
 
 import pytest
 
+from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.distillation.checks import empty, length_ratio, resolve_checks, truncated
-from axolotl_sdft.distillation.interfaces import Answer
-from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.inference.interfaces import Answer
 from tests.distillation.checks.samples import asked, written
 
 # --- empty ---

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from axolotl_sdft.config import ExampleConfig
 from axolotl_sdft.distillation.checks import leak, resolve_checks
-from axolotl_sdft.distillation.interfaces import Target
 from axolotl_sdft.distillation.templates import BUILT_IN, resolve_template
+from axolotl_sdft.inference.interfaces import Target
 from tests.distillation.checks.samples import asked, written
 
 

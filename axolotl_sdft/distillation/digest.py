@@ -1,0 +1,108 @@
+"""Reads a dataset in slices, and what of it shapes the result."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axolotl_sdft.distillation.interfaces import RowFormat, Template
+from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, left_alone_of
+from axolotl_sdft.inference.questions import question_digest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_SLICE_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a dataset holds, in short."""
+
+    rows_digest: str
+    """Of all rows."""
+
+    requests_digest: str
+    """Of what the seed model is asked about them, with the original answers in place."""
+
+    num_targets: NDArray[np.int32]
+    """Trained answers of each row that can be rewritten."""
+
+    left_alone: LeftAloneCounts
+    """Trained answers that can't be, by reason."""
+
+    first_questions: NDArray[np.uint8]
+    """Digest of what the seed model is asked for the first trained answer of each row, 32 bytes; zeros without one."""
+
+    @property
+    def most_targets(self) -> int:
+        """The most trained answers in one row."""
+        return int(self.num_targets.max(initial=0))
+
+
+def read_content(dataset: "Dataset", row_format: RowFormat, template: Template) -> Content:
+    """Read all rows once."""
+    rows, requests = hashlib.sha256(), hashlib.sha256()
+    num_targets, left_alone = np.zeros(len(dataset), np.int32), LeftAloneCounts()
+    first_questions = np.zeros((len(dataset), 32), np.uint8)
+    for start in range(0, len(dataset), _SLICE_ROWS):
+        for index, row in enumerate(rows_between(dataset, start, start + _SLICE_ROWS), start):
+            rows.update(encoded(row))
+            num_targets[index] = row_format.num_targets(row)
+            left_alone.add(left_alone_of(row_format, row))
+            for turn in range(num_targets[index]):
+                digest = question_digest(template(row_format.target(row, turn)))
+                requests.update(digest)
+                if turn == 0:
+                    first_questions[index] = np.frombuffer(digest, np.uint8)
+    return Content(rows.hexdigest(), requests.hexdigest(), num_targets, left_alone, first_questions)
+
+
+def encoded(value: Any) -> bytes:
+    """Return a row, or what is trained of it, as bytes that are the same wherever and whenever they are made.
+
+    A picture or another file counts by its bytes, not by its path; a null like a key that is not there.
+    """
+    return json.dumps(_plain(value), sort_keys=True, default=_told).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if set(value) == {"bytes", "path"}:
+            return _file_digest(value)
+        # Tables fill up keys that only some rows have.
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _file_digest(file: Mapping[str, Any]) -> Any:
+    """Return the digest of a file as the datasets library stores it: its bytes, or where they are."""
+    content, path = file["bytes"], file["path"]
+    if content is None and isinstance(path, str) and Path(path).is_file():
+        content = Path(path).read_bytes()
+    return path if content is None else _told(content)
+
+
+def _told(value: Any) -> str:
+    """Return what JSON has no form for as a text that does not depend on where the object lies in memory."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return hashlib.sha256(value).hexdigest()
+    if callable(getattr(value, "tobytes", None)):  # a picture or an array
+        return hashlib.sha256(value.tobytes()).hexdigest()
+    return str(value)
+
+
+def rows_between(dataset: "Dataset", start: int, stop: int) -> Iterator[dict[str, Any]]:
+    """Yield a slice of the rows, read at once: one by one they cost several times as much."""
+    yield from as_rows(dataset[start : min(stop, len(dataset))])
+
+
+def as_rows(columns: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table that is given by its columns."""
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))

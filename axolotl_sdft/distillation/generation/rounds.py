@@ -1,0 +1,256 @@
+"""Fills the journal with this rank's share of the answers."""
+
+import logging
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axolotl_sdft.core.errors import ArtifactError, PluginError
+from axolotl_sdft.core.ranks import RankGroup
+from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.distillation.digest import rows_between
+from axolotl_sdft.distillation.generation.answer_index import AnswerIndex, Keys, keys_array
+from axolotl_sdft.distillation.generation.journal import Journal, JournalWriter
+from axolotl_sdft.distillation.generation.judging import Judging
+from axolotl_sdft.distillation.generation.progress import Meter
+from axolotl_sdft.distillation.generation.selection_cache import Outcomes
+from axolotl_sdft.inference.interfaces import Answer, Backend, Prompt, Target
+
+if TYPE_CHECKING:
+    from axolotl_sdft.distillation.pipeline import DistillationTask
+
+LOG = logging.getLogger(__name__)
+
+_WINDOW_ROWS = 1024  # rows whose prompts are planned together; the same for any number of ranks
+
+Batch = list[Prompt]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question of this round."""
+
+    prompt: Prompt
+    target: Target
+    key: bytes
+
+
+class Generation:
+    """Goes through all rows once for each turn and attempt, which together are a round.
+
+    A round is one stream of batches, so that a backend with many requests in flight never runs dry between windows. The
+    batches are planned window by window over all questions of the round, whatever is done already and however many
+    ranks there are, and dealt out to the ranks in order. So neither a restart nor another number of ranks changes what
+    a batch holds. What several rows ask is asked once. A round starts when every rank has finished the one before, on
+    which its questions depend; for the same reason an answer is judged by the rank that brought it, or whose window it
+    is in, and all others read the verdict.
+    """
+
+    def __init__(
+        self, task: "DistillationTask", backend: Backend, journal: Journal, judging: Judging, group: RankGroup
+    ) -> None:
+        self._task, self._backend, self._journal = task, backend, journal
+        self._judging, self._group = judging, group
+        self._outcomes = Outcomes(task.content.num_targets)
+        self._planned = AnswerIndex()
+
+    def run(self, writer: JournalWriter) -> None:
+        """Generate every answer of this rank's share that the journal lacks, and wait for those of other ranks."""
+        for turn in range(self._task.content.most_targets):
+            for attempt in range(self._task.policy.num_attempts):
+                if self._group.world_size > 1 and (turn or attempt):
+                    self._judge_share(turn, attempt)
+                    self._meet(f"judged before answer {turn}, attempt {attempt}", writer)
+                self._planned = AnswerIndex()
+                self._run_round(turn, attempt, writer)
+                self._meet(f"generated answer {turn}, attempt {attempt}", writer)
+
+    def _meet(self, point: str, writer: JournalWriter) -> None:
+        """Wait until all ranks are here, and read what they have written."""
+        self._judging.flush()
+        if self._group.world_size > 1:
+            writer.sync()
+            self._group.reach(point)
+            self._journal.refresh()
+
+    def _judge_share(self, turn: int, attempt: int) -> None:
+        """Judge, in this rank's windows, the answers on which a round depends: those of other datasets have none."""
+        for number, window in enumerate(self._windows()):
+            if number % self._group.world_size == self._group.rank:
+                for _ in self._open_targets(turn, attempt, window, Meter()):
+                    pass
+
+    def _run_round(self, turn: int, attempt: int, writer: JournalWriter) -> None:
+        meter = Meter()
+        with progress(self._described(turn, attempt), self._num_open(turn, attempt), "answers", LOG) as shown:
+            batches = self._own_batches(turn, attempt, meter)
+            first = next(batches, None)
+            if first is None:  # a backend may load its model before it draws the first batch
+                return
+            stream = self._backend.generate(chain([first], batches))
+            started = time.monotonic()
+            try:
+                for batch, answers in stream:
+                    figures = self._take_in(batch, answers, time.monotonic() - started, meter, writer)
+                    shown.advance(len(batch) * self._group.world_size + meter.newly_settled(), **figures)
+                    started = time.monotonic()
+            finally:
+                if isinstance(stream, Generator):  # ends requests in flight now rather than at some later time
+                    stream.close()
+        self._check(meter, attempt)
+
+    def _take_in(
+        self, batch: Batch, answers: Sequence[Answer], seconds: float, meter: Meter, writer: JournalWriter
+    ) -> dict[str, str]:
+        """Store a batch with its verdicts and return what the progress shows."""
+        if len(answers) != len(batch):
+            raise PluginError(
+                f"backend {self._task.config.generation.backend!r} gave {len(answers)} answers to a batch of "
+                f"{len(batch)}; generate() must yield one for each prompt"
+            )
+        asked = [meter.expected.pop(prompt.key) for prompt in batch]
+        stored = writer.append([one.key for one in asked], answers, seconds)
+        rejections = [self._judging.judge(answer, one.target)[0] for one, answer in zip(asked, stored, strict=True)]
+        self._judging.flush()
+        return meter.figures(stored, rejections)
+
+    def _check(self, meter: Meter, attempt: int) -> None:
+        """Refuse a backend that left answers out, and say when likelihoods that were asked for are not there."""
+        if meter.expected:
+            raise PluginError(
+                f"backend {self._task.config.generation.backend!r} ended without {len(meter.expected)} of the answers "
+                "it was asked for; generate() must yield every batch that it draws"
+            )
+        if attempt == 0 and self._task.policy.choose == "likeliest" and not meter.has_likelihoods:
+            LOG.warning(
+                "%s: self_distillation.choose is likeliest, but backend %s gives no log-probabilities; "
+                "taking the first candidate that passes",
+                *(self._task.where, self._task.config.generation.backend),
+            )
+
+    def _described(self, turn: int, attempt: int) -> str:
+        details = [f"answer {turn + 1} of each row"] if self._task.content.most_targets > 1 else []
+        details += [f"attempt {attempt + 1}"] if self._task.policy.num_attempts > 1 else []
+        return f"{self._task.where}: rewriting" + (f" ({', '.join(details)})" if details else "")
+
+    def _num_open(self, turn: int, attempt: int) -> int:
+        """Return how many answers a round may have to make, over all ranks."""
+        num_rows = num_held = 0
+        for window in self._windows():
+            rows = self._rows_of_round(turn, attempt, window)
+            num_rows += len(rows)
+            if turn == 0:
+                num_held += int(self._journal.holds(self._first_keys(rows, attempt)).sum())
+        if num_held and num_held < num_rows and attempt == 0:
+            LOG.info(
+                "%s: %d answers are in the journal already, %d to go", self._task.where, num_held, num_rows - num_held
+            )
+        return num_rows - num_held
+
+    def _windows(self) -> Iterator[range]:
+        num_rows = len(self._task.dataset)
+        for start in range(0, num_rows, _WINDOW_ROWS):
+            yield range(start, min(start + _WINDOW_ROWS, num_rows))
+
+    def _first_keys(self, rows: NDArray[np.int64], attempt: int) -> Keys:
+        """Return the keys of what is asked for the first trained answer of some rows."""
+        digests = self._task.content.first_questions[rows]
+        return keys_array(self._task.sampling.key(digest.tobytes(), attempt) for digest in digests)
+
+    def _rows_of_round(self, turn: int, attempt: int, window: range) -> NDArray[np.int64]:
+        """Return the rows of a window that a round may ask about: those not settled so far, as far as known."""
+        rows = window.start + np.flatnonzero(self._task.content.num_targets[window.start : window.stop] > turn)
+        return rows if self._task.policy.is_always_asked(attempt) else self._outcomes.unknown_rows(rows, turn)
+
+    def _own_batches(self, turn: int, attempt: int, meter: Meter) -> Iterator[Batch]:
+        """Yield this rank's batches of a round that the journal lacks, planning one window at a time."""
+        for number, window in enumerate(self._windows()):
+            asked = self._questions(turn, attempt, window, meter)
+            if not asked:
+                continue
+            by_place = {one.prompt.key: one for one in asked}
+            # Counting on from the window's number keeps windows of few batches from all loading the first rank.
+            for place, batch in enumerate(self._backend.batches([one.prompt for one in asked]), start=number):
+                lacking = [prompt for prompt in batch if by_place[prompt.key].key not in self._journal]
+                if lacking and place % self._group.world_size == self._group.rank:
+                    meter.expected.update((prompt.key, by_place[prompt.key]) for prompt in lacking)
+                    yield lacking
+
+    def _questions(self, turn: int, attempt: int, window: range, meter: Meter) -> list[_Asked]:
+        """Return what a round asks in a window and has not asked before; nothing where all answers are there."""
+        if turn == 0:
+            keys = self._first_keys(self._rows_of_round(turn, attempt, window), attempt)
+            if self._journal.holds(keys).all():
+                self._plan(keys)
+                return []
+        asked = []
+        for index, target in self._open_targets(turn, attempt, window, meter):
+            messages, _ = self._judging.question(target)
+            key = self._judging.key(target, attempt)
+            if key in self._planned:
+                meter.skip()
+                continue
+            self._planned.add(key, 0, 0)
+            if turn and key in self._journal:
+                meter.skip()
+            asked.append(_Asked(Prompt((index, turn), messages, attempt), target, key))
+        return asked
+
+    def _plan(self, keys: Keys) -> None:
+        for key in {key.tobytes(): None for key in keys.astype(">u8")}:
+            if key not in self._planned:
+                self._planned.add(key, 0, 0)
+
+    def _open_targets(self, turn: int, attempt: int, window: range, meter: Meter) -> Iterator[tuple[int, Target]]:
+        """Yield the rows of a window that a round asks about, with their targets."""
+        wanted = set(self._rows_of_round(turn, attempt, window).tolist())
+        if not wanted:
+            return
+        for index, row in enumerate(rows_between(self._task.dataset, window.start, window.stop), window.start):
+            if index not in wanted:
+                continue
+            target = self._target(row, index, turn)
+            if self._task.policy.is_always_asked(attempt) or not self._passes(target, index, turn, attempt):
+                yield index, target
+            else:
+                meter.skip()
+
+    def _passes(self, target: Target, index: int, turn: int, num_attempts: int) -> bool:
+        """Say whether one of the first attempts is taken, so that no more are needed."""
+        with self._naming_what_is_missing(index, turn):
+            settlement = self._task.policy.settle(self._judging.judged, target, num_attempts)
+        if settlement.attempt is not None:
+            self._outcomes.settle(index, turn, settlement.attempt)
+        return settlement.attempt is not None
+
+    def _target(self, row: dict[str, Any], index: int, turn: int) -> Target:
+        """Return a trained answer after those before it as they will be trained. They are in the journal."""
+        row_format = self._task.row_format
+        for earlier in range(turn):
+            target = row_format.target(row, earlier)
+            with self._naming_what_is_missing(index, earlier):
+                if not self._outcomes.is_known(index, earlier):
+                    settlement = self._task.policy.settle(self._judging.judged, target)
+                    self._outcomes.settle(index, earlier, settlement.attempt)
+                taken = self._outcomes.taken(index, earlier)
+                if taken is not None:
+                    text = self._judging.answer(target, taken).text
+            if taken is not None:
+                row = row_format.with_answer(row, earlier, text)
+        return row_format.target(row, turn)
+
+    @contextmanager
+    def _naming_what_is_missing(self, index: int, turn: int) -> Iterator[None]:
+        try:
+            yield
+        except KeyError as err:
+            raise ArtifactError(
+                f"{self._task.where}: the journal {self._task.answers_dir} lacks the answer to row {index}, turn "
+                f"{turn}, which was generated; if files were removed there, start again to have it generated anew"
+            ) from err

@@ -1,0 +1,159 @@
+"""Writes the dataset card: ``README.md`` with metadata for the Hugging Face Hub, and how the rows were made.
+
+The card is made to be published, so it names no folder of this machine, no server and no key.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from axolotl_sdft.core.texts import one_line
+
+CARD_FILE = "README.md"
+
+_SHAPING = ("template", "checks", "candidates", "choose", "on_reject", "retries")
+_SHAPING_GENERATION = ("backend", "model", "max_new_tokens", "temperature", "top_p", "seed", "dtype")
+
+
+def write_card(folder: Path, dataset_dir: Path, summary: dict[str, Any]) -> None:
+    """Write the card into a folder.
+
+    Args:
+        folder: Where it is written.
+        dataset_dir: Where the dataset will be.
+        summary: What ``summary.json`` holds.
+    """
+    (folder / CARD_FILE).write_text(card_text(dataset_dir, summary), encoding="utf-8")
+
+
+def publish_commands(dataset_dir: Path) -> str:
+    """Return the Python lines that upload a dataset with its card.
+
+    The card goes first: ``push_to_hub`` adds columns and sizes to the card that it finds there, and would write an
+    empty one otherwise. It takes nothing from the folder but the rows.
+    """
+    return f'''\
+from datasets import load_from_disk
+from huggingface_hub import HfApi
+
+folder = {str(dataset_dir)!r}
+name, card, api = "your-name/your-dataset", "{CARD_FILE}", HfApi()
+api.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
+api.upload_file(repo_id=name, repo_type="dataset", path_in_repo=card, path_or_fileobj=f"{{folder}}/{{card}}")
+load_from_disk(folder).push_to_hub(name, split="train")'''
+
+
+def card_text(dataset_dir: Path, summary: dict[str, Any]) -> str:
+    """Return the card: metadata in YAML, then Markdown."""
+    provenance = summary["provenance"]
+    seed_model = _code(_public_name(provenance["seed_model"]))
+    versions = ", ".join(f"{package} {version}" for package, version in provenance["package_versions"].items())
+    return f"""\
+---
+{yaml.safe_dump(_metadata(summary), sort_keys=False)}---
+
+<!-- Before you publish: say where the original rows come from and under which licence, and add `license` and `language`
+to the lines above; neither is known to the program that wrote this. The commands that upload this card with the rows
+stand at the end of report.html. -->
+
+# Self-distilled answers
+
+The answers of this dataset were rewritten by {seed_model} in its own words, guided by the original answers
+(SDFT, arXiv 2402.13669). Training on them pulls the model less far from what it knows than training on the originals.
+
+| | |
+|---|---|
+| Rows | {summary["rows"] - summary["rows_dropped"]:,} of {summary["rows"]:,} original ones |
+| Trained answers rewritten | {summary["turns_distilled"]:,} of {_num_trained(summary):,} |
+| Answers rejected | {_rejections(summary)} |
+| Answers left alone | {_left_alone(summary)} |
+| Distribution gap | {_gap(summary["gap"])} |
+
+An answer that failed a check {_fate(provenance["settings"]["on_reject"])}. Two columns say so for each row:
+`sdft_source` is `distilled` where at least one answer was rewritten and `original` elsewhere; `sdft_reasons` holds for
+each trained answer why it was not rewritten, or an empty text; answers that were left alone come last. All other
+columns are those of the original rows.
+
+## How it was made
+
+- Seed model: {seed_model}, fingerprint `{provenance["seed_model_fingerprint"]}`
+- Finished: {provenance["created"]}
+- Versions: {versions}
+- Dataset: `{dataset_dir.name}`
+
+{_fenced(yaml.safe_dump(_public_settings(provenance["settings"]), sort_keys=False, allow_unicode=True), "yaml")}
+"""
+
+
+def _metadata(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the card's metadata; the file pattern is that of the folder, which ``push_to_hub`` replaces by its own."""
+    return {
+        "task_categories": ["text-generation"],
+        "tags": ["self-distilled", "axolotl-sdft", "synthetic"],
+        "size_categories": [size_category(summary["rows"] - summary["rows_dropped"])],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data-*.arrow"}]}],
+    }
+
+
+def size_category(num_rows: int) -> str:
+    """Return the Hub's name for a number of rows, such as ``1K<n<10K``."""
+    bounds = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+    for power, bound in enumerate(bounds, start=3):
+        if num_rows < 10**power:
+            return f"{bounds[power - 4]}<n<{bound}" if power > 3 else f"n<{bound}"
+    return f"n>{bounds[-1]}"
+
+
+def _public_name(seed_model: str) -> str:
+    """Return what others may know of the seed model: its Hub id, or the last part of a folder on this machine."""
+    path = Path(seed_model)
+    return path.name if path.is_absolute() or path.exists() else seed_model
+
+
+def _public_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    generation = settings["generation"]
+    chosen = {name: generation[name] for name in _SHAPING_GENERATION if generation.get(name) is not None}
+    return {name: settings[name] for name in _SHAPING} | {"generation": chosen}
+
+
+def _rejections(summary: dict[str, Any]) -> str:
+    return ", ".join(f"{_code(name)} {count:,}" for name, count in summary["rejections"].items()) or "none"
+
+
+def _num_trained(summary: dict[str, Any]) -> int:
+    return int(summary["turns"] + summary["turns_left_alone"])
+
+
+def _left_alone(summary: dict[str, Any]) -> str:
+    reasons = summary["left_alone"].items()
+    return ", ".join(f"{_code(reason)} {counts['answers']:,}" for reason, counts in reasons) or "none"
+
+
+def _gap(gap: dict[str, Any] | None) -> str:
+    if gap is None:
+        return "not measured"
+    return (
+        f"{gap['nats_per_token_before']:.2f} nats per token before, {gap['nats_per_token_after']:.2f} after "
+        f"({gap['answers']:,} answers under the seed model)"
+    )
+
+
+def _fate(on_reject: str) -> str:
+    if on_reject == "drop":
+        return "took its whole row with it"
+    return ("was asked for again, and at last left" if on_reject == "retry" else "left") + " the original in its place"
+
+
+def _code(text: str) -> str:
+    """Return a text on one line as Markdown code, whatever it holds."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    gap = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{ticks}{gap}{one_line(text)}{gap}{ticks}"
+
+
+def _fenced(text: str, language: str) -> str:
+    """Return a block of Markdown code that no line of it can end."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}{fence}"

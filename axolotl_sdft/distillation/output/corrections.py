@@ -1,0 +1,127 @@
+"""Conversations in which the model corrects an attempt of its own, made of the attempts that the checks rejected.
+
+They teach self-correction: the question, the wrong attempt, the request to look at it again, and the right answer,
+which alone is trained. With the template ``unaided`` the attempts are what the model says when nobody helps it.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from axolotl_sdft.core.errors import ArtifactError
+from axolotl_sdft.core.texts import is_blank, well_formed
+from axolotl_sdft.distillation.checks.guarded import CHECK_FAILED
+from axolotl_sdft.distillation.digest import as_rows
+from axolotl_sdft.distillation.generation.journal import Journal
+from axolotl_sdft.distillation.generation.judging import Judging
+from axolotl_sdft.distillation.generation.selection import FAILED, Rejection, Settlement, judge_row
+from axolotl_sdft.inference.interfaces import Answer, Target
+
+if TYPE_CHECKING:
+    from axolotl_sdft.distillation.pipeline import DistillationTask
+
+TRAIN_FIELD = "train"
+"""Says of each message whether it is trained: ``message_field_training: train`` in the entry of ``datasets``."""
+
+REQUEST = "Something in this answer is not right. Go through it again and give the corrected answer."
+
+_ABOUT_FORM = frozenset({FAILED, "empty", "truncated", "leak", "repetition", "refusal", "language", "length_ratio"})
+"""Checks that say nothing about whether an answer is right: correcting such an attempt would teach nothing."""
+
+_ROWS_AT_ONCE = 256
+
+
+def correction_rows(task: "DistillationTask", request: str = REQUEST) -> Iterator[dict[str, Any]]:
+    """Yield one conversation for each trained answer that the seed model got wrong at least once.
+
+    The first attempt that a check of content rejected is corrected by the answer as it will be trained: the attempt
+    that was taken, else the original answer. Each row holds ``messages`` with ``role``, ``content`` and ``train``.
+
+    Args:
+        task: Its answers must be there: call its ``run`` first.
+        request: What the user says after the wrong attempt.
+    """
+    journal = Journal(task.answers_dir)
+    journal.refresh()
+    judging = Judging(task.template, task.sampling, task.checks, journal)
+    try:
+        for start in range(0, len(task.dataset), _ROWS_AT_ONCE):
+            rows = as_rows(task.dataset[start : start + _ROWS_AT_ONCE])
+            for row in rows:
+                verdict = judge_row(row, task.row_format, task.policy, partial(_judged, judging))
+                for settlement in verdict.settlements:
+                    wrong = _wrong_attempt(settlement)
+                    if wrong is None:
+                        continue
+                    said = judging.answer(settlement.target, wrong).text
+                    if not is_blank(said) and not is_blank(_right(settlement)):
+                        yield {"messages": _messages(settlement, said, request)}
+    finally:
+        journal.close()
+
+
+def _judged(judging: Judging, target: Target, attempt: int) -> tuple[Answer, Rejection | None]:
+    """Return an attempt with its rejection; what the journal lacks has failed."""
+    try:
+        return judging.judged(target, attempt)
+    except KeyError:
+        return Answer("", "error", 0), (FAILED, "no answer")
+
+
+def write_corrections(task: "DistillationTask", path: Path) -> int:
+    """Write the conversations as JSON lines and return how many there are; the file is there whole or not at all.
+
+    Raises:
+        ArtifactError: The file exists already, or can't be written.
+    """
+    refuse_existing(path)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    count = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("w", encoding="utf-8") as file:
+            for row in correction_rows(task):
+                file.write(well_formed(json.dumps(row, ensure_ascii=False)) + "\n")
+                count += 1
+        os.replace(unfinished, path)
+    except OSError as err:
+        raise ArtifactError(f"{path} can't be written: {err.strerror or err}; name another file") from err
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return count
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise :class:`ArtifactError` where there is a file already: it may be somebody's data."""
+    if path.exists():
+        raise ArtifactError(f"{path} exists already; delete it or name another file")
+
+
+def _wrong_attempt(settlement: Settlement) -> int | None:
+    """Return the first attempt that was rejected for what it says; None where there is none."""
+    rejections = iter(settlement.rejections)
+    for attempt in range(settlement.num_judged):
+        if attempt in settlement.passed:
+            continue
+        name = next(rejections)[0]
+        if name not in _ABOUT_FORM and not name.startswith(CHECK_FAILED):
+            return attempt
+    return None
+
+
+def _right(settlement: Settlement) -> str:
+    """Return the answer as it will be trained."""
+    return settlement.target.reference if settlement.answer is None else settlement.answer.text
+
+
+def _messages(settlement: Settlement, wrong: str, request: str) -> list[dict[str, Any]]:
+    shown = [
+        *settlement.target.context,
+        {"role": "assistant", "content": wrong},
+        {"role": "user", "content": request},
+    ]
+    untrained = [{"role": turn["role"], "content": turn["content"], TRAIN_FIELD: False} for turn in shown]
+    return [*untrained, {"role": "assistant", "content": _right(settlement), TRAIN_FIELD: True}]

@@ -1,0 +1,237 @@
+"""Builds the distilled dataset from the answers: rows after the checks, provenance columns, summary."""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axolotl_sdft.core.artifacts import atomic_folder, package_versions, read_json, write_json
+from axolotl_sdft.core.errors import DatasetError, SdftError, first_line
+from axolotl_sdft.core.safe_output import masked
+from axolotl_sdft.distillation.checks.form import empty
+from axolotl_sdft.distillation.checks.guarded import CHECK_FAILED
+from axolotl_sdft.distillation.digest import as_rows
+from axolotl_sdft.distillation.generation.judging import Judging
+from axolotl_sdft.distillation.generation.selection import FAILED, REASONS_COLUMN, SOURCE_COLUMN, Tally, judge_row
+from axolotl_sdft.distillation.output.card import write_card
+from axolotl_sdft.distillation.output.gap import measure_gap
+from axolotl_sdft.distillation.output.report import REPORT_FILE, lengths, write_report
+from axolotl_sdft.distillation.output.report_figures import ReportFigures
+from axolotl_sdft.distillation.rows.left_alone import rewritten_of
+from axolotl_sdft.inference.interfaces import Backend
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from axolotl_sdft.distillation.pipeline import DistillationTask
+
+LOG = logging.getLogger(__name__)
+
+SUMMARY_FILE = "summary.json"
+UNANSWERED_FILE = "unanswered.json"
+INCOMPLETE = "-incomplete-"
+"""Stands in the name of a dataset some answers of which are to be tried again."""
+
+_NO_ANSWER = (FAILED, empty.__name__, CHECK_FAILED)
+
+
+class _NothingNewError(Exception):
+    """What lacks is what lacked before."""
+
+
+def build_dataset(task: "DistillationTask", backend: Backend, judging: Judging, found: Path | None = None) -> Path:
+    """Write the dataset folder: rows after the checks with provenance columns, ``summary.json``, the report, the card.
+
+    Rows stream through. Where the seed model gave no answer at all, the folder holds ``unanswered.json`` in place of
+    the summary: for a person to look at, and for no one to train on. The next start makes it anew. A dataset with
+    answers that failed gets a folder of its own, named by the time of its making, so that whoever trained on it can
+    tell it from the one that follows.
+
+    Args:
+        task: What is built.
+        backend: Tells the distribution gap.
+        judging: Knows the answers and the verdicts.
+        found: The folder of such a dataset that is there already; it is returned where nothing has become better.
+
+    Raises:
+        DatasetError: All requests failed or brought no text, or all rows are dropped; the message says why.
+    """
+    if (task.dataset_dir / UNANSWERED_FILE).exists():
+        shutil.rmtree(task.dataset_dir)
+    tally, is_kept = Tally(), np.ones(len(task.dataset), np.bool_)
+    figures = ReportFigures(int(task.content.num_targets.sum()))
+    target = task.dataset_dir
+    with suppress(_NothingNewError), ExitStack() as stack:
+        stack.enter_context(_quiet_datasets())
+        folder = stack.enter_context(atomic_folder(task.dataset_dir, lambda: target))
+        # Inside the unfinished folder, so that what a kill leaves goes with it.
+        scratch = stack.enter_context(TemporaryDirectory(dir=folder))
+        distilled = _judged(task, judging, tally, figures, is_kept, f"{scratch}/rows.arrow")
+        lacking = {"failed": judging.num_failed, "not_judged": judging.num_outages}
+        if any(lacking.values()) and _is_answered(tally):
+            target = task.root / f"{task.dataset_dir.name}{INCOMPLETE}{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}"
+        if found is not None and lacking == read_summary(found)["to_try_again"]:
+            LOG.warning("%s: nothing of it could be had this time either; using %s as it is", task.where, found)
+            raise _NothingNewError
+        distilled.save_to_disk(folder)
+        gap = measure_gap(task, backend, distilled, np.flatnonzero(is_kept))
+        summary = {
+            **tally.to_json(),
+            "to_try_again": lacking,
+            **_generation_figures(judging),
+            "lengths": lengths(figures),
+            "gap": gap.to_json(),
+            "provenance": _provenance(task),
+        }
+        write_json(folder / (SUMMARY_FILE if _is_answered(tally) else UNANSWERED_FILE), summary)
+        for what, write in (
+            ("report", lambda: write_report(folder, target, summary, figures, gap)),
+            ("dataset card", lambda: write_card(folder, target, summary)),
+        ):
+            _write_for_people(what, task.where, write)
+    if not target.exists():
+        assert found is not None
+        return found
+    if not _is_answered(tally):
+        raise DatasetError(f"{_unanswered(task, tally)}. {task.dataset_dir / REPORT_FILE} shows them")
+    LOG.log(
+        logging.INFO if tally.turns_distilled or not tally.turns else logging.WARNING,
+        "%s: %s; rejected: %s -> %s",
+        *(task.where, rewritten_of(summary), _shown(tally.rejections) or "none", target),
+    )
+    if any(lacking.values()):
+        LOG.warning(
+            "%s: %d answers failed and %d could not be judged; their rows keep the original ones. Start again to have "
+            "them tried again",
+            *(task.where, lacking["failed"], lacking["not_judged"]),
+        )
+    return target
+
+
+def _write_for_people(what: str, where: str, write: Callable[[], None]) -> None:
+    """Write a page; where some odd row makes that fail, say so: the dataset is whole without it."""
+    try:
+        write()
+    except SdftError:
+        raise
+    except OSError:  # a full disk is a reason to stop
+        raise
+    except Exception as err:
+        LOG.warning("%s: the %s could not be written (%s: %s)", where, what, type(err).__name__, first_line(err))
+
+
+def _judged(
+    task: "DistillationTask",
+    judging: Judging,
+    tally: Tally,
+    figures: ReportFigures,
+    is_kept: NDArray[np.bool_],
+    cache_file: str,
+) -> "Dataset":
+    """Return the rows after the checks, with provenance columns; count them, and mark those that are dropped."""
+    from datasets import Sequence as SequenceFeature
+    from datasets import Value
+
+    features = task.features.copy()
+    features[SOURCE_COLUMN], features[REASONS_COLUMN] = Value("string"), SequenceFeature(Value("string"))
+
+    def judged_columns(columns: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        kept = []
+        for index, row in zip(indices, as_rows(columns), strict=True):
+            verdict = judge_row(row, task.row_format, task.policy, judging.judged)
+            is_kept[index] = not (verdict.is_rejected and task.config.on_reject == "drop")
+            tally.add(verdict, is_dropped=not is_kept[index])
+            figures.add(index, verdict, is_dropped=not is_kept[index])
+            if is_kept[index]:
+                kept.append(verdict.columns())
+        if index == len(is_kept) - 1 and not is_kept.any():
+            raise DatasetError(_all_dropped(task, tally) if _is_answered(tally) else _unanswered(task, tally))
+        return {name: [row[name] for row in kept] for name in features}
+
+    distilled = task.dataset.map(
+        judged_columns,
+        with_indices=True,
+        batched=True,
+        features=features,
+        cache_file_name=cache_file,
+        new_fingerprint=task.dataset_dir.name,
+    )
+    judging.flush()
+    return distilled
+
+
+def _is_answered(tally: Tally) -> bool:
+    """Whether the seed model gave an answer to any prompt, be it one that was rejected; also without any prompt."""
+    return bool(tally.turns_distilled) or not all(name.startswith(_NO_ANSWER) for name in tally.rejections or ("none",))
+
+
+def _all_dropped(task: "DistillationTask", tally: Tally) -> str:
+    return (
+        f"{task.where}: all {tally.rows} rows were rejected ({_shown(tally.rejections)}) and "
+        "self_distillation.on_reject is drop; set on_reject: original, other checks, or another template"
+    )
+
+
+def _unanswered(task: "DistillationTask", tally: Tally) -> str:
+    """Return what to say about a dataset for which the seed model gave no answer at all."""
+    told = "; ".join(
+        f"{name} {count} (such as: {tally.first_reasons[name]})" for name, count in tally.rejections.most_common()
+    )
+    return (
+        f"{task.where}: the seed model answered none of {tally.turns} prompts: {told}. Correct what this names, such "
+        f"as self_distillation.generation, the server or the rows, and start again; {task.answers_dir} keeps the "
+        "answers as they came, delete it to have empty ones made anew. To train these rows as they are, set "
+        "self_distillation: {enabled: false} in their entry of datasets"
+    )
+
+
+def _generation_figures(judging: Judging) -> dict[str, Any]:
+    tokens, seconds = judging.num_tokens, judging.seconds
+    return {
+        "generated_tokens": tokens,
+        "generation_seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+    }
+
+
+def _provenance(task: "DistillationTask") -> dict[str, Any]:
+    return {
+        "method": "self-distilled dataset (SDFT, arXiv 2402.13669)",
+        "dataset": task.where,
+        "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "seed_model": task.seed_name,
+        "seed_model_fingerprint": task.seed_fingerprint,
+        "settings": masked(task.config.model_dump(mode="json")),
+        "answers": task.answers_dir.name,
+        "package_versions": package_versions("transformers", "torch", "datasets"),
+    }
+
+
+def _shown(rejections: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(rejections.items(), key=lambda item: -item[1]))
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """Keep the datasets library's own bars off the screen: this stage shows one of its own."""
+    import datasets
+
+    was_enabled = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            datasets.enable_progress_bars()
+
+
+def read_summary(dataset_dir: Path) -> dict[str, Any]:
+    """Return the counts of a distilled dataset."""
+    return read_json(dataset_dir / SUMMARY_FILE)

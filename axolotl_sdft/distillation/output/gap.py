@@ -1,0 +1,171 @@
+"""Measures the distribution gap that self-distillation closes (SDFT, arXiv 2402.13669).
+
+The gap of an answer is its mean negative log-likelihood under the seed model, in nats per token: how much the answer
+surprises the model that is to be trained on it.
+"""
+
+import heapq
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axolotl_sdft.core.errors import PluginError, SdftError, first_line
+from axolotl_sdft.core.sampling import evenly_spaced
+from axolotl_sdft.distillation.digest import as_rows
+from axolotl_sdft.distillation.generation.selection import REASONS_COLUMN
+from axolotl_sdft.distillation.output.report_figures import Pair
+from axolotl_sdft.inference.interfaces import Backend, Target
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from axolotl_sdft.distillation.pipeline import DistillationTask
+
+LOG = logging.getLogger(__name__)
+
+_ROWS_AT_ONCE = 256
+_NUM_WIDEST = 10
+
+
+@dataclass(frozen=True)
+class MeasuredAnswer:
+    """The gap of one trained answer, in nats per token."""
+
+    row: int
+    """Row of the dataset as it was before rewriting, counted from 0."""
+
+    turn: int
+    before: float
+    after: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures, rounded, for ``summary.json``."""
+        return {"row": self.row, "turn": self.turn, "before": round(self.before, 4), "after": round(self.after, 4)}
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The gap of the sampled rows, or why it is not known."""
+
+    answers: tuple[MeasuredAnswer, ...] = ()
+
+    widest: tuple[tuple[MeasuredAnswer, Pair], ...] = ()
+    """Those with the widest gap after rewriting, widest first, with their texts."""
+
+    why_unknown: str = ""
+
+    @property
+    def before(self) -> float:
+        """Mean over the original answers. Some must have been measured."""
+        return fmean(answer.before for answer in self.answers)
+
+    @property
+    def after(self) -> float:
+        """Mean over the answers as they will be trained. Some must have been measured."""
+        return fmean(answer.after for answer in self.answers)
+
+    @property
+    def closed_share(self) -> float:
+        """Share of the answers whose gap is narrower than before. Some must have been measured."""
+        return fmean(answer.after < answer.before for answer in self.answers)
+
+    def to_json(self) -> dict[str, Any] | None:
+        """Return the gap for ``summary.json``; None where it is not known."""
+        if not self.answers:
+            return None
+        return {
+            "answers": len(self.answers),
+            "nats_per_token_before": round(self.before, 4),
+            "nats_per_token_after": round(self.after, 4),
+            "closed_share": round(self.closed_share, 4),
+            "rows": [answer.to_json() for answer in self.answers],
+        }
+
+
+def measure_gap(task: "DistillationTask", backend: Backend, distilled: "Dataset", kept: NDArray[np.int64]) -> Gap:
+    """Return the gap of up to ``gap_samples`` rows that are spread evenly over the distilled dataset.
+
+    Args:
+        task: Knows the rows as they were.
+        backend: Tells the likelihoods.
+        distilled: The rows as they will be trained.
+        kept: For each distilled row, its place among the rows as they were.
+    """
+    places = evenly_spaced(len(kept), task.config.gap_samples)
+    if not places:
+        return Gap(why_unknown="self_distillation.gap_samples is 0")
+    LOG.info("%s: measuring the distribution gap on %d rows", task.where, len(places))
+    measured: list[MeasuredAnswer] = []
+    widest: list[tuple[MeasuredAnswer, Pair]] = []
+    for start in range(0, len(places), _ROWS_AT_ONCE):
+        pairs = list(_pairs(task, distilled, kept, places[start : start + _ROWS_AT_ONCE]))
+        level, why = logging.INFO, f"backend {task.config.generation.backend} can't tell how likely a given answer is"
+        try:
+            figures = measure_answers(backend, [(pair.target, after) for pair, after in pairs])
+        except SdftError:
+            raise
+        except Exception as err:  # some odd text, which is no reason to lose the dataset
+            figures, level, why = None, logging.WARNING, f"{type(err).__name__}: {first_line(err)}"
+        if figures is None:
+            LOG.log(level, "%s: the distribution gap was not measured: %s", task.where, why)
+            return Gap(why_unknown=why)
+        told = [
+            (MeasuredAnswer(pair.row, pair.turn, *both), pair)
+            for (pair, _), both in zip(pairs, figures, strict=True)
+            if all(map(math.isfinite, both))
+        ]
+        measured += [answer for answer, _ in told]
+        widest = heapq.nlargest(_NUM_WIDEST, widest + told, key=lambda entry: entry[0].after)
+    if not measured:
+        return Gap(why_unknown="none of the sampled rows holds a trained answer with a finite likelihood")
+    return Gap(tuple(measured), tuple(widest))
+
+
+def measure_answers(backend: Backend, answers: Sequence[tuple[Target, Target]]) -> list[tuple[float, float]] | None:
+    """Return the gap of each answer as it was and as it will be trained, or None when the backend can't tell.
+
+    An answer that stays as it was, after a context that stays as it was, is measured once: measured in two batches of
+    different shape it would seem to have moved.
+
+    Raises:
+        PluginError: The backend tells of more or fewer answers than it was asked about.
+    """
+    is_changed = [before != after for before, after in answers]
+    asked = [before for before, _ in answers]
+    asked += [after for (_, after), changed in zip(answers, is_changed, strict=True) if changed]
+    if not asked:
+        return []
+    told = backend.answer_nll([(target, target.reference) for target in asked])
+    if told is None:
+        return None
+    if len(told) != len(asked):
+        raise PluginError(
+            f"answer_nll() of the backend {type(backend).__name__} was asked about {len(asked)} answers and told of "
+            f"{len(told)}; it must return one number for each, or None"
+        )
+    later = iter(told[len(answers) :])
+    return [(told[place], next(later) if changed else told[place]) for place, changed in enumerate(is_changed)]
+
+
+def _pairs(
+    task: "DistillationTask", distilled: "Dataset", kept: NDArray[np.int64], places: Sequence[int]
+) -> Iterator[tuple[Pair, Target]]:
+    """Yield each trained answer of some rows, with what it will be trained as."""
+    originals = as_rows(task.dataset[kept[places].tolist()])
+    for place, original, row in zip(places, originals, as_rows(distilled[list(places)]), strict=True):
+        num_turns = task.row_format.num_targets(original)
+        for turn in range(num_turns):
+            before, after = task.row_format.target(original, turn), task.row_format.target(row, turn)
+            pair = partial(Pair, int(kept[place]), turn, num_turns, before)
+            reason = row[REASONS_COLUMN][turn]
+            if reason:
+                yield pair(None, "rejected", f"original kept: {reason}"), after
+            else:
+                yield pair(after.reference, "taken", "rewritten"), after

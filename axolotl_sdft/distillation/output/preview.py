@@ -1,0 +1,188 @@
+"""Shows what rewriting would do to a few rows, before hours are spent on all of them."""
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from axolotl_sdft.core.errors import PluginError
+from axolotl_sdft.core.sampling import evenly_spaced
+from axolotl_sdft.distillation.digest import as_rows
+from axolotl_sdft.distillation.generation.journal_lines import StoredAnswer, StoredVerdict
+from axolotl_sdft.distillation.generation.judging import Judging
+from axolotl_sdft.distillation.generation.selection import Settlement
+from axolotl_sdft.distillation.output.gap import measure_answers
+from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, left_alone_of
+from axolotl_sdft.inference.interfaces import Answer, Backend, Prompt, Target
+
+if TYPE_CHECKING:
+    from axolotl_sdft.distillation.pipeline import DistillationTask
+
+
+@dataclass(frozen=True)
+class PreviewedAnswer:
+    """One trained answer, before and after."""
+
+    row: int
+    turn: int
+    num_turns: int
+    """Trained answers of the row."""
+
+    settlement: Settlement
+    answer: Answer
+    """The one that is taken, or the last that was rejected."""
+
+    @property
+    def target(self) -> Target:
+        """The original answer, after those before it as they will be trained."""
+        return self.settlement.target
+
+    @property
+    def verdict(self) -> str:
+        """``accepted``, or the check that rejects it and why."""
+        if self.settlement.answer is None:
+            name, reason = self.settlement.rejections[-1]
+            return f"rejected by {name}: {reason}"
+        attempt = self.settlement.shown_attempt
+        return f"accepted at attempt {attempt + 1}" if attempt else "accepted"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Some rows as they would come out."""
+
+    answers: tuple[PreviewedAnswer, ...]
+    """All trained answers of the rows, in order."""
+
+    num_rows: int
+    """How many rows were looked at."""
+
+    seconds: float
+    """What generating took, without loading the model where that could be told apart."""
+
+    gap: tuple[float, float] | None
+    """Nats per token of the trained answers under the seed model, before and after; None where it is not known."""
+
+    left_alone: LeftAloneCounts = field(default_factory=LeftAloneCounts)
+    """Answers of these rows that the seed model is not asked about."""
+
+    @property
+    def num_accepted(self) -> int:
+        """How many of the answers would be rewritten."""
+        return sum(shown.settlement.answer is not None for shown in self.answers)
+
+    @property
+    def rejections(self) -> Counter[str]:
+        """How many answers each check rejects for good."""
+        return Counter(shown.settlement.rejections[-1][0] for shown in self.answers if shown.settlement.answer is None)
+
+
+def preview(task: "DistillationTask", num_rows: int) -> Preview:
+    """Rewrite up to ``num_rows`` rows, spread over the dataset, as a full run would; nothing is written.
+
+    A conversation is rewritten turn by turn, each after the ones before it, and rejected answers are asked for again
+    where the settings say so.
+
+    Raises:
+        PluginError: The backend leaves out answers that it was asked for.
+    """
+    indices = evenly_spaced(len(task.dataset), num_rows)
+    originals = dict(zip(indices, as_rows(task.dataset[indices]), strict=True))
+    backend = task.backend_factory(task.seed_dir, task.config.generation)
+    backend.check()
+    try:
+        return _preview(task, backend, originals)
+    finally:
+        backend.close()
+
+
+def _preview(task: "DistillationTask", backend: Backend, originals: dict[int, dict[str, Any]]) -> Preview:
+    row_format = task.row_format
+    before = {
+        (index, turn): row_format.target(row, turn)
+        for index, row in originals.items()
+        for turn in range(row_format.num_targets(row))
+    }
+    measures = bool(task.config.gap_samples)
+    if measures and before:  # one answer, so that the model is loaded before the clock starts
+        first = next(iter(before.values()))
+        backend.answer_nll([(first, first.reference)])
+    started = time.monotonic()
+    rows, shown = _rewritten(task, backend, originals)
+    seconds = time.monotonic() - started
+    pairs = [(target, row_format.target(rows[index], turn)) for (index, turn), target in before.items()]
+    told = measure_answers(backend, pairs) if measures else None
+    told = [both for both in told or [] if all(map(math.isfinite, both))]
+    gap = (fmean(one for one, _ in told), fmean(other for _, other in told)) if told else None
+    left_alone = LeftAloneCounts()
+    for row in originals.values():
+        left_alone.add(left_alone_of(row_format, row))
+    ordered = tuple(sorted(shown, key=lambda one: (one.row, one.turn)))
+    return Preview(ordered, len(originals), seconds, gap, left_alone)
+
+
+class _Memory(dict[bytes, Answer]):
+    """Answers that are written nowhere."""
+
+    def verdicts(self, key: bytes) -> dict[str, StoredVerdict]:
+        """Return nothing: no answer was judged before."""
+        return {}
+
+
+def _rewritten(
+    task: "DistillationTask", backend: Backend, originals: dict[int, dict[str, Any]]
+) -> tuple[dict[int, dict[str, Any]], list[PreviewedAnswer]]:
+    """Return the rows with their accepted answers in place, and what became of each answer."""
+    row_format, rows, shown = task.row_format, dict(originals), []
+    answers = _Memory()
+    judging = Judging(task.template, task.sampling, task.checks, answers)
+    num_turns = {index: row_format.num_targets(row) for index, row in rows.items()}
+    for turn in range(max(num_turns.values(), default=0)):
+        targets = {index: row_format.target(row, turn) for index, row in rows.items() if num_turns[index] > turn}
+        _generate(task, backend, turn, targets, judging, answers)
+        for index, target in targets.items():
+            settlement = task.policy.settle(judging.judged, target)
+            answer = settlement.answer or judging.answer(target, settlement.shown_attempt)
+            shown.append(PreviewedAnswer(index, turn, num_turns[index], settlement, answer))
+            if settlement.answer is not None:
+                rows[index] = row_format.with_answer(rows[index], turn, settlement.answer.text)
+    return rows, shown
+
+
+def _generate(
+    task: "DistillationTask",
+    backend: Backend,
+    turn: int,
+    targets: dict[int, Target],
+    judging: Judging,
+    answers: _Memory,
+) -> None:
+    """Add as many attempts at one turn of the rows as the settings ask for."""
+    for attempt in range(task.policy.num_attempts):
+        keys: dict[tuple[int, int], bytes] = {}
+        prompts = []
+        for index, target in targets.items():
+            key = judging.key(target, attempt)
+            is_known = key in answers or key in keys.values()
+            if is_known or not _is_asked(task, judging, target, attempt):
+                continue
+            keys[index, turn] = key
+            prompts.append(Prompt((index, turn), judging.question(target)[0], attempt))
+        if not prompts:
+            continue
+        for batch, given in backend.generate(backend.batches(prompts)):
+            for prompt, answer in zip(batch, given, strict=True):
+                key = keys.pop(prompt.key)
+                answers[key] = StoredAnswer.of(key, answer).answer
+        if keys:
+            raise PluginError(
+                f"backend {task.config.generation.backend!r} ended without {len(keys)} of {len(prompts)} answers "
+                "it was asked for; generate() must yield every batch that it draws"
+            )
+
+
+def _is_asked(task: "DistillationTask", judging: Judging, target: Target, attempt: int) -> bool:
+    policy = task.policy
+    return policy.is_always_asked(attempt) or policy.settle(judging.judged, target, attempt).answer is None

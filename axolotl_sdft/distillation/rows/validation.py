@@ -1,0 +1,139 @@
+"""Refuses what can't be rewritten because of the kind of dataset it is, before anything else is looked at."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from axolotl_sdft.core.errors import DatasetError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LOG = logging.getLogger(__name__)
+
+TOKENIZED = {"input_ids", "attention_mask", "labels"}
+"""Columns by which Axolotl knows rows that are tokenized already; then it reads no ``type``."""
+
+_SAYS_TOKENIZED = {"input_ids", "labels"}
+_PREFERENCE = {"chosen", "rejected"}
+
+
+def require_whole_dataset(dataset: Any, where: str) -> None:
+    """Raise :class:`DatasetError` unless this is one ``datasets.Dataset``: not streamed, not several splits."""
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    if isinstance(dataset, Dataset):
+        return
+    if isinstance(dataset, IterableDataset | IterableDatasetDict):
+        raise DatasetError(
+            f"{where} is streamed, but rewriting goes through all rows several times and keeps what it has written by "
+            "row; load it with streaming=False"
+        )
+    if isinstance(dataset, DatasetDict):
+        raise DatasetError(f"{where} holds the splits {', '.join(dataset)}; pass one of them, such as dataset['train']")
+    raise DatasetError(
+        f"{where} is a {type(dataset).__name__}, not a datasets.Dataset; Dataset.from_list makes one of a list of rows"
+    )
+
+
+def stored_rows(dataset: "Dataset", where: str) -> "Dataset":
+    """Return a dataset whose rows read as they are stored.
+
+    A format (pandas, arrow, torch, ...) or a transform is taken off, which is logged. Pictures and sounds stay in the
+    bytes of their files.
+    """
+    kind = dataset.format["type"]
+    if kind == "custom":
+        LOG.warning(
+            "%s has a transform (with_transform), which is left out: rows are taken as they are stored; to have its "
+            "result rewritten, apply it with dataset.map first",
+            where,
+        )
+    elif kind is not None:
+        LOG.info("%s has the format %r; rows are taken as they are stored", where, kind)
+    rows = dataset if kind is None else dataset.with_format(None)
+    for name, feature in list(rows.features.items()):
+        bare = _undecoded(feature)
+        if bare is not feature:
+            rows = rows.cast_column(name, bare)
+    return rows
+
+
+def _undecoded(feature: Any) -> Any:
+    """Return the type of a column that gives files as they are; itself where there are none."""
+    from dataclasses import replace
+
+    if getattr(feature, "decode", False) and hasattr(feature, "decode_example"):
+        return replace(feature, decode=False)
+    if isinstance(feature, dict):
+        bare = {name: _undecoded(inner) for name, inner in feature.items()}
+        return bare if any(bare[name] is not inner for name, inner in feature.items()) else feature
+    inner = getattr(feature, "feature", None)  # of a list
+    if inner is None or _undecoded(inner) is inner:
+        return feature
+    return replace(feature, feature=_undecoded(inner))
+
+
+def refuse_tokenized(columns: Sequence[str], where: str) -> None:
+    """Raise :class:`DatasetError` for rows that Axolotl takes as tokenized, whatever their type says."""
+    if set(columns) >= TOKENIZED:
+        raise DatasetError(
+            f"{where} holds rows that are tokenized already (columns input_ids, attention_mask, labels), which Axolotl "
+            "trains on as they are, whatever their type; rewriting needs their text: name the dataset that they were "
+            "made of, or leave this one alone with self_distillation: {enabled: false}"
+        )
+
+
+def require_text(features: Mapping[str, Any], row_format: Any, kind: Any, where: str) -> None:
+    """Raise :class:`DatasetError` where a column that a row format reads as text holds something else.
+
+    A question may be a number, which becomes text as in Axolotl; an answer may not. Row formats say which columns
+    these are with ``question_columns`` and ``answer_columns``; others are not looked at.
+    """
+    answers = getattr(row_format, "answer_columns", ())
+    for name in (*answers, *getattr(row_format, "question_columns", ())):
+        if name not in features:
+            continue
+        dtype = getattr(features[name], "dtype", None)
+        if _holds_messages(features[name]):
+            raise DatasetError(
+                f"{where}: column {name!r} holds lists of messages, but its type {kind!r} reads text there; join the "
+                "messages of the prompt and of the answer in one column, such as dataset.map(lambda row: "
+                "{'messages': row['prompt'] + row['completion']}), and use type: chat_template"
+            )
+        if not _is_text(features[name]) and (name in answers or not _is_scalar(dtype)):
+            raise DatasetError(
+                f"{where}: column {name!r} holds {dtype or type(features[name]).__name__}, but its type {kind!r} needs "
+                f"{'text' if name in answers else 'text or numbers'} there, and Axolotl can't train on anything else; "
+                "make it text in the data, or name another column"
+            )
+
+
+def _is_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string", "string_view", "null") and not hasattr(
+        feature, "names"
+    )
+
+
+def _is_scalar(dtype: Any) -> bool:
+    return isinstance(dtype, str) and dtype.startswith(("int", "uint", "float", "bool", "double"))
+
+
+def _holds_messages(feature: Any) -> bool:
+    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
+    return isinstance(inner, dict) and {"role", "content"} <= set(inner)
+
+
+def require_columns(missing: Sequence[str], columns: Sequence[str], kind: Any, where: str) -> None:
+    """Raise :class:`DatasetError` when a row format misses columns; the message says why where it can be told."""
+    if not missing:
+        return
+    if set(columns) >= _PREFERENCE:
+        why = "; rows of chosen and rejected answers are compared in training, and rewriting one would undo that"
+    elif set(columns) >= _SAYS_TOKENIZED:
+        why = "; its rows are tokenized already, and rewriting needs their text"
+    else:
+        why = ". Set another type or the field names"
+    raise DatasetError(
+        f"{where} has no column {missing[0]!r}, which its type {kind!r} needs; its columns: {', '.join(columns)}{why}"
+    )

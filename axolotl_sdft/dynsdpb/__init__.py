@@ -1,1 +1,0 @@
-"""DynSDPB training: each mini-batch is distilled from the logits that the model gave in the iteration before."""

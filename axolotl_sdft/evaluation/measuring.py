@@ -1,0 +1,328 @@
+"""Takes the measures of a recovery report in turn: what was kept from before is found, and the rest is measured."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from axolotl_sdft.config import LmEvalConfig
+from axolotl_sdft.core.artifacts import fingerprint
+from axolotl_sdft.core.errors import SdftError
+from axolotl_sdft.core.runtime import local_device
+from axolotl_sdft.core.sampling import evenly_spaced
+from axolotl_sdft.core.seed_folder import slug
+from axolotl_sdft.evaluation.loading import load_model
+from axolotl_sdft.evaluation.measures.answer_accuracy import exact_match
+from axolotl_sdft.evaluation.measures.bootstrap import Resampler
+from axolotl_sdft.evaluation.measures.footprints import footprint
+from axolotl_sdft.evaluation.measures.likelihood import (
+    RowSums,
+    answer_statistics,
+    encode_targets,
+    likelihood_figures,
+    require_shared_vocabulary,
+    seed_answers,
+)
+from axolotl_sdft.evaluation.measures.retention import MeasuredRows, quality_kept
+from axolotl_sdft.evaluation.measures.speed import described_device, measure_speed
+from axolotl_sdft.evaluation.measures.task_scores import task_scores
+from axolotl_sdft.evaluation.metrics import DraftFigures, Figure, ModelFigures, SpeedFigures
+from axolotl_sdft.evaluation.models import ReportedModel
+from axolotl_sdft.evaluation.store import FigureStore, model_fingerprint
+from axolotl_sdft.inference.likelihood import ScoredIds
+from axolotl_sdft.inference.oom import free_memory
+from axolotl_sdft.inference.prompts import load_tokenizer, prompt_ids
+from axolotl_sdft.pruning.planning.savings import Footprint
+
+if TYPE_CHECKING:
+    from axolotl_sdft.evaluation.pipeline import RecoveryTask
+
+LOG = logging.getLogger(__name__)
+
+FIGURES_FOLDER = "figures"
+
+
+class Measuring:
+    """One run of a :class:`~axolotl_sdft.evaluation.pipeline.RecoveryTask`.
+
+    The seed stays loaded beside one other model at a time, and each only where something of it is missing. Tasks and
+    speed load their models themselves, after these are gone.
+    """
+
+    def __init__(self, task: "RecoveryTask") -> None:
+        self._task, self._config = task, task.config
+        self._store = FigureStore(task.output_dir / FIGURES_FOLDER)
+        self._resampler = Resampler(task.config.bootstrap_samples)
+        self._loaded: dict[str, tuple[Any, Any]] = {}
+        self.notes: list[str] = []
+        """What could not be measured, and why."""
+        self.fingerprints: dict[str, str] = {}
+        """Of each model that can be measured, by its name."""
+
+    @cached_property
+    def device(self) -> str:
+        """What the models run on in this process."""
+        return described_device(local_device())
+
+    def figures(self) -> list[ModelFigures]:
+        """Return the figures of each model that can be read, the seed first.
+
+        Raises:
+            SdftError: The seed can't be measured.
+        """
+        models = [model for model in self._task.models if self._is_readable(model)]
+        beside = {model.name: self._beside_seed(model) for model in models}
+        self._unload()
+        tasks = {model.name: self._tasks(model) for model in models}
+        speeds = self._speeds(models)
+        seed_rows = beside[self._task.seed.name].rows(tasks[self._task.seed.name])
+        self._note_worthless_sources(seed_rows)
+        return [
+            self._model_figures(model, beside[model.name], tasks[model.name], seed_rows, speeds.get(model.name))
+            for model in models
+        ]
+
+    def _model_figures(
+        self,
+        model: ReportedModel,
+        beside: "_BesideSeed",
+        tasks: Mapping[str, Sequence[float]],
+        seed_rows: MeasuredRows,
+        speed: SpeedFigures | None,
+    ) -> ModelFigures:
+        right = beside.right_answers
+        return ModelFigures(
+            name=model.name,
+            folder=str(model.folder),
+            footprint=self._footprint(model),
+            held_out=likelihood_figures(beside.held_out, self._resampler) if beside.held_out else None,
+            general=likelihood_figures(beside.general, self._resampler) if beside.general else None,
+            exact_match=self._mean(right) if right else None,
+            tasks={name: self._mean(scores) for name, scores in tasks.items()},
+            speed=speed,
+            drafting=beside.drafting,
+            quality_kept=quality_kept(seed_rows, beside.rows(tasks), self._resampler),
+        )
+
+    def _mean(self, values: Sequence[float]) -> Figure:
+        return self._resampler.ratio(values, [1] * len(values))
+
+    def _is_readable(self, model: ReportedModel) -> bool:
+        try:
+            self.fingerprints[model.name] = model_fingerprint(model)
+        except SdftError as err:
+            self._note(model, str(err), err)
+        return model.name in self.fingerprints
+
+    def _footprint(self, model: ReportedModel) -> Footprint | None:
+        try:
+            return footprint(model)
+        except SdftError as err:
+            self.notes.append(f"{model.name}: its size can't be told: {err}")
+            return None
+
+    def _beside_seed(self, model: ReportedModel) -> "_BesideSeed":
+        return _BesideSeed(
+            held_out=self._likelihoods(model, "held_out", self._held_out_answers),
+            general=self._likelihoods(model, "general", self._general_answers),
+            right_answers=self._right_answers(model),
+            drafting=self._drafting(model),
+        )
+
+    def _likelihoods(self, model: ReportedModel, measure: str, answers: Sequence[ScoredIds]) -> list[RowSums]:
+        if not answers:
+            return []
+
+        def make() -> list[Any]:
+            (own, tokenizer), (seed, seed_tokenizer) = self._load(model), self._load(self._task.seed)
+            if own is not seed:
+                require_shared_vocabulary(tokenizer, seed_tokenizer, model.name)
+            return [astuple(row) for row in answer_statistics(own, seed, answers)]
+
+        answered = fingerprint([[answer.ids, answer.num_answer] for answer in answers])
+        return [RowSums(*row) for row in self._value(model, measure, {"answers": answered}, make) or ()]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """The seed's: it encodes the text that all models see."""
+        task = self._task
+        return load_tokenizer(
+            task.seed.folder, trust_remote_code=task.trust_remote_code, chat_template=task.chat_template
+        )
+
+    @cached_property
+    def _held_out_answers(self) -> list[ScoredIds]:
+        answers, num_left_out = encode_targets(
+            self._tokenizer,
+            self._task.held_out,
+            self._config.held_out.sequence_len,
+            self._task.template_arguments,
+        )
+        if num_left_out:
+            self.notes.append(
+                f"held-out rows: {num_left_out} of {len(self._task.held_out)} are left out, whose answer is empty or "
+                f"lies beyond recovery_report.held_out.sequence_len ({self._config.held_out.sequence_len} tokens)"
+            )
+        return answers
+
+    @cached_property
+    def _general_answers(self) -> list[ScoredIds]:
+        prompts, max_new_tokens = self._task.prompts, self._config.general_prompts.max_new_tokens
+
+        def make() -> list[Any]:
+            answers = seed_answers(*self._load(self._task.seed), prompts, max_new_tokens, self._task.template_arguments)
+            return [[answer.ids, answer.num_answer] for answer in answers]
+
+        shaped_by = {"prompts": fingerprint(prompts), "max_new_tokens": max_new_tokens}
+        shaped_by |= {"template_arguments": self._task.template_identity}
+        return [ScoredIds(*answer) for answer in self._value(self._task.seed, "seed_answers", shaped_by, make)]
+
+    def _right_answers(self, model: ReportedModel) -> list[bool]:
+        config = self._config.exact_match
+        if config is None:
+            return []
+        targets = self._task.exact_match_targets
+
+        def make() -> list[bool]:
+            return exact_match(
+                self._load(model)[0], self._tokenizer, targets, config, self._resampler, self._task.template_arguments
+            )[1]
+
+        shaped_by = config.model_dump(mode="json", exclude_defaults=True) | {
+            "rows": fingerprint([asdict(target) for target in targets])
+        }
+        shaped_by |= {"template_arguments": self._task.template_identity}
+        return self._value(model, "exact_match", shaped_by, make) or []
+
+    def _drafting(self, model: ReportedModel) -> DraftFigures | None:
+        config, seed = self._config.drafting, self._task.seed
+        if config is None or model == seed:
+            return None
+        prompts = [self._task.prompts[place] for place in evenly_spaced(len(self._task.prompts), config.num_prompts)]
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        encoded = [prompt_ids(self._tokenizer, chat, self._task.template_arguments) for chat in chats]
+
+        def make() -> Any:
+            from axolotl_sdft.evaluation.measures.drafting import measure_drafting
+
+            return asdict(measure_drafting(self._load(seed), self._load(model), encoded, config))
+
+        settings = config.model_dump(mode="json", exclude_defaults=True)
+        shaped_by = settings | {"prompts": fingerprint(encoded), "device": self.device}
+        found = self._value(model, "drafting", shaped_by, make)
+        return None if found is None else DraftFigures(**found)
+
+    def _tasks(self, model: ReportedModel) -> dict[str, list[float]]:
+        """Return the score of each question, by task. Each task is kept by itself, since one may take an hour."""
+        config, trusts = self._config.lm_eval, self._task.trust_remote_code
+        scores: dict[str, list[float]] = {}
+        if config is None:
+            return scores
+        for task in config.tasks:
+            alone = config.model_copy(update={"tasks": (task,)})
+
+            def make(alone: LmEvalConfig = alone, name: str = task.task) -> list[float]:
+                scored = task_scores(model, alone, self._config.dtype, self._resampler, trust_remote_code=trusts)
+                return list(scored[name][1])
+
+            settings = alone.model_dump(mode="json", exclude_defaults=True)
+            found = self._value(model, f"task_{slug(task.task)}", settings, make)
+            if found is not None:
+                scores[task.task] = found
+        return scores
+
+    def _speeds(self, models: Sequence[ReportedModel]) -> dict[str, SpeedFigures]:
+        """Return the speed of each model. They are timed in turn, so all together or not at all."""
+        config = self._config.speed
+        if not config.rounds:
+            return {}
+        together = {model.name: self.fingerprints[model.name] for model in models}
+        settings = config.model_dump(mode="json", exclude_defaults=True)
+        shaped_by = settings | {"models": together, "dtype": self._config.dtype, "device": self.device}
+        found = self._store.find("speed", shaped_by)
+        if found is None:
+            failures: list[str] = []
+            speeds = measure_speed(
+                models,
+                config,
+                self._config.dtype,
+                failures.append,
+                trust_remote_code=self._task.trust_remote_code,
+            )
+            self.notes += failures
+            found = {name: asdict(speed) for name, speed in speeds.items()}
+            if not failures:
+                self._store.keep("speed", shaped_by, found)
+        return {name: SpeedFigures(**speed) for name, speed in found.items()}
+
+    def _value(self, model: ReportedModel, measure: str, settings: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        """Return what a measure says of a model: kept from before, else measured now and kept; None where it can't be.
+
+        Raises:
+            SdftError: The seed can't be measured.
+        """
+        own, seed = self.fingerprints[model.name], self.fingerprints[self._task.seed.name]
+        shaped_by = {"model": own, "seed": seed, "dtype": self._config.dtype, "settings": dict(settings)}
+        found = self._store.find(measure, shaped_by)
+        if found is not None:
+            LOG.info("%s: %s: known from before", model.name, _spoken(measure))
+            return found
+        LOG.info("%s: measuring: %s", model.name, _spoken(measure))
+        try:
+            value = make()
+        except SdftError as err:
+            self._note(model, f"{_spoken(measure)}: not measured: {err}", err)
+            return None
+        self._store.keep(measure, shaped_by, value)
+        return value
+
+    def _note(self, model: ReportedModel, text: str, err: SdftError) -> None:
+        """Note what is wrong with a model; with the seed, nothing is left to compare."""
+        if model == self._task.seed:
+            raise err
+        LOG.warning("%s: %s", model.name, text)
+        self.notes.append(f"{model.name}: {text}")
+
+    def _note_worthless_sources(self, seed_rows: MeasuredRows) -> None:
+        if seed_rows.exact_match and not any(seed_rows.exact_match):
+            self.notes.append(
+                "exact_match: the seed answers none of the held-out prompts rightly, so no share of it can be kept; "
+                "choose other recovery_report.exact_match.checks"
+            )
+
+    def _load(self, model: ReportedModel) -> tuple[Any, Any]:
+        """Return a model and its tokenizer. Beside the seed, one other is kept at a time."""
+        if model.name not in self._loaded:
+            for name in [name for name in self._loaded if self._task.seed.name not in (name, model.name)]:
+                del self._loaded[name]
+            free_memory()
+            self._loaded[model.name] = load_model(
+                model,
+                self._config.dtype,
+                trust_remote_code=self._task.trust_remote_code,
+                chat_template=self._task.chat_template,
+            )
+        return self._loaded[model.name]
+
+    def _unload(self) -> None:
+        self._loaded.clear()
+        free_memory()
+
+
+@dataclass(frozen=True)
+class _BesideSeed:
+    """What was measured of a model with the seed at hand; empty where something was not."""
+
+    held_out: Sequence[RowSums]
+    general: Sequence[RowSums]
+    right_answers: Sequence[bool]
+    drafting: DraftFigures | None
+
+    def rows(self, tasks: Mapping[str, Sequence[float]]) -> MeasuredRows:
+        """Return all that is known row by row, for a comparison with the seed."""
+        return MeasuredRows(self.held_out, self.general, self.right_answers, tasks)
+
+
+def _spoken(measure: str) -> str:
+    return measure.replace("_", " ")

@@ -1,0 +1,131 @@
+"""The figures of a recovery report. Imports no torch; each is plain data that ``report.json`` holds as it is."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from axolotl_sdft.pruning.planning.savings import Footprint
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value with what it was measured on."""
+
+    value: float
+
+    low: float | None
+    """Lower end of the 95 % confidence interval, by bootstrap over rows; None where it was left out."""
+
+    high: float | None
+    """Upper end of it."""
+
+    rows: int
+    """Over so many rows, questions or answers."""
+
+
+@dataclass(frozen=True)
+class LikelihoodFigures:
+    """How a model predicts given answers, token by token, beside the seed."""
+
+    nll: Figure
+    """Mean negative log-likelihood of the answers, in nats per token."""
+
+    perplexity: Figure
+    """``exp(nll)``."""
+
+    kl_to_seed: Figure
+    """Mean of ``KL(seed || model)`` at each answer token, in nats per token. 0 for the seed itself."""
+
+    agreement: Figure
+    """Share of the answer tokens at which model and seed hold the same token likeliest. 1 for the seed itself."""
+
+
+@dataclass(frozen=True)
+class SpeedFigures:
+    """How a model generates, measured in a process of its own, in turn with the others."""
+
+    tokens_per_second: float
+    """New tokens per second of one sequence, the prompt's time included; median over rounds."""
+
+    peak_bytes: int
+    """Peak memory of the process while it generates: of the device where there is one, else resident."""
+
+    prompt_tokens: int
+    new_tokens: int
+    rounds: int
+    device: str
+    """Such as ``cpu, 2 threads`` or the name of a GPU."""
+
+
+@dataclass(frozen=True)
+class DraftFigures:
+    """A model as draft of the seed in speculative decoding."""
+
+    acceptance: float
+    """Share of the draft's tokens that the seed accepted; those after a rejected one count as rejected too."""
+
+    tokens_per_step: float
+    """New tokens per forward pass of the seed. 1 without a draft."""
+
+    tokens_per_second: float
+    """With the draft."""
+
+    tokens_per_second_alone: float
+    """The seed without a draft, on the same prompts."""
+
+    same_answers: float
+    """Share of the prompts answered exactly as without a draft. 1 unless rounding decides a near-tie."""
+
+    prompts: int
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """All that was measured of one model; None or empty where something was left out or does not apply."""
+
+    name: str
+    """``seed``, ``pruned``, ``trained``, or what the configuration calls it."""
+
+    folder: str
+    footprint: Footprint | None = None
+    held_out: LikelihoodFigures | None = None
+    """On the reference answers of held-out rows."""
+
+    general: LikelihoodFigures | None = None
+    """On the seed's own answers to general prompts: its KL is what the model has forgotten."""
+
+    exact_match: Figure | None = None
+    """Share of the held-out prompts answered rightly."""
+
+    tasks: Mapping[str, Figure] = field(default_factory=dict)
+    """Scores of lm-evaluation-harness by task, from 0 to 1."""
+
+    speed: SpeedFigures | None = None
+    drafting: DraftFigures | None = None
+
+    quality_kept: Mapping[str, Figure] = field(default_factory=dict)
+    """In percent of the seed, by source: ``tasks`` (the mean score), ``exact_match``, ``held_out`` (the seed's
+    perplexity divided by the model's) and ``general`` (the same on the seed's own answers)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RecoveryReport:
+    """The models side by side, the seed first."""
+
+    models: tuple[ModelFigures, ...]
+    settings: Mapping[str, Any]
+    """The ``recovery_report`` block, defaults written out."""
+
+    notes: tuple[str, ...] = ()
+    """What was not measured, and why."""
+
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Package versions, where the rows come from, the machine."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return asdict(self)

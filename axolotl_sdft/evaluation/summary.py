@@ -1,0 +1,117 @@
+"""A short account, for a person, of what the stages made."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from axolotl_sdft.core.artifacts import read_json
+from axolotl_sdft.core.texts import shortened
+from axolotl_sdft.distillation.output.dataset import read_summary
+from axolotl_sdft.distillation.output.report import REPORT_FILE
+from axolotl_sdft.distillation.rows.left_alone import reasons_named
+from axolotl_sdft.pruning.checkpoint.cut import PROVENANCE_FILE
+
+_SHOWN_CHARS = 400
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Where the parts of a run are; None or empty where a stage is off or has not run."""
+
+    seed_dir: Path | None
+    """None where the seed model is gone."""
+    pruned_dir: Path | None
+    distilled_dirs: Sequence[Path]
+    output_dir: Path
+
+
+def summary_lines(artifacts: Artifacts, prompt: str | None, max_new_tokens: int = 48) -> Iterator[str]:
+    """Yield the account line by line; with a prompt, each model answers it greedily, which takes a while."""
+    if artifacts.pruned_dir is not None:
+        yield from _pruning_lines(read_json(artifacts.pruned_dir / PROVENANCE_FILE))
+    for folder in artifacts.distilled_dirs:
+        yield from _distillation_lines(read_summary(folder))
+    yield from _training_lines(artifacts.output_dir)
+    if prompt is not None:
+        yield f"Prompt            {prompt}"
+        for name, folder in _models(artifacts):
+            yield f"  {name:<15} {shortened(answer_of(folder, prompt, max_new_tokens), _SHOWN_CHARS) or '(nothing)'}"
+    yield from _path_lines(artifacts)
+
+
+def _pruning_lines(provenance: dict[str, Any]) -> Iterator[str]:
+    dropped, before = provenance["drop_layers"], provenance["num_layers_before"]
+    parameters = [provenance[key] for key in ("parameters_before", "parameters_after")]
+    yield f"Layers dropped    {len(dropped)} of {before}: {', '.join(str(layer) for layer in dropped)}"
+    yield (
+        f"Parameters        {parameters[0] / 1e6:.1f}M before, {parameters[1] / 1e6:.1f}M after "
+        f"({100 * (1 - parameters[1] / parameters[0]):.1f} % fewer)"
+    )
+
+
+def _distillation_lines(summary: dict[str, Any]) -> Iterator[str]:
+    rejections = ", ".join(f"{name} {count}" for name, count in summary["rejections"].items())
+    kept = summary["rows"] - summary["rows_dropped"]
+    yield (
+        f"Rows              {kept} kept of {summary['rows']}, {summary['rows_distilled']} with rewritten answers; "
+        f"{summary['turns_distilled']} of {summary['turns']} answers accepted"
+        + (f" (rejected: {rejections})" if rejections else "")
+        + (f"; left alone: {reasons_named(summary['left_alone'])}" if summary["left_alone"] else "")
+    )
+    if summary["gap"] is not None:
+        yield (
+            f"Distribution gap  {summary['gap']['nats_per_token_before']:.2f} nats per token before, "
+            f"{summary['gap']['nats_per_token_after']:.2f} after (answers under the seed model)"
+        )
+
+
+def _training_lines(output_dir: Path) -> Iterator[str]:
+    losses = [entry["loss"] for entry in _log_history(output_dir) if "loss" in entry]
+    if losses:
+        yield f"Training loss     {losses[0]:.3f} first, {losses[-1]:.3f} last, {len(losses)} logged"
+
+
+def _log_history(output_dir: Path) -> list[dict[str, Any]]:
+    """Return what the trainer logged, from the newest state file of a run."""
+    states = [*output_dir.glob("trainer_state.json"), *output_dir.glob("checkpoint-*/trainer_state.json")]
+    if not states:
+        return []
+    return max((read_json(path) for path in states), key=lambda state: state["global_step"])["log_history"]
+
+
+def _models(artifacts: Artifacts) -> Iterator[tuple[str, Path]]:
+    if artifacts.seed_dir is not None:
+        yield "seed", artifacts.seed_dir
+    if artifacts.pruned_dir is not None:
+        yield "pruned", artifacts.pruned_dir
+    if (artifacts.output_dir / "config.json").exists() or (artifacts.output_dir / "adapter_config.json").exists():
+        yield "trained", artifacts.output_dir
+
+
+def answer_of(model_dir: Path, prompt: str, max_new_tokens: int) -> str:
+    """Return a model's greedy answer to a prompt; a folder with a LoRA adapter loads with its base model."""
+    from axolotl_sdft.config import GenerationConfig
+    from axolotl_sdft.inference.backends import transformers_backend
+    from axolotl_sdft.inference.interfaces import Prompt
+
+    backend = transformers_backend(model_dir, GenerationConfig(max_new_tokens=max_new_tokens))
+    batches = backend.batches([Prompt((0, 0), ({"role": "user", "content": prompt},))])
+    answer = next(iter(backend.generate(batches)))[1][0]
+    backend.close()
+    return answer.text
+
+
+def _path_lines(artifacts: Artifacts) -> Iterator[str]:
+    yield f"Seed model        {'gone' if artifacts.seed_dir is None else _shown(artifacts.seed_dir)}"
+    if artifacts.pruned_dir is not None:
+        yield f"Pruned model      {_shown(artifacts.pruned_dir)}"
+    for folder in artifacts.distilled_dirs:
+        yield f"Distilled dataset {_shown(folder)}, see {REPORT_FILE} in it"
+    yield f"Trained model     {_shown(artifacts.output_dir)}"
+
+
+def _shown(path: Path) -> str:
+    """Return a path relative to the current folder where it lies below it."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,40 @@
+"""Generation backends: one small module each, imported when it is chosen."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.inference.interfaces import Backend, BackendFactory
+from axolotl_sdft.plugins.specifications import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def transformers_backend(model_dir: Path, config: GenerationConfig) -> Backend:
+    """Return the backend that generates in this process with transformers; the model loads on first use."""
+    from axolotl_sdft.inference.local.backend import TransformersBackend
+
+    return TransformersBackend(model_dir, config)
+
+
+def vllm_backend(model_dir: Path, config: GenerationConfig) -> Backend:
+    """Return the backend that generates with vLLM; its engine starts on first use."""
+    from axolotl_sdft.inference.vllm.backend import VLLMBackend
+
+    return VLLMBackend(model_dir, config)
+
+
+def openai_backend(model_dir: Path, config: GenerationConfig) -> Backend:
+    """Return the backend that asks the servers of ``base_urls``; nothing is sent before it is used."""
+    from axolotl_sdft.inference.openai.backend import OpenAIBackend
+
+    return OpenAIBackend(model_dir, config)
+
+
+@hookimpl
+def sdft_register_backends(register: "Callable[[str, BackendFactory], None]") -> None:
+    """Register the built-in backends."""
+    register("transformers", transformers_backend)
+    register("openai", openai_backend)
+    register("vllm", vllm_backend)

@@ -1,0 +1,148 @@
+"""Measures how likely answers are under the seed model, without ever holding all logits.
+
+Shapes: B rows, T tokens, N answer tokens of all rows, C of them in a chunk, D hidden size, V vocabulary,
+X one of the last two.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from axolotl_sdft.inference.forwarding import innermost, input_device
+from axolotl_sdft.inference.oom import free_memory, is_out_of_memory
+from axolotl_sdft.inference.patched_forward import patched_forward
+
+_BATCH_TOKENS = 2048  # padded tokens that go through the model at once
+_CHUNK_LOGITS = 2**25  # numbers of a chunk in float32: 128 MiB
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class ScoredIds:
+    """A text whose last tokens are an answer."""
+
+    ids: list[int]
+    num_answer: int
+
+
+@dataclass(frozen=True)
+class AnswerBatch:
+    """Texts that go through a model together, filled up to one length, and where their answer tokens are."""
+
+    ids: Tensor
+    """[B, T]."""
+
+    rows: Tensor
+    """Row of each answer token, text by text, [N]."""
+
+    places: Tensor
+    """Column of each answer token, [N]."""
+
+    @classmethod
+    def of(cls, texts: Sequence[ScoredIds]) -> "AnswerBatch":
+        """Return the batch of these texts."""
+        width = max(len(text.ids) for text in texts)
+        # Filled up on the right, where no token before sees it; so no mask is needed.
+        ids_BT = torch.tensor([text.ids + text.ids[-1:] * (width - len(text.ids)) for text in texts])
+        rows_N = torch.cat([torch.full((text.num_answer,), row) for row, text in enumerate(texts)])
+        ends = [(len(text.ids) - text.num_answer, len(text.ids)) for text in texts]
+        return cls(ids_BT, rows_N, torch.cat([torch.arange(*end) for end in ends]))
+
+    @property
+    def answers(self) -> Tensor:
+        """The answer tokens, [N]."""
+        return self.ids[self.rows, self.places]
+
+
+def mean_nll(model: Any, texts: Sequence[ScoredIds]) -> list[float]:
+    """Return the mean negative log-likelihood of each text's answer tokens, in nats per token."""
+
+    def measured(batch: Sequence[ScoredIds]) -> list[float]:
+        parts = _answer_tokens_nll(model, AnswerBatch.of(batch)).split([text.num_answer for text in batch])
+        return [float(part.double().mean()) for part in parts]
+
+    return measured_in_batches(texts, measured)
+
+
+def measured_in_batches(
+    texts: Sequence[ScoredIds], measured: Callable[[Sequence[ScoredIds]], list[_Value]]
+) -> list[_Value]:
+    """Return a value for each text, in their order, measured in batches of about equal length within a token budget.
+
+    A batch for which memory runs out is halved. A text that does not fit alone raises what ran out.
+    """
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index].ids))
+    values: dict[int, _Value] = {}
+    for batch in _within_token_budget(order, [len(text.ids) for text in texts]):
+        values.update(zip(batch, _in_halves([texts[index] for index in batch], measured), strict=True))
+    return [values[index] for index in range(len(texts))]
+
+
+def _in_halves(texts: Sequence[ScoredIds], measured: Callable[[Sequence[ScoredIds]], list[_Value]]) -> list[_Value]:
+    """Return the values of texts that go through the model together, or in halves where memory runs out."""
+    try:
+        return measured(texts)
+    except (RuntimeError, MemoryError) as err:
+        if len(texts) == 1 or not is_out_of_memory(err):
+            raise
+    free_memory()
+    half = len(texts) // 2
+    return _in_halves(texts[:half], measured) + _in_halves(texts[half:], measured)
+
+
+@torch.inference_mode()
+def _answer_tokens_nll(model: Any, batch: AnswerBatch) -> Tensor:
+    chunk_tokens = chunk_tokens_for(model)
+    answers = batch.answers.split(chunk_tokens)
+    return torch.cat(
+        [
+            F.cross_entropy(logits_CV.float(), answers_C.to(logits_CV.device), reduction="none").cpu()
+            for logits_CV, answers_C in zip(answer_logits(model, batch, chunk_tokens), answers, strict=True)
+        ]
+    )
+
+
+def chunk_tokens_for(*models: Any) -> int:
+    """Return of how many tokens the logits of each of these models may be held in float32 at once."""
+    inner: list[Any] = [innermost(model) for model in models]
+    return max(1, _CHUNK_LOGITS // max(model.config.get_text_config(decoder=True).vocab_size for model in inner))
+
+
+def answer_logits(model: Any, batch: AnswerBatch, chunk_tokens: int) -> Iterator[Tensor]:
+    """Yield the logits from which each answer token is predicted, so many tokens at a time, [C, V].
+
+    The body runs once. The model's own forward turns hidden states into logits, with whatever it does beside the head.
+    """
+    model = innermost(model)
+    placed_BT = batch.ids.to(input_device(model))
+    if model.base_model is model:
+        yield from _before_answers(model(input_ids=placed_BT, use_cache=False).logits, batch).split(chunk_tokens)
+        return
+    output = model.base_model(input_ids=placed_BT, use_cache=False)
+    for hidden_CD in _before_answers(output[0], batch).split(chunk_tokens):
+        shown = type(output)(last_hidden_state=hidden_CD[None])
+        with patched_forward(model.base_model, lambda *_args, _shown=shown, **_kwargs: _shown):
+            logits_CV = model(input_ids=placed_BT, use_cache=False).logits[0]
+        yield logits_CV
+
+
+def _before_answers(values_BTX: Tensor, batch: AnswerBatch) -> Tensor:
+    """Return what stands at the token before each answer token, [N, X]."""
+    return values_BTX[batch.rows.to(values_BTX.device), batch.places.to(values_BTX.device) - 1]
+
+
+def _within_token_budget(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield runs of indices, ascending in length, whose padded size stays within the budget."""
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * lengths[index] > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,182 @@
+"""Generates in this process with transformers: the embedded default."""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.core.errors import DatasetError
+from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target
+from axolotl_sdft.inference.likelihood import ScoredIds, mean_nll
+from axolotl_sdft.inference.loading import context_length, load_seed_model
+from axolotl_sdft.inference.local.decoding import ContinuousDecoder
+from axolotl_sdft.inference.local.grouped_attention import use_grouped_attention, use_plain_attention
+from axolotl_sdft.inference.local.plain_decoding import PlainDecoder
+from axolotl_sdft.inference.local.sequences import Row, new_row
+from axolotl_sdft.inference.local.support import unfit_because
+from axolotl_sdft.inference.local.token_choice import TokenChooser
+from axolotl_sdft.inference.oom import free_memory
+from axolotl_sdft.inference.prompts import (
+    answer_ids,
+    end_ids,
+    load_tokenizer,
+    prompt_ids,
+    read_answer,
+    require_chat_template,
+    require_template_arguments,
+)
+
+LOG = logging.getLogger(__name__)
+
+_Batch: TypeAlias = tuple[list[Prompt], list[Row]]
+
+_BATCH_ROWS = 16  # rows that are handed out, written down and dealt to the ranks together
+_TRIAL = ({"role": "user", "content": "Name three rivers, and say in a sentence each where they begin and end."},)
+
+
+class TransformersBackend:
+    """Needs nothing but the seed model itself. Batches flow into each other: no row waits for a slower one."""
+
+    def __init__(self, model_dir: Path, config: GenerationConfig) -> None:
+        self._model_dir = model_dir
+        self._config = config
+        self._loaded_model: Any = None
+        self._made_decoder: ContinuousDecoder | PlainDecoder | None = None
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        config = self._config
+        return load_tokenizer(
+            self._model_dir, trust_remote_code=config.trust_remote_code, chat_template=config.chat_template
+        )
+
+    @property
+    def _model(self) -> Any:
+        if self._loaded_model is None:
+            self._loaded_model = load_seed_model(self._model_dir, self._config)
+        return self._loaded_model
+
+    def check(self) -> None:
+        """Raise ConfigError when the seed model has no chat template, or one that fails with the arguments given."""
+        require_chat_template(self._tokenizer, self._model_dir)
+        require_template_arguments(self._tokenizer, self._model_dir, self._config.template_arguments)
+
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+        """Split prompts, longest first, so that rows times (prompt + new tokens) stays within ``batch_tokens``."""
+        lengths = {prompt.key: self._length(prompt.messages) for prompt in prompts}
+        ordered = sorted(prompts, key=lambda prompt: (-lengths[prompt.key], prompt.key))
+        batches: list[list[Prompt]] = []
+        capacity = 0
+        for prompt in ordered:
+            if not batches or len(batches[-1]) >= capacity:
+                row_tokens = lengths[prompt.key] + self._config.max_new_tokens
+                fitting = max(1, self._config.batch_tokens // row_tokens)
+                capacity = min(self._config.batch_rows, _BATCH_ROWS, fitting)
+                batches.append([])
+            batches[-1].append(prompt)
+        return batches
+
+    def generate(self, batches: Iterable[list[Prompt]]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
+        """Yield each batch with its answers as soon as its last row is done.
+
+        Each row is sampled with a seed of its own. A prompt that leaves no room for an answer, that does not fit into
+        memory alone, or that the chat template refuses in any shape, gets an answer with an ``error``.
+        """
+        opened: list[_Batch] = []
+        for _ in self._decoder.run(self._rows(batches, opened)):
+            yield from self._closed(opened)
+        yield from self._closed(opened)
+
+    def _rows(self, batches: Iterable[list[Prompt]], opened: list[_Batch]) -> Iterator[Row]:
+        """Open batch after batch, and yield the rows that have to be written."""
+        limit = context_length(self._model)
+        for prompts in batches:
+            rows = [self._row(prompt, limit) for prompt in prompts]
+            opened.append((prompts, rows))
+            yield from (row for row in rows if not row.is_done)
+
+    def _row(self, prompt: Prompt, limit: int | None) -> Row:
+        try:
+            return new_row(prompt, self._prompt_ids(prompt.messages), self._config, limit)
+        except DatasetError as err:
+            row = new_row(prompt, [], self._config, limit)
+            row.fail(str(err), is_final=True)
+            return row
+
+    def _length(self, messages: Sequence[Message]) -> int:
+        """Return how many tokens a prompt has; 0 where the chat template refuses it."""
+        try:
+            return len(self._prompt_ids(messages))
+        except DatasetError:
+            return 0
+
+    def _closed(self, opened: list[_Batch]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
+        """Take the batches that are done out of those opened, and yield them with their answers."""
+        done = [batch for batch in opened if all(row.is_done for row in batch[1])]
+        opened[:] = [batch for batch in opened if batch not in done]
+        for prompts, rows in done:
+            yield prompts, [self._answer(row) for row in rows]
+
+    def _answer(self, row: Row) -> Answer:
+        if row.error is not None:
+            return Answer("", "error", 0, error=row.error, is_final=row.is_final)
+        return Answer(*read_answer(self._tokenizer, row.new_ids, self._end_ids), mean_logprob=row.mean_logprob)
+
+    @property
+    def _decoder(self) -> ContinuousDecoder | PlainDecoder:
+        if self._made_decoder is None:
+            self._made_decoder = self._make_decoder()
+        return self._made_decoder
+
+    def _make_decoder(self) -> ContinuousDecoder | PlainDecoder:
+        """Return the fast decoder where the model fits it, else the one that leaves all to transformers."""
+        penalty = getattr(self._model.generation_config, "repetition_penalty", None) or 1.0
+        choose = TokenChooser(self._config.top_p, penalty)
+        limits = (self._config.batch_rows, self._config.batch_tokens)
+        reason = self._unfit_because()
+        if reason is None:
+            return ContinuousDecoder(self._model, choose, self._end_ids, *limits)
+        LOG.info("%s is decoded with transformers' generate, since %s", self._model_dir, reason)
+        return PlainDecoder(self._model, choose, self._end_ids, *limits, pad_id=self._tokenizer.pad_token_id)
+
+    def _unfit_because(self) -> str | None:
+        trial_ids = self._prompt_ids(_TRIAL)
+        is_grouped = use_grouped_attention(self._model)
+        reason = unfit_because(self._model, trial_ids)
+        if reason is not None and is_grouped:
+            use_plain_attention(self._model)
+            reason = unfit_because(self._model, trial_ids)
+        return reason
+
+    @cached_property
+    def _end_ids(self) -> list[int]:
+        return end_ids(self._model.generation_config.eos_token_id, self._tokenizer, self._config.template_arguments)
+
+    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        return prompt_ids(self._tokenizer, messages, self._config.template_arguments)
+
+    def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float]:
+        """Return the mean negative log-likelihood per token of each text as the answer to its target's context.
+
+        The end-of-turn token counts. Of a conversation longer than the model takes, the beginning is left out. It is
+        NaN where the chat template refuses the context.
+        """
+        limit = context_length(self._model)
+        texts: dict[int, ScoredIds] = {}
+        for index, (target, text) in enumerate(targets):
+            answer = answer_ids(self._tokenizer, text, self._config.template_arguments)
+            answer = answer[: None if limit is None else limit - 1]
+            with suppress(DatasetError):
+                ids = [*self._prompt_ids(target.context), *answer]
+                texts[index] = ScoredIds(ids if limit is None else ids[-limit:], len(answer))
+        measured = dict(zip(texts, mean_nll(self._model, list(texts.values())), strict=True))
+        return [measured.get(index, math.nan) for index in range(len(targets))]
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._loaded_model = self._made_decoder = None
+        free_memory()

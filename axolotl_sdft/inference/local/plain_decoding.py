@@ -1,0 +1,130 @@
+"""Decodes with transformers' own ``generate``, batch after batch: for models that keep more than keys and values.
+
+Shapes: B rows, T tokens, V vocabulary.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from axolotl_sdft.inference.forwarding import input_device
+from axolotl_sdft.inference.local.sequences import Row
+from axolotl_sdft.inference.local.token_choice import Choice
+from axolotl_sdft.inference.oom import free_memory, is_out_of_memory
+
+LOG = logging.getLogger(__name__)
+
+
+class PlainDecoder:
+    """Writes rows to their ends, those of a batch together.
+
+    Args:
+        model: Anything that ``generate`` works with.
+        choose: Chooses each row's next token from the logits [B, V].
+        ends: Tokens that end an answer.
+        most_rows: Most rows of a batch.
+        most_tokens: Most rows of a batch times the tokens that the longest of them may grow to.
+        pad_id: The token that rows are filled up with.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        choose: Callable[[Tensor, Sequence[Row]], list[Choice]],
+        ends: Collection[int],
+        most_rows: int,
+        most_tokens: int,
+        pad_id: int,
+    ) -> None:
+        self._model, self._choose, self._ends, self._pad_id = model, choose, sorted(ends), pad_id
+        self._most_rows, self._most_tokens = most_rows, most_tokens
+
+    def run(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Yield each row when its batch is done.
+
+        Where memory runs out, the rows go on from where they were in batches half as large. A row that does not fit
+        alone fails.
+        """
+        source = iter(rows)
+        waiting: list[Row] = []
+        while True:
+            while len(waiting) < self._most_rows and (row := next(source, None)) is not None:
+                waiting.append(row)
+            if not waiting:
+                return
+            batch = waiting[: self._num_fitting(waiting)]
+            if not self._is_written(batch):
+                self._after_running_out(batch)
+            yield from (row for row in waiting if row.is_done)
+            waiting = [row for row in waiting if not row.is_done]
+
+    def _num_fitting(self, rows: Sequence[Row]) -> int:
+        """Return how many rows can be written together: those after the first that may grow by as much as it."""
+        longest = 0
+        for place, row in enumerate(rows):
+            longest = max(longest, row.most_ids)
+            may_grow_alike = row.most_ids - len(row.ids) == rows[0].most_ids - len(rows[0].ids)
+            if place and ((place + 1) * longest > self._most_tokens or place == self._most_rows or not may_grow_alike):
+                return place
+        return len(rows)
+
+    @torch.inference_mode()
+    def _is_written(self, rows: Sequence[Row]) -> bool:
+        """Write rows to their ends; False when memory ran out on the way."""
+        width = max(len(row.ids) for row in rows)
+        ids_BT = torch.tensor([[self._pad_id] * (width - len(row.ids)) + row.ids for row in rows])
+        mask_BT = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows])
+        device = input_device(self._model)
+        try:
+            self._model.generate(
+                input_ids=ids_BT.to(device),
+                attention_mask=mask_BT.to(device),
+                max_new_tokens=rows[0].most_ids - len(rows[0].ids),
+                max_length=None,
+                eos_token_id=self._ends,
+                pad_token_id=self._pad_id,
+                logits_processor=LogitsProcessorList([_Choosing(self._choose, rows, self._ends)]),
+                # What follows is left to the processor.
+                **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0},
+                **{"temperature": None, "top_p": None, "top_k": None},
+            )
+        except (RuntimeError, MemoryError) as err:
+            if not is_out_of_memory(err):
+                raise
+            return False
+        return True
+
+    def _after_running_out(self, batch: Sequence[Row]) -> None:
+        free_memory()
+        if len(batch) == 1:
+            batch[0].fail(f"memory ran out for this row alone, at {len(batch[0].ids)} tokens")
+            return
+        self._most_rows = len(batch) // 2
+        LOG.warning(
+            "memory ran out with a batch of %d rows; going on with %d. A lower "
+            "self_distillation.generation.batch_tokens avoids this",
+            *(len(batch), self._most_rows),
+        )
+
+
+class _Choosing(LogitsProcessor):
+    """Takes each row's next token in, and leaves ``generate`` no other choice."""
+
+    def __init__(
+        self,
+        choose: Callable[[Tensor, Sequence[Row]], list[Choice]],
+        rows: Sequence[Row],
+        ends: Collection[int],
+    ) -> None:
+        self._choose, self._rows, self._ends = choose, rows, ends
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        choices = self._choose(scores, self._rows)
+        for row, (token, logprob) in zip(self._rows, choices, strict=True):
+            row.append(token, logprob, self._ends)
+        chosen_B1 = torch.tensor([[token] for token, _ in choices], device=scores.device)
+        return torch.full_like(scores, float("-inf")).scatter_(1, chosen_B1, 0.0)

@@ -1,0 +1,250 @@
+"""Generates on servers that speak the OpenAI protocol: vLLM, SGLang, llama.cpp, Ray Serve, hosted ones.
+
+One prompt is one request. A server that fails is asked again, then left out, and its rows go to the others; it is taken
+back when it answers again.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.core.errors import ConfigError, DatasetError, ServerError
+from axolotl_sdft.core.runtime import world_size
+from axolotl_sdft.inference.chat_templates import render_chat, well_formed_chat
+from axolotl_sdft.inference.interfaces import Answer, Prompt, Target
+from axolotl_sdft.inference.openai.api_key import ApiKey, LogRedaction
+from axolotl_sdft.inference.openai.chat_protocol import chat_request, read_answer, response_tokens
+from axolotl_sdft.inference.openai.dispatch import BackgroundLoop, Dispatcher
+from axolotl_sdft.inference.openai.handshake import Introduction
+from axolotl_sdft.inference.openai.likelihood import ScoredText, ask_likelihood, encode
+from axolotl_sdft.inference.openai.pool import ServerPool
+from axolotl_sdft.inference.openai.retries import Misset, Refused, RequestError, Throttled, backoff_seconds
+from axolotl_sdft.inference.openai.servers import Server
+
+LOG = logging.getLogger(__name__)
+
+_OTHER_FILES = 512  # the dataset's, the journal's and the libraries'
+_REFUSALS_BEFORE_ANY_ANSWER = 16
+_START_TRIES = 3  # a server that is just busy deserves a second look, one that is down must be reported soon
+
+
+_Request: TypeAlias = tuple[int, int, Prompt]
+"""Number of the batch, place in it, and the prompt there."""
+
+
+class OpenAIBackend:
+    """Asks any number of servers; needs no accelerator itself."""
+
+    def __init__(self, model_dir: Path, config: GenerationConfig) -> None:
+        self._model_dir, self._config = model_dir, config
+        self._key = ApiKey(config.api_key_env)
+        self._log_redaction = LogRedaction(self._key)
+        self._is_introduced = self._has_answers = False
+        self._started: tuple[BackgroundLoop, ServerPool] | None = None
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from axolotl_sdft.inference.prompts import load_tokenizer
+
+        return load_tokenizer(self._model_dir, chat_template=self._config.chat_template)
+
+    def _start(self) -> tuple[BackgroundLoop, ServerPool]:
+        if self._started is None:
+            config = self._config
+            share = max(1, config.concurrency // world_size())
+            _allow_connections(share * len(config.base_urls))
+            servers = [Server(url, self._key, share, config.timeout_s) for url in config.base_urls]
+            introduce = Introduction(self._model_dir, config, lambda: self._tokenizer)
+            self._log_redaction.turn_on()
+            self._started = BackgroundLoop(), ServerPool(servers, config.max_retries, introduce)
+        return self._started
+
+    def check(self) -> None:
+        """Return when at least one server answers chats with the seed model; the others may come later.
+
+        Raises:
+            ConfigError: A server refuses the key, or serves another model.
+            ServerError: No server answers.
+        """
+        if not self._config.base_urls:
+            raise ConfigError("self_distillation.generation.base_urls is empty; name the servers that serve the seed")
+        self._key.check()
+        background, pool = self._start()
+        background.run(self._introduce_all(pool))
+        self._is_introduced = True
+
+    async def _introduce_all(self, pool: ServerPool) -> None:
+        faults = await asyncio.gather(*(self._introduce(pool, server) for server in pool.servers))
+        silent = [(server, fault) for server, fault in zip(pool.servers, faults, strict=True) if fault is not None]
+        listed = "; ".join(f"{server.base_url}: {fault}" for server, fault in silent)
+        if len(silent) == len(pool.servers):
+            raise ServerError(
+                f"self_distillation.generation.base_urls: no server can be used ({listed}); start one, or correct the "
+                "address"
+            )
+        for server, fault in silent:
+            LOG.warning("%s can't be used yet (%s); the rows go to the other servers", server.base_url, fault)
+            pool.suspect(server, fault)
+
+    async def _introduce(self, pool: ServerPool, server: Server) -> RequestError | None:
+        """Return why a server can't be asked now, or None when it can."""
+        for tries in range(1, _START_TRIES + 1):
+            try:
+                await pool.introduce(server)
+                return None
+            except RequestError as err:
+                fault = err
+            if tries < _START_TRIES:
+                told_s = fault.wait_s if isinstance(fault, Throttled) else None
+                await asyncio.sleep(backoff_seconds(tries) if told_s is None else told_s)
+        return fault
+
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+        """Return each prompt as a batch of its own: the servers put requests together themselves."""
+        return [[prompt] for prompt in sorted(prompts, key=lambda prompt: (prompt.key, prompt.attempt))]
+
+    def generate(self, batches: Iterable[list[Prompt]]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
+        """Yield each batch with its answers as soon as it is done, in any order.
+
+        A prompt that the servers refuse for its own sake, such as one that is too long, gets an answer that says so.
+
+        Raises:
+            ServerError: All servers are dead.
+            ConfigError: A server refuses the key, or none serves the seed model any more.
+        """
+        unfinished: dict[int, tuple[list[Prompt], dict[int, Answer]]] = {}
+
+        def requests() -> Iterator[_Request]:
+            for number, batch in enumerate(batches):
+                unfinished[number] = (batch, {})
+                yield from ((number, place, prompt) for place, prompt in enumerate(batch))
+
+        with closing(self._answered(requests())) as told:
+            for (number, place, _), answer in told:
+                batch, answers = unfinished[number]
+                answers[place] = answer
+                if len(answers) == len(batch):
+                    del unfinished[number]
+                    yield batch, [answers[place] for place in range(len(batch))]
+
+    def _answered(self, requests: Iterable[_Request]) -> Generator[tuple[_Request, Answer], None, None]:
+        """Yield each request with its answer; a refused one only when the servers don't refuse all of them.
+
+        If they do, the rows are not to blame, and must not be recorded as failed.
+        """
+        refused: list[tuple[_Request, Answer]] = []
+        with closing(self._dispatcher(self._ask_chat).run(requests)) as told:
+            for request, answer in told:
+                if isinstance(answer, Answer):
+                    self._has_answers = True
+                    yield request, answer
+                else:
+                    refused.append((request, Answer("", "error", 0, error=str(answer))))
+                    if len(refused) >= _REFUSALS_BEFORE_ANY_ANSWER and not self._has_answers:
+                        raise ConfigError(
+                            f"self_distillation: the first {len(refused)} rows were refused by the servers, the last "
+                            f"one with: {answer}; correct what it names, such as template or generation.extra_body"
+                        )
+                if self._has_answers:
+                    yield from refused
+                    refused = []
+        yield from refused
+
+    async def _ask_chat(self, server: Server, request: _Request) -> Answer:
+        try:
+            prompt = self._fitting(request[2])
+        except DatasetError as err:
+            return Answer("", "error", 0, error=str(err), is_final=True)
+        body = chat_request(self._config, server.model, prompt, server.refused_fields)
+        response = await server.post("/chat/completions", body, **response_tokens(body))
+        return read_answer(response, server.accepts_model, self._count_tokens)
+
+    def _fitting(self, prompt: Prompt) -> Prompt:
+        """Return a prompt in a shape that the seed model's own chat template takes, which the server is to use."""
+        if self._chats_with is None:
+            return replace(prompt, messages=tuple(well_formed_chat(prompt.messages)))
+        messages, _ = render_chat(self._chats_with, prompt.messages, self._config.template_arguments)
+        return replace(prompt, messages=tuple(messages))
+
+    @cached_property
+    def _chats_with(self) -> Any:
+        """The seed model's tokenizer, or None where it can't be read or has no chat template."""
+        try:
+            return self._tokenizer if self._tokenizer.chat_template else None
+        except (OSError, ValueError):
+            return None
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float] | None:
+        """Return the mean negative log-likelihood per token of each text, or None when the servers don't tell.
+
+        They do where text completions echo the prompt with its log-probabilities, as in vLLM.
+        """
+        values = [math.nan] * len(targets)
+        if self._chats_with is None:
+            LOG.info("the distribution gap is not measured: the seed model has no chat template to read answers in")
+            return None
+        texts = encode(self._tokenizer, targets, self._config.template_arguments)
+        # The first one alone shows whether the servers can do it at all.
+        for part in (texts[:1], texts[1:]):
+            with closing(self._dispatcher(_ask_likelihood).run(part)) as told:
+                for text, value in told:
+                    if not isinstance(value, float):
+                        LOG.info("the distribution gap is not measured: %s", value or "the servers tell no likelihoods")
+                        return None
+                    values[text.index] = value
+        return values
+
+    def _dispatcher(self, ask: Any) -> Dispatcher[Any, Any]:
+        if not self._is_introduced:
+            self.check()
+        background, pool = self._start()
+        return Dispatcher(background, pool, ask, self._config.max_retries)
+
+    def close(self) -> None:
+        """Close all connections."""
+        if self._started is None:
+            return
+        background, pool = self._started
+        self._started, self._is_introduced = None, False
+        background.close(pool.aclose())
+        self._log_redaction.turn_off()
+
+
+async def _ask_likelihood(server: Server, text: ScoredText) -> float | None:
+    """Like :func:`ask_likelihood`; a server without text completions refuses the text, not the run."""
+    try:
+        return await ask_likelihood(server, text)
+    except Misset as err:
+        raise Refused(str(err)) from err
+
+
+def _allow_connections(number: int) -> None:
+    """Let this process open that many connections beside its other files: the usual limit is 1024.
+
+    Raises:
+        ConfigError: The machine allows fewer.
+    """
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = number + _OTHER_FILES
+    if soft >= needed or soft == resource.RLIM_INFINITY:
+        return
+    if hard < needed and hard != resource.RLIM_INFINITY:
+        raise ConfigError(
+            f"self_distillation.generation.concurrency: {number} requests in flight to all servers need as many open "
+            f"files, but this machine allows {hard}; lower concurrency, or raise the limit (ulimit -n)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,0 +1,226 @@
+"""What a chat request to a server holds, and how its answer is read."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.inference.interfaces import Answer, FinishReason, Prompt
+from axolotl_sdft.inference.openai.api_key import HIDDEN, REDACTED
+from axolotl_sdft.inference.openai.retries import Failed, Refused, fault_in
+from axolotl_sdft.inference.questions import attempt_temperature, sampling_seed
+
+_SEEDS = 2**31  # llama.cpp takes 32 bits, others a signed integer
+_MAX_COUNT = 2**31  # of tokens: more than any server can have written
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+# How servers say that the model ended its answer itself: OpenAI, vLLM, TGI, Anthropic, Gemini, Cohere, Together, ...
+_FINISHED = frozenset(
+    {
+        *("stop", "eos", "eos_token", "eos_found", "end_id", "end_of_text", "end_of_turn", "end_turn", "endoftext"),
+        *("stop_sequence", "stop_string", "stop_token", "stop_word", "stop_words", "complete", "completed", "finished"),
+    }
+)
+_TOO_LONG = frozenset(
+    {
+        *("length", "limit", "max_length", "model_length", "max_tokens", "maximum_tokens", "max_new_tokens"),
+        *("max_output_tokens", "max_completion_tokens", "token_limit", "error_limit", "context_length"),
+        *("context_length_exceeded", "max_context_length", "model_context_window_exceeded"),
+    }
+)
+# The server's own trouble, so that the same request may succeed later or elsewhere. "": it does not say at all.
+_PASSING = frozenset(
+    {
+        *("", "abort", "aborted", "cancelled", "canceled", "user_cancel", "error", "internal_error", "timeout"),
+        *("time_limit", "insufficient_system_resource", "overloaded", "not_finished", "in_progress", "pause_turn"),
+    }
+)
+_OPTIONAL = {"logprobs", "min_p", "seed", "top_k"}
+
+CANARY = Prompt((0, 0), ({"role": "user", "content": "Say yes."},), attempt=1)
+"""A harmless prompt that any working server answers at once: where it fails, no row is to blame.
+
+A second attempt, since those are sampled under any settings, with all the fields that this takes.
+"""
+
+
+def chat_request(config: GenerationConfig, model: str, prompt: Prompt, without: frozenset[str]) -> dict[str, Any]:
+    """Return the body that asks for the answer to a prompt.
+
+    Args:
+        config: How answers are sampled.
+        model: The name under which the server knows the model.
+        prompt: The chat; it and its attempt decide the random seed of the sampling.
+        without: Optional fields that the server is known to refuse.
+    """
+    temperature = attempt_temperature(config.temperature, prompt.attempt)
+    sampling: dict[str, Any] = {"temperature": temperature, "top_p": config.top_p}
+    if temperature > 0:
+        # Servers have cut-offs of their own unless told otherwise, and then don't sample what the model would.
+        sampling |= {
+            "seed": sampling_seed(config.seed, prompt.messages, prompt.attempt) % _SEEDS,
+            "top_k": -1,
+            "min_p": 0.0,
+            "logprobs": True,
+        }
+    fields = {"model": model, "messages": list(prompt.messages), "max_tokens": config.max_new_tokens, **sampling}
+    return {name: value for name, value in fields.items() if name not in without} | config.request_fields
+
+
+def response_tokens(request: dict[str, Any]) -> dict[str, int]:
+    """Return the most tokens, and log-probabilities for each, that the answer to a request can hold."""
+    alternatives = request.get("top_logprobs")
+    count = 1 + (alternatives if isinstance(alternatives, int) else 0)
+    return {"num_tokens": request["max_tokens"], "num_logprobs": count if request.get("logprobs") else 0}
+
+
+def optional_fields(request: dict[str, Any], config: GenerationConfig) -> frozenset[str]:
+    """Return the fields of a request that a server may refuse without harm."""
+    return frozenset(_OPTIONAL & request.keys() - config.request_fields.keys())
+
+
+def refused_fields(reason: str, optional: frozenset[str]) -> frozenset[str]:
+    """Return the optional fields that a refusal names, or all of them when it names none."""
+    return frozenset(name for name in optional if name in reason) or optional
+
+
+def finish_of(said: Any) -> FinishReason | None:
+    """Return what a server's finish reason means: ``stop``, ``length``, or None when there is no whole answer.
+
+    Servers have words of their own, in capitals or with other separators: ``eos_token``, ``MAX_TOKENS``.
+    """
+    word = _plain_word(said)
+    return "stop" if word in _FINISHED else "length" if word in _TOO_LONG else None
+
+
+def read_answer(body: Any, accepts_model: Callable[[str], bool], count_tokens: Callable[[str], int]) -> Answer:
+    """Return the answer in a response.
+
+    Args:
+        body: The parsed JSON.
+        accepts_model: Whether the model that was asked goes by a name.
+        count_tokens: Counts the tokens of a text where the server does not.
+
+    Raises:
+        Failed: The response is not an answer, comes from another model, or the server gave the answer up.
+        Refused: The answer is not a finished text, and would not be one if it were asked for again.
+    """
+    choice = _choice(body)
+    finish = _finish(choice)
+    text = _text(choice["message"])
+    name = body.get("model")
+    if isinstance(name, str) and name and not accepts_model(name):
+        raise Failed(f"the answer comes from another model, {name!r}")
+    num_tokens = _completion_tokens(body)
+    return Answer(
+        text,
+        finish,
+        count_tokens(text) if num_tokens is None else num_tokens,
+        mean_logprob=_mean_logprob(choice),
+    )
+
+
+def _choice(body: Any) -> dict[str, Any]:
+    """Return the one answer of a response, which has a ``message``.
+
+    Raises:
+        Failed: There is none, or the server reports a fault in its place.
+    """
+    fault = fault_in(body)
+    if fault is not None:
+        raise Failed(f"no answer in the response, but {fault}")
+    choices = body.get("choices") if isinstance(body, dict) else None
+    listed = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    if not listed:
+        raise Failed(f"no answer in the response, but {_kind(body)}")
+    choice = next((choice for choice in listed if choice.get("index") == 0), listed[0])  # one was asked for
+    fault = fault_in(choice)
+    if fault is not None:
+        raise Failed(f"no answer in the response, but {fault}")
+    if not isinstance(choice.get("message"), dict):
+        is_streamed = "delta" in choice
+        raise Failed("a piece of a stream in place of the answer" if is_streamed else "no message in the response")
+    return choice
+
+
+def _finish(choice: dict[str, Any]) -> FinishReason:
+    """Return how an answer ended.
+
+    Raises:
+        Failed: The server gave it up, or does not say how it ended.
+        Refused: It is not a finished answer, for a reason that stays.
+    """
+    message, said = choice["message"], choice.get("finish_reason")
+    if message.get("refusal"):
+        raise Refused(f"the server refuses to answer: {message['refusal']}")
+    finish = finish_of(said)
+    if finish is None:
+        reason = f"no finished answer (finish_reason {said!r})"
+        raise (Failed if _plain_word(said) in _PASSING else Refused)(reason)
+    if message.get("tool_calls") or message.get("function_call"):
+        raise Refused(f"no finished answer, but a call of a function (finish_reason {said!r})")
+    return finish
+
+
+def _plain_word(said: Any) -> str:
+    """Return a finish reason in lower case, its words joined by underscores: ``eosFound`` is ``eos_found``."""
+    if not isinstance(said, str):
+        return "" if said is None else "?"
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", said[:64].strip())
+    return re.sub(r"[\s_.-]+", "_", spaced).lower()
+
+
+def _text(message: dict[str, Any]) -> str:
+    """Return the text of an answer, which some servers send in parts.
+
+    Raises:
+        Failed: It holds something else than text.
+        Refused: It holds the servers' key, or half a character, which no file can hold.
+    """
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(map(_part, content))
+    if not isinstance(content, str | None):
+        raise Failed(f"no text in the answer, but {_kind(content)}")
+    if content and (REDACTED in content or HIDDEN in content):
+        raise Refused("the answer holds the servers' key")
+    if content and _LONE_SURROGATE.search(content):
+        raise Refused("the answer holds half a character (a lone surrogate)")
+    return (content or "").strip()
+
+
+def _part(part: Any) -> str:
+    """Return the text of a part of an answer; a thinking part, which is no answer, has none."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text") if isinstance(part, dict) else None
+    if kind in ("thinking", "reasoning", "redacted_thinking"):
+        return ""
+    if kind in ("text", "output_text") and isinstance(part.get("text"), str):
+        return part["text"]
+    if kind == "refusal":
+        raise Refused(f"the server refuses to answer: {part.get('refusal')}")
+    raise Failed(f"no text in the answer, but a part of type {kind!r}")
+
+
+def _completion_tokens(body: dict[str, Any]) -> int | None:
+    usage = body.get("usage")
+    counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    if not isinstance(counted, int) or isinstance(counted, bool) or not 0 <= counted < _MAX_COUNT:
+        return None
+    return counted
+
+
+def _mean_logprob(choice: dict[str, Any]) -> float | None:
+    logprobs = choice.get("logprobs")
+    tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+        return None
+    values = [token["logprob"] for token in tokens if isinstance(token.get("logprob"), int | float)]
+    mean = sum(values) / len(values) if values and len(values) == len(tokens) else None
+    return mean if mean is not None and math.isfinite(mean) else None
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"

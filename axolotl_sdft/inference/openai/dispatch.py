@@ -1,0 +1,205 @@
+"""Deals requests to servers, as many at once as they take, and hands results out as they come.
+
+The event loop runs in a thread of its own, so that whoever consumes the results may take its time. The two threads meet
+in two queues: work in a deque that the loop draws from by itself, results in a queue that the consumer waits on.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+from axolotl_sdft.inference.openai.pool import ServerPool, cancel_all
+from axolotl_sdft.inference.openai.retries import Failed, Misset, Refused, RequestError, Throttled, backoff_seconds
+from axolotl_sdft.inference.openai.servers import Server
+
+_AHEAD = 2  # requests drawn per request in flight: enough that no server waits for the consumer
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+class BackgroundLoop:
+    """An event loop in a thread of its own, which does not keep the process alive."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="sdft-servers", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """Return what a coroutine returns; an interrupt cancels it."""
+        future: Future[ResultT] = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    def close(self, last: Coroutine[Any, Any, None]) -> None:
+        """End the thread: what still runs there is cancelled, then one last coroutine runs."""
+        self.run(_cancel_others())
+        self.run(last)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+async def _cancel_others() -> None:
+    await cancel_all(asyncio.all_tasks() - {asyncio.current_task()})
+
+
+@dataclass(eq=False)
+class _Job(Generic[ItemT]):
+    item: ItemT
+    tries: int = 0
+    """Failures that may be this item's own fault."""
+
+
+class Dispatcher(Generic[ItemT, ResultT]):
+    """Has every item asked once by some server, with retries, for one consumer.
+
+    Args:
+        background: Where the requests run.
+        pool: The servers.
+        ask: Sends an item to a server and returns the result, or raises a :class:`RequestError`.
+        max_retries: How often an item is asked again before it counts as refused.
+    """
+
+    def __init__(
+        self,
+        background: BackgroundLoop,
+        pool: ServerPool,
+        ask: Callable[[Server, ItemT], Awaitable[ResultT]],
+        max_retries: int,
+    ) -> None:
+        self._background, self._pool, self._ask, self._max_retries = background, pool, ask, max_retries
+        self._waiting: deque[_Job[ItemT]] = deque()
+        self._results: SimpleQueue[tuple[ItemT | None, ResultT | BaseException]] = SimpleQueue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_hungry = True
+        self._timer: asyncio.TimerHandle | None = None
+
+    def run(self, items: Iterable[ItemT]) -> Generator[tuple[ItemT, ResultT | Refused], None, None]:
+        """Yield each item with its result, or with why it is refused for good, in the order in which they come.
+
+        Items are drawn in the caller's thread, at most twice as many as the servers take at once. Closing the iterator
+        cancels what is under way.
+
+        Raises:
+            ServerError: All servers are dead.
+            ConfigError: The servers refuse the key, or serve another model by now.
+        """
+        ahead = _AHEAD * sum(server.concurrency for server in self._pool.servers)
+        source, is_drained, open_items = iter(items), False, 0
+        self._pool.on_change = self._deal
+        try:
+            while True:
+                # Two for each result, so that a fast server can't keep the queue from filling.
+                for _ in range(min(2, ahead - open_items)):
+                    try:
+                        self._submit(next(source))
+                    except StopIteration:
+                        is_drained = True
+                        break
+                    open_items += 1
+                if not open_items:
+                    return
+                if is_drained or open_items >= ahead or not self._results.empty():
+                    item, result = self._results.get()
+                    if item is None or (isinstance(result, BaseException) and not isinstance(result, Refused)):
+                        raise result  # type: ignore[misc]
+                    open_items -= 1
+                    yield item, result
+        finally:
+            if not self._background.loop.is_closed():  # else there is nothing left to cancel
+                self._background.run(self._cancel())
+
+    def _submit(self, item: ItemT) -> None:
+        self._waiting.append(_Job(item))
+        if self._is_hungry:  # only then: a wake-up per item would cost both threads dearly
+            self._is_hungry = False
+            self._background.loop.call_soon_threadsafe(self._deal)
+
+    def _deal(self) -> None:
+        """Send out what waits, as far as the servers take it."""
+        while True:
+            if not self._waiting:
+                self._is_hungry = True
+                if not self._waiting:  # looked at again: an item may have come just before the flag was set
+                    return
+            server = self._pool.pick()
+            if server is None:
+                self._wait_for_servers()
+                return
+            server.in_flight += 1
+            task = asyncio.get_running_loop().create_task(self._serve(self._waiting.popleft(), server))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _wait_for_servers(self) -> None:
+        end = self._pool.end()
+        if end is not None:
+            self._results.put((None, end))
+        pause_s = self._pool.pause_left_s()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if pause_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(pause_s, self._deal)
+
+    async def _serve(self, job: _Job[ItemT], server: Server) -> None:
+        """Ask one server about one item, and see what becomes of the item."""
+        sent_at = time.monotonic()
+        fault: RequestError | None = None
+        try:
+            self._results.put((job.item, await self._ask(server, job.item)))
+            server.has_answered()
+        except RequestError as err:
+            fault = err
+        except Exception as err:  # a bug of ours must reach the consumer, who would wait for ever
+            self._results.put((None, err))
+        finally:
+            server.in_flight -= 1
+        if fault is not None:
+            try:
+                await self._settle(job, server, sent_at, fault)
+            except Exception as err:
+                self._results.put((None, err))
+        self._deal()
+
+    async def _settle(self, job: _Job[ItemT], server: Server, sent_at: float, fault: RequestError) -> None:
+        """Put an item back that may succeed yet; hand out the others as refused."""
+        if isinstance(fault, Refused) and not isinstance(fault, Misset):
+            self._results.put((job.item, fault))
+            return
+        if isinstance(fault, Throttled):
+            is_own_fault = server.has_throttled(sent_at, fault.wait_s)
+        else:
+            # What fails while a server is being looked after says nothing about the item.
+            is_own_fault = server.state == "live"
+            if isinstance(fault, Failed) and server.has_failed(sent_at, fault):
+                self._pool.suspect(server, fault)
+        job.tries += is_own_fault
+        if isinstance(fault, Misset) or job.tries > self._max_retries:
+            if server.state == "live" and await self._pool.is_well(server):
+                tries = f" ({job.tries} times)" if job.tries > 1 else ""
+                self._results.put((job.item, Refused(f"{fault}{tries}")))
+                return
+            job.tries = min(job.tries, self._max_retries)
+        elif not isinstance(fault, Throttled):
+            self._deal()  # its place is free meanwhile
+            await asyncio.sleep(backoff_seconds(job.tries))
+        self._waiting.appendleft(job)
+
+    async def _cancel(self) -> None:
+        """Give up what is under way, so that nothing is left when the consumer goes on."""
+        self._pool.on_change = lambda: None
+        self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        await cancel_all(self._tasks)

@@ -1,0 +1,127 @@
+"""The text that layers are scored on: rows of the training set or of another dataset, as the model would see them."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from axolotl_sdft.config import CalibrationConfig
+from axolotl_sdft.core.errors import DatasetError
+from axolotl_sdft.core.sampling import evenly_spaced
+from axolotl_sdft.distillation.rows.validation import stored_rows
+from axolotl_sdft.integrations.axolotl.calibration_text import texts_of
+from axolotl_sdft.integrations.axolotl.datasets import dataset_entries, load_rows
+from axolotl_sdft.integrations.axolotl.seed_model import yaml_chat_template
+
+LOG = logging.getLogger(__name__)
+
+_STREAMED = "pretraining_dataset"
+
+
+def calibration_entries(cfg: Any, calibration: CalibrationConfig) -> list[tuple[str, Any]]:
+    """Return the dataset entries that the text comes from, with what messages call them.
+
+    Without a ``path``: those of ``datasets``, else the first of ``pretraining_dataset``.
+    """
+    from axolotl.utils.dict import DictDefault
+
+    if calibration.path is not None:
+        chosen = calibration.model_dump(include={"path", "name", "split", "type"}, exclude_none=True)
+        return [("layer_pruning.calibration", DictDefault(chosen))]
+    if cfg.get("datasets") or not cfg.get(_STREAMED):
+        return list(dataset_entries(cfg))
+    # Axolotl trains on the first corpus alone.
+    named = cfg[_STREAMED]
+    corpora = named if isinstance(named, list) else [named]
+    if len(corpora) > 1:
+        LOG.warning("%s names %d corpora, of which Axolotl reads the first alone", _STREAMED, len(corpora))
+    corpus = {"path": corpora[0]} if isinstance(corpora[0], str) else dict(corpora[0])
+    return [(f"{_STREAMED}[0]", DictDefault(_corpus_entry(corpus)))]
+
+
+def _corpus_entry(corpus: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of ``pretraining_dataset`` as one of ``datasets``."""
+    kept = {key: corpus[key] for key in ("path", "name", "data_files", "skip") if corpus.get(key)}
+    column = corpus.get("text_column") or "text"
+    return {**kept, "split": corpus.get("split") or "train", "type": "completion", "field": column}
+
+
+def calibration_texts(cfg: Any, entries: Sequence[Any], calibration: CalibrationConfig, seed_dir: Path) -> list[str]:
+    """Return one text for each of ``num_samples`` rows, spread evenly over all entries.
+
+    Rows that hold no text are left out, which is logged. A pretraining corpus may be endless: its first rows are read,
+    as a stream. A seed model without a chat template takes the one that the configuration names.
+
+    Raises:
+        DatasetError: There are no rows, they can't be loaded, or hold nothing that can be read as text.
+    """
+    from axolotl_sdft.inference.prompts import is_mistral_common
+
+    tokenizer = _tokenizer(cfg, seed_dir)
+    count = calibration.num_samples
+    datasets = [
+        (where, entry, _first_rows(cfg, entry, where, count) if _is_streamed(where) else _rows(cfg, entry, where))
+        for where, entry in entries
+    ]
+    total = sum(len(rows) for *_, rows in datasets)
+    if total == 0:
+        raise DatasetError(f"{entries[0][0]} has no rows to score the layers on; check its path, split and filters")
+    chosen = evenly_spaced(total, count)
+    texts, start = [], 0
+    own_template = tokenizer.chat_template
+    for where, entry, rows in datasets:
+        if not (own_template or is_mistral_common(tokenizer)):
+            tokenizer.chat_template = yaml_chat_template(cfg, entry)
+        picked = [rows[place - start] for place in chosen if start <= place < start + len(rows)]
+        read = texts_of(picked, entry, where, tokenizer, getattr(rows, "features", None))
+        texts += [text for text in read if text.strip()]
+        num_empty = sum(not text.strip() for text in read)
+        if num_empty:
+            LOG.warning(
+                "%s: %d of %d rows hold no text and are left out of the calibration", where, num_empty, len(read)
+            )
+        start += len(rows)
+    if not texts:
+        raise DatasetError(
+            f"{entries[0][0]} holds no text to score the layers on in any of {len(chosen)} rows; check its path, "
+            "split, type and field names"
+        )
+    return texts
+
+
+def _tokenizer(cfg: Any, seed_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(seed_dir, trust_remote_code=bool(cfg.get("trust_remote_code")))
+
+
+def _rows(cfg: Any, entry: Any, where: str) -> Any:
+    return stored_rows(load_rows(cfg, entry, where), where)
+
+
+def _is_streamed(where: str) -> bool:
+    return where.startswith(_STREAMED)
+
+
+def _first_rows(cfg: Any, entry: Any, where: str, count: int) -> list[dict[str, Any]]:
+    """Return the first rows of a corpus, after those that it says to skip."""
+    try:
+        rows = _stream(cfg, entry)
+        return list(rows.skip(entry.get("skip") or 0).take(count))
+    except Exception as err:  # whatever the loader of that kind of file raises
+        raise DatasetError(
+            f"{where}.path is {entry.path!r}, which could not be loaded ({type(err).__name__}: {err}); check the path, "
+            "name, split and data_files, or set layer_pruning.calibration.path"
+        ) from err
+
+
+def _stream(cfg: Any, entry: Any) -> Any:
+    """Return a corpus as Axolotl reads it: ``path`` may be a kind of file, such as ``json``, of ``data_files``."""
+    from axolotl.utils.data.shared import load_dataset_with_config
+    from datasets import load_dataset
+
+    if Path(entry.path).exists():
+        return load_dataset_with_config(entry, cfg.get("hf_use_auth_token") or False, streaming=True)
+    files = entry.get("data_files")
+    named = {"name": entry.get("name"), "data_files": files.to_list() if hasattr(files, "to_list") else files}
+    return load_dataset(entry.path, streaming=True, split=entry.split, **named)

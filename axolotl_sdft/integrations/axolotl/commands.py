@@ -1,0 +1,180 @@
+"""One stage alone, for the command line: each function yields the lines that a person reads."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from axolotl_sdft.config import LayerPruningConfig
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, MissingExtraError
+from axolotl_sdft.distillation.output.corrections import refuse_existing, write_corrections
+from axolotl_sdft.distillation.output.dataset import SUMMARY_FILE, read_summary
+from axolotl_sdft.distillation.output.report import REPORT_FILE
+from axolotl_sdft.distillation.rows.left_alone import rewritten_of
+from axolotl_sdft.evaluation.summary import Artifacts
+from axolotl_sdft.integrations.axolotl.blocks import Blocks, read_blocks
+from axolotl_sdft.integrations.axolotl.overrides import check_overrides
+from axolotl_sdft.integrations.axolotl.pruned_base import output_dir_of, pruned_dir_of
+from axolotl_sdft.integrations.axolotl.rewriting import distillation_tasks
+from axolotl_sdft.integrations.axolotl.rules import check_plugin, check_rules
+from axolotl_sdft.integrations.axolotl.seed_model import seed_dir_of
+from axolotl_sdft.integrations.axolotl.stages import pruning_task
+from axolotl_sdft.pruning.checkpoint.cut import SCORES_FILE
+from axolotl_sdft.pruning.checkpoint.trained_on import trained_on
+from axolotl_sdft.pruning.planning.plan import PruningPlan
+from axolotl_sdft.pruning.planning.plots import write_plots
+from axolotl_sdft.pruning.planning.report import report_lines
+from axolotl_sdft.pruning.planning.savings import read_savings
+from axolotl_sdft.pruning.scoring.scores import LayerScores
+
+LOG = logging.getLogger(__name__)
+
+
+def prune_alone(cfg: Any, dry_run: bool, num_layers: int | float | None = None) -> Iterator[str]:
+    """Yield what pruning the base model does and could do; then prune it, unless ``dry_run``, and yield the folder.
+
+    Scores and pictures are kept in both cases, so that another number of layers is planned in seconds.
+
+    Args:
+        cfg: The raw configuration.
+        dry_run: Write no checkpoint.
+        num_layers: Takes the place of ``layer_pruning.num_layers`` and ``drop_layers``.
+
+    Raises:
+        ConfigError: The configuration has no ``layer_pruning`` block, or so many layers can't go.
+    """
+    if cfg.get("layer_pruning") is None:
+        raise ConfigError("there is no layer_pruning block; add one, such as layer_pruning: {num_layers: 2}")
+    if num_layers is None:
+        yield from _prune(cfg, dry_run)
+        return
+    if isinstance(cfg.layer_pruning, Mapping):
+        others = {key: value for key, value in cfg.layer_pruning.items() if key not in ("num_layers", "drop_layers")}
+        cfg.layer_pruning = {**others, "num_layers": num_layers}
+    try:
+        yield from _prune(cfg, dry_run)
+    except ConfigError as err:
+        raise ConfigError(f"with --num-layers {num_layers}: {err}") from err
+
+
+def _prune(cfg: Any, dry_run: bool) -> Iterator[str]:
+    config = _checked_blocks(cfg).layer_pruning
+    assert config is not None
+    task = pruning_task(cfg, config)
+    if task.is_input_pruned:
+        yield f"{task.seed_name} has been pruned with these settings already; nothing is left to do"
+        return
+    # First, since it refuses what would stop it before the layers are scored.
+    pruned_dir = None if dry_run else task.run()
+    plan, scores = task.plan(), task.scores()
+    savings = read_savings(task.seed_dir, plan.drop_layers)
+    yield from report_lines(task.seed_name, plan, scores, savings, config)
+    if scores is not None:
+        yield f"scores: {task.scores_dir / SCORES_FILE}"
+        yield from _picture_lines(task.seed_name, plan, scores, config, task.scores_dir)
+    if pruned_dir is not None:
+        yield f"pruned checkpoint: {pruned_dir}"
+
+
+def _picture_lines(
+    model_name: str, plan: PruningPlan, scores: LayerScores, config: LayerPruningConfig, folder: Path
+) -> Iterator[str]:
+    try:
+        yield from (f"picture: {path}" for path in write_plots(model_name, plan, scores, config, folder))
+    except MissingExtraError as err:
+        yield f"no pictures: {err}"
+
+
+def distill_alone(
+    cfg: Any, num_previews: int | None, width: int | None = None, corrections: Path | None = None
+) -> Iterator[str]:
+    """Rewrite the datasets, or show some rows; yield counts, folders and reports.
+
+    Args:
+        cfg: The raw configuration.
+        num_previews: Show so many rows of each dataset, and write nothing.
+        width: Columns of the terminal that shows them; None for a file or a pipe.
+        corrections: File for conversations in which rejected attempts are corrected; with several datasets, each has
+            its own, numbered.
+
+    Raises:
+        ConfigError: The configuration has no ``self_distillation`` block.
+        ArtifactError: The file for the corrections exists already.
+    """
+    config = _checked_blocks(cfg).self_distillation
+    if config is None:
+        raise ConfigError("there is no self_distillation block; an empty one will do: self_distillation: {}")
+    tasks = [task for _, task in distillation_tasks(cfg)]
+    files = _numbered(corrections, len(tasks))
+    for task, file in zip(tasks, files, strict=True):
+        if num_previews is not None:
+            yield from _preview(task, num_previews, width)
+            continue
+        folder = task.run()
+        summary = read_summary(folder)
+        yield f"{task.where}: {rewritten_of(summary)}: {folder}"
+        yield f"report: {folder / REPORT_FILE}"
+        if file is not None:
+            yield f"{task.where}: {write_corrections(task, file)} wrong attempts with their corrections: {file}"
+
+
+def _numbered(path: Path | None, count: int) -> list[Path | None]:
+    """Return a file for each dataset; where there is only one, the file itself."""
+    if path is None:
+        return [None] * count
+    files = [path] if count == 1 else [path.with_stem(f"{path.stem}-{number}") for number in range(count)]
+    for file in files:
+        refuse_existing(file)
+    return [*files]
+
+
+def _preview(task: Any, num_rows: int, width: int | None) -> Iterator[str]:
+    from axolotl_sdft.distillation.output.preview import preview
+    from axolotl_sdft.distillation.output.side_by_side import answer_lines, preview_lines
+
+    previewed = preview(task, num_rows)
+    for shown in previewed.answers:
+        yield from answer_lines(shown, task.where, width)
+    yield from preview_lines(previewed, task.where, len(task.dataset))
+
+
+def find_artifacts(cfg: Any) -> Artifacts:
+    """Return what the stages of a configuration have made so far; makes nothing.
+
+    What a trained model was trained on is found without data and seed model.
+
+    Raises:
+        SdftError: A setting can't work, or asks for another pruned checkpoint than the model was trained on.
+    """
+    blocks = _checked_blocks(cfg)
+    pruning = blocks.layer_pruning
+    return Artifacts(
+        seed_dir=_seed_dir_if_there(cfg),
+        pruned_dir=None if pruning is None else pruned_dir_of(cfg, pruning, lambda: pruning_task(cfg, pruning)),
+        distilled_dirs=_distilled_dirs(cfg) if blocks.self_distillation is not None else [],
+        output_dir=Path(cfg.get("output_dir") or "./model-out"),
+    )
+
+
+def _distilled_dirs(cfg: Any) -> list[Path]:
+    """Return the datasets that the trained model was trained on, else those that the configuration asks for."""
+    trained = trained_on(output_dir_of(cfg))
+    recorded = trained.datasets if trained is not None else ()
+    dirs = [path for path in recorded if path is not None and (path / SUMMARY_FILE).is_file()]
+    return dirs or [folder for _, task in distillation_tasks(cfg) if (folder := task.finished_dir)]
+
+
+def _seed_dir_if_there(cfg: Any) -> Path | None:
+    try:
+        return seed_dir_of(cfg)
+    except CheckpointError as err:
+        LOG.warning("%s", err)
+        return None
+
+
+def _checked_blocks(cfg: Any) -> Blocks:
+    blocks = read_blocks(cfg)
+    check_plugin(cfg, blocks)
+    check_overrides(cfg)
+    check_rules(cfg, blocks, other_trainers={})
+    return blocks

@@ -1,0 +1,143 @@
+"""Rewrites the datasets of an Axolotl configuration and points it to the result."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from axolotl_sdft.config import SelfDistillationConfig
+from axolotl_sdft.core.artifacts import DEFAULT_ROOT, ensure_writable
+from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.distillation.rows.formats import PROMPT_FIELD
+from axolotl_sdft.integrations.axolotl.datasets import OVERRIDE, dataset_entries, load_rows, rewritten_entry
+from axolotl_sdft.integrations.axolotl.held_out import is_split, parts_of, rows_folder
+from axolotl_sdft.integrations.axolotl.overrides import DatasetConfig, blaming, dataset_config
+from axolotl_sdft.integrations.axolotl.seed_model import missing_chat_template, seed_dir_of, seed_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from axolotl_sdft.distillation.pipeline import DistillationTask
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An entry of ``datasets``, and what is to become of its rows."""
+
+    entry: Any
+    task: "DistillationTask | None"
+    """The rewriting of its training rows; None leaves them as they are."""
+
+    training: "Dataset | None" = None
+    """Its training rows where some rows are split off for validation or left out as repeats; None: all of them."""
+
+    held_out: "Dataset | None" = None
+    """Its rows for validation, where ``val_set_size`` splits some off; else None."""
+
+
+def check_distillation(cfg: Any) -> None:
+    """Refuse what would stop the rewriting later: names, datasets, columns, a seed without chat template."""
+    checked = set()
+    for _, task in distillation_tasks(cfg):
+        ensure_writable(task.root, "self_distillation.output_dir")
+        generation = task.config.generation
+        if generation not in checked:
+            task.backend_factory(task.seed_dir, generation).check()
+            checked.add(generation)
+
+
+def rewrite_datasets(cfg: Any, config: SelfDistillationConfig, only_if_done: bool = False) -> list[Path]:
+    """Point ``datasets`` to distilled ones, made unless they are there, and return their folders.
+
+    Where ``val_set_size`` splits off rows for validation, these become ``test_datasets``, as they are.
+
+    With ``only_if_done``, nothing is generated: datasets that were never rewritten keep their rows.
+    """
+    sources = _sources(cfg)
+    is_used = [source.task is not None and (source.task.is_done or not only_if_done) for source in sources]
+    for source, used in zip(sources, is_used, strict=True):
+        if source.task and not used:
+            LOG.warning("%s has not been rewritten yet; using its original rows", source.task.where)
+    if not any(is_used):
+        return []
+    root = Path(config.output_dir or DEFAULT_ROOT).absolute()
+    held_out = [
+        rewritten_entry(source.entry, rows_folder(source.held_out, root, "held-out"))
+        for source in sources
+        if source.held_out
+    ]
+    entries, distilled = [], []
+    for source, used in zip(sources, is_used, strict=True):
+        if source.task and used:
+            distilled.append(source.task.run())
+            entries.append(rewritten_entry(source.entry, distilled[-1]))
+        elif source.training is None:
+            entries.append(source.entry)
+        elif len(source.training):
+            entries.append(rewritten_entry(source.entry, rows_folder(source.training, root, "kept")))
+    cfg.datasets = entries
+    if held_out:
+        cfg.test_datasets, cfg.val_set_size = held_out, 0
+    return distilled
+
+
+def distillation_tasks(cfg: Any) -> "list[tuple[Any, DistillationTask]]":
+    """Return each dataset entry that is rewritten with its task. Settings and columns are checked; no model is loaded.
+
+    Raises:
+        ConfigError: A dataset's own settings are wrong, or every dataset is to be left alone.
+        DatasetError: A dataset can't be loaded, or its rows can't be rewritten.
+    """
+    return [(source.entry, source.task) for source in _sources(cfg) if source.task]
+
+
+def _sources(cfg: Any) -> list[Source]:
+    named = [(where, entry, dataset_config(cfg, _index(where))) for where, entry in dataset_entries(cfg)]
+    if not any(own.enabled for _, _, own in named):
+        raise ConfigError(
+            f"{OVERRIDE} is on, but each of the datasets says {OVERRIDE}: {{enabled: false}}; enable one, or remove "
+            "the top-level block"
+        )
+    if not is_split(cfg) and not cfg.get("dataset_exact_deduplication"):
+        return [
+            Source(entry, _task(cfg, load_rows(cfg, entry, where), own, entry, where) if own.enabled else None)
+            for where, entry, own in named
+        ]
+    loaded = [load_rows(cfg, entry, where) for where, entry, _ in named]
+    parts = parts_of(cfg, [(where, entry, rows) for (where, entry, _), rows in zip(named, loaded, strict=True)])
+    sources = []
+    for (where, entry, own), part in zip(named, parts, strict=True):
+        is_left_alone = not own.enabled or part.is_emptied
+        task = None if is_left_alone else _task(cfg, part.training, own, entry, where)
+        is_whole = part.held_out is None and not part.num_repeats
+        sources.append(Source(entry, task, None if is_whole else part.training, part.held_out))
+    return sources
+
+
+def _task(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str) -> "DistillationTask":
+    from axolotl_sdft.distillation.pipeline import DistillationTask
+
+    kept = {PROMPT_FIELD: own.prompt_field} if own.prompt_field else {}
+    settings = _trusting_as_axolotl(cfg, own.settings())
+    seed_dir = seed_dir_of(cfg)
+    template = missing_chat_template(cfg, seed_dir, entry)
+    if template is not None and settings.generation.chat_template is None:
+        generation = settings.generation.model_copy(update={"chat_template": template})
+        settings = settings.model_copy(update={"generation": generation})
+    with blaming(cfg, _index(where)):
+        return DistillationTask(rows, settings, seed_dir, {**entry, **kept}, seed_of(cfg)[0], where)
+
+
+def _trusting_as_axolotl(cfg: Any, config: SelfDistillationConfig) -> SelfDistillationConfig:
+    """Let the seed model run code of its own where the whole configuration allows it."""
+    generation = config.generation
+    if not cfg.get("trust_remote_code") or "trust_remote_code" in generation.model_fields_set:
+        return config
+    trusting = generation.model_copy(update={"trust_remote_code": True})
+    return config.model_copy(update={"generation": trusting})
+
+
+def _index(where: str) -> int:
+    return int(where.removeprefix("datasets[").removesuffix("]"))

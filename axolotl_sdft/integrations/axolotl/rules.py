@@ -1,0 +1,176 @@
+"""What in the rest of an Axolotl configuration makes no sense with the stages. Pure functions of the raw YAML."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.integrations.axolotl.blocks import Blocks
+from axolotl_sdft.pruning.scoring.scores import metric_needs_text
+from axolotl_sdft.training.support import prompt_tuning_fault
+
+_OWN_PLUGIN = ("axolotl_sdft.SDFTPlugin", "axolotl_sdft.integrations.axolotl.plugin.SDFTPlugin")
+_LIGER = "axolotl.integrations.liger.LigerPlugin"
+_CUT_CROSS_ENTROPY = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
+
+
+def check_rules(cfg: Mapping[str, Any], blocks: Blocks, other_trainers: Mapping[str, str]) -> None:
+    """Refuse combinations that can't work, all at once.
+
+    Args:
+        cfg: The raw configuration.
+        blocks: The stages it switches on.
+        other_trainers: Trainer classes that other plugins of this configuration bring, by plugin.
+
+    Raises:
+        ConfigError: One line per combination: both keys, what would happen, the way out.
+    """
+    faults = []
+    if not cfg.get("base_model"):
+        faults.append("base_model is not set; name the seed model, a folder or a Hub id")
+    if blocks.self_distillation is not None:
+        faults += _self_distillation_faults(cfg)
+    if blocks.dynsdpb is not None:
+        faults += _dynsdpb_faults(cfg, other_trainers)
+    if blocks.layer_pruning is not None:
+        faults += _layer_pruning_faults(cfg, blocks)
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def check_plugin(cfg: Mapping[str, Any], blocks: Blocks) -> None:
+    """Refuse blocks that ``axolotl train`` would drop without a word, since the plugin is not listed.
+
+    Raises:
+        ConfigError: One message: the blocks, and what to add to ``plugins``.
+    """
+    stages = {
+        "layer_pruning": blocks.layer_pruning,
+        "self_distillation": blocks.self_distillation,
+        "dynsdpb": blocks.dynsdpb,
+    }
+    named = [name for name, block in stages.items() if block is not None]
+    plugins = cfg.get("plugins")
+    if not named or (isinstance(plugins, list | tuple) and any(str(name) in _OWN_PLUGIN for name in plugins)):
+        return
+    found = f"is {plugins!r}, which lacks it" if plugins else "is not set"
+    raise ConfigError(
+        f"{', '.join(named)} {'is' if len(named) == 1 else 'are'} without effect in `axolotl train`: that needs "
+        f"{_OWN_PLUGIN[0]} under plugins, which {found}. Add it, plugins: [{_OWN_PLUGIN[0]}], or remove the "
+        f"{'block' if len(named) == 1 else 'blocks'}"
+    )
+
+
+def _layer_pruning_faults(cfg: Mapping[str, Any], blocks: Blocks) -> Iterator[str]:
+    pruning = blocks.layer_pruning
+    if pruning is None or pruning.num_layers is None or pruning.calibration.path is not None:
+        return
+    if not (cfg.get("datasets") or cfg.get("pretraining_dataset")) and metric_needs_text(pruning.metric):
+        yield (
+            "layer_pruning.calibration.path is not set and there are no datasets to take the calibration text from; "
+            "set the path, name the layers in layer_pruning.drop_layers, or set layer_pruning.metric: last"
+        )
+
+
+def _self_distillation_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
+    if not cfg.get("datasets"):
+        yield "self_distillation is on, but datasets is empty; name the training set, or remove the block"
+    if cfg.get("rl"):
+        yield (
+            f"self_distillation rewrites supervised answers, but rl is {cfg['rl']!r}, which trains on preferences or "
+            "rewards; remove one of the two"
+        )
+    for key in ("reward_model", "process_reward_model"):
+        if cfg.get(key):
+            yield f"self_distillation rewrites supervised answers, but {key} is true; remove one of the two"
+    if cfg.get("streaming"):
+        yield (
+            "self_distillation rewrites the whole training set before training, but streaming is true; "
+            "set streaming: false"
+        )
+    if cfg.get("pretraining_dataset"):
+        yield (
+            "self_distillation needs rows with a prompt and an answer, but pretraining_dataset holds plain text; "
+            "put the rows under datasets, or remove the block"
+        )
+    if cfg.get("skip_prepare_dataset"):
+        yield (
+            "self_distillation rewrites the answers that the type of a dataset names, but skip_prepare_dataset: true "
+            "hands the rows to the trainer as they are stored, without their type, as models with pictures need it; "
+            "set it to false where rows are text alone, or remove the self_distillation block"
+        )
+
+
+def _dynsdpb_faults(cfg: Mapping[str, Any], other_trainers: Mapping[str, str]) -> Iterator[str]:
+    for key in ("rl", "reward_model", "process_reward_model"):
+        if cfg.get(key):
+            yield f"dynsdpb trains with a supervised trainer, but {key} is {cfg[key]!r}; remove one of the two"
+    for plugin, trainer in other_trainers.items():
+        yield f"dynsdpb and the plugin {plugin} ({trainer}) each bring a trainer; remove one of the two"
+    if cfg.get("trainer_cls"):
+        yield f"dynsdpb brings a trainer, but trainer_cls is {cfg['trainer_cls']!r}; remove one of the two"
+    without_logits, cut_up = _loss_without_logits(cfg), _what_cuts_up_the_head(cfg)
+    if without_logits and cut_up:
+        yield (
+            f"dynsdpb runs the output head itself where {without_logits} leaves the model without logits, but with "
+            f"{cut_up} no process has the whole head to run; switch off one of the two"
+        )
+    for key in ("use_eaft", "use_dft", "orpo_alpha", "diffusion_lm"):
+        if cfg.get(key):
+            yield f"dynsdpb and {key} ({cfg[key]!r}) each define the training loss; remove one of the two"
+    yield from filter(None, (prompt_tuning_fault(key, kind) for key, kind in _adapters(cfg)))
+    size = cfg.get("context_parallel_size") or cfg.get("sequence_parallel_degree") or 1
+    if size > 1:
+        yield (
+            f"dynsdpb matches the tokens of whole sequences, but context_parallel_size is {size}, which gives each "
+            "rank a part of every sequence; set it to 1"
+        )
+
+
+def _adapters(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give the kinds of adapter that are trained, each with the key that tells."""
+    if cfg.get("adapter"):
+        yield "adapter", str(cfg["adapter"])
+    if cfg.get("lora_model_dir"):
+        path = Path(str(cfg["lora_model_dir"])) / "adapter_config.json"
+        kind = _json_of(path).get("peft_type")
+        if isinstance(kind, str):
+            yield f"peft_type in {path}", kind
+
+
+def _loss_without_logits(cfg: Mapping[str, Any]) -> str | None:
+    """Return the setting by which the model computes its loss without logits, or None."""
+    plugins = [str(name) for name in cfg.get("plugins") or []]
+    # Axolotl's cut-cross-entropy is on as soon as its plugin is listed.
+    if _CUT_CROSS_ENTROPY in plugins and cfg.get("cut_cross_entropy") is not False:
+        return "cut_cross_entropy"
+    if _LIGER in plugins and cfg.get("liger_fused_linear_cross_entropy"):
+        return "liger_fused_linear_cross_entropy"
+    return None
+
+
+def _what_cuts_up_the_head(cfg: Mapping[str, Any]) -> str | None:
+    """Return the setting by which no process holds, or can run, the whole output head; None where each can."""
+    for key in ("fsdp", "fsdp_config", "torch_compile"):
+        if cfg.get(key):
+            return key
+    return "deepspeed (ZeRO stage 3)" if _zero_stage(cfg.get("deepspeed")) == 3 else None
+
+
+def _zero_stage(deepspeed: Any) -> int:
+    """Return the stage that DeepSpeed's settings ask for, given in place or as a file; 0 where none is told."""
+    if isinstance(deepspeed, str):
+        deepspeed = _json_of(Path(deepspeed))
+    zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, Mapping) else None
+    stage = zero.get("stage") if isinstance(zero, Mapping) else None
+    return stage if isinstance(stage, int) else 0
+
+
+def _json_of(path: Path) -> Mapping[str, Any]:
+    """Return what a file holds; nothing where it can't be read, which Axolotl says more about."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, Mapping) else {}

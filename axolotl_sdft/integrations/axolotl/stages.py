@@ -1,0 +1,246 @@
+"""Runs the stages on an Axolotl configuration: what each hook and each command calls."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from axolotl_sdft.config import LayerPruningConfig, SelfDistillationConfig
+from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, read_json
+from axolotl_sdft.core.errors import ConfigError, SdftError
+from axolotl_sdft.core.runtime import rank
+from axolotl_sdft.integrations.axolotl import compat
+from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, read_blocks
+from axolotl_sdft.integrations.axolotl.calibration import calibration_entries, calibration_texts
+from axolotl_sdft.integrations.axolotl.datasets import entry_fingerprint, rewritten_entry
+from axolotl_sdft.integrations.axolotl.layer_numbers import check_layer_numbers, translate_layer_numbers
+from axolotl_sdft.integrations.axolotl.overrides import check_overrides, take_out_overrides
+from axolotl_sdft.integrations.axolotl.pictures import check_pictures
+from axolotl_sdft.integrations.axolotl.pruned_base import (
+    finished_base,
+    is_pruned_already,
+    output_dir_of,
+    recorded_base,
+    refuse_other_base,
+    refuse_other_start,
+    trained_dir_of,
+)
+from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, rewrite_datasets
+from axolotl_sdft.integrations.axolotl.rules import check_rules
+from axolotl_sdft.integrations.axolotl.seed_model import seed_dir_of
+from axolotl_sdft.plugins.registry import METRICS, registry
+from axolotl_sdft.pruning.checkpoint.cut import PROVENANCE_FILE
+from axolotl_sdft.pruning.checkpoint.model_card import CARD_FILE
+from axolotl_sdft.pruning.checkpoint.trained_on import moved_base, record_training, trained_on
+from axolotl_sdft.pruning.scoring.scores import metric_needs_text
+
+if TYPE_CHECKING:
+    from axolotl_sdft.pruning.pipeline import PruningTask
+
+LOG = logging.getLogger(__name__)
+
+_CONFIG_KEYS_OF_BASE_MODEL = ("base_model_config", "tokenizer_config", "processor_config")
+
+
+def prepare(cfg: Any, own_plugin: object) -> None:
+    """Check a raw configuration and point its ``base_model`` to the pruned checkpoint.
+
+    Training makes the checkpoint unless it is there. Any other command takes the one that the trained model started
+    from, and makes nothing. Afterwards the seed model is known as ``cfg.sdft_seed_model``, and what single datasets
+    change about ``self_distillation`` as ``cfg.sdft_datasets``. Can be called again on the same configuration.
+    """
+    compat.show_log_lines()
+    blocks = read_blocks(cfg)
+    check_overrides(cfg)
+    take_out_overrides(cfg)
+    if cfg.get(SEED_KEY):  # a Ray worker gets the configuration that its driver has prepared
+        return
+    if not blocks.has_stage:
+        LOG.warning("axolotl_sdft.SDFTPlugin is listed, but none of its blocks is set; it does nothing")
+    else:
+        check_rules(cfg, blocks, compat.other_trainers(cfg, own_plugin) if blocks.dynsdpb else {})
+    if compat.makes_artifacts(cfg):
+        _prepare_training(cfg, blocks)
+    else:
+        _prepare_use(cfg, blocks, compat.running_command() or "inference")
+
+
+def _prepare_training(cfg: Any, blocks: Blocks) -> None:
+    if blocks.dynsdpb is not None:
+        check_pictures(cfg)
+    if blocks.self_distillation is not None:
+        check_distillation(cfg)
+    if blocks.layer_pruning is not None:
+        prune_base_model(cfg, blocks.layer_pruning)
+    else:
+        refuse_other_start(cfg, None)
+
+
+def _prepare_use(cfg: Any, blocks: Blocks, command: str) -> None:
+    if command == "quantize":
+        _refuse_moved_adapter(cfg)
+    take_pruned_base(cfg, blocks.layer_pruning, command)
+    if blocks.self_distillation is not None and command == "evaluate":  # it never calls the hook that rewrites
+        _take_rewritten_rows(cfg, blocks.self_distillation)
+
+
+def _refuse_moved_adapter(cfg: Any) -> None:
+    """Refuse to let ``axolotl quantize`` load an adapter that it would look for the base of at an old place."""
+    folder = output_dir_of(cfg)
+    if compat.option("base_model") or moved_base(folder) is None:
+        return
+    raise ConfigError(
+        f"output_dir ({folder}) holds an adapter whose base model was moved since; run axolotl merge-lora first, then "
+        f"axolotl quantize with --base-model {folder / 'merged'}"
+    )
+
+
+def _take_rewritten_rows(cfg: Any, config: SelfDistillationConfig) -> None:
+    """Point ``datasets`` to the rewritten rows if they are there; rewrites nothing."""
+    try:
+        rewrite_datasets(cfg, config, only_if_done=True)
+    except SdftError as err:  # such as data or a seed model that are gone
+        is_taken = _take_recorded_rows(cfg)
+        what = "those that were trained on are taken" if is_taken else "they are evaluated as datasets has them"
+        LOG.warning("the rewritten rows can't be told (%s); %s", err, what)
+
+
+def _take_recorded_rows(cfg: Any) -> bool:
+    """Point ``datasets`` to the folders that the trained model was trained on; tell whether all of them are there."""
+    trained = trained_on(trained_dir_of(cfg)[1])
+    entries = list(cfg.get("datasets") or [])
+    if trained is None or len(trained.datasets) != len(entries):
+        return False
+    test_dirs = trained.test_datasets
+    folders = [folder for folder in (*trained.datasets, *test_dirs) if folder is not None]
+    if not folders or len(test_dirs) not in (0, len(entries)) or not all(folder.is_dir() for folder in folders):
+        return False
+    cfg.datasets = [
+        entry if folder is None else rewritten_entry(entry, folder)
+        for entry, folder in zip(entries, trained.datasets, strict=True)
+    ]
+    if test_dirs:
+        tests = [rewritten_entry(entry, folder) for entry, folder in zip(entries, test_dirs, strict=True)]
+        cfg.test_datasets, cfg.val_set_size = tests, 0
+    return True
+
+
+def prune_base_model(cfg: Any, config: LayerPruningConfig) -> None:
+    """Point ``base_model`` to the pruned checkpoint, made unless it is there.
+
+    Raises:
+        ConfigError: Training is to go on from a model that was trained on another checkpoint.
+    """
+    task = pruning_task(cfg, config)
+    if task.is_input_pruned:
+        _say_pruned_already(cfg)
+        refuse_other_start(cfg, None)
+        return
+    refuse_other_start(cfg, task)
+    check_layer_numbers(cfg, config, task.seed_dir)
+    if not task.is_done:
+        compat.validate_early(cfg)
+    pruned_dir = task.run()
+    provenance = read_json(pruned_dir / PROVENANCE_FILE)
+    translate_layer_numbers(cfg, provenance["drop_layers"], provenance["num_layers_before"])
+    _swap_base_model(cfg, pruned_dir)
+
+
+def take_pruned_base(cfg: Any, config: LayerPruningConfig | None, command: str) -> None:
+    """Point ``base_model`` to the checkpoint that the trained model started from. Makes nothing.
+
+    Raises:
+        SdftError: The configuration says otherwise by now, or the checkpoint is gone; or nothing is trained yet, and
+            the checkpoint that the configuration asks for is not there.
+    """
+    is_adapter_loaded = command == "merge-lora" or bool(cfg.get("lora_model_dir"))
+    if config is None:
+        refuse_other_base(cfg, is_adapter_loaded)
+        return
+    if is_pruned_already(cfg.base_model, config):
+        refuse_other_base(cfg, is_adapter_loaded)
+        _say_pruned_already(cfg)
+        return
+    base = recorded_base(cfg, config, *trained_dir_of(cfg))
+    if base is None:
+        base = finished_base(cfg, lambda: pruning_task(cfg, config), command)
+    LOG.info("using the pruned checkpoint %s", base)
+    _swap_base_model(cfg, base)
+
+
+def _say_pruned_already(cfg: Any) -> None:
+    LOG.warning(
+        "base_model %s has been pruned with these settings already; it is used as it is, also to rewrite answers",
+        cfg.base_model,
+    )
+
+
+def _swap_base_model(cfg: Any, pruned_dir: Path) -> None:
+    seed = cfg.base_model
+    for key in _CONFIG_KEYS_OF_BASE_MODEL:
+        if cfg.get(key) == seed:
+            cfg[key] = str(pruned_dir)
+    cfg[SEED_KEY] = seed
+    cfg.base_model = str(pruned_dir)
+
+
+def record_start(cfg: Any) -> None:
+    """Say in ``output_dir`` which pruned checkpoint and which datasets a training starts from; on the main rank.
+
+    Raises:
+        ArtifactError: It can't be written there.
+    """
+    if rank() != 0:
+        return
+    pruned_dir = Path(cfg.base_model) if cfg.get(SEED_KEY) else None
+    datasets, test_datasets = (
+        [_folder_of(entry) for entry in cfg.get(key) or []] for key in ("datasets", "test_datasets")
+    )
+    record_training(
+        output_dir_of(cfg),
+        pruned_dir,
+        revision=cfg.get("revision_of_model"),
+        datasets=datasets,
+        test_datasets=[path for path in test_datasets if path is not None],
+    )
+
+
+def add_model_card(cfg: Any, merged_dir: Path) -> None:
+    """Copy the pruned checkpoint's card into the folder of a merged model that has none."""
+    card = Path(cfg.base_model) / CARD_FILE
+    if cfg.get(SEED_KEY) and card.is_file() and not (merged_dir / CARD_FILE).exists():
+        shutil.copyfile(card, merged_dir / CARD_FILE)
+
+
+def _folder_of(entry: Any) -> Path | None:
+    """Return the folder of rows that the plugin has put in the place of an entry; None where it left the entry."""
+    path = Path(str(entry.get("path")))
+    return path if path.is_absolute() and (path / "dataset_info.json").is_file() else None
+
+
+def pruning_task(cfg: Any, config: LayerPruningConfig) -> "PruningTask":
+    """Return the pruning that a configuration asks for. The seed's config is checked; no weights are loaded."""
+    from axolotl_sdft.pruning.pipeline import PruningTask
+
+    registry().resolve(METRICS, config.metric, "layer_pruning.metric")
+    calibration = config.calibration
+    reads_text = config.drop_layers is None and metric_needs_text(config.metric)
+    entries = calibration_entries(cfg, calibration) if reads_text else []
+    seed_dir = seed_dir_of(cfg)
+    trust_remote_code = bool(cfg.get("trust_remote_code"))
+
+    def load_batches() -> Any:
+        from axolotl_sdft.pruning.scoring.calibration import encode_texts
+
+        texts = calibration_texts(cfg, entries, calibration, seed_dir)
+        return encode_texts(texts, seed_dir, calibration, trust_remote_code=trust_remote_code)
+
+    return PruningTask(
+        seed_dir=seed_dir,
+        seed_name=cfg.base_model,
+        config=config,
+        calibration_fingerprint=fingerprint([entry_fingerprint(entry) for _, entry in entries]),
+        load_batches=load_batches,
+        root=Path(DEFAULT_ROOT).absolute(),
+        trust_remote_code=trust_remote_code,
+    )

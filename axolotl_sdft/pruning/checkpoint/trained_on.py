@@ -1,0 +1,301 @@
+"""Which checkpoint a trained model started from, and where that is now.
+
+A record beside the trained model says so; ``adapter_config.json`` does where no record is there. What was trained
+belongs to what it was trained on: no training data and no seed model is read here, and nothing is made.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from axolotl_sdft.core.artifacts import read_json
+from axolotl_sdft.core.errors import ArtifactError, CheckpointError
+from axolotl_sdft.core.identity import file_digests
+from axolotl_sdft.pruning.checkpoint.cut import PROVENANCE_FILE, PRUNED_KEY
+
+RECORD_FILE = "sdft_trained_on.json"
+_ADAPTER_FILE = "adapter_config.json"
+_IDENTITY_KEYS = ("format", "seed", "settings", "calibration_text", "drop_layers")
+_KEPT_KEYS = (*_IDENTITY_KEYS, "seed_model", "num_layers_before", "num_layers_after")
+_PRUNED_NAME = re.compile(r".*-drop\d+-[0-9a-f]{12}")
+_MAX_ANCESTORS = 6
+"""So many folders above a trained model are looked through for a checkpoint that was moved with it."""
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The checkpoint that training started from."""
+
+    folder: Path
+    """The trained model."""
+    name: str
+    """The checkpoint's folder name, or what the adapter calls its base."""
+    places: tuple[Path, ...]
+    """Where the checkpoint may be, the likeliest first."""
+    provenance: Mapping[str, Any] | None = None
+    """How it was pruned, as its provenance file says; None where it was not pruned, or that is not known."""
+    is_recorded: bool = False
+    """Whether the record of that training says so, not the adapter alone."""
+    revision: str | None = None
+    """``revision_of_model`` at that time, where it is recorded."""
+    datasets: tuple[Path | None, ...] = ()
+    """The folder of each entry of ``datasets`` that was trained on; None where an entry was left as it is."""
+    test_datasets: tuple[Path, ...] = ()
+    """The folders of rows that were held out."""
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether the checkpoint is known to be pruned."""
+        return self.provenance is not None or _PRUNED_NAME.fullmatch(self.name) is not None
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """All that tells the pruned checkpoint from others; None where that is not known."""
+        return None if self.provenance is None else pruning_identity(self.provenance)
+
+    def is_at(self, folder: Path) -> bool:
+        """Tell whether a folder is this checkpoint, or a copy of it."""
+        if self.identity is not None:
+            return _identity_at(folder) == self.identity
+        return folder.resolve() in [place.resolve() for place in self.places]
+
+    def find(self, more_places: Sequence[Path] = ()) -> Path:
+        """Return the folder of the checkpoint.
+
+        Args:
+            more_places: Looked at last.
+
+        Raises:
+            CheckpointError: It is nowhere; the message names it and where it was looked for. Or another checkpoint has
+                taken its place.
+        """
+        places = list(dict.fromkeys([*self.places, *more_places]))
+        there = [place for place in places if (place / "config.json").is_file()]
+        for place in there:
+            if self.provenance is None or _identity_at(place) == self.identity:
+                return place
+        trained = f"the model in {self.folder} was trained on the checkpoint {self.name}"
+        if there:
+            raise CheckpointError(
+                f"{trained}, but {there[0]} is another one by now: its {PROVENANCE_FILE} differs; put the checkpoint "
+                "back that the model was trained on, or train again (axolotl train)"
+            )
+        looked = ", ".join(map(str, places)) or "nowhere, since no path is recorded"
+        raise CheckpointError(
+            f"{trained}, which is gone; it was looked for at: {looked}. Put it back at one of these places, or train "
+            "again (axolotl train)"
+        )
+
+
+def pruning_identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells one pruned checkpoint from another, out of its provenance."""
+    return {key: provenance.get(key) for key in _IDENTITY_KEYS}
+
+
+def trained_on(folder: Path) -> TrainedOn | None:
+    """Return what the model in a folder started from; None where no model is there, or nothing tells.
+
+    Raises:
+        ArtifactError: A file that should tell is broken.
+    """
+    found, base = _read_record(folder), _adapter_base(folder)
+    if found is not None and found.is_former:
+        return _from_former(folder, found)
+    if base is not None:
+        is_told = found is not None and found.content["name"] == Path(base).name
+        return _from_record(folder, found, base) if found is not None and is_told else _from_adapter(folder, base)
+    if found is not None and found.content["name"] and found.content["marker"] == pruning_marker(folder):
+        return _from_record(folder, found)
+    return None
+
+
+def moved_base(adapter_dir: Path) -> Path | None:
+    """Return the folder of an adapter's base model where that is not where the adapter says; else None.
+
+    Raises:
+        CheckpointError: The base is gone, or another checkpoint has taken its place.
+    """
+    named, trained = _adapter_base(adapter_dir), trained_on(adapter_dir)
+    if named is None or trained is None or not trained.places:
+        return None
+    place = Path(named).expanduser()
+    return None if place.is_dir() and trained.is_at(place) else trained.find()
+
+
+def pruning_marker(folder: Path) -> str | None:
+    """Return what ``config.json`` says of a pruning that the model in a folder has been through; None for none."""
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else None
+    return config.get(PRUNED_KEY) if isinstance(config, dict) else None
+
+
+def record_training(
+    output_dir: Path,
+    pruned_dir: Path | None,
+    revision: str | None = None,
+    datasets: Sequence[Path | None] = (),
+    test_datasets: Sequence[Path] = (),
+) -> None:
+    """Say in ``output_dir`` which checkpoint a training starts from. The record is written whole.
+
+    Weights that an earlier training left there stay known as trained on what they were trained on, until new ones
+    take their place.
+
+    Args:
+        output_dir: Where the trained model will be.
+        pruned_dir: The pruned checkpoint; None where the model is trained as it is.
+        revision: ``revision_of_model``.
+        datasets: Folders that took the place of entries of ``datasets``.
+        test_datasets: Folders of held-out rows.
+
+    Raises:
+        ArtifactError: The record can't be written.
+    """
+    record: dict[str, Any] = {"name": None}
+    if pruned_dir is not None:
+        provenance = read_json(pruned_dir / PROVENANCE_FILE)
+        record = {
+            "name": pruned_dir.name,
+            "path": _relative(pruned_dir, output_dir),
+            "marker": pruning_marker(pruned_dir),
+            "provenance": {key: provenance.get(key) for key in _KEPT_KEYS},
+            "revision_of_model": revision,
+            "datasets": [None if path is None else _relative(path, output_dir) for path in datasets],
+            "test_datasets": [_relative(path, output_dir) for path in test_datasets],
+        }
+    replaced = _replaced(output_dir, record)
+    if replaced is not None:
+        record["replaced"] = replaced
+    if pruned_dir is not None or replaced is not None or (output_dir / RECORD_FILE).exists():
+        _write_whole(output_dir / RECORD_FILE, record)
+
+
+def _replaced(output_dir: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the fingerprints of weights that an earlier training left, and its record; None where nothing differs."""
+    weights = _weights(output_dir)
+    if not weights:
+        return None
+    found, base = _read_record(output_dir), _adapter_base(output_dir)
+    former = {"name": None} if found is None else found.content
+    if base is not None and not (found is not None and found.is_former) and former["name"] != Path(base).name:
+        former = {"name": None, "adapter_base": base}
+    if all(former.get(key) == record.get(key) for key in ("name", "provenance")) and "adapter_base" not in former:
+        return None
+    return {"weights": weights, "record": {key: value for key, value in former.items() if key != "replaced"}}
+
+
+@dataclass(frozen=True)
+class _Record:
+    content: dict[str, Any]
+    folder: Path
+    """Paths in it are relative to this one."""
+    is_former: bool
+    """Whether it is that of an earlier training, whose weights a later one has not replaced yet."""
+
+
+def _read_record(folder: Path) -> _Record | None:
+    """Return the record of the training that made the weights in a folder: its own, or its parent's."""
+    path = folder / RECORD_FILE
+    if not path.is_file() and folder.name.startswith("checkpoint-"):
+        path = folder.absolute().parent / RECORD_FILE
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict) or "name" not in content:
+        raise ArtifactError(f"{path} is not a record of a training; delete it, and {_ADAPTER_FILE} is read instead")
+    replaced = content.get("replaced")
+    if replaced is not None and path.parent == folder and replaced["weights"] == _weights(folder):
+        return _Record(replaced["record"], path.parent.absolute(), is_former=True)
+    return _Record(content, path.parent.absolute(), is_former=False)
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    found = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    paths = sorted(path for path in found if path.is_file() and path.name != "training_args.bin")
+    return dict(zip((path.name for path in paths), file_digests(paths), strict=True))
+
+
+def _from_former(folder: Path, record: _Record) -> TrainedOn | None:
+    if "adapter_base" in record.content:
+        return _from_adapter(folder, record.content["adapter_base"])
+    return _from_record(folder, record) if record.content["name"] else None
+
+
+def _from_record(folder: Path, record: _Record, adapter_base: str | None = None) -> TrainedOn:
+    content, start = record.content, record.folder
+    places = [_joined(start, content["path"]), start.parent / content["name"]]
+    if adapter_base is not None:
+        places += [Path(adapter_base), *_moved(start, Path(adapter_base))]
+    return TrainedOn(
+        folder=folder,
+        name=content["name"],
+        places=tuple(dict.fromkeys(places)),
+        provenance=content["provenance"],
+        is_recorded=True,
+        revision=content.get("revision_of_model"),
+        datasets=tuple(None if path is None else _joined(start, path) for path in content.get("datasets", ())),
+        test_datasets=tuple(_joined(start, path) for path in content.get("test_datasets", ())),
+    )
+
+
+def _from_adapter(folder: Path, base: str) -> TrainedOn:
+    path = Path(base).expanduser()
+    is_path = path.is_absolute() or path.is_dir()  # else it may be a Hub id
+    places = list(dict.fromkeys([path.absolute(), *_moved(folder.absolute(), path)])) if is_path else []
+    found = next((place for place in places if (place / "config.json").is_file()), None)
+    provenance = found / PROVENANCE_FILE if found is not None else None
+    known = read_json(provenance) if provenance is not None and provenance.is_file() else None
+    name = path.name if path.is_absolute() else base
+    return TrainedOn(folder, name, tuple(places), known)
+
+
+def _adapter_base(folder: Path) -> str | None:
+    path = folder / _ADAPTER_FILE
+    settings = read_json(path) if path.is_file() else None
+    return (settings.get("base_model_name_or_path") or None) if isinstance(settings, dict) else None
+
+
+def _moved(start: Path, path: Path) -> Iterator[Path]:
+    """Yield where a checkpoint would be that was moved together with a trained model: same names, other folders above.
+
+    A folder's name alone is trusted only where it tells one checkpoint from another.
+    """
+    if not path.is_absolute():
+        return
+    parts = path.parts[1:]
+    fewest = 1 if _PRUNED_NAME.fullmatch(path.name) else 2
+    for count in range(min(len(parts), _MAX_ANCESTORS), fewest - 1, -1):
+        for ancestor in [start, *start.parents][:_MAX_ANCESTORS]:
+            yield ancestor.joinpath(*parts[-count:])
+
+
+def _identity_at(place: Path) -> dict[str, Any] | None:
+    path = place / PROVENANCE_FILE
+    return pruning_identity(read_json(path)) if path.is_file() else None
+
+
+def _relative(path: Path, start: Path) -> str:
+    try:
+        return Path(os.path.relpath(path, start)).as_posix()
+    except ValueError:  # another drive
+        return str(path)
+
+
+def _joined(start: Path, path: str) -> Path:
+    return Path(os.path.normpath(start / path))
+
+
+def _write_whole(path: Path, value: Mapping[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            json.dump(value, file, indent=2, ensure_ascii=False)
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as err:
+        raise ArtifactError(f"{path} can't be written ({err.strerror or err}); name another output_dir") from err

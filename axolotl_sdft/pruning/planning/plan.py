@@ -1,0 +1,227 @@
+"""Which layers go: a pure decision from scores and settings. No torch, no files."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from axolotl_sdft.config import LayerPruningConfig
+from axolotl_sdft.core.errors import CheckpointError, ConfigError
+from axolotl_sdft.pruning.planning.removable import Removable, cheapest_set
+from axolotl_sdft.pruning.scoring.scores import LayerScores
+
+_MAX_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which layers of a model go, and why."""
+
+    drop_layers: tuple[int, ...]
+    """The layers that go, counted from 0, in ascending order."""
+
+    num_layers: int
+    """Layers of the model before."""
+
+    metric: str | None
+    """What chose the layers; None when the user named them."""
+
+    cost: float | None
+    """What the metric says that removing them costs: of the block, or the sum over single layers; of a greedy metric,
+    the cost once all of them have gone (``perplexity``: the perplexity without them). None: nothing was measured."""
+
+    avoided: tuple[tuple[tuple[int, ...], str], ...] = ()
+    """Layers that the scores would rather remove, but which can't go, with the reason."""
+
+
+def num_dropped(config: LayerPruningConfig, num_layers: int) -> int:
+    """Return how many of ``num_layers`` layers go; a fraction counts of them, rounded, at least 1.
+
+    Example:
+        >>> num_dropped(LayerPruningConfig(num_layers=0.25), 30)  # 7.5
+        8
+    """
+    if config.drop_layers is not None:
+        return len(config.drop_layers)
+    wanted = config.num_layers or 0
+    return wanted if isinstance(wanted, int) else max(1, math.floor(wanted * num_layers + 0.5))
+
+
+def validate_pruning(config: LayerPruningConfig, num_layers: int) -> None:
+    """Refuse settings that can't work with a model of ``num_layers`` layers.
+
+    Raises:
+        ConfigError: No layer would stay, a layer is not there, or the protected ones leave too few to choose from.
+    """
+    if config.drop_layers is not None:
+        _validate_drop_layers(config, config.drop_layers, num_layers)
+    elif config.num_layers is not None:
+        _validate_num_layers(config, num_dropped(config, num_layers), num_layers)
+
+
+def _validate_num_layers(config: LayerPruningConfig, count: int, num_layers: int) -> None:
+    of_layers = "" if config.num_layers == count else f" ({count} layers)"
+    wanted = f"layer_pruning.num_layers is {config.num_layers}{of_layers}, but the model has {num_layers} layers"
+    if count >= num_layers:
+        raise ConfigError(f"{wanted}; lower it so that at least one layer stays")
+    candidates = max(0, num_layers - config.protect_first - config.protect_last)
+    if count > candidates:
+        raise ConfigError(
+            f"{wanted}, and protect_first ({config.protect_first}) and protect_last ({config.protect_last}) leave "
+            f"{candidates} of them to choose from; lower one of the three"
+        )
+
+
+def _validate_drop_layers(config: LayerPruningConfig, drop_layers: tuple[int, ...], num_layers: int) -> None:
+    validate_drop_layers(drop_layers, num_layers, "layer_pruning.drop_layers")
+    for layer in drop_layers:
+        for key, is_protected in (
+            ("protect_first", layer < config.protect_first),
+            ("protect_last", layer >= num_layers - config.protect_last),
+        ):
+            if is_protected:
+                raise ConfigError(
+                    f"layer_pruning.drop_layers names layer {layer}, but {key} is {getattr(config, key)} "
+                    f"and the model has {num_layers} layers; change one of the two"
+                )
+
+
+def validate_drop_layers(drop_layers: tuple[int, ...], num_layers: int, key: str) -> None:
+    """Refuse layers that a model of ``num_layers`` layers doesn't have, and to drop all of them.
+
+    Raises:
+        ConfigError: The message names ``key`` and the layer.
+    """
+    outside = [layer for layer in drop_layers if not 0 <= layer < num_layers]
+    if outside:
+        raise ConfigError(
+            f"{key} holds {outside[0]}, but the model has {num_layers} layers, 0 to {num_layers - 1}; remove it"
+        )
+    if len(set(drop_layers)) >= num_layers:
+        raise ConfigError(f"{key} names all {num_layers} layers of the model; keep at least one")
+
+
+def plan_pruning(scores: LayerScores, config: LayerPruningConfig, removable: Removable | None = None) -> PruningPlan:
+    """Return which layers go. The lower layers win a tie; ``drop_layers`` are taken as they are.
+
+    Of greedy scores, the first layers of ``removal_order`` go. What ``removable`` says can't go is passed over.
+
+    Raises:
+        ConfigError: The settings can't work with this many layers, or greedy scores were made with others.
+        CheckpointError: A score that matters is not a finite number, or no choice of layers can go.
+
+    Example:
+        >>> plan_pruning(scores, LayerPruningConfig(num_layers=3)).drop_layers
+        (7, 8, 9)
+    """
+    validate_pruning(config, scores.num_layers)
+    if config.drop_layers is not None:
+        return given_plan(config, scores.num_layers)
+    count = num_dropped(config, scores.num_layers)
+    if removable is None:
+        removable = Removable({}, {})
+    if scores.removal_order:
+        return _first_removed(scores, config, count, removable)
+    costs = dict(_candidate_costs(scores, config, width=count if scores.contiguous else 1))
+    for (start, end), cost in costs.items():
+        _require_finite(scores, f"layers {start} to {end - 1}", cost)
+    if scores.contiguous:
+        return _cheapest_block(scores, costs, removable)
+    of_layers = {start: cost for (start, _), cost in costs.items()}
+    drop_layers, refused = cheapest_set(of_layers, count, removable)
+    wanted = sorted(of_layers, key=lambda layer: (of_layers[layer], layer))[:count]
+    avoided = [((layer,), removable.fixed[layer]) for layer in wanted if layer in removable.fixed] + refused
+    cost = sum(of_layers[layer] for layer in drop_layers)
+    return PruningPlan(drop_layers, scores.num_layers, scores.metric, cost, tuple(avoided))
+
+
+def _cheapest_block(scores: LayerScores, costs: dict[tuple[int, int], float], removable: Removable) -> PruningPlan:
+    avoided: list[tuple[tuple[int, ...], str]] = []
+    for start, end in sorted(costs, key=lambda block: (costs[block], block)):
+        layers = tuple(range(start, end))
+        reason = removable.blocks.get(layers) or removable.reason_against(layers)
+        if reason is None:
+            return PruningPlan(layers, scores.num_layers, scores.metric, costs[start, end], tuple(avoided))
+        avoided.append((layers, reason))
+    raise CheckpointError(f"no block of layers that may go can be removed: {avoided[0][1]}")
+
+
+def avoided_lines(plan: PruningPlan) -> Iterator[str]:
+    """Yield a line for each reason why layers stay that the scores would rather have removed."""
+    by_reason: dict[str, list[str]] = {}
+    for layers, reason in plan.avoided:
+        by_reason.setdefault(reason, []).append("+".join(map(str, layers)))
+    for reason, sets in by_reason.items():
+        shown = ", ".join(sets[:_MAX_SHOWN]) + (f" and {len(sets) - _MAX_SHOWN} others" if sets[_MAX_SHOWN:] else "")
+        yield f"layers {shown} would be chosen by {plan.metric}, but can't be removed: {reason}"
+
+
+def _first_removed(scores: LayerScores, config: LayerPruningConfig, count: int, removable: Removable) -> PruningPlan:
+    """Return the plan that a greedy order begins with, without the layers that can't go with those before them."""
+    drop_layers = tuple(sorted(scores.removal_order[:count]))
+    if len(drop_layers) < count:
+        raise ConfigError(
+            f"layer_pruning.num_layers asks for {count} layers, but metric {scores.metric} gives "
+            f"{len(scores.removal_order)} of {scores.num_layers} that may go; lower it, lower protect_first or "
+            "protect_last, or score again with more num_layers"
+        )
+    _validate_chosen(scores, config, drop_layers)
+    reason = removable.reason_against(drop_layers)
+    if reason is not None:
+        return _without_what_stays(scores, drop_layers, reason, removable)
+    cost = scores.removal_costs[count - 1] if scores.removal_costs else None
+    if cost is not None:
+        _require_finite(scores, f"layers {', '.join(map(str, drop_layers))}", cost)
+    return PruningPlan(drop_layers, scores.num_layers, scores.metric, cost)
+
+
+def _without_what_stays(scores: LayerScores, wanted: tuple[int, ...], reason: str, removable: Removable) -> PruningPlan:
+    """Return the plan of the first layers of a greedy order that can go together; what they cost was not measured."""
+    chosen: list[int] = []
+    for layer in scores.removal_order:
+        if len(chosen) < len(wanted) and removable.reason_against([*chosen, layer]) is None:
+            chosen.append(layer)
+    if len(chosen) < len(wanted):
+        raise CheckpointError(
+            f"metric {scores.metric} chose layers {', '.join(map(str, wanted))}, and no other layers in its order can "
+            f"go in their place: {reason}"
+        )
+    return PruningPlan(tuple(sorted(chosen)), scores.num_layers, scores.metric, None, ((wanted, reason),))
+
+
+def _validate_chosen(scores: LayerScores, config: LayerPruningConfig, drop_layers: tuple[int, ...]) -> None:
+    allowed = range(config.protect_first, scores.num_layers - config.protect_last)
+    protected = [layer for layer in drop_layers if layer not in allowed]
+    if protected:
+        raise ConfigError(
+            f"metric {scores.metric} chose layer {protected[0]}, which protect_first ({config.protect_first}) and "
+            f"protect_last ({config.protect_last}) keep; score again with the same two settings"
+        )
+
+
+def _require_finite(scores: LayerScores, layers: str, cost: float) -> None:
+    if not math.isfinite(cost):
+        raise CheckpointError(
+            f"{scores.metric} scores removing {layers} as {cost}; the model's hidden states overflow or are no "
+            "numbers. Check the weights, set layer_pruning.dtype to float32, or name the layers in "
+            "layer_pruning.drop_layers"
+        )
+
+
+def given_plan(config: LayerPruningConfig, num_layers: int) -> PruningPlan:
+    """Return the plan that ``drop_layers`` is.
+
+    Raises:
+        ConfigError: ``drop_layers`` is not set, or can't work with this many layers.
+    """
+    if config.drop_layers is None:
+        raise ConfigError("layer_pruning.drop_layers is not set, so the layers must be scored")
+    validate_pruning(config, num_layers)
+    return PruningPlan(tuple(sorted(config.drop_layers)), num_layers, None, None)
+
+
+def _candidate_costs(
+    scores: LayerScores, config: LayerPruningConfig, width: int
+) -> Iterator[tuple[tuple[int, int], float]]:
+    """Yield the blocks of this width that touch no protected layer, as half-open ranges, with their costs."""
+    for start in range(config.protect_first, scores.num_layers - config.protect_last - width + 1):
+        yield (start, start + width), scores.block_costs[start][start + width]

@@ -1,0 +1,138 @@
+"""The greedy metric: the layer whose removal hurts the perplexity of the calibration text least goes, then the next.
+
+With R layers left, trying each of them costs R (R - 1) layer runs if every trial runs the whole model. What lies below
+the layer left out is the same in every trial, so a trial starts from there: R (R - 1) / 2 + R - 1 runs. One hidden
+state is held at a time.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError
+from axolotl_sdft.core.runtime import Progress, progress
+from axolotl_sdft.pruning.scoring.boundaries import decoder_layers
+from axolotl_sdft.pruning.scoring.next_token import check_predicts_next_token, predicted_tokens, summed_nll
+from axolotl_sdft.pruning.scoring.running import evaluating, ids_and_mask
+from axolotl_sdft.pruning.scoring.scores import Batch, LayerScores, ScoringOptions
+from axolotl_sdft.pruning.scoring.skipping import LayerSwitch, switched
+
+LOG = logging.getLogger(__name__)
+
+_NAME = "perplexity"
+_LARGEST_EXPONENT = 700.0  # exp of more is no finite float64
+
+
+def greedy_removals(model: PreTrainedModel, batches: Sequence[Batch], options: ScoringOptions) -> LayerScores:
+    """Return the layers in the order in which they go, and the perplexity of the calibration text after each.
+
+    The cost of n layers is ``exp`` of the mean negative log-likelihood per token without them. Each step removes the
+    layer without which it is least; the lower layer wins a tie. A token counts when it follows a real one; with
+    ``token_average="last"``, only the last of each row does.
+
+    Raises:
+        ConfigError: ``num_layers`` is not given, or the protected layers leave fewer.
+        CheckpointError: The model does not predict next tokens, or its logits are no numbers.
+        DatasetError: No row has two tokens.
+    """
+    layers = decoder_layers(model)
+    num_steps = _num_steps(options, len(layers))
+    num_tokens = _num_predicted(model, batches, options)
+    order, costs = _known(options)
+    todo = len(batches) * sum(
+        _num_runs(options.protect_first, len(layers) - step, options.protect_last)
+        for step in range(len(order), num_steps)
+    )
+    with evaluating(model), switched(layers) as switch, progress(_NAME, todo, "layer runs", LOG) as shown:
+        check_predicts_next_token(model, batches[0])
+        while len(order) < num_steps:
+            sums = _nll_without_each(model, switch, batches, options, order, shown)
+            order, costs = _with_best(order, costs, sums, num_tokens)
+            LOG.info("without layers %s: perplexity %.4g", ", ".join(map(str, sorted(order))), costs[-1])
+    return LayerScores(_NAME, len(layers), (), False, num_tokens, tuple(order), tuple(costs))
+
+
+def _num_steps(options: ScoringOptions, num_layers: int) -> int:
+    if options.num_layers is None:
+        raise ConfigError(
+            "metric perplexity removes one layer after the other, but num_layers is not given; say how many are to go: "
+            "score_layers(..., num_layers=6)"
+        )
+    candidates = max(0, num_layers - options.protect_first - options.protect_last)
+    if options.num_layers > min(candidates, num_layers - 1):
+        raise ConfigError(
+            f"num_layers is {options.num_layers}, but the model has {num_layers} layers, and protect_first "
+            f"({options.protect_first}) and protect_last ({options.protect_last}) leave {candidates} of them to choose "
+            "from; lower one of the three, and keep at least one layer"
+        )
+    return options.num_layers
+
+
+def _num_predicted(model: PreTrainedModel, batches: Sequence[Batch], options: ScoringOptions) -> int:
+    masks = (ids_and_mask(model, batch)[1] for batch in batches)
+    count = sum(int(predicted_tokens(mask_BT, options.token_average).sum()) for mask_BT in masks)
+    if count == 0:
+        raise DatasetError(
+            "layer_pruning.calibration gave no token that follows another, so none can be predicted; check its path, "
+            "split and type"
+        )
+    return count
+
+
+def _known(options: ScoringOptions) -> tuple[list[int], list[float]]:
+    if options.known is None:
+        return [], []
+    known, count = options.known, options.num_layers
+    return list(known.removal_order[:count]), list(known.removal_costs[:count])
+
+
+def _num_runs(protect_first: int, num_left: int, protect_last: int) -> int:
+    """Return the layer runs of one step on one micro-batch, of a model with ``num_left`` layers left."""
+    later = range(protect_first + 1, num_left - protect_last)  # each starts from the input of the candidate before it
+    return num_left - 1 + sum(num_left - place for place in later)
+
+
+def _nll_without_each(
+    model: PreTrainedModel,
+    switch: LayerSwitch,
+    batches: Sequence[Batch],
+    options: ScoringOptions,
+    removed: Sequence[int],
+    shown: Progress,
+) -> dict[int, float]:
+    """Return the summed negative log-likelihood without the removed layers and each of the others that may go."""
+    sums = dict.fromkeys(_candidates(options, switch.num_layers, removed), 0.0)
+    for batch in batches:
+        resume = 0
+        for layer in sums:
+            before = switch.num_runs
+            switch.set_run({*removed, layer}, hold=layer, resume=resume)
+            sums[layer] += summed_nll(model, batch, options.token_average)
+            resume = layer
+            shown.advance(switch.num_runs - before)
+    return sums
+
+
+def _candidates(options: ScoringOptions, num_layers: int, removed: Sequence[int]) -> list[int]:
+    """Return the layers that may go next: those that can go with the removed ones, if there are any."""
+    allowed = range(options.protect_first, num_layers - options.protect_last)
+    left = [layer for layer in allowed if layer not in removed]
+    # Where layers can go in pairs only, each of a pair may go first; whether all can go shows at the end.
+    return [layer for layer in left if options.may_go([*removed, layer])] or left
+
+
+def _with_best(
+    order: list[int], costs: list[float], sums: dict[int, float], num_tokens: int
+) -> tuple[list[int], list[float]]:
+    finite = {layer: total / num_tokens for layer, total in sums.items() if math.isfinite(total)}
+    if not finite:
+        raise CheckpointError(
+            "perplexity is no number whichever layer is left out; the model's hidden states overflow or are no "
+            "numbers. Check the weights, set layer_pruning.dtype to float32, or name the layers in "
+            "layer_pruning.drop_layers"
+        )
+    best = min(finite, key=lambda layer: (finite[layer], layer))
+    cost = math.exp(finite[best]) if finite[best] < _LARGEST_EXPONENT else math.inf
+    return [*order, best], [*costs, cost]

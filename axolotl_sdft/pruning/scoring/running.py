@@ -1,0 +1,98 @@
+"""Runs the body of a model on one micro-batch.
+
+Shapes: B rows, T tokens of a row, D hidden size.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from axolotl_sdft.core.errors import CheckpointError
+from axolotl_sdft.pruning.scoring.scores import Batch, TokenAverage
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Run without dropout and gradients while open; every module's own mode comes back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def ids_and_mask(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return ``input_ids`` and the boolean mask of real tokens, each [B, T], where the model takes them."""
+    device = _input_device(model)
+    ids_BT = batch["input_ids"].to(device)
+    if "attention_mask" not in batch:
+        return ids_BT, torch.ones_like(ids_BT, dtype=torch.bool)
+    return ids_BT, batch["attention_mask"].to(device).bool()
+
+
+def counted_tokens(mask_BT: Tensor, token_average: TokenAverage) -> Tensor:
+    """Mark the tokens that count, [B, T]: all real ones, or the last real one of each row that has any."""
+    if token_average == "all":
+        return mask_BT
+    positions_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device) * mask_BT
+    last_BT = torch.zeros_like(mask_BT).scatter_(1, positions_BT.argmax(1, keepdim=True), True)
+    return last_BT & mask_BT
+
+
+def run(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor) -> Any:
+    """Run a model, or its body alone, and return what it returns; nothing is cached."""
+    taken = inspect.signature(model.forward).parameters
+    extra: dict[str, Any] = {"use_cache": False} if "use_cache" in taken else {}
+    if "position_ids" in taken and not _counts_positions_itself(model):
+        extra |= _positions(mask_BT)
+    return model(input_ids=ids_BT, attention_mask=mask_BT.long(), **extra)
+
+
+def hidden_of(output: Any) -> Tensor:
+    """Return the hidden states in what a layer returns: a tensor, or a tuple that begins with one."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def hidden_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str:
+    """Return where a layer's hidden states are among its arguments: a position, or a name.
+
+    Raises:
+        CheckpointError: No argument is a tensor of hidden states.
+    """
+    named = {"hidden_states": kwargs["hidden_states"]} if "hidden_states" in kwargs else kwargs
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *named.items()]
+    for place, value in places:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 3:
+            return place
+    raise CheckpointError(
+        "a layer of the model gets no hidden states of the form [rows, tokens, size]; name the layers in "
+        "layer_pruning.drop_layers"
+    )
+
+
+def _input_device(model: PreTrainedModel) -> torch.device:
+    embeddings = model.get_input_embeddings()
+    device = embeddings.weight.device
+    if device.type == "meta":  # offloaded: accelerate brings the weights to this device when they are needed
+        return torch.device(embeddings._hf_hook.execution_device)
+    return device
+
+
+def _counts_positions_itself(model: nn.Module) -> bool:
+    """Whether the model finds its padding by token id, as RoBERTa does; its positions start at another number."""
+    return any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules())
+
+
+def _positions(mask_BT: Tensor) -> dict[str, Tensor]:
+    """Count positions from the first real token where rows are padded on the left, which models don't do alone."""
+    if mask_BT[:, 0].all():
+        return {}
+    return {"position_ids": (mask_BT.long().cumsum(1) - 1).clamp(min=0)}

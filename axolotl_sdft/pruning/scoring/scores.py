@@ -1,0 +1,185 @@
+"""What removing layers costs, and how a metric says so. No torch is imported here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from axolotl_sdft.core.errors import PluginError
+from axolotl_sdft.plugins.registry import METRICS, registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+TokenAverage: TypeAlias = Literal["all", "last"]
+
+Batch: TypeAlias = "dict[str, Tensor]"
+"""One micro-batch: ``input_ids`` and ``attention_mask``, each [rows, tokens]."""
+
+_METRIC_KEY = "layer_pruning.metric"
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """What it costs to remove layers; a lower cost is a less important block or layer."""
+
+    metric: str
+    """Name of the metric."""
+
+    num_layers: int
+    """Layers of the model that was measured."""
+
+    block_costs: tuple[tuple[float, ...], ...]
+    """``block_costs[i][j]`` is the cost of removing layers i to j - 1; 0.0 where j <= i. Boundaries: 0 to L. Empty
+    where the metric gives a ``removal_order`` instead."""
+
+    contiguous: bool
+    """True: the cheapest block goes. False: the cheapest single layers go; only ``block_costs[i][i + 1]`` counts."""
+
+    num_tokens: int
+    """Tokens that the costs are averaged over."""
+
+    removal_order: tuple[int, ...] = ()
+    """Of a greedy metric: the layers in the order in which they go, counted from 0 in the whole model."""
+
+    removal_costs: tuple[float, ...] = ()
+    """``removal_costs[n]`` is the cost once the first n + 1 layers of ``removal_order`` have gone. May be empty."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the scores as a dict that ``json`` can write."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "LayerScores":
+        """Return the scores that :meth:`to_json` gave."""
+        lists = {key: tuple(data.get(key, ())) for key in ("removal_order", "removal_costs")}
+        return cls(**data | lists | {"block_costs": tuple(tuple(row) for row in data["block_costs"])})
+
+
+def _any_layers(_layers: Sequence[int]) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """What a metric is told besides the model and the text."""
+
+    token_average: TokenAverage = "all"
+    """Average over all tokens, or over the last one of each row. Tokens that ``attention_mask`` hides never count."""
+
+    num_layers: int | None = None
+    """How many layers are to go; greedy metrics need it."""
+
+    protect_first: int = 0
+    """This many of the first layers are never chosen. Only greedy metrics need to know."""
+
+    protect_last: int = 0
+    """This many of the last layers are never chosen. Only greedy metrics need to know."""
+
+    known: LayerScores | None = None
+    """What a greedy metric gave before with the same settings and fewer layers; it may go on from there."""
+
+    may_go: Callable[[Sequence[int]], bool] = _any_layers
+    """Whether these layers can be removed together. Only greedy metrics need to know."""
+
+
+LayerMetric: TypeAlias = Callable[["PreTrainedModel", Sequence[Batch], ScoringOptions], LayerScores]
+"""Measures the layers of a model on calibration batches."""
+
+
+def metric_traits(
+    *, needs_text: bool = True, is_greedy: bool = False, needs_block: bool = False
+) -> Callable[[LayerMetric], LayerMetric]:
+    """Mark a metric that is not a plain measurement, as a decorator.
+
+    Args:
+        needs_text: False: the metric looks at the model's structure alone. It gets no batches, and a model on the meta
+            device, whose weights are never loaded.
+        is_greedy: True: the metric gives a ``removal_order``, made for ``num_layers``, ``protect_first`` and
+            ``protect_last``.
+        needs_block: True: the scores are always ``contiguous``, which is good to know when no block can go.
+    """
+
+    def mark(metric: LayerMetric) -> LayerMetric:
+        vars(metric).update(needs_text=needs_text, is_greedy=is_greedy, needs_block=needs_block)
+        return metric
+
+    return mark
+
+
+def metric_needs_text(name: str) -> bool:
+    """Return whether a registered metric reads calibration text.
+
+    Raises:
+        UnknownNameError: No plugin registers the metric.
+    """
+    return bool(getattr(registry().resolve(METRICS, name, _METRIC_KEY), "needs_text", True))
+
+
+def metric_is_greedy(name: str) -> bool:
+    """Return whether a registered metric gives an order of removal instead of costs of blocks.
+
+    Raises:
+        UnknownNameError: No plugin registers the metric.
+    """
+    return bool(getattr(registry().resolve(METRICS, name, _METRIC_KEY), "is_greedy", False))
+
+
+def metric_needs_block(name: str) -> bool:
+    """Return whether a registered metric says that it always chooses a block of neighbouring layers.
+
+    Raises:
+        UnknownNameError: No plugin registers the metric.
+    """
+    return bool(getattr(registry().resolve(METRICS, name, _METRIC_KEY), "needs_block", False))
+
+
+def score_layers(
+    model: "PreTrainedModel",
+    batches: Sequence[Batch],
+    metric: str = "angular_distance",
+    token_average: TokenAverage = "all",
+    *,
+    num_layers: int | None = None,
+    protect_first: int = 0,
+    protect_last: int = 0,
+    may_go: Callable[[Sequence[int]], bool] = _any_layers,
+    known: LayerScores | None = None,
+) -> LayerScores:
+    """Return what removing layers costs by a registered metric.
+
+    The model comes back as it was. Tokens that ``attention_mask`` hides play no part.
+
+    Args:
+        model: A decoder or encoder of transformers, on the device or devices where it is to run.
+        batches: Calibration text as micro-batches of ``input_ids`` and ``attention_mask``, each [rows, tokens].
+        metric: A registered name.
+        token_average: Average over all tokens, or over the last one of each row.
+        num_layers: How many layers are to go; greedy metrics such as ``perplexity`` need it.
+        protect_first: How many of the first layers a greedy metric leaves alone.
+        protect_last: How many of the last layers a greedy metric leaves alone.
+        may_go: Whether layers can be removed together; greedy metrics choose others where they can't.
+        known: Scores of a greedy metric with the same settings and fewer layers, to go on from.
+
+    Raises:
+        UnknownNameError: No plugin registers the metric.
+        PluginError: The metric returned something else than scores.
+        ConfigError: The metric needs ``num_layers``.
+        CheckpointError: The layers can't be found in the model, or it is not of a kind that the metric can measure.
+
+    Example:
+        >>> encoded = tokenizer(["Water boils at 100 degrees Celsius.", "Hi."], padding=True, return_tensors="pt")
+        >>> scores = score_layers(model, [encoded])
+        >>> scores.block_costs[3][5]  # of removing layers 3 and 4
+    """
+    measure = registry().resolve(METRICS, metric, _METRIC_KEY)
+    options = ScoringOptions(token_average, num_layers, protect_first, protect_last, known, may_go)
+    scores = measure(model, batches, options)
+    if not isinstance(scores, LayerScores):
+        raise PluginError(f"metric {metric!r} returned a {type(scores).__name__}; it must return LayerScores")
+    if scores.removal_order and not metric_is_greedy(metric):
+        raise PluginError(
+            f"metric {metric!r} returned a removal_order, but does not say that it is greedy; mark it with "
+            "@metric_traits(is_greedy=True) of axolotl_sdft.pruning.scoring.scores"
+        )
+    return scores

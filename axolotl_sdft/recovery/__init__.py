@@ -1,1 +1,0 @@
-"""What was lost by pruning and won back by training."""

@@ -1,0 +1,197 @@
+"""Joins a former micro-batch and a new one, so that a single forward pass serves both.
+
+One pass costs what plain training on the joined batch costs, and keeps gradient checkpointing and data parallelism as
+they are: to them nothing but the batch has changed.
+
+Shapes: B rows, T positions.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.training.media import MEDIA, join_media
+
+IGNORED_LABEL = -100
+"""Of a label that is not trained."""
+
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+"""Inputs of the model that tell what kind of token each is; some models can't train without them."""
+
+# Where shorter rows are filled up on the right. Input and position ids have rules of their own.
+_PADDING = {"labels": IGNORED_LABEL, "shift_labels": IGNORED_LABEL, "attention_mask": 0}
+_PADDING |= dict.fromkeys(TOKEN_TYPES, 0)
+_VARLEN_OFFSETS = ("cu_seq_lens_q", "cu_seq_lens_k")
+_VARLEN_LENGTHS = ("max_length_q", "max_length_k")
+
+
+def label_mask(inputs: Mapping[str, Any]) -> Tensor:
+    """Return where a trained token is predicted, [B, T]: position t predicts label t + 1.
+
+    ``shift_labels``, where a collator gives them, are aligned with the predictions already.
+
+    Raises:
+        ConfigError: There are no labels of shape [B, T].
+    """
+    if torch.is_tensor(inputs.get("shift_labels")):
+        return inputs["shift_labels"] != IGNORED_LABEL
+    labels_BT = inputs.get("labels")
+    if not torch.is_tensor(labels_BT) or labels_BT.dim() != 2:
+        found = f"of shape {tuple(labels_BT.shape)}" if torch.is_tensor(labels_BT) else "missing"
+        raise ConfigError(
+            f"dynsdpb: labels are {found}, but it distils the next-token predictions of a causal language model, whose "
+            "labels are [rows, tokens]; train this model without the dynsdpb block"
+        )
+    mask_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
+    mask_BT[:, :-1] = labels_BT[:, 1:] != IGNORED_LABEL
+    return mask_BT
+
+
+def predicted_labels(inputs: Mapping[str, Any]) -> Tensor:
+    """Return the label at each position of :func:`label_mask`, [N], in row-major order."""
+    mask_BT = label_mask(inputs)
+    if torch.is_tensor(inputs.get("shift_labels")):
+        return inputs["shift_labels"][mask_BT]
+    return inputs["labels"].roll(-1, dims=1)[mask_BT]
+
+
+def join_batches(
+    former: Mapping[str, Any], new: Mapping[str, Any], pad_token_id: int, *, one_row: bool = False
+) -> dict[str, Any]:
+    """Return one batch with the former rows first and the new ones after them, padded on the right.
+
+    What a position can attend to is the same as in the two batches apart. Packed rows are told apart by
+    ``position_ids`` that start again; so does their padding. Pictures and videos are joined as
+    :mod:`axolotl_sdft.training.media` tells. Nothing is changed in place.
+
+    Args:
+        former: Inputs of the model, labels among them.
+        new: More of the same.
+        pad_token_id: Fills ``input_ids``; no loss is computed there.
+        one_row: Join two packed rows end to end instead. Flash attention tells packed samples apart only within a
+            single row.
+
+    Raises:
+        ConfigError: An input can't be joined; the message names it.
+    """
+    sizes = _size(former), _size(new)
+    media = join_media(former, new, sizes)
+    former, new = _without_media(former, new, sizes) if media else (dict(former), dict(new))
+    if set(former) != set(new):
+        names = ", ".join(sorted(set(former) ^ set(new)))
+        raise ConfigError(
+            f"dynsdpb: inputs {names} came with only one of two successive batches, so they can't be joined; "
+            "let the data collator return the same inputs each time"
+        )
+    if one_row and _is_packed_row(former) and _is_packed_row(new):
+        return _join_end_to_end(former, new) | media
+    if sizes[0][1] != sizes[1][1] and not {"attention_mask", "position_ids"} & set(former):
+        # Without a mask there was no padding so far; now there is, and layers such as routers must not count it.
+        for batch, size in ((former, sizes[0]), (new, sizes[1])):
+            batch["attention_mask"] = torch.ones(size, dtype=torch.long, device=batch["input_ids"].device)
+    length = max(sizes[0][1], sizes[1][1])
+    return {
+        name: _join_rows(name, [(former[name], sizes[0]), (new[name], sizes[1])], length, pad_token_id) for name in new
+    } | media
+
+
+def _without_media(
+    former: Mapping[str, Any], new: Mapping[str, Any], sizes: tuple[torch.Size, torch.Size]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the rest of both; where only one tells kinds of tokens, the other has nothing but text."""
+    rests = [{name: value for name, value in inputs.items() if name not in MEDIA} for inputs in (former, new)]
+    for name in TOKEN_TYPES:
+        kinds = [rest[name] for rest in rests if torch.is_tensor(rest.get(name))]
+        for rest, size in zip(rests, sizes, strict=True):
+            if len(kinds) == 1:
+                rest.setdefault(name, kinds[0].new_zeros(size))
+    return rests[0], rests[1]
+
+
+def _size(inputs: Mapping[str, Any]) -> torch.Size:
+    """Return (B, T)."""
+    given = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
+    size = next((value.shape[:2] for value in given if torch.is_tensor(value) and value.dim() > 1), None)
+    return size or label_mask(inputs).shape
+
+
+def _join_rows(name: str, parts: list[tuple[Any, torch.Size]], length: int, pad_token_id: int) -> Any:
+    first, second = parts[0][0], parts[1][0]
+    if name == "position_ids":
+        return torch.cat([_pad_positions(value, size, length) for value, size in parts], dim=-2)
+    if _is_one_setting(first, second):
+        return first
+    padded = [_pad_rows(name, value, size, length, pad_token_id) for value, size in parts]
+    if padded[0].shape[1:] != padded[1].shape[1:]:
+        raise _unjoinable(name, first, second)
+    return torch.cat(padded)
+
+
+def _is_one_setting(first: Any, second: Any) -> bool:
+    """Whether both batches were given the same single value; a list has entries for each batch's rows or pictures."""
+    return not any(torch.is_tensor(value) or isinstance(value, list | tuple) for value in (first, second)) and bool(
+        first == second
+    )
+
+
+def _pad_rows(name: str, value: Any, size: torch.Size, length: int, pad_token_id: int) -> Tensor:
+    """Return a tensor of B rows, filled up to ``length`` positions where its padding is known."""
+    if not torch.is_tensor(value) or value.dim() == 0 or value.shape[0] != size[0] or name in _VARLEN_OFFSETS:
+        raise _unjoinable(name, value)
+    missing = length - size[1]
+    if missing == 0 or value.shape != size:
+        return value
+    if name == "input_ids":
+        return pad(value, (0, missing), value=pad_token_id)
+    return pad(value, (0, missing), value=_PADDING[name]) if name in _PADDING else value
+
+
+def _pad_positions(value: Any, size: torch.Size, length: int) -> Tensor:
+    """Return positions [B, T], or [3, B, T] where pictures have rows and columns, that start again where text ends."""
+    if not torch.is_tensor(value) or value.shape[-2:] != size:
+        raise _unjoinable("position_ids", value)
+    filling_T = torch.arange(length - size[1], dtype=value.dtype, device=value.device)
+    return torch.cat([value, filling_T.expand(*value.shape[:-1], -1)], dim=-1)
+
+
+def _is_packed_row(inputs: Mapping[str, Any]) -> bool:
+    mask = inputs.get("attention_mask")
+    is_one_row = _size(inputs)[0] == 1 and torch.is_tensor(inputs.get("position_ids"))
+    return is_one_row and (mask is None or (mask.dim() == 2 and bool(mask.all())))
+
+
+def _join_end_to_end(former: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one packed row; the all-ones masks go, as packing is read from ``position_ids`` alone."""
+    names = [name for name in new if name != "attention_mask"]
+    joined = {name: _join_ends(name, former[name], new[name], _size(new)) for name in names}
+    if torch.is_tensor(joined.get("labels")):
+        # The first label of the new row was predicted by nothing; now the last former position would predict it.
+        joined["labels"][:, _size(former)[1]] = IGNORED_LABEL
+    return joined
+
+
+def _join_ends(name: str, first: Any, second: Any, size: torch.Size) -> Any:
+    if name in _VARLEN_OFFSETS:
+        # Offsets (0, 3, 5) and (0, 4) become (0, 3, 5, 9).
+        return torch.cat([first, second[1:] + first[-1]])
+    if name in _VARLEN_LENGTHS:
+        return max(first, second)
+    if torch.is_tensor(second) and second.shape[:2] == size:
+        return torch.cat([first, second], dim=1)
+    if _is_one_setting(first, second):
+        return first
+    raise _unjoinable(name, first, second)
+
+
+def _unjoinable(name: str, *values: Any) -> ConfigError:
+    shown = " and ".join(
+        f"a tensor of shape {tuple(value.shape)}" if torch.is_tensor(value) else repr(value) for value in values
+    )
+    return ConfigError(
+        f"dynsdpb: input {name!r} ({shown}) can't be joined with that of the next batch; leave it out in the data "
+        "collator, or train without the dynsdpb block"
+    )

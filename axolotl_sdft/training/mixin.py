@@ -1,0 +1,279 @@
+"""DynSDPB training (arXiv 2411.16991) for any trainer that descends from ``transformers.Trainer``.
+
+In each optimizer step the mini-batch of the step before is seen again beside the new one. The parent trainer computes
+its own loss on both, exactly as if they had come as one batch; on the repeated half the distillation term is added.
+With ``alpha: 0`` this is plain training on the joined batches.
+
+Shapes: B rows, T positions, N label tokens, V vocabulary.
+"""
+
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from axolotl_sdft.config import DynSDPBConfig
+from axolotl_sdft.training.losses.dynsdpb import PresentPrediction, distil
+from axolotl_sdft.training.losses.labels import LabelLayout, label_layout, returned_logits
+from axolotl_sdft.training.metrics import RunningFigures
+from axolotl_sdft.training.support import (
+    parent_of,
+    refuse_parallelism,
+    refuse_prompt_tuning,
+    refuse_vain_distillation,
+)
+from axolotl_sdft.training.teachers.prediction import Pass, Predictions
+from axolotl_sdft.training.teachers.previous_prediction import FormerPrediction
+from axolotl_sdft.training.teachers.replay_buffer import MicroBatch, PreviousMiniBatch
+from axolotl_sdft.training.teachers.replay_buffer_file import load_memory, save_memory
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Parent
+else:
+    _Parent = object
+
+log = logging.getLogger(__name__)
+
+
+class DynSDPBMixin(_Parent):
+    """Goes before a trainer among the bases: ``class MyTrainer(DynSDPBMixin, Trainer)``.
+
+    The batch size keeps its meaning: new samples per step. Each sample goes through the model twice, in two
+    successive steps, except those of the last. The first step of a run repeats nothing. What it remembers is saved with
+    each checkpoint that holds the optimizer, one file for each rank, and a resumed run goes on with it.
+
+    Logged beside the parent's figures, as means per token since the last log: ``dynsdpb/ce`` (the parent's loss),
+    ``dynsdpb/kl`` (divergence from the former prediction, without influence and temperature squared),
+    ``dynsdpb/alpha``, ``dynsdpb/temperature``, ``dynsdpb/uncertainty`` (of the former prediction) and
+    ``dynsdpb/agreement`` (share of tokens whose likeliest token is the same as before).
+
+    Args:
+        dynsdpb: Influence and temperature; the defaults when unset. All other arguments are the parent's.
+    """
+
+    dynsdpb_label_layout: LabelLayout | None = None
+    """Where labels meet logits; set it in a subclass for a model whose class doesn't tell."""
+
+    _dynsdpb_asks_for_outputs = True
+    """Whether the parent is asked for the outputs of its pass, rather than watched alone."""
+
+    def __init__(self, *args: Any, dynsdpb: DynSDPBConfig | None = None, **kwargs: Any) -> None:
+        self._dynsdpb_given = dynsdpb
+        self._dynsdpb_memory = PreviousMiniBatch()
+        self._dynsdpb_predictions: Predictions | None = None
+        self._dynsdpb_found_layout: LabelLayout | None = None
+        self._dynsdpb_figures = RunningFigures()
+        self._dynsdpb_window_tokens: Tensor | int = 0
+        self._dynsdpb_has_gradient = False
+        super().__init__(*args, **kwargs)
+        refuse_prompt_tuning(self.model)
+
+    @cached_property
+    def dynsdpb_config(self) -> DynSDPBConfig:
+        """The settings, read when they are first needed."""
+        return self._dynsdpb_settings()
+
+    def _dynsdpb_settings(self) -> DynSDPBConfig:
+        return self._dynsdpb_given or DynSDPBConfig()
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the parent does; what is remembered lives no longer than one run, and as long as its checkpoints."""
+        self._dynsdpb_forget()
+        checkpoint = kwargs.get("resume_from_checkpoint", args[2] if len(args) > 2 else None)
+        if checkpoint:
+            self._dynsdpb_resume(Path(checkpoint))
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        finally:
+            self._dynsdpb_forget()
+
+    def _dynsdpb_resume(self, checkpoint: Path) -> None:
+        """Remember what was saved with the checkpoint, on all ranks or on none: they count tokens together."""
+        place = (checkpoint, self.args.process_index, self.args.world_size, self.args.device)
+        window = load_memory(*place, offload=self.dynsdpb_config.offload)
+        if self.args.world_size > 1:
+            lengths = self.accelerator.gather(torch.tensor([len(window)], device=self.args.device)).tolist()
+            if window and 0 in lengths:
+                log.warning("dynsdpb: %s lacks the memory of other ranks; the first step repeats nothing", checkpoint)
+                window = []
+        self._dynsdpb_memory.restore(window)
+
+    def _dynsdpb_forget(self) -> None:
+        self._dynsdpb_memory.clear()
+        self._dynsdpb_predictions = None
+        self._dynsdpb_found_layout = None
+        self._dynsdpb_has_gradient = False
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save what the parent does for the next run to go on as this one would have, and the memory with it."""
+        super()._save_rng_state(output_dir)
+        save_memory(self._dynsdpb_memory.window, Path(output_dir), self.args.process_index, self.args.world_size)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Return the micro-batches of one optimizer step, as the parent does, and turn to the next iteration.
+
+        The number of label tokens by which the parent divides its loss grows by those that will be repeated.
+        """
+        refuse_parallelism(self.args, self.accelerator)
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        repeated = self._dynsdpb_memory.begin_window(len(batches))
+        self._dynsdpb_window_tokens = sum(micro_batch.num_tokens for micro_batch in repeated)
+        if repeated and num_items is not None:
+            # The parent's own way of counting: it knows about ranks, and about labels that are predicted by nothing.
+            inputs = [micro_batch.inputs for micro_batch in repeated]
+            self._dynsdpb_window_tokens = self._get_num_items_in_batch(inputs, device)
+            num_items = num_items + self._dynsdpb_window_tokens
+        return batches, num_items
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the parent's loss on the former and the new micro-batch together, plus the distillation term.
+
+        In evaluation, and outside a training loop, it is the parent's loss on ``inputs``. The outputs, when asked
+        for, are those of the joined batch, former rows first.
+
+        Raises:
+            ConfigError: The model shows no logits for the labels, its labels can't be distilled, its inputs can't be
+                joined, or the term would have no gradient though the loss has one.
+        """
+        if not (model.training and self._dynsdpb_memory.is_open):
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
+        layout = self._dynsdpb_layout(inputs)
+        former = self._dynsdpb_memory.take()
+        joined = self._dynsdpb_join(former, inputs)
+        mask_BT = layout.mask(joined)
+        predictions = self._dynsdpb_reader()
+        # A model compiled in place would be compiled anew for each hook.
+        is_watched = getattr(model, "_compiled_call_impl", None) is None
+        asks = return_outputs or self._dynsdpb_asks_for_outputs or not is_watched
+        with predictions.watched(model if is_watched else None) as watched:
+            result = super().compute_loss(model, joined, return_outputs=asks, num_items_in_batch=num_items_in_batch)
+        loss, outputs = result if asks else (result, None)
+        outputs = watched.trained_outputs(outputs)
+        if watched.num_uncounted and len(watched.outputs) == 1:
+            self._dynsdpb_asks_for_outputs = False  # the parent makes a pass of their own for them
+        seen = predictions.read(watched, returned_logits(outputs, mask_BT, layout), mask_BT, joined)
+        self._dynsdpb_check_gradient(loss, seen)
+        rows_N = mask_BT.flatten().nonzero().squeeze(1).to(loss.device)
+        self._dynsdpb_count_cross_entropy(loss, len(rows_N), num_items_in_batch)
+        num_former = former.num_tokens if former else 0
+        if former is not None and num_former:
+            present = seen.present(rows_N[:num_former], is_constant=self.dynsdpb_config.alpha == 0)
+            term = self._dynsdpb_term(present, former, predictions.recall(former.kept), num_items_in_batch)
+            loss = loss + term.to(loss)
+        kept = predictions.keep(seen, rows_N[num_former:])
+        self._dynsdpb_memory.remember(inputs, kept, offload=self.dynsdpb_config.offload)
+        return (loss, outputs) if return_outputs else loss
+
+    def _dynsdpb_check_gradient(self, loss: Tensor, seen: Pass) -> None:
+        alpha = self.dynsdpb_config.alpha
+        if alpha and not self._dynsdpb_has_gradient:
+            refuse_vain_distillation(self, parent_of(self, DynSDPBMixin), loss, seen.source, alpha)
+            self._dynsdpb_has_gradient = True
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the parent does; training logs also hold the figures of DynSDPB."""
+        if "loss" in logs:
+            several = self.accelerator.num_processes > 1
+            figures = self._dynsdpb_figures.take(
+                self.args.device, lambda sums: self.accelerator.reduce(sums, "sum") if several else sums
+            )
+            logs = {**logs, **figures}
+        super().log(logs, *args, **kwargs)
+
+    def _dynsdpb_layout(self, inputs: dict[str, Any]) -> LabelLayout:
+        if self._dynsdpb_found_layout is None:
+            self._dynsdpb_found_layout = self.dynsdpb_label_layout or label_layout(
+                self.accelerator.unwrap_model(self.model), inputs
+            )
+        return self._dynsdpb_found_layout
+
+    def _dynsdpb_join(self, former: MicroBatch | None, inputs: dict[str, Any]) -> dict[str, Any]:
+        if former is None:
+            return dict(inputs)  # trainers take labels out of what they are given, but these will be needed again
+        model_config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
+        one_row = self._dynsdpb_joins_end_to_end or "flash" in str(getattr(model_config, "_attn_implementation", ""))
+        pad_ids = (getattr(source, "pad_token_id", None) for source in (self.processing_class, model_config))
+        # Which token fills the rows makes no difference, so any token of the vocabulary will do.
+        pad_token_id = next((pad_id for pad_id in pad_ids if isinstance(pad_id, int) and pad_id >= 0), 0)
+        return self._dynsdpb_layout(inputs).join(former.inputs, inputs, pad_token_id, one_row=one_row)
+
+    @property
+    def _dynsdpb_joins_end_to_end(self) -> bool:
+        """Whether packed rows stay one row, whatever the attention needs."""
+        return False
+
+    def _dynsdpb_reader(self) -> Predictions:
+        if self._dynsdpb_predictions is None:
+            model = self.accelerator.unwrap_model(self.model)
+            deepspeed = getattr(self.accelerator.state, "deepspeed_plugin", None)
+            is_sharded = self.is_fsdp_enabled or getattr(deepspeed, "zero_stage", 0) == 3
+            is_compiled = self.args.torch_compile or getattr(model, "_compiled_call_impl", None) is not None
+            self._dynsdpb_predictions = Predictions(
+                model,
+                self.dynsdpb_config,
+                can_watch=not (is_sharded or is_compiled or hasattr(self.model, "_orig_mod")),
+                context=self.accelerator.autocast,
+            )
+        return self._dynsdpb_predictions
+
+    def _dynsdpb_term(
+        self, present: PresentPrediction, former: MicroBatch, prediction: FormerPrediction | None, num_items: Any
+    ) -> Tensor:
+        """Return the distillation term, divided the way the parent divides its own loss."""
+        if prediction is None:
+            log.warning("dynsdpb: what the checkpoint remembers can't be read here; its last step is not distilled")
+            return torch.zeros(())
+        labels_N = None
+        if self.dynsdpb_config.only_correct:
+            labels_N = self._dynsdpb_layout(former.inputs).trained(former.inputs).to(present.raw.device)
+        terms = distil(present, prediction, self.dynsdpb_config, labels_N)
+        self._dynsdpb_figures.add_distillation(terms)
+        if self._dynsdpb_is_window_mean(num_items):
+            return terms.kl_sum * self._dynsdpb_rank_scale(num_items) / self._dynsdpb_window_tokens
+        return terms.kl_sum * self._dynsdpb_mean_scale(num_items) / terms.num_tokens
+
+    def _dynsdpb_is_window_mean(self, num_items: Any) -> bool:
+        """Whether the parent's loss is a share of the window's mean, rather than the mean of one micro-batch."""
+        declared = getattr(self, "loss_is_scaled_for_ga", None)  # since transformers 5.20
+        if declared is not None:
+            return bool(declared)
+        if self._dynsdpb_is_models_own_mean():
+            return False
+        return num_items is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func is not None)
+
+    def _dynsdpb_is_models_own_mean(self) -> bool:
+        is_models_own = self.label_smoother is None and self.compute_loss_func is None
+        return is_models_own and self._dynsdpb_found_layout is not None and self._dynsdpb_found_layout.has_own_mean
+
+    def _dynsdpb_mean_scale(self, num_items: Any) -> int:
+        """Return by what the parent multiplies the mean of one micro-batch: it takes it for a share of the window's."""
+        is_mistaken = self._dynsdpb_is_models_own_mean() and self.model_accepts_loss_kwargs
+        return self._dynsdpb_rank_scale(num_items) if is_mistaken else 1
+
+    def _dynsdpb_rank_scale(self, num_items: Any) -> int:
+        """Return by what the parent multiplies a loss that it has divided by the tokens of all ranks.
+
+        Gradients are averaged over ranks, which divides once more.
+        """
+        if num_items is None or not self.args.average_tokens_across_devices:
+            return 1
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
+        return self.accelerator.num_processes // (parallelism.tp_size if parallelism is not None else 1)
+
+    def _dynsdpb_count_cross_entropy(self, loss: Tensor, num_tokens: int, num_items: Any) -> None:
+        if self._dynsdpb_is_window_mean(num_items) and num_items is not None:
+            loss_sum = loss.detach() * num_items / self._dynsdpb_rank_scale(num_items)
+        else:
+            loss_sum = loss.detach() * num_tokens / self._dynsdpb_mean_scale(num_items)
+        self._dynsdpb_figures.add_cross_entropy(loss_sum, num_tokens)

@@ -1,0 +1,1 @@
+"""Where the distilled predictions come from, and how they are kept until they are needed."""

@@ -1,0 +1,297 @@
+import pytest
+from pydantic import ValidationError
+
+from axolotl_sdft.config import GenerationConfig, SelfDistillationConfig
+from axolotl_sdft.core.artifacts import fingerprint
+
+
+def test_top_p_without_sampling_is_refused():
+    with pytest.raises(ValidationError, match=r"top_p is 0\.9, but temperature 0\.0 does not sample; set temp"):
+        GenerationConfig(top_p=0.9)
+    assert GenerationConfig(top_p=0.9, temperature=0.7).top_p == 0.9
+
+
+def test_one_server_may_be_written_without_a_list_and_a_slash_at_the_end_does_not_count():
+    config = GenerationConfig.model_validate({"backend": "openai", "base_urls": "http://gpu1:8000/v1/"})
+    assert config.base_urls == ("http://gpu1:8000/v1",)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (
+            "gpu1:8000/v1",
+            r"holds 'gpu1:8000/v1', which is not an http\(s\) address; did you mean http://gpu1:8000/v1\?",
+        ),
+        ("gpu1", r"did you mean http://gpu1\?"),
+        ("ftp://gpu1/v1", r"'ftp://gpu1/v1', which is not an http\(s\) address; write it as http://localhost:8000/v1"),
+        ("file:///etc/hosts", "'file:///etc/hosts', which is not an http"),
+        ("", "base_urls holds '', which is not an http"),
+        ("http://", "base_urls holds 'http://', which is not an http"),
+        ("http://gpu1:port/v1", "'http://gpu1:port/v1', which is not an http"),
+        ("http://gpu1:65536/v1", r"not an http\(s\) address \(Port out of range 0-65535\)"),
+        ("http://gpu1:0/v1", "not an http"),
+        ("http://::1:8000/v1", "not an http"),
+        ("http://[::1/v1", r"not an http\(s\) address \(Invalid IPv6 URL\)"),
+        ("http://*:8000/v1", r"'\*' can't be the name of one server"),
+        ("http://*.example.org/v1", "can't be the name of one server"),
+        ("http://gpu..org/v1", "can't be the name of one server"),
+        (f"http://{'a' * 64}/v1", "can't be the name of one server"),
+        ("http://gpu 1/v1", "'http://gpu 1/v1', with a space, a backslash or a control character; take it out"),
+        ("http://gpu1/v 1", "with a space, a backslash or a control character"),
+        ("http://gpu1:80\n80/v1", "with a space, a backslash or a control character"),
+        ("https://host/v1?key=7", r"holds 'https://host/v1' with a query or fragment; leave out what follows the path"),
+    ],
+)
+def test_what_is_no_address_of_a_server_is_refused(url, message):
+    with pytest.raises(ValidationError, match=message):
+        GenerationConfig(backend="openai", base_urls=(url,))
+
+
+@pytest.mark.parametrize("url", ["https://me:secret@host/v1", "me:secret@host/v1"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(url):
+    with pytest.raises(ValidationError, match="base_urls holds") as caught:
+        GenerationConfig(backend="openai", base_urls=(url,))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("http://[::1]:8000/v1/", "http://[::1]:8000/v1"),
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("HTTPS://gpu_1.example.org./v1//", "https://gpu_1.example.org./v1"),
+        (
+            " http://b\N{LATIN SMALL LETTER U WITH DIAERESIS}ro/v1 ",
+            "http://b\N{LATIN SMALL LETTER U WITH DIAERESIS}ro/v1",
+        ),
+    ],
+)
+def test_an_unusual_address_that_can_be_asked_is_taken(url, kept):
+    assert GenerationConfig(backend="openai", base_urls=(url,)).base_urls == (kept,)
+
+
+def test_a_query_is_refused_and_not_repeated():
+    with pytest.raises(ValidationError, match="leave out what follows the path") as caught:
+        GenerationConfig(backend="openai", base_urls=("https://host/v1?key=secret",))
+    assert "secret" not in str(caught.value)
+
+
+def test_template_arguments_that_disagree_are_told_but_not_if_they_are_secrets():
+    with pytest.raises(
+        ValidationError, match=r"sets api_key: '\*\*\*', but .* sets api_key: '\*\*\*'; remove one"
+    ) as caught:
+        GenerationConfig(
+            **{"backend": "openai", "base_urls": ("http://a/v1",), "chat_template_kwargs": {"api_key": "hidden1"}},
+            extra_body={"chat_template_kwargs": {"api_key": "hidden2"}},
+        )
+    assert "hidden" not in str(caught.value)
+
+
+def test_one_server_named_twice_is_refused():
+    with pytest.raises(ValidationError, match=r"base_urls names one server twice: http://a/v1, http://a/v1"):
+        GenerationConfig(backend="openai", base_urls=("http://a/v1", "http://a/v1/"))
+
+
+@pytest.mark.parametrize("name", ["sk-1234", "hf_AbCd", "", "MY KEY"])
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated(name):
+    with pytest.raises(ValidationError, match="api_key_env is the name of an environment variable") as caught:
+        GenerationConfig(api_key_env=name)
+    assert not name or name not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": "openai"}, r"backend openai needs base_urls.* such as \[http://localhost:8000/v1\]"),
+        ({"base_urls": ("http://a/v1",)}, "base_urls is set, but backend 'transformers' asks no server; set back"),
+        ({"model": "llama"}, "model is set, but backend 'transformers' asks no server; .* or remove model"),
+        ({"extra_body": {"stop": ["x"]}}, "extra_body is set, but backend 'transformers' asks no server"),
+        ({"extra_body": {"seed": 1}}, r"extra_body sets 'seed', which generation\.seed sets"),
+        ({"extra_body": {"stream": True}}, "extra_body sets 'stream', but answers are read whole"),
+    ],
+)
+def test_settings_of_servers_that_can_not_work_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        GenerationConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vllm_args": {"enforce_eager": True}}, "the backend is 'transformers'; set backend: vllm, or remove"),
+        ({"backend": "vllm", "vllm_args": {"dtype": "half"}}, r"vllm_args sets 'dtype', which generation\.dtype sets"),
+        ({"backend": "vllm", "vllm_args": {"model": "x"}}, "vllm_args sets 'model', which base_model sets"),
+    ],
+)
+def test_arguments_of_vllm_that_can_not_work_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        GenerationConfig(**settings)
+
+
+def test_answers_are_shaped_by_the_settings_of_the_model_and_not_by_those_of_memory_and_speed():
+    args = {"gpu_memory_utilization": 0.8, "max_num_seqs": 64}
+    plain = GenerationConfig(backend="vllm")
+    tuned = GenerationConfig(backend="vllm", batch_rows=4, device_map="auto", concurrency=8, vllm_args=args)
+    quantized = GenerationConfig(backend="vllm", vllm_args={**args, "quantization": "fp8"})
+
+    assert tuned.shaping_answers() == plain.shaping_answers()
+    assert quantized.shaping_answers() == plain.shaping_answers() | {"vllm_args": {"quantization": "fp8"}}
+    assert plain.shaping_answers()["temperature"] == 0.0
+
+
+SERVED = {"backend": "openai", "base_urls": ("http://a/v1",)}
+NO_THINKING = {"enable_thinking": False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "af41376a351a"),
+        ({"backend": "vllm", "temperature": 0.7, "vllm_args": {"max_model_len": 8192}}, "55397524a168"),
+        ({**SERVED, "extra_body": {"top_k": 20, "chat_template_kwargs": NO_THINKING}}, "62da8933424a"),
+    ],
+)
+def test_answers_that_earlier_releases_wrote_are_found_by_the_same_name(settings, name):
+    assert fingerprint(GenerationConfig(**settings).shaping_answers()) == name
+
+
+def test_arguments_of_the_chat_template_shape_answers():
+    plain, told = GenerationConfig(), GenerationConfig(chat_template_kwargs=NO_THINKING)
+
+    assert told.shaping_answers() == plain.shaping_answers() | {"chat_template_kwargs": NO_THINKING}
+    assert told.template_arguments == NO_THINKING
+    assert plain.template_arguments == {}
+
+
+def test_a_request_is_the_same_whichever_key_gives_the_chat_templates_arguments():
+    settings = SERVED | {"extra_body": {"top_k": 20}}
+    own = GenerationConfig(**settings, chat_template_kwargs=NO_THINKING)
+    body = GenerationConfig(**SERVED, extra_body={"top_k": 20, "chat_template_kwargs": NO_THINKING})
+    both = GenerationConfig(**SERVED, extra_body=body.extra_body, chat_template_kwargs={"lang": "en"})
+
+    assert own.request_fields == body.request_fields == {"top_k": 20, "chat_template_kwargs": NO_THINKING}
+    assert own.shaping_answers() == body.shaping_answers()
+    assert own.template_arguments == body.template_arguments == NO_THINKING
+    assert both.template_arguments == NO_THINKING | {"lang": "en"}
+    assert GenerationConfig(**settings).request_fields == {"top_k": 20}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"chat_template_kwargs": {"tokenize": True}}, "sets 'tokenize', but the backend turns the prompt into tokens"),
+        ({"chat_template_kwargs": {"messages": []}}, "sets 'messages', but the rewriting template makes the chat"),
+        ({"chat_template_kwargs": {"add_generation_prompt": True}}, "'add_generation_prompt', but a prompt ends where"),
+        (
+            {**SERVED, "extra_body": {"chat_template_kwargs": {"chat_template": "x"}}},
+            r"extra_body\.chat_template_kwargs sets 'chat_template', but the seed model's own chat template is used",
+        ),
+        (
+            {
+                **SERVED,
+                "chat_template_kwargs": NO_THINKING,
+                "extra_body": {"chat_template_kwargs": {"enable_thinking": True}},
+            },
+            r"generation\.chat_template_kwargs sets enable_thinking: False, but "
+            r"generation\.extra_body\.chat_template_kwargs sets enable_thinking: True; remove one of the two",
+        ),
+        (
+            {**SERVED, "chat_template_kwargs": NO_THINKING, "extra_body": {"chat_template_kwargs": "{}"}},
+            r"extra_body sets chat_template_kwargs to '\{\}', which can't be joined with generation\.chat_template_kwa",
+        ),
+    ],
+)
+def test_arguments_of_the_chat_template_that_can_not_work_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        GenerationConfig(**settings)
+
+
+def test_what_a_server_takes_for_arguments_of_the_chat_template_is_sent_as_it_is():
+    config = GenerationConfig(**SERVED, extra_body={"chat_template_kwargs": "{}"})
+    assert config.request_fields == {"chat_template_kwargs": "{}"}
+    assert config.template_arguments == {}
+
+
+def test_settings_that_only_change_the_speed_are_settings():
+    assert GenerationConfig.model_fields.keys() > GenerationConfig.SPEED_ONLY
+
+
+def test_settings_with_further_fields_of_requests_can_be_hashed():
+    first, second = (
+        GenerationConfig(backend="openai", base_urls=("http://a/v1",), extra_body={"top_k": k}) for k in (1, 2)
+    )
+    assert len({first, second, first.model_copy()}) == 2
+
+
+def test_a_jinja_template_that_never_shows_the_reference_is_refused():
+    with pytest.raises(ValidationError, match=r"template is a Jinja text without \{\{ reference \}\}"):
+        SelfDistillationConfig(template="Answer this: {{ instruction }}")
+
+
+@pytest.mark.parametrize("template", ["a_registered_name", "{{ instruction }} Like this: {{ reference }}"])
+def test_a_template_is_a_name_or_a_jinja_text(template):
+    assert SelfDistillationConfig(template=template).template == template
+
+
+def test_a_check_named_twice_is_refused():
+    with pytest.raises(ValidationError, match=r"checks names one twice: \['leak', 'empty', 'leak'\]"):
+        SelfDistillationConfig(checks=("leak", "empty", "leak"))
+
+
+def test_a_check_with_options_is_a_name_that_maps_to_them():
+    config = SelfDistillationConfig(checks=["leak", {"length_ratio": {"min": 0.5}}])
+    assert config.checks == ("leak", {"length_ratio": {"min": 0.5}})
+    assert SelfDistillationConfig(**config.model_dump(exclude_none=True)) == config
+
+
+@pytest.mark.parametrize("options", [None, {}])
+def test_a_check_with_a_colon_and_nothing_behind_it_is_its_name(options):
+    assert SelfDistillationConfig(checks=[{"leak": options}]).checks == ("leak",)
+
+
+@pytest.mark.parametrize(
+    ("checks", "message"),
+    [
+        (["leak", {"leak": {"phrases": ["tea"]}}], r"checks names one twice: \['leak', 'leak'\]"),
+        ([{"leak": {"phrases": []}, "length_ratio": {"min": 1}}], "not one name with its options; give each its own"),
+        ([{"length_ratio": 3}], "valid dictionary"),
+    ],
+)
+def test_checks_that_are_no_names_with_options_are_refused(checks, message):
+    with pytest.raises(ValidationError, match=message):
+        SelfDistillationConfig(checks=checks)
+
+
+def test_settings_with_options_and_examples_can_be_hashed_and_differ_in_their_hash():
+    example = {"instruction": "Tea?", "reference": "Yes.", "answer": "Yes, please."}
+    first, same = (SelfDistillationConfig(checks=[{"length_ratio": {"min": 0.5}}]) for _ in range(2))
+    other = SelfDistillationConfig(checks=[{"length_ratio": {"min": 0.5}}], examples=[example])
+    assert hash(first) == hash(same) != hash(other)
+
+
+def test_an_example_needs_all_three_texts():
+    with pytest.raises(ValidationError, match=r"examples\.0\.answer\n  Field required"):
+        SelfDistillationConfig(examples=[{"instruction": "Tea?", "reference": "Yes."}])
+    with pytest.raises(ValidationError, match="unknown key 'refrence'; did you mean 'reference'"):
+        SelfDistillationConfig(examples=[{"instruction": "Tea?", "refrence": "Yes.", "answer": "Yes."}])
+
+
+def test_rejected_answers_can_be_asked_for_again_and_candidates_sampled():
+    config = SelfDistillationConfig(on_reject="retry", retries=5)
+    assert (config.candidates, config.choose, config.retries) == (1, "first", 5)
+    sampled = SelfDistillationConfig(candidates=4, choose="likeliest", generation={"temperature": 0.7})
+    assert (sampled.candidates, sampled.choose) == (4, "likeliest")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"candidates": 4}, r"candidates is 4, but generation.temperature 0.0 would give the same .*, such as 0.7"),
+        ({"choose": "likeliest"}, r"choose is likeliest, but candidates is 1; set candidates above 1"),
+        ({"retries": 3}, r"retries is 3, but on_reject is original; set on_reject: retry"),
+    ],
+)
+def test_candidates_and_retries_that_could_not_differ_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        SelfDistillationConfig(**settings)

@@ -1,0 +1,162 @@
+"""Every file under example_configs/ passes our rules and Axolotl's real schema, and reads its datasets' columns."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("axolotl")
+
+from axolotl.integrations.base import PluginManager
+from axolotl.utils.dict import DictDefault
+
+from axolotl_sdft.configs.catalogue import REQUIRED_KEYS, read_description
+from axolotl_sdft.distillation.checks import resolve_checks
+from axolotl_sdft.distillation.rows.formats import resolve_row_format
+from axolotl_sdft.distillation.templates import resolve_template
+from axolotl_sdft.integrations.axolotl.blocks import read_blocks
+from axolotl_sdft.integrations.axolotl.compat import validate_early
+from axolotl_sdft.integrations.axolotl.rules import check_rules
+from tests.distillation.rows.test_formats_against_axolotl import assert_trains_the_answers, parts, tokenized
+
+REPOSITORY = Path(__file__).parents[2]
+FOLDER = REPOSITORY / "example_configs"
+EXAMPLES = sorted(FOLDER.rglob("*.yml"))
+SELF_DATA = sorted((FOLDER / "self-data-distillation").glob("*.yml"))
+LEAST = {
+    **{"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 0.001, "num_epochs": 1},
+    "datasets": [{"path": "rows.jsonl", "type": "alpaca"}],
+}
+
+MADE_BY_A_SCRIPT = {"data/lima.jsonl": "prepare_lima.py"}
+"""Data that a script beside the configurations writes, and which one."""
+
+ASKED, ANSWERED = "How many feet does a spider have?", "It has eight. The answer is 8."
+TURNS = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]
+ROWS = {
+    "HuggingFaceH4/no_robots": {"prompt": ASKED, "prompt_id": "1", "messages": TURNS, "category": "Open QA"},
+    "data/lima.jsonl": {"messages": TURNS, "source": "web"},
+    "databricks/databricks-dolly-15k": {
+        **{"instruction": ASKED, "context": "Insects have six.", "response": ANSWERED, "category": "closed_qa"}
+    },
+    "ise-uiuc/Magicoder-Evol-Instruct-110K": {"instruction": ASKED, "response": ANSWERED},
+    "mlabonne/FineTome-100k": {
+        "conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": ANSWERED}],
+        **{"source": "web", "score": 4.5},
+    },
+    "nvidia/OpenMathInstruct-1": {
+        **{"question": ASKED, "generated_solution": ANSWERED, "expected_answer": "8", "predicted_answer": "8"},
+        **{"error_message": "", "is_correct": True, "generation_type": "masked_reference_solution", "dataset": "gsm8k"},
+    },
+    "openai/gsm8k": {"question": ASKED, "answer": ANSWERED},
+    "tatsu-lab/alpaca": {"instruction": ASKED, "input": "A garden spider.", "output": ANSWERED, "text": "Below is ..."},
+    "teknium/OpenHermes-2.5": {
+        "conversations": [
+            {"from": "human", "value": ASKED, "weight": None},
+            {"from": "gpt", "value": ANSWERED, "weight": None},
+        ],
+        **{"source": "web", "category": "general", "id": "1", "system_prompt": None},
+    },
+}
+"""A row with the columns of each dataset that is not here, as its card on the Hub describes them."""
+
+
+@pytest.fixture(autouse=True)
+def sdft_plugin(monkeypatch):
+    """The plugin's keys are in Axolotl's schema, as its command puts them there."""
+    from axolotl_sdft import SDFTPlugin
+
+    monkeypatch.setattr(PluginManager.get_instance(), "plugins", {"axolotl_sdft.SDFTPlugin": SDFTPlugin()})
+
+
+def validate(config):
+    check_rules(config, read_blocks(config), other_trainers={})
+    validate_early(DictDefault(config))
+
+
+def each_example(paths):
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.relative_to(FOLDER).as_posix())
+
+
+def test_there_are_examples():
+    assert EXAMPLES
+
+
+@each_example(EXAMPLES)
+def test_an_example_is_valid_and_its_local_data_is_there(path):
+    config = yaml.safe_load(path.read_text())
+    validate(config)
+    assert config["plugins"] == ["axolotl_sdft.SDFTPlugin"]
+    for entry in config["datasets"]:
+        is_known = entry["path"] in ROWS or (REPOSITORY / entry["path"]).is_file()
+        assert is_known, f"{entry['path']}: add a row with its columns to ROWS, or the file"
+
+
+@each_example(EXAMPLES)
+def test_an_example_says_what_it_does_what_it_needs_and_whose_settings_it_has(path):
+    described = read_description(path.read_text())
+    assert set(described) >= {*REQUIRED_KEYS, "settings"}
+    assert "our" in described["settings"].lower()
+    if "GB" in described["needs"]:
+        assert "Estimates, not measured" in described["needs"]
+
+
+@each_example(EXAMPLES)
+def test_the_templates_and_checks_of_an_example_exist(path):
+    block = read_blocks(yaml.safe_load(path.read_text())).self_distillation
+    if block is not None:
+        resolve_checks(block.checks, resolve_template(block.template))
+
+
+@each_example(EXAMPLES)
+def test_each_dataset_of_an_example_is_read_by_us_and_trained_by_axolotl_alike(path, smollm2_dir):
+    """The instruction reaches the prompt, and exactly the answer is trained, before and after rewriting."""
+    for entry in yaml.safe_load(path.read_text())["datasets"]:
+        row = row_of(entry)
+        assert_trains_the_answers([row], entry, smollm2_dir)
+        prompt, _ = parts(tokenized([row], entry, smollm2_dir)[0], smollm2_dir)
+        assert resolve_row_format(entry).target(row, 0).instruction in prompt
+
+
+def row_of(entry):
+    local = REPOSITORY / entry["path"]
+    return json.loads(local.read_text().splitlines()[0]) if local.is_file() else ROWS[entry["path"]]
+
+
+@each_example(EXAMPLES)
+def test_no_two_examples_write_to_the_same_folder(path):
+    folders = [yaml.safe_load(other.read_text())["output_dir"] for other in EXAMPLES]
+    assert folders.count(yaml.safe_load(path.read_text())["output_dir"]) == 1
+
+
+@each_example(SELF_DATA)
+def test_files_of_self_data_distillation_differ_in_nothing_but_what_their_names_say(path):
+    """The model, the number of blocks and the dataset; what a file compares with is the file of six blocks."""
+    model, _, rest = path.stem.partition("-less-")
+    num_layers, _, dataset = rest.partition("-")
+    config = yaml.safe_load(path.read_text())
+    assert config["layer_pruning"]["num_layers"] == int(num_layers)
+    six = yaml.safe_load(path.with_name(f"{model}-less-6-{dataset}.yml").read_text())
+    six["layer_pruning"] = config["layer_pruning"]
+    six["output_dir"] = config["output_dir"]
+    if (model, dataset) == ("llama-3.1-8b", "openmathinstruct"):  # the one that also shows what comes afterwards
+        for key in ("merge", "recovery_report"):
+            six[key] = config.get(key)
+    assert {key: value for key, value in six.items() if value is not None} == config
+
+
+@pytest.mark.parametrize(("data", "script"), MADE_BY_A_SCRIPT.items())
+def test_a_description_names_the_script_that_writes_its_data(data, script):
+    using = [path for path in EXAMPLES if f"path: {data}" in path.read_text()]
+    assert using
+    for path in using:
+        assert script in read_description(path.read_text())["data"]
+        assert (FOLDER / script).is_file()
+
+
+def test_axolotl_refuses_a_wrong_key_inside_our_blocks_too():
+    plugins = ["axolotl_sdft.SDFTPlugin"]
+    config = LEAST | {"base_model": "seed", "plugins": plugins, "layer_pruning": {"num_layer": 1}}
+    with pytest.raises(ValueError, match="did you mean 'num_layers'"):
+        validate_early(DictDefault(config))

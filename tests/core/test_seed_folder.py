@@ -1,0 +1,58 @@
+import shutil
+
+import pytest
+
+from axolotl_sdft.core.errors import SdftError
+from axolotl_sdft.core.seed_folder import resolve_seed, slug
+
+
+@pytest.mark.parametrize(
+    ("seed_name", "expected"),
+    [
+        ("meta-llama/Llama-3", "meta-llama--Llama-3"),
+        ("gpt2", "gpt2"),
+        ("hf://org/model name", "hf-----org--model-name"),
+        ("//", "model"),
+    ],
+)
+def test_the_name_of_a_hub_id_is_kept_whole(seed_name, expected):
+    assert slug(seed_name) == expected
+
+
+def test_of_a_folder_only_the_last_name_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "models" / "SmolLM2-135M").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "models")
+    names = [str(tmp_path / "models" / "SmolLM2-135M"), "SmolLM2-135M/", "./SmolLM2-135M", "../models/SmolLM2-135M"]
+    assert {slug(name) for name in names} == {"SmolLM2-135M"}
+
+
+def test_a_folder_is_its_own_seed(checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint().parent)
+    assert resolve_seed(checkpoint().name) == checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("base_model", "revision", "message"),
+    [
+        (
+            "nobody/no-such-model",
+            None,
+            r"base_model is 'nobody/no-such-model', which is no folder here and can't be had",
+        ),
+        ("nobody/no-such-model", "v2", r"base_model is 'nobody/no-such-model' \(revision 'v2'\), which is no folder"),
+        ("models/no/such/folder", None, r"base_model is 'models/no/such/folder', which is no folder here"),
+        ("/no/such/folder", None, r"base_model is '/no/such/folder', which is no folder here"),
+    ],
+)
+def test_a_seed_that_is_nowhere_is_refused_by_its_key(base_model, revision, message):
+    with pytest.raises(SdftError, match=message):
+        resolve_seed(base_model, revision)
+
+
+def test_a_hub_id_in_the_cache_is_found_without_a_connection(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--org--seed"
+    shutil.copytree(checkpoint(), repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    assert resolve_seed("org/seed").name == "a" * 40

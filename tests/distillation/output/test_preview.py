@@ -1,0 +1,157 @@
+from dataclasses import replace
+
+import pytest
+from datasets import Dataset
+
+from axolotl_sdft.core.errors import PluginError
+from axolotl_sdft.distillation.generation.selection import Settlement
+from axolotl_sdft.distillation.output.preview import Preview, PreviewedAnswer, preview
+from axolotl_sdft.distillation.output.side_by_side import answer_lines, preview_lines
+from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.inference.interfaces import Answer, Target
+from tests.distillation.echo_backend import ASKED, SCRIPT, EchoBackend
+from tests.distillation.test_pipeline import alpaca_rows, echo_config
+
+
+def chat(*texts):
+    roles = ["user", "assistant"] * len(texts)
+    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]}
+
+
+def task_of(tmp_path, seed_dir, rows, kind="alpaca", **settings):
+    return DistillationTask(rows, echo_config(tmp_path, **settings), seed_dir, {"type": kind}, "seed")
+
+
+def shown_answer(prompt="What?", reference="It is.", rewritten="Yes, it is.", rejection=None, **places):
+    answer = Answer(rewritten, "stop", 4)
+    settlement = Settlement(Target(({"role": "user", "content": prompt},), reference), 0, answer, (), 1)
+    if rejection:
+        settlement = replace(settlement, attempt=None, answer=None, rejections=(rejection,))
+    return PreviewedAnswer(**{"row": 3, "turn": 0, "num_turns": 1, **places}, settlement=settlement, answer=answer)
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_every_turn_of_a_row_is_shown_in_order_after_those_before_it_as_they_will_be_trained(tmp_path, seed_dir):
+    rows = Dataset.from_list([chat("a", "one", "b", "7", "c", "three"), chat("d", "four")])
+    task = task_of(tmp_path, seed_dir, rows, "chat_template", checks=("no_seven",))
+
+    shown = preview(task, 2).answers
+
+    assert [(one.row, one.turn, one.verdict) for one in shown] == [
+        (0, 0, "accepted"),
+        (0, 1, "rejected by no_seven: holds 7"),
+        (0, 2, "accepted"),
+        (1, 0, "accepted"),
+    ]
+    before_last = [message["content"] for message in shown[2].target.context]
+    assert before_last == ["a", "1 messages, the last ends in one", "b", "7", "c"]
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_a_preview_takes_the_answers_that_a_full_run_would_take(tmp_path, seed_dir):
+    settings = {"checks": ("no_seven",), "on_reject": "retry"}
+    task = task_of(tmp_path, seed_dir, alpaca_rows(9), **settings)
+
+    previewed = preview(task, 9)
+
+    assert not (tmp_path / "out").exists()
+    from datasets import load_from_disk
+
+    full = load_from_disk(str(task.run()))
+    taken = [one.answer.text if one.settlement.answer else one.target.reference for one in previewed.answers]
+    assert taken == full["output"]
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_a_rejected_answer_is_asked_for_again_as_the_settings_say(tmp_path, seed_dir):
+    ASKED.clear()
+    SCRIPT.clear()
+    SCRIPT.update({(0, 0, attempt): Answer(text, "stop", 1) for attempt, text in enumerate(("bad", "good", "unused"))})
+    settings = {"checks": ("good",), "on_reject": "retry", "generation": {"backend": "scripted"}}
+
+    previewed = preview(task_of(tmp_path, seed_dir, alpaca_rows(1), **settings), 1)
+
+    assert [prompt.attempt for prompt in ASKED] == [0, 1]
+    assert [(one.verdict, one.answer.text) for one in previewed.answers] == [("accepted at attempt 2", "good")]
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_a_preview_counts_and_measures_its_answers(tmp_path, seed_dir):
+    previewed = preview(task_of(tmp_path, seed_dir, alpaca_rows(9), checks=("no_seven",)), 9)
+
+    assert (previewed.num_rows, previewed.num_accepted, previewed.rejections) == (9, 8, {"no_seven": 1})
+    assert previewed.gap == (8.0, pytest.approx((8 * 30 + 8) / 9))  # the echo backend counts characters
+    assert preview(task_of(tmp_path, seed_dir, alpaca_rows(9), gap_samples=0), 2).gap is None
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_a_backend_that_leaves_answers_out_is_refused(tmp_path, seed_dir, monkeypatch):
+    monkeypatch.setattr(EchoBackend, "generate", lambda self, batches: iter(()))
+    with pytest.raises(PluginError, match=r"backend 'echo' ended without 2 of 2 answers it was asked for"):
+        preview(task_of(tmp_path, seed_dir, alpaca_rows(5)), 2)
+
+
+def test_into_a_pipe_the_texts_come_whole_below_each_other():
+    shown = shown_answer("One\ntwo?", "r " * 90, rejection=("leak", "says so"), turn=1, num_turns=3)
+    assert list(answer_lines(shown, "datasets[0]", width=None)) == [
+        "--- datasets[0], row 3, answer 2 of 3: rejected by leak: says so",
+        "prompt:    One",
+        "           two?",
+        "reference: " + ("r " * 90).strip(),
+        "rewritten: Yes, it is.",
+        "",
+    ]
+
+
+def test_on_a_wide_terminal_the_answers_stand_side_by_side():
+    shown = shown_answer("What is ice?", "Frozen water. " * 5, "Ice is water in its solid state.")
+    assert list(answer_lines(shown, "dataset", width=101)) == [
+        "--- dataset, row 3: accepted",
+        "prompt:    What is ice?",
+        "reference:                                        | rewritten:",
+        "Frozen water. Frozen water. Frozen water. Frozen  | Ice is water in its solid state.",
+        "water. Frozen water.                              |",
+        "",
+    ]
+
+
+def test_on_a_narrow_terminal_the_answers_stand_below_each_other():
+    lines = list(answer_lines(shown_answer(reference="word " * 20), "dataset", width=60))
+    assert lines[2:4] == [f"reference: {'word ' * 10}".rstrip(), f"           {'word ' * 10}".rstrip()]
+
+
+def test_wide_characters_and_long_words_are_broken_by_the_cells_they_take():
+    lines = list(answer_lines(shown_answer(reference="水" * 30, rewritten="x" * 60), "dataset", width=101))
+    assert lines[3:5] == [f"{'水' * 24}{' '} | {'x' * 49}", f"{'水' * 6}{' ' * 37} | {'x' * 11}"]
+
+
+def test_a_text_can_not_steer_the_terminal():
+    lines = list(answer_lines(shown_answer("\x1b[2J\x07boo\u202e", "a\r\nb\tc"), "dataset", width=None))
+    assert lines[1:4] == [
+        "prompt:    \N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}boo\N{REPLACEMENT CHARACTER}",
+        "reference: a",
+        "           b   c",
+    ]
+
+
+def test_the_end_tells_acceptance_gap_and_the_time_for_all_rows():
+    answers = (shown_answer(), shown_answer(), shown_answer(rejection=("leak", "says so")))
+    previewed = Preview(answers, num_rows=2, seconds=5.0, gap=(2.811, 1.932))
+
+    # 2.5 s a row, so 4,800 rows take 12,000 s.
+    assert list(preview_lines(previewed, "datasets[0]", num_rows=4800)) == [
+        "datasets[0]: 2 of 3 answers accepted (67 %), rejected: leak 1",
+        "distribution gap: 2.81 nats per token before, 1.93 after",
+        "time: 2.5 s a row; about 3 h 20 min for all 4,800 rows at this rate (less where the backend gains from fuller "
+        "batches)",
+    ]
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_rows_without_an_answer_to_rewrite_are_said_to_have_none(tmp_path, seed_dir):
+    rows = Dataset.from_list([chat("a"), chat("a", "b"), chat("c")])
+    previewed = preview(task_of(tmp_path, seed_dir, rows, "chat_template"), 1)
+    assert list(preview_lines(previewed, "dataset", 3)) == [
+        "dataset: none of the 1 rows holds an answer to rewrite: no answer in it that its type trains (1 row); check "
+        "the type and the field names; or show more rows"
+    ]

@@ -1,0 +1,204 @@
+import json
+
+import pytest
+from datasets import Dataset
+
+from axolotl_sdft import SelfDistillationConfig, distill_dataset
+from axolotl_sdft.core.errors import DatasetError, UnknownNameError
+from axolotl_sdft.distillation.pipeline import DistillationTask
+
+
+def alpaca_rows(count):
+    return Dataset.from_list(
+        [
+            {"id": index, "instruction": f"Question {index}", "input": "", "output": f"Answer {index}"}
+            for index in range(count)
+        ]
+    )
+
+
+def echo_config(tmp_path, **settings):
+    settings = {"template": "plain", "checks": (), "generation": {"backend": "echo"}} | settings
+    return SelfDistillationConfig(output_dir=str(tmp_path / "out"), **settings)
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_every_row_keeps_its_place_and_its_other_columns(tmp_path, seed_dir):
+    rows = alpaca_rows(5)
+
+    distilled = distill_dataset(rows, echo_config(tmp_path), seed_model=seed_dir)
+
+    assert distilled["id"] == [0, 1, 2, 3, 4]
+    assert distilled["instruction"] == rows["instruction"]
+    assert distilled["output"] == [f"2 messages, the last ends in {index}" for index in range(5)]
+    assert distilled["sdft_source"] == ["distilled"] * 5
+    assert distilled["sdft_reasons"] == [[""]] * 5
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_a_rejected_answer_leaves_the_original_and_says_why(tmp_path, seed_dir):
+    distilled = distill_dataset(alpaca_rows(9), echo_config(tmp_path, checks=("no_seven",)), seed_model=seed_dir)
+
+    assert distilled[7] == {
+        "id": 7,
+        "instruction": "Question 7",
+        "input": "",
+        "output": "Answer 7",
+        "sdft_source": "original",
+        "sdft_reasons": ["no_seven: holds 7"],
+    }
+    assert [row["sdft_source"] for row in distilled].count("distilled") == 8
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_on_reject_drop_leaves_out_rejected_rows_alone(tmp_path, seed_dir):
+    config = echo_config(tmp_path, checks=("no_seven",), on_reject="drop")
+
+    distilled = distill_dataset(alpaca_rows(9), config, seed_model=seed_dir)
+
+    assert distilled["id"] == [0, 1, 2, 3, 4, 5, 6, 8]
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_dropping_every_row_is_an_error_that_counts_the_reasons(tmp_path, seed_dir):
+    config = echo_config(tmp_path, checks=("no_seven",), on_reject="drop")
+    rows = Dataset.from_list([{"instruction": "What?", "input": "", "output": "It is 7"}])
+
+    with pytest.raises(DatasetError, match=r"all 1 rows were rejected \(no_seven 1\).*set on_reject: original"):
+        distill_dataset(rows, config, seed_model=seed_dir)
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_a_later_turn_is_asked_after_the_earlier_ones_as_they_will_be_trained(tmp_path, seed_dir):
+    conversation = [
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": "one"},
+        {"role": "user", "content": "second"},
+        {"role": "assistant", "content": "7"},
+        {"role": "user", "content": "third"},
+        {"role": "assistant", "content": "three"},
+    ]
+    rows = Dataset.from_list([{"messages": conversation}, {"messages": conversation[:2]}])
+    config = echo_config(tmp_path, checks=("no_seven",))
+
+    distilled = distill_dataset(rows, config, seed_model=seed_dir, dataset_config={"type": "chat_template"})
+
+    # The second turn is rejected, so its original stays; the third is asked with five messages all the same.
+    assert [message["content"] for message in distilled[0]["messages"]] == [
+        "first",
+        "1 messages, the last ends in one",
+        "second",
+        "7",
+        "third",
+        "5 messages, the last ends in three",
+    ]
+    assert distilled[0]["sdft_reasons"] == ["", "no_seven: holds 7", ""]
+    assert distilled[1]["messages"][1]["content"] == "1 messages, the last ends in one"
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_the_summary_counts_rows_turns_reasons_and_the_gap(tmp_path, seed_dir):
+    rows, config = alpaca_rows(9), echo_config(tmp_path, checks=("no_seven",))
+    folder = DistillationTask(rows, config, seed_dir, {"type": "alpaca"}, "the-seed").run()
+
+    summary = json.loads((folder / "summary.json").read_text())
+
+    counts = {key: summary[key] for key in ("rows", "rows_distilled", "rows_original", "rows_dropped", "turns")}
+    assert counts == {"rows": 9, "rows_distilled": 8, "rows_original": 1, "rows_dropped": 0, "turns": 9}
+    assert summary["rejections"] == {"no_seven": 1}
+    # The echo backend takes the length of a text for its likelihood: "Answer 0" has 8 characters, an echo 30.
+    gap = summary["gap"]
+    assert (gap["answers"], gap["nats_per_token_before"]) == (9, 8.0)
+    assert gap["nats_per_token_after"] == round((8 * 30 + 8) / 9, 4)
+    assert summary["provenance"]["seed_model"] == "the-seed"
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_other_checks_on_the_same_rows_generate_nothing_again(tmp_path, seed_dir, monkeypatch):
+    log = tmp_path / "generated.txt"
+    monkeypatch.setenv("ECHO_LOG", str(log))
+    distill_dataset(alpaca_rows(9), echo_config(tmp_path), seed_model=seed_dir)
+    generated = log.read_text()
+
+    second = distill_dataset(alpaca_rows(9), echo_config(tmp_path, checks=("no_seven",)), seed_model=seed_dir)
+
+    assert log.read_text() == generated
+    assert second["sdft_source"].count("original") == 1
+
+
+@pytest.mark.usefixtures("echo_plugin")
+@pytest.mark.parametrize("change", ["template", "rows", "seed", "generation"])
+def test_any_change_of_what_shapes_the_answers_makes_a_dataset_of_its_own(tmp_path, seed_dir, change):
+    first = DistillationTask(alpaca_rows(3), echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed").dataset_dir
+    rows, config = alpaca_rows(3), echo_config(tmp_path)
+    if change == "template":
+        config = echo_config(tmp_path, template="{{ instruction }} {{ reference }}")
+    elif change == "generation":
+        config = echo_config(tmp_path, generation={"backend": "echo", "max_new_tokens": 9})
+    elif change == "rows":
+        rows = alpaca_rows(4)
+    else:
+        (seed_dir / "config.json").write_text('{"a": 1}')
+
+    assert DistillationTask(rows, config, seed_dir, {"type": "alpaca"}, "seed").dataset_dir != first
+
+
+@pytest.mark.usefixtures("echo_plugin")
+@pytest.mark.parametrize(
+    ("settings", "shares_answers"),
+    [
+        ({"on_reject": "drop"}, True),
+        ({"on_reject": "retry"}, True),
+        ({"checks": ("no_seven",)}, True),
+        ({"generation": {"backend": "echo", "temperature": 0.7}, "candidates": 2}, False),
+    ],
+)
+def test_settings_that_choose_among_answers_make_another_dataset_of_the_same_first_ones(
+    tmp_path, seed_dir, settings, shares_answers
+):
+    usual = DistillationTask(alpaca_rows(3), echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed")
+    other = DistillationTask(alpaca_rows(3), echo_config(tmp_path, **settings), seed_dir, {"type": "alpaca"}, "seed")
+
+    assert other.dataset_dir != usual.dataset_dir
+    assert (other.answers_dir == usual.answers_dir) is shares_answers
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_settings_that_change_the_speed_alone_find_the_same_dataset(tmp_path, seed_dir):
+    fast = {"backend": "echo", "batch_rows": 3, "batch_tokens": 99, "concurrency": 7, "timeout_s": 1.0}
+
+    tasks = [
+        DistillationTask(
+            alpaca_rows(3), echo_config(tmp_path, generation=generation), seed_dir, {"type": "alpaca"}, "s"
+        )
+        for generation in ({"backend": "echo"}, fast)
+    ]
+
+    assert tasks[0].dataset_dir == tasks[1].dataset_dir
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_zero_rows_and_missing_columns_are_refused_before_anything_is_written(tmp_path, seed_dir):
+    empty = Dataset.from_dict({"instruction": [], "output": []})
+    with pytest.raises(DatasetError, match=r"datasets\[0\] has no rows"):
+        DistillationTask(empty, echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed", "datasets[0]")
+    wrong = Dataset.from_dict({"question": ["a"], "output": ["b"]})
+    with pytest.raises(
+        DatasetError, match=r"no column 'instruction', which its type 'alpaca' needs; its columns: quest"
+    ):
+        DistillationTask(wrong, echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("echo_plugin")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"template": "refrence"}, r"self_distillation.template is 'refrence'.*known: .*reference"),
+        ({"checks": ("leek",)}, r"self_distillation.checks.*'leek'.*known: .*leak"),
+        ({"generation": {"backend": "vlm"}}, r"self_distillation.generation.backend is 'vlm'.*known: .*transformers"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path, seed_dir, settings, message):
+    with pytest.raises(UnknownNameError, match=message):
+        DistillationTask(alpaca_rows(1), echo_config(tmp_path, **settings), seed_dir, {"type": "alpaca"}, "seed")

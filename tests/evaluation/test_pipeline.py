@@ -1,0 +1,280 @@
+"""The measures together, on a tiny random Llama: what is kept, found again, noted and refused."""
+
+import dataclasses
+import json
+import math
+import shutil
+import weakref
+from pathlib import Path
+
+import pytest
+
+from axolotl_sdft import cut_layers
+from axolotl_sdft.config import RecoveryReportConfig
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, UnknownNameError
+from axolotl_sdft.evaluation import measuring
+from axolotl_sdft.evaluation.metrics import SpeedFigures
+from axolotl_sdft.evaluation.models import ReportedModel
+from axolotl_sdft.evaluation.pipeline import RecoveryTask, finite, write_report
+from axolotl_sdft.evaluation.store import FigureStore, model_fingerprint
+from axolotl_sdft.inference.interfaces import Target
+from tests.evaluation.reports import full_report
+
+TARGETS = tuple(Target(({"role": "user", "content": f"Say {n}."},), f"It is {n}.") for n in range(4))
+SMALL = {"general_prompts": {"num_samples": 2, "max_new_tokens": 4}, "speed": {"rounds": 0}, "bootstrap_samples": 50}
+
+
+@pytest.fixture(scope="module")
+def pruned_dir(tiny_llama_dir, tmp_path_factory):
+    return cut_layers(tiny_llama_dir, [2, 3], tmp_path_factory.mktemp("models") / "pruned")
+
+
+@pytest.fixture
+def task(tiny_llama_dir, pruned_dir, tmp_path):
+    models = (ReportedModel("seed", tiny_llama_dir), ReportedModel("pruned", pruned_dir))
+    return RecoveryTask(models, RecoveryReportConfig.model_validate(SMALL), tmp_path / "report", TARGETS)
+
+
+def with_settings(task, **settings):
+    return dataclasses.replace(task, config=RecoveryReportConfig.model_validate(SMALL | settings))
+
+
+def test_seed_and_others_are_measured_on_the_same_rows(task):
+    seed, pruned = task.run().models
+
+    assert (seed.name, seed.footprint.num_layers) == ("seed", 6)
+    assert (pruned.name, pruned.footprint.num_layers) == ("pruned", 4)
+    assert seed.held_out.nll.rows == pruned.held_out.nll.rows == 4
+    assert seed.general.nll.rows == pruned.general.nll.rows == 2
+    assert (seed.general.kl_to_seed.value, seed.general.agreement.value) == (0.0, 1.0)
+    assert pruned.general.kl_to_seed.value > 0
+    assert seed.quality_kept["held_out"].value == 100.0
+    expected = 100 * seed.held_out.perplexity.value / pruned.held_out.perplexity.value
+    assert pruned.quality_kept["held_out"].value == pytest.approx(expected)
+    assert pruned.quality_kept["held_out"].low <= expected <= pruned.quality_kept["held_out"].high
+
+
+def test_a_second_run_finds_all_figures_and_loads_no_model(task, monkeypatch):
+    first = task.run()
+    monkeypatch.setattr(measuring, "load_model", None)
+    assert task.run().models == first.models
+
+
+def test_a_run_that_was_killed_half_way_goes_on_where_it_stopped(task, monkeypatch):
+    known, calls = measuring.answer_statistics, []
+
+    def killed_at_the_last(*args):
+        calls.append(args)
+        if len(calls) == 4:  # seed and pruned, held-out and general rows each
+            raise KeyboardInterrupt
+        return known(*args)
+
+    monkeypatch.setattr(measuring, "answer_statistics", killed_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        task.run()
+
+    monkeypatch.setattr(measuring, "answer_statistics", lambda *args: calls.append(args) or known(*args))
+    report = task.run()
+
+    assert len(calls) == 5  # the one that was killed, once more
+    assert all(model.held_out and model.general for model in report.models)
+
+
+@pytest.mark.parametrize(
+    ("change", "num_measured"),
+    [
+        (lambda task: with_settings(task, bootstrap_samples=9), 0),  # another interval needs no new measuring
+        (lambda task: dataclasses.replace(task, held_out=TARGETS[1:]), 2),
+        (lambda task: with_settings(task, general_prompts={"num_samples": 3, "max_new_tokens": 4}), 2),
+        (lambda task: with_settings(task, dtype="bfloat16"), 4),
+    ],
+)
+def test_a_change_measures_anew_what_it_shapes(task, monkeypatch, change, num_measured):
+    task.run()
+    calls, known = [], measuring.answer_statistics
+    monkeypatch.setattr(measuring, "answer_statistics", lambda *args: calls.append(args) or known(*args))
+    change(task).run()
+    assert len(calls) == num_measured
+
+
+def test_a_model_that_was_trained_on_is_measured_anew(task, pruned_dir, tmp_path):
+    trained = ReportedModel("trained", Path(shutil.copytree(pruned_dir, tmp_path / "trained")))
+    before = model_fingerprint(trained)
+    (weights,) = trained.folder.glob("*.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    assert model_fingerprint(trained) != before
+
+
+def test_an_adapter_is_known_by_its_own_scale_and_its_base_but_not_by_where_that_lies(pruned_dir, tmp_path):
+    def fingerprint_of(name, base, **settings):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)} | settings))
+        return model_fingerprint(ReportedModel("trained", folder))
+
+    moved = shutil.copytree(pruned_dir, tmp_path / "moved")
+    first = fingerprint_of("a", pruned_dir, lora_alpha=8)
+    assert fingerprint_of("b", moved, lora_alpha=8) == first
+    assert fingerprint_of("c", moved, lora_alpha=16) != first
+
+
+def test_a_model_that_can_not_be_measured_becomes_a_note_and_the_others_keep_their_figures(task, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(task.models[1].folder, broken)
+    (weights,) = broken.glob("*.safetensors")
+    weights.write_bytes(b"nonsense")
+
+    report = dataclasses.replace(task, models=(*task.models, ReportedModel("trained", broken))).run()
+
+    assert report.models[1].general is not None
+    assert report.models[2].general is None
+    assert any(note.startswith("trained: general: not measured: ") for note in report.notes)
+
+
+def test_an_adapter_without_its_base_is_left_out_with_a_note(task, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "./nowhere"}')
+    report = dataclasses.replace(task, models=(*task.models, ReportedModel("trained", tmp_path))).run()
+    assert [model.name for model in report.models] == ["seed", "pruned"]
+    assert any(note.startswith("trained: ") and "nowhere" in note for note in report.notes)
+
+
+def test_a_seed_that_can_not_be_measured_is_an_error(task, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(task.seed.folder, broken)
+    (weights,) = broken.glob("*.safetensors")
+    weights.write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="'seed'"):
+        dataclasses.replace(task, models=(ReportedModel("seed", broken), task.models[1])).run()
+
+
+def test_right_answers_are_counted_and_a_seed_without_any_is_noted(task):
+    right = {"checks": ["empty"], "num_samples": 2, "max_new_tokens": 3}
+    report = with_settings(task, exact_match=right).run()
+    assert report.models[1].exact_match.rows == 2
+
+    wrong = right | {"checks": ["exact_match"]}
+    report = with_settings(task, exact_match=wrong).run()
+    assert report.models[0].exact_match.value == 0.0
+    assert "exact_match" not in report.models[1].quality_kept
+    assert any(note.startswith("exact_match: the seed answers none") for note in report.notes)
+
+
+def test_smaller_models_are_tried_as_drafts_of_the_seed(task):
+    report = with_settings(task, drafting={"num_prompts": 1, "max_new_tokens": 4}).run()
+    seed, pruned = report.models
+    assert seed.drafting is None
+    assert pruned.drafting.prompts == 1
+    assert 0 <= pruned.drafting.acceptance <= 1
+
+
+def test_each_task_is_kept_by_itself(task, monkeypatch):
+    asked = []
+
+    def scores(model, config, *args, **kwargs):
+        asked.append((model.name, config.tasks[0].task))
+        return {config.tasks[0].task: (None, [1.0, 0.0] if model.name == "seed" else [0.0, 0.5])}
+
+    monkeypatch.setattr(measuring, "task_scores", scores)
+    report = with_settings(task, lm_eval={"tasks": ["one", "two"]}).run()
+    with_settings(task, lm_eval={"tasks": ["two", "three"]}).run()
+
+    assert asked[:4] == [("seed", "one"), ("seed", "two"), ("pruned", "one"), ("pruned", "two")]
+    assert asked[4:] == [("seed", "three"), ("pruned", "three")]
+    assert report.models[0].tasks["one"].value == 0.5
+    assert report.models[1].quality_kept["tasks"].value == 50.0
+
+
+def test_models_are_timed_together_and_one_that_fails_is_noted_and_tried_again(task, monkeypatch):
+    calls = []
+
+    def speed(models, config, dtype, on_failure, **_):
+        calls.append([model.name for model in models])
+        if len(calls) == 1:
+            on_failure("the speed of pruned can't be measured: why")
+        return {model.name: SpeedFigures(9.0, 100, 8, 4, 1, "cpu") for model in models[: len(calls)]}
+
+    monkeypatch.setattr(measuring, "measure_speed", speed)
+    timed = with_settings(task, speed={"rounds": 1})
+
+    report = timed.run()
+    assert (report.models[0].speed.peak_bytes, report.models[1].speed) == (100, None)
+    assert "the speed of pruned can't be measured: why" in report.notes
+    assert timed.run().models[1].speed is not None
+    timed.run()
+    assert calls == [["seed", "pruned"]] * 2  # the third time they are found
+
+
+def test_rows_that_are_cut_away_are_counted_in_a_note(task):
+    report = with_settings(task, held_out={"sequence_len": 8}).run()  # the prompt alone is longer
+    assert report.models[1].held_out is None
+    assert any("4 of 4 are left out" in note and "sequence_len (8 tokens)" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"exact_match": {"checks": ["leek"]}}, UnknownNameError, r"recovery_report.exact_match.checks.*'leek'"),
+        ({"speed": {"prompt_tokens": 4000}}, ConfigError, r"recovery_report.speed.prompt_tokens is 4000"),
+        ({"general_prompts": {"path": "nowhere.txt"}}, Exception, r"recovery_report.general_prompts.path is 'nowhere"),
+    ],
+)
+def test_what_would_stop_the_report_later_is_refused_before_a_model_is_loaded(task, settings, error, message):
+    with pytest.raises(error, match=message):
+        with_settings(task, **settings).check()
+
+
+def test_right_answers_without_held_out_rows_are_refused(task):
+    with pytest.raises(ConfigError, match=r"exact_match is set, but there are no held-out rows; set"):
+        dataclasses.replace(with_settings(task, exact_match={}), held_out=()).check()
+
+
+def test_a_seed_without_chat_template_is_refused(task, tmp_path):
+    seed = Path(shutil.copytree(task.seed.folder, tmp_path / "seed"))
+    (seed / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match="chat template"):
+        dataclasses.replace(task, models=(ReportedModel("seed", seed),)).check()
+
+
+def test_the_report_is_written_as_page_figures_and_section_and_replaces_an_older_one(tmp_path):
+    paths = write_report(full_report(), tmp_path / "report")
+    write_report(full_report(notes=("anew",)), tmp_path / "report")
+
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.html", "report.json", "model_card.md"}
+    told = json.loads(paths["figures"].read_text())
+    assert told["notes"] == ["anew"]
+    assert told["models"][2]["quality_kept"]["tasks"] == {"value": 88.8, "low": 86.3, "high": 91.3, "rows": 40}
+
+
+def test_numbers_that_json_can_not_hold_become_null():
+    assert finite({"a": [1.5, math.nan], "b": (math.inf,)}) == {"a": [1.5, None], "b": [None]}
+
+
+def test_a_figure_file_that_is_broken_is_measured_anew(tmp_path):
+    store = FigureStore(tmp_path)
+    store.keep("held_out", {"rows": 1}, [1, 2])
+    assert store.find("held_out", {"rows": 1}) == [1, 2]
+    assert store.find("held_out", {"rows": 2}) is None
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text()[:20])
+    assert store.find("held_out", {"rows": 1}) is None
+
+
+def test_models_are_freed_before_the_speed_is_measured(task, monkeypatch):
+    """Children need the memory."""
+    loaded, alive, known = [], [], measuring.load_model
+
+    def load(*args, **kwargs):
+        model, tokenizer = known(*args, **kwargs)
+        loaded.append(weakref.ref(model))
+        return model, tokenizer
+
+    def speed(*args, **_):
+        alive.extend(reference for reference in loaded if reference() is not None)
+        return {}
+
+    monkeypatch.setattr(measuring, "load_model", load)
+    monkeypatch.setattr(measuring, "measure_speed", speed)
+    with_settings(task, speed={"rounds": 1}).run()
+    assert (len(loaded), alive) == (2, [])

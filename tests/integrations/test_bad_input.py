@@ -1,0 +1,128 @@
+"""Bad input is refused with one clear error before any model is loaded."""
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("axolotl")
+
+from axolotl.utils.dict import DictDefault
+
+from axolotl_sdft.core.errors import SdftError
+from axolotl_sdft.integrations.axolotl.stages import prepare
+
+
+@pytest.fixture
+def cfg(tiny_llama_dir, tmp_path, monkeypatch):
+    """A configuration that works, in a folder of its own, where loading a model fails the test."""
+    import transformers
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.chdir(tmp_path)
+    rows = [{"instruction": f"Question {n}", "input": "", "output": f"Answer {n}"} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DictDefault(
+        {
+            "base_model": str(tiny_llama_dir),
+            "plugins": ["axolotl_sdft.SDFTPlugin"],
+            "datasets": [{"path": "rows.jsonl", "type": "alpaca"}],
+            "micro_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": 0.001,
+            "num_epochs": 1,
+        }
+    )
+
+
+def refused(cfg, message, **changes):
+    with pytest.raises(SdftError, match=message):
+        prepare(DictDefault(cfg.to_dict() | changes), own_plugin=None)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"num_layer": 2}, r"layer_pruning: unknown key 'num_layer'; did you mean 'num_layers'"),
+        ({"num_layers": 6}, r"layer_pruning.num_layers is 6, but the model has 6 layers"),
+        ({"num_layers": 2, "drop_layers": [1]}, r"both num_layers \(2\) and drop_layers \(\[1\]\) are set; remove one"),
+        ({"drop_layers": [5, 6]}, r"layer_pruning.drop_layers.*6.*6 layers"),
+        ({"num_layers": 2, "metric": "magnitude"}, r"metric is 'magnitude'.*known: angular_distance, block_influence"),
+        ({"num_layers": 2, "calibration": {"path": "nowhere.jsonl"}}, r"calibration.path is 'nowhere.jsonl'"),
+    ],
+)
+def test_a_wrong_pruning_block(cfg, block, message):
+    refused(cfg, message, layer_pruning=block)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"template": "refrence"}, r"self_distillation.template is 'refrence', .*known: .*reference"),
+        ({"checks": ["leek"]}, r"self_distillation.checks.*'leek'.*known: .*leak"),
+        ({"generation": {"backend": "vlm"}}, r"generation.backend is 'vlm', .*known: .*transformers"),
+        ({"on_reject": "keep"}, r"self_distillation.on_reject is 'keep': Input should be 'original', 'drop' or"),
+    ],
+)
+def test_a_wrong_distillation_block(cfg, block, message):
+    refused(cfg, message, self_distillation=block)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"path": "nowhere.jsonl", "type": "alpaca"},
+            r"datasets\[0\].path is 'nowhere.jsonl', which could not be loaded",
+        ),
+        ({"path": "empty.jsonl", "type": "alpaca"}, r"datasets\[0\].path is 'empty.jsonl', which has no rows"),
+        ({"path": "rows.jsonl", "type": "alpaca", "split": "train[:0]"}, r"datasets\[0\].*corresponds to no data"),
+        ({"path": "rows.jsonl", "type": "alpaca_chat.load_qa"}, r"datasets\[0\] has no column 'question'"),
+        ({"path": "rows.jsonl", "type": "chat_template"}, r"datasets\[0\] has no column 'messages'"),
+        ({"path": "rows.jsonl", "type": "no_such_type"}, r"no_such_type"),
+        ({"path": "rows.jsonl", "type": "sharegpt"}, r"datasets\[0\].type is 'sharegpt'.*type: chat_template"),
+        ({"path": "rows.jsonl", "type": "completion"}, r"datasets\[0\].type is 'completion'.*prompt_field"),
+        (
+            {"path": "rows.jsonl", "type": "alpaca", "self_distillation": {"checks": ["leek"]}},
+            r"^datasets\[0\].self_distillation.checks.*'leek'",
+        ),
+        ({"type": "alpaca"}, r"datasets\[0\].path is not set"),
+    ],
+)
+@pytest.mark.parametrize("pruning", [None, {"num_layers": 2}])
+def test_a_wrong_dataset(cfg, entry, message, pruning):
+    open("empty.jsonl", "w").close()
+    refused(cfg, message, datasets=[entry], self_distillation={}, layer_pruning=pruning)
+
+
+def test_a_seed_model_without_chat_template(cfg, tiny_llama_dir, tmp_path):
+    seed = shutil.copytree(tiny_llama_dir, tmp_path / "seed")
+    (seed / "chat_template.jinja").unlink()
+    refused(cfg, r"has no chat template.*instruction-tuned", base_model=str(seed), self_distillation={})
+
+
+def test_a_base_model_folder_without_safetensors(cfg, tiny_llama_dir, tmp_path):
+    seed = shutil.copytree(tiny_llama_dir, tmp_path / "seed")
+    (seed / "model.safetensors").rename(seed / "pytorch_model.bin")
+    refused(cfg, r"safetensors", base_model=str(seed), layer_pruning={"num_layers": 2})
+
+
+def test_a_base_model_that_is_nowhere(cfg):
+    refused(cfg, r"base_model", base_model="no-one/nothing", layer_pruning={"num_layers": 2})
+
+
+@pytest.mark.parametrize("block", ["layer_pruning", "self_distillation"])
+def test_a_folder_that_can_not_be_written(cfg, tmp_path, block):
+    (tmp_path / "file").touch()
+    settings = {"output_dir": str(tmp_path / "file" / "below")} | (
+        {"num_layers": 2} if block == "layer_pruning" else {}
+    )
+    refused(cfg, rf"{block}.output_dir: can't write to .*file.*name another folder", **{block: settings})
+
+
+def test_a_fault_that_axolotl_finds_itself_stops_before_pruning(cfg):
+    with pytest.raises(ValueError, match="micro_batch_size"):
+        prepare(DictDefault(cfg.to_dict() | {"micro_batch_size": "many", "layer_pruning": {"num_layers": 2}}), None)

@@ -1,0 +1,102 @@
+import copy
+
+import pytest
+
+pytest.importorskip("axolotl")
+
+from axolotl.utils.dict import DictDefault
+
+from axolotl_sdft.core.errors import ConfigError, DatasetError, UnknownNameError
+from axolotl_sdft.integrations.axolotl.overrides import (
+    OVERRIDES_KEY,
+    blaming,
+    check_overrides,
+    dataset_config,
+    take_out_overrides,
+)
+
+TOP = {"template": "notes", "checks": ["leak"], "generation": {"max_new_tokens": 300, "batch_rows": 4}}
+
+
+def cfg_with(*overrides, top=TOP):
+    """A configuration with one dataset for each block; None is a dataset without one."""
+    datasets = [{"path": "rows.jsonl"} | ({} if own is None else {"self_distillation": own}) for own in overrides]
+    return DictDefault({"self_distillation": top, "datasets": datasets})
+
+
+def test_a_dataset_without_a_block_takes_the_top_level_one():
+    own = dataset_config(cfg_with(None), 0)
+    assert own.enabled
+    assert own.settings().model_dump(exclude_unset=False)["template"] == "notes"
+
+
+def test_a_dataset_changes_what_it_names_and_keeps_the_rest():
+    own = dataset_config(cfg_with(None, {"template": "code", "generation": {"max_new_tokens": 20}}), 1).settings()
+    assert (own.template, own.checks) == ("code", ("leak",))
+    assert (own.generation.max_new_tokens, own.generation.batch_rows) == (20, 4)
+
+
+def test_the_settings_of_a_dataset_equal_the_same_ones_written_at_the_top():
+    own = dataset_config(cfg_with({"enabled": True, "template": "code"}), 0).settings()
+    assert own == dataset_config(cfg_with(None, top={**TOP, "template": "code"}), 0).settings()
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"templat": "code"}, r"datasets\[1\].self_distillation: unknown key 'templat'; did you mean 'template'\?"),
+        ({"enable": False}, r"datasets\[1\].self_distillation: unknown key 'enable'; did you mean 'enabled'\?"),
+        ({"enabled": "perhaps"}, r"datasets\[1\].self_distillation.enabled is 'perhaps': "),
+        ({"generation": {"max_new_tokens": 0}}, r"datasets\[1\].self_distillation.generation.max_new_tokens is 0: "),
+        ({"candidates": 2}, r"datasets\[1\].self_distillation: candidates is 2, but generation.temperature 0.0"),
+        (False, r"datasets\[1\].self_distillation is False; write its keys under it, such as enabled: false"),
+    ],
+)
+def test_a_wrong_block_is_named_with_its_dataset(own, message):
+    with pytest.raises(ConfigError, match=message):
+        check_overrides(cfg_with(None, own))
+
+
+def test_all_wrong_blocks_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        check_overrides(cfg_with({"choose": "best"}, {"templat": "x"}))
+    assert [line[:11] for line in str(caught.value).splitlines()] == ["datasets[0]", "datasets[1]"]
+
+
+def test_a_block_of_a_dataset_needs_one_at_the_top():
+    with pytest.raises(ConfigError, match=r"datasets\[0\].self_distillation is set, but there is no .*; an empty"):
+        check_overrides(cfg_with({"enabled": False}, top=None))
+
+
+def test_a_block_in_a_test_set_is_refused():
+    cfg = cfg_with(None)
+    cfg.test_datasets = [{"path": "test.jsonl", "self_distillation": {}}]
+    with pytest.raises(ConfigError, match=r"test_datasets\[0\].self_distillation is set, but test sets are never"):
+        check_overrides(cfg)
+
+
+def test_blocks_that_are_taken_out_count_as_before():
+    cfg = cfg_with(None, {"template": "code"}, {"enabled": False})
+    before = [dataset_config(cfg, index) for index in range(3)]
+    take_out_overrides(cfg)
+    assert [dict(entry) for entry in cfg.datasets] == [{"path": "rows.jsonl"}] * 3
+    assert [dataset_config(cfg, index) for index in range(3)] == before
+    once = copy.deepcopy(cfg)
+    take_out_overrides(cfg)
+    assert cfg == once
+
+
+def test_nothing_is_remembered_where_no_dataset_has_a_block():
+    cfg = cfg_with(None)
+    take_out_overrides(cfg)
+    assert OVERRIDES_KEY not in cfg
+
+
+def test_an_error_names_the_dataset_only_where_its_own_block_has_set_the_key():
+    cfg = cfg_with({"template": "codes"})
+    with pytest.raises(UnknownNameError, match=r"^datasets\[0\].self_distillation.template is"), blaming(cfg, 0):
+        raise UnknownNameError("self_distillation.template is 'codes'")
+    with pytest.raises(ConfigError, match=r"^self_distillation.checks"), blaming(cfg, 0):
+        raise ConfigError("self_distillation.checks holds 'leek'")
+    with pytest.raises(DatasetError, match=r"^datasets\[0\] has no rows"), blaming(cfg, 0):
+        raise DatasetError("datasets[0] has no rows")

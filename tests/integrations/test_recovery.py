@@ -1,0 +1,160 @@
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("axolotl")
+
+from axolotl.utils.dict import DictDefault
+
+from axolotl_sdft import cut_layers
+from axolotl_sdft.config import RecoveryReportConfig, RowsConfig
+from axolotl_sdft.core.errors import ConfigError, DatasetError
+from axolotl_sdft.integrations.axolotl.recovery import held_out, recovery_task, reported_models
+
+ROWS = [{"instruction": f"Question {n}", "input": "", "output": f"Answer {n}"} for n in range(10)]
+
+
+@pytest.fixture
+def cfg(tiny_llama_dir, tmp_path, monkeypatch):
+    """A raw configuration without a recovery_report block, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    write_rows("rows.jsonl", ROWS)
+    plugins = ["axolotl_sdft.SDFTPlugin"]
+    return {
+        "base_model": str(tiny_llama_dir),
+        "plugins": plugins,
+        "datasets": [{"path": "rows.jsonl", "type": "alpaca"}],
+    }
+
+
+def write_rows(name, rows):
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def references(cfg, **settings):
+    found = held_out(DictDefault(cfg), RowsConfig.model_validate(settings))
+    return [target.reference for target in found.targets]
+
+
+def test_rows_of_a_path_come_first_and_their_format_is_told_by_their_columns(cfg):
+    write_rows("test.jsonl", [{"question": "Why?", "answer": "So."}])
+    cfg |= {"test_datasets": [{"path": "rows.jsonl", "type": "alpaca"}]}
+    assert references(cfg, path="test.jsonl") == ["So."]
+    assert references(cfg, path="rows.jsonl", type="alpaca", num_samples=3) == ["Answer 0", "Answer 3", "Answer 6"]
+
+
+def test_test_datasets_come_next(cfg):
+    write_rows("test.jsonl", ROWS[8:])
+    cfg |= {"test_datasets": [{"path": "test.jsonl", "type": "alpaca", "split": "train"}], "val_set_size": 0.5}
+    assert references(cfg) == ["Answer 8", "Answer 9"]
+    assert held_out(DictDefault(cfg), RowsConfig()).source == "test_datasets, 2 of 2 rows"
+
+
+def test_test_datasets_without_a_split_are_read_as_axolotl_does(cfg):
+    Path("data").mkdir()
+    write_rows("data/train.jsonl", ROWS[:5])
+    write_rows("data/test.jsonl", ROWS[5:])
+    assert references(cfg | {"test_datasets": [{"path": "data", "type": "alpaca"}]}, num_samples=1) == ["Answer 5"]
+
+
+def test_else_the_rows_that_training_holds_out(cfg):
+    from axolotl_sdft.integrations.axolotl.datasets import load_rows
+    from axolotl_sdft.integrations.axolotl.held_out import split_rows
+
+    cfg |= {"val_set_size": 0.3, "seed": 42}
+    entry = DictDefault(cfg["datasets"][0])
+    [(_, expected)] = split_rows(DictDefault(cfg), [load_rows(DictDefault(cfg), entry, "datasets[0]")])
+
+    assert len(expected) == 3
+    assert references(cfg) == list(expected["output"])
+
+
+def test_without_any_a_note_names_the_keys(cfg):
+    found = held_out(DictDefault(cfg), RowsConfig())
+    assert found.targets == ()
+    assert "set recovery_report.held_out.path, test_datasets or val_set_size" in found.notes[0]
+
+
+def test_of_a_conversation_the_last_trained_answer_counts(cfg):
+    turns = [{"role": role, "content": text} for text in ("a", "b") for role in ("user", "assistant")]
+    write_rows("chat.jsonl", [{"messages": turns}])
+    (target,) = held_out(DictDefault(cfg), RowsConfig(path="chat.jsonl")).targets
+    assert (len(target.context), target.reference) == (3, "b")
+
+
+def test_rows_without_an_answer_are_left_out_and_counted(cfg):
+    write_rows("test.jsonl", [ROWS[0], ROWS[1] | {"output": None}])
+    found = held_out(DictDefault(cfg), RowsConfig(path="test.jsonl", type="alpaca"))
+    assert len(found.targets) == 1
+    assert found.notes == ("held-out rows: 1 of 2 hold no prompt with an answer",)
+
+
+def test_test_rows_of_running_text_are_noted_and_those_of_a_path_refused(cfg):
+    write_rows("text.jsonl", [{"text": "once upon a time"}])
+    cfg |= {"test_datasets": [{"path": "text.jsonl", "type": "completion", "split": "train"}]}
+    (note,) = held_out(DictDefault(cfg), RowsConfig()).notes
+    assert note.startswith("held-out rows: test_datasets[0].type is 'completion'")
+    assert "recovery_report.held_out.path" in note
+    with pytest.raises(DatasetError, match=r"recovery_report.held_out.type is 'completion'"):
+        held_out(DictDefault(cfg), RowsConfig(path="text.jsonl", type="completion"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"path": "nowhere.jsonl"}, r"recovery_report.held_out.path is 'nowhere.jsonl', which could not be loaded"),
+        ({"path": "rows.jsonl", "type": "alpaca_chat.load_qa"}, r"recovery_report.held_out has no column 'question'"),
+    ],
+)
+def test_a_path_that_can_not_be_read_is_refused_by_its_key(cfg, settings, message):
+    with pytest.raises(DatasetError, match=message):
+        references(cfg, **settings)
+
+
+def names_and_notes(cfg, **settings):
+    models, notes = reported_models(DictDefault(cfg), RecoveryReportConfig.model_validate(settings))
+    return [model.name for model in models], notes
+
+
+def test_models_that_are_not_there_yet_are_noted_with_the_command_that_makes_them(cfg):
+    names, notes = names_and_notes(cfg | {"layer_pruning": {"drop_layers": [1]}, "output_dir": "./out"})
+    assert names == ["seed"]
+    assert notes == [
+        "pruned: there is no pruned checkpoint yet; run axolotl prune-layers or axolotl train",
+        "trained: out holds no model yet; run axolotl train",
+    ]
+
+
+def test_seed_pruned_named_and_trained_models_stand_in_this_order(cfg, tiny_llama_dir):
+    from axolotl_sdft.integrations.axolotl.commands import prune_alone
+
+    cfg |= {"layer_pruning": {"drop_layers": [1]}, "output_dir": "out"}
+    list(prune_alone(DictDefault(cfg), dry_run=False))
+    cut_layers(tiny_llama_dir, [2], "plain")
+    Path("out").mkdir()
+    Path("out/adapter_config.json").write_text("{}")
+    assert names_and_notes(cfg, models={"original rows": "plain"}) == (
+        ["seed", "pruned", "original rows", "trained"],
+        [],
+    )
+
+
+@pytest.mark.parametrize(("folder", "what"), [("nowhere", "is no folder"), (".", "holds neither config.json nor")])
+def test_a_named_model_that_is_not_there_is_refused(cfg, folder, what):
+    with pytest.raises(ConfigError, match=rf"recovery_report.models.plain is '{folder}', which {what}"):
+        names_and_notes(cfg, models={"plain": folder})
+
+
+def test_no_block_is_needed_and_the_report_stands_in_the_output_folder(cfg, tmp_path):
+    task = recovery_task(DictDefault(cfg | {"output_dir": "out", "val_set_size": 2}))
+    assert task.output_dir == tmp_path / "out" / "recovery_report"
+    assert task.config == RecoveryReportConfig()
+    assert [model.name for model in task.models] == ["seed"]
+    assert len(task.held_out) == 2
+    assert task.provenance["held_out_rows"] == "val_set_size, 2 of 2 rows"
+
+
+def test_a_wrong_key_of_the_block_is_refused(cfg):
+    with pytest.raises(ConfigError, match=r"recovery_report: unknown key 'model'; did you mean 'models'"):
+        recovery_task(DictDefault(cfg | {"recovery_report": {"model": {}}}))

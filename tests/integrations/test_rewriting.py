@@ -1,0 +1,209 @@
+"""Axolotl's own loading of configurations and datasets around the hooks; a backend answers at once."""
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("axolotl")
+
+from axolotl.utils.dict import DictDefault
+from datasets import load_from_disk
+
+from axolotl_sdft.core.errors import ConfigError, UnknownNameError
+from axolotl_sdft.integrations.axolotl.blocks import read_blocks
+from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, distillation_tasks, rewrite_datasets
+
+pytestmark = pytest.mark.usefixtures("echo_plugin")
+
+TOP = {"template": "plain", "checks": [], "generation": {"backend": "echo"}, "gap_samples": 0}
+
+
+def write_rows(path, name, count):
+    lines = [{"instruction": f"{name} {n}", "input": "", "output": f"original {name} {n}"} for n in range(count)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def cfg(tiny_llama_dir, tmp_path, monkeypatch):
+    """Two datasets of 12 and 8 rows, rewritten by the echo backend, in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "apples.jsonl", "apple", 12)
+    write_rows(tmp_path / "pears.jsonl", "pear", 8)
+    return DictDefault(
+        {
+            "base_model": str(tiny_llama_dir),
+            "plugins": ["axolotl_sdft.SDFTPlugin"],
+            "self_distillation": TOP,
+            "datasets": [{"path": "apples.jsonl", "type": "alpaca"}, {"path": "pears.jsonl", "type": "alpaca"}],
+            "seed": 5,
+            "sequence_len": 256,
+            "micro_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "num_epochs": 1,
+            "learning_rate": 0.001,
+            "bf16": False,
+            "dataset_num_proc": 1,
+            "dataset_prepared_path": "prepared",
+        }
+    )
+
+
+def rewrite(cfg, **options):
+    return rewrite_datasets(cfg, read_blocks(cfg).self_distillation, **options)
+
+
+def outputs(entries):
+    return sorted(row["output"] for entry in entries for row in load_from_disk(entry.path))
+
+
+def loaded_by_axolotl(cfg, tiny_llama_dir):
+    """Return the texts that Axolotl trains on and those it evaluates on; the hooks are called as a command does."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.common.datasets import load_datasets
+    from axolotl.integrations.base import PluginManager
+    from transformers import AutoTokenizer
+
+    cfg = load_cfg(cfg)
+    if cfg.plugins:
+        PluginManager.get_instance().load_datasets(cfg, preprocess=False)
+    meta = load_datasets(cfg=cfg)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    return [
+        sorted(tokenizer.decode(row["input_ids"]).partition("### Instruction:")[2].strip() for row in part or [])
+        for part in (meta.train_dataset, meta.eval_dataset)
+    ]
+
+
+def test_validation_rows_are_those_that_axolotl_splits_off_and_stay_as_they_are(cfg, tiny_llama_dir):
+    plain_cfg = DictDefault({key: value for key, value in cfg.items() if key not in ("plugins", "self_distillation")})
+    plain_cfg.val_set_size = cfg.val_set_size = 0.3
+    plain_train, plain_held_out = loaded_by_axolotl(plain_cfg, tiny_llama_dir)
+    train, held_out = loaded_by_axolotl(cfg, tiny_llama_dir)
+    assert held_out == plain_held_out
+    assert len(held_out) == 6
+    assert [text.partition("\n")[0] for text in train] == [text.partition("\n")[0] for text in plain_train]
+    assert all("original" in text for text in held_out)
+    assert all("messages, the last ends in" in text for text in train)
+
+
+def test_a_dataset_changes_how_it_is_rewritten_and_another_is_left_alone(cfg, tiny_llama_dir):
+    cfg.datasets[0].self_distillation = {"template": "reference"}
+    cfg.datasets[1].self_distillation = {"enabled": False}
+    train, held_out = loaded_by_axolotl(cfg, tiny_llama_dir)
+    assert held_out == []
+    assert sum(text.endswith("the last ends in answer.<|im_end|>") for text in train) == 12
+    assert sum("original pear" in text for text in train) == 8
+
+
+def test_a_dataset_that_is_left_alone_takes_part_in_the_split(cfg):
+    cfg.val_set_size = 6
+    cfg.datasets[1].self_distillation = {"enabled": False}
+    (folder,) = rewrite(cfg)
+    assert cfg.val_set_size == 0
+    assert [entry.path == str(folder) for entry in cfg.datasets] == [True, False]
+    assert all("original pear" in text for text in outputs(cfg.datasets[1:]))
+    everything = outputs(cfg.datasets[1:]) + outputs(cfg.test_datasets)
+    assert len(everything) + len(load_from_disk(str(folder))) == 20
+    assert len(outputs(cfg.test_datasets)) == 6
+
+
+def test_without_a_validation_split_entries_that_are_left_alone_stay_the_same(cfg):
+    cfg.datasets[1].self_distillation = {"enabled": False}
+    rewrite(cfg)
+    assert dict(cfg.datasets[1]) == {"path": "pears.jsonl", "type": "alpaca"}
+    assert cfg.test_datasets is None
+
+
+def test_test_sets_are_left_as_they_are(cfg):
+    cfg.test_datasets = [{"path": "pears.jsonl", "type": "alpaca"}]
+    rewrite(cfg)
+    assert [dict(entry) for entry in cfg.test_datasets] == [{"path": "pears.jsonl", "type": "alpaca"}]
+
+
+def test_what_was_never_rewritten_is_left_as_it_is_where_nothing_may_be_made(cfg):
+    cfg.val_set_size = 0.3
+    before = cfg.to_dict()
+    assert rewrite(cfg, only_if_done=True) == []
+    assert cfg.to_dict() == before
+    rewrite(DictDefault(before))
+    again = DictDefault(before)
+    assert len(rewrite(again, only_if_done=True)) == 2
+    assert all("original" in text for text in outputs(again.test_datasets))
+
+
+def test_the_same_folders_are_found_before_and_after_axolotl_has_validated(cfg):
+    from axolotl.cli.config import load_cfg
+
+    cfg.val_set_size = 0.3
+    cfg.datasets[0].self_distillation = {"template": "reference"}
+    raw = [task.dataset_dir for _, task in distillation_tasks(cfg)]
+    assert [task.dataset_dir for _, task in distillation_tasks(load_cfg(cfg))] == raw
+
+
+def test_equal_rows_are_rewritten_once_where_axolotl_would_drop_one(cfg, tmp_path):
+    apples = (tmp_path / "apples.jsonl").read_text().splitlines(keepends=True)
+    with (tmp_path / "pears.jsonl").open("a") as file:
+        file.writelines(apples[:3])
+    assert [len(task.dataset) for _, task in distillation_tasks(cfg)] == [12, 11]
+    cfg.dataset_exact_deduplication = True
+    assert [len(task.dataset) for _, task in distillation_tasks(cfg)] == [12, 8]
+
+
+@pytest.mark.parametrize("size", [0, 4])
+def test_a_dataset_that_only_repeats_another_is_left_out_and_the_others_train(size, cfg, tmp_path, caplog):
+    lines = [json.loads(line) for line in (tmp_path / "apples.jsonl").read_text().splitlines()]
+    (tmp_path / "pears.jsonl").write_text("".join(json.dumps({**line, "id": 7}) + "\n" for line in lines[:5]))
+    cfg.dataset_exact_deduplication = True
+    cfg.val_set_size = size
+    cfg.shuffle_merged_datasets = False
+    (folder,) = rewrite(cfg)
+    assert [entry.path for entry in cfg.datasets] == [str(folder)]
+    assert len(load_from_disk(str(folder))) == 12 - size
+    assert "5 of 5 rows of datasets[1] train what another row trains, and are left out; nothing of it" in caplog.text
+
+
+def test_a_dataset_that_is_left_alone_keeps_no_row_that_another_has_rewritten(cfg, tmp_path):
+    with (tmp_path / "pears.jsonl").open("a") as file:
+        file.write((tmp_path / "apples.jsonl").read_text())
+    cfg.dataset_exact_deduplication = True
+    cfg.datasets[1].self_distillation = {"enabled": False}
+    rewrite(cfg)
+    assert outputs(cfg.datasets[1:]) == sorted(f"original pear {n}" for n in range(8))
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+def test_a_seed_without_a_chat_template_is_asked_with_that_of_the_configuration(has_own, cfg, tiny_llama_dir, tmp_path):
+    shutil.copytree(tiny_llama_dir, tmp_path / "seed")
+    if not has_own:
+        (tmp_path / "seed" / "chat_template.jinja").unlink()
+    cfg.base_model = str(tmp_path / "seed")
+    cfg.chat_template = "chatml"
+    cfg.datasets[1].chat_template_jinja = "{{ messages }}"
+    first, second = [task.config.generation.chat_template for _, task in distillation_tasks(cfg)]
+    if has_own:
+        assert first is second is None
+    else:
+        assert "<|im_start|>" in first
+        assert second == "{{ messages }}"
+
+
+def test_an_unknown_name_is_blamed_on_the_dataset_that_uses_it(cfg):
+    cfg.datasets[1].self_distillation = {"template": "plane"}
+    with pytest.raises(UnknownNameError, match=r"^datasets\[1\].self_distillation.template is 'plane'"):
+        check_distillation(cfg)
+
+
+def test_a_block_that_leaves_every_dataset_alone_is_refused(cfg):
+    for entry in cfg.datasets:
+        entry.self_distillation = {"enabled": False}
+    with pytest.raises(ConfigError, match=r"each of the datasets says self_distillation: {enabled: false}; enable one"):
+        check_distillation(cfg)
+
+
+def test_a_completion_dataset_names_its_prompt_in_its_own_block(cfg, tmp_path):
+    (tmp_path / "apples.jsonl").write_text('{"start": "Once", "text": "Once upon a time."}\n')
+    cfg.datasets = [{"path": "apples.jsonl", "type": "completion", "self_distillation": {"prompt_field": "start"}}]
+    (folder,) = rewrite(cfg)
+    (row,) = load_from_disk(str(folder))
+    assert row["text"] == "Once 1 messages, the last ends in time."

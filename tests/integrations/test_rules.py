@@ -1,0 +1,131 @@
+import json
+
+import pytest
+
+from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.integrations.axolotl.blocks import read_blocks
+from axolotl_sdft.integrations.axolotl.rules import check_plugin, check_rules
+
+LIGER = "axolotl.integrations.liger.LigerPlugin"
+CUT_CROSS_ENTROPY = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
+LIGER_WITHOUT_LOGITS = {"plugins": [LIGER], "liger_fused_linear_cross_entropy": True}
+ZERO_3 = {"zero_optimization": {"stage": 3}}
+PLAIN = {"base_model": "seed", "datasets": [{"path": "rows.jsonl", "type": "alpaca"}]}
+
+
+def check(other_trainers=None, **cfg):
+    cfg = PLAIN | cfg
+    check_rules(cfg, read_blocks(cfg), other_trainers or {})
+
+
+def test_all_three_stages_go_together():
+    check(layer_pruning={"num_layers": 2}, self_distillation={}, dynsdpb={})
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({"self_distillation": {}, "rl": "dpo"}, "self_distillation rewrites supervised answers, but rl is 'dpo'"),
+        ({"self_distillation": {}, "streaming": True}, "streaming is true; set streaming: false"),
+        ({"self_distillation": {}, "pretraining_dataset": "c4"}, "pretraining_dataset holds plain text"),
+        (
+            {"self_distillation": {}, "skip_prepare_dataset": True},
+            "skip_prepare_dataset: true hands the rows to the trainer as they are stored, without their type",
+        ),
+        ({"self_distillation": {}, "datasets": []}, "datasets is empty; name the training set"),
+        ({"self_distillation": {}, "reward_model": True}, "reward_model is true"),
+        ({"dynsdpb": {}, "rl": "grpo"}, "rl is 'grpo'; remove one"),
+        ({"dynsdpb": {}, "trainer_cls": "my.Trainer"}, "trainer_cls is 'my.Trainer'"),
+        (
+            {"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY], "fsdp_config": {"reshard_after_forward": True}},
+            "where cut_cross_entropy leaves the model without logits, but with fsdp_config no process has the whole",
+        ),
+        (
+            {"dynsdpb": {}, **LIGER_WITHOUT_LOGITS, "torch_compile": True},
+            "where liger_fused_linear_cross_entropy leaves .* with torch_compile no process",
+        ),
+        ({"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY], "deepspeed": ZERO_3}, r"with deepspeed \(ZeRO stage 3\) no"),
+        ({"dynsdpb": {}, "use_eaft": True}, "use_eaft .True. each define the training loss"),
+        (
+            {"dynsdpb": {}, "adapter": "prompt-tuning"},
+            "adapter is prompt-tuning, which puts virtual tokens .* use LoRA",
+        ),
+        ({"dynsdpb": {}, "context_parallel_size": 2}, "context_parallel_size is 2"),
+        (
+            {"layer_pruning": {"num_layers": 2}, "datasets": []},
+            "calibration.path is not set.*metric: last",
+        ),
+        ({"dynsdpb": {}, "base_model": None}, "base_model is not set"),
+    ],
+)
+def test_a_combination_that_can_not_work_is_refused_with_the_way_out(cfg, message):
+    with pytest.raises(ConfigError, match=message):
+        check(**cfg)
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {"dynsdpb": {}, "plugins": [LIGER], "liger_rope": True, "liger_cross_entropy": True},
+        {"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY]},
+        {"dynsdpb": {}, **LIGER_WITHOUT_LOGITS},
+        {"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY], "cut_cross_entropy": False, "torch_compile": True},
+        {"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY], "deepspeed": {"zero_optimization": {"stage": 2}}},
+        {"dynsdpb": {}, "plugins": [CUT_CROSS_ENTROPY], "deepspeed": "no such file.json"},
+        {"dynsdpb": {}, "fsdp_config": {"reshard_after_forward": True}},
+        {"dynsdpb": {}, "streaming": True},
+        {"layer_pruning": {"drop_layers": [1]}, "rl": "dpo"},
+        {"layer_pruning": {"drop_layers": [1]}, "datasets": None},
+        {"layer_pruning": {"num_layers": 2, "metric": "last"}, "datasets": None},
+        {"layer_pruning": {"num_layers": 2}, "datasets": None, "pretraining_dataset": "corpus"},
+    ],
+)
+def test_a_combination_that_works_is_let_through(cfg):
+    check(**cfg)
+
+
+def test_a_second_plugin_with_a_trainer_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"dynsdpb and the plugin kd.KDPlugin \(KDTrainer\) each bring a trainer"):
+        check(other_trainers={"kd.KDPlugin": "KDTrainer"}, dynsdpb={})
+
+
+def test_all_combinations_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        check(self_distillation={}, dynsdpb={}, rl="dpo", streaming=True)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_the_stage_of_deepspeed_is_read_from_its_file(tmp_path):
+    path = tmp_path / "zero3.json"
+    path.write_text(json.dumps(ZERO_3))
+    with pytest.raises(ConfigError, match="with deepspeed"):
+        check(dynsdpb={}, deepspeed=str(path), **LIGER_WITHOUT_LOGITS)
+
+
+@pytest.mark.parametrize(("kind", "is_refused"), [("P_TUNING", True), ("PREFIX_TUNING", False), ("LORA", False)])
+def test_an_adapter_that_is_trained_on_is_refused_by_its_own_configuration(tmp_path, kind, is_refused):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}), encoding="utf-8")
+    cfg = {"dynsdpb": {}, "adapter": "lora", "lora_model_dir": str(tmp_path)}
+    if not is_refused:
+        return check(**cfg)
+    with pytest.raises(ConfigError, match=r"peft_type in .*adapter_config.json is P_TUNING, which puts virtual tokens"):
+        check(**cfg)
+
+
+@pytest.mark.parametrize("plugins", [None, [], ["axolotl.integrations.liger.LigerPlugin"], "axolotl_sdft.SDFTPlugin"])
+def test_blocks_that_training_would_drop_since_the_plugin_is_not_listed_are_named(plugins):
+    cfg = {"base_model": "seed", "plugins": plugins, "layer_pruning": {"num_layers": 2}, "dynsdpb": {}}
+    message = r"^layer_pruning, dynsdpb are without effect in `axolotl train`: .*Add it, plugins: \[axolotl_sdft"
+    with pytest.raises(ConfigError, match=message):
+        check_plugin(cfg, read_blocks(cfg))
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {"plugins": ["axolotl_sdft.SDFTPlugin"], "layer_pruning": {"num_layers": 2}},
+        {"merge": {}, "recovery_report": {}},  # have commands of their own
+    ],
+)
+def test_blocks_that_have_their_effect_need_nothing_more(cfg):
+    check_plugin(cfg, read_blocks(cfg))
