@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from axolotl_sdft.config import LmEvalConfig
 from axolotl_sdft.core.artifacts import fingerprint
@@ -28,15 +28,12 @@ from axolotl_sdft.evaluation.measures.retention import MeasuredRows, quality_kep
 from axolotl_sdft.evaluation.measures.speed import described_device, measure_speed
 from axolotl_sdft.evaluation.measures.task_scores import task_scores
 from axolotl_sdft.evaluation.metrics import DraftFigures, Figure, ModelFigures, SpeedFigures
-from axolotl_sdft.evaluation.models import ReportedModel
+from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
 from axolotl_sdft.evaluation.store import FigureStore, model_fingerprint
 from axolotl_sdft.inference.likelihood import ScoredIds
 from axolotl_sdft.inference.oom import free_memory
 from axolotl_sdft.inference.prompts import load_tokenizer, prompt_ids
 from axolotl_sdft.pruning.planning.savings import Footprint
-
-if TYPE_CHECKING:
-    from axolotl_sdft.evaluation.pipeline import RecoveryTask
 
 LOG = logging.getLogger(__name__)
 
@@ -44,16 +41,16 @@ FIGURES_FOLDER = "figures"
 
 
 class Measuring:
-    """One run of a :class:`~axolotl_sdft.evaluation.pipeline.RecoveryTask`.
+    """One run of a :class:`~axolotl_sdft.evaluation.spec.RecoverySpec`.
 
     The seed stays loaded beside one other model at a time, and each only where something of it is missing. Tasks and
     speed load their models themselves, after these are gone.
     """
 
-    def __init__(self, task: "RecoveryTask") -> None:
-        self._task, self._config = task, task.config
-        self._store = FigureStore(task.output_dir / FIGURES_FOLDER)
-        self._resampler = Resampler(task.config.bootstrap_samples)
+    def __init__(self, spec: RecoverySpec) -> None:
+        self._spec, self._config = spec, spec.config
+        self._store = FigureStore(spec.output_dir / FIGURES_FOLDER)
+        self._resampler = Resampler(spec.config.bootstrap_samples)
         self._loaded: dict[str, tuple[Any, Any]] = {}
         self.notes: list[str] = []
         """What could not be measured, and why."""
@@ -71,12 +68,12 @@ class Measuring:
         Raises:
             SdftError: The seed can't be measured.
         """
-        models = [model for model in self._task.models if self._is_readable(model)]
+        models = [model for model in self._spec.models if self._is_readable(model)]
         beside = {model.name: self._beside_seed(model) for model in models}
         self._unload()
         tasks = {model.name: self._tasks(model) for model in models}
         speeds = self._speeds(models)
-        seed_rows = beside[self._task.seed.name].rows(tasks[self._task.seed.name])
+        seed_rows = beside[self._spec.seed.name].rows(tasks[self._spec.seed.name])
         self._note_worthless_sources(seed_rows)
         return [
             self._model_figures(model, beside[model.name], tasks[model.name], seed_rows, speeds.get(model.name))
@@ -135,7 +132,7 @@ class Measuring:
             return []
 
         def make() -> list[Any]:
-            (own, tokenizer), (seed, seed_tokenizer) = self._load(model), self._load(self._task.seed)
+            (own, tokenizer), (seed, seed_tokenizer) = self._load(model), self._load(self._spec.seed)
             if own is not seed:
                 require_shared_vocabulary(tokenizer, seed_tokenizer, model.name)
             return [astuple(row) for row in answer_statistics(own, seed, answers)]
@@ -146,62 +143,62 @@ class Measuring:
     @cached_property
     def _tokenizer(self) -> Any:
         """The seed's: it encodes the text that all models see."""
-        task = self._task
+        spec = self._spec
         return load_tokenizer(
-            task.seed.folder, trust_remote_code=task.trust_remote_code, chat_template=task.chat_template
+            spec.seed.folder, trust_remote_code=spec.trust_remote_code, chat_template=spec.chat_template
         )
 
     @cached_property
     def _held_out_answers(self) -> list[ScoredIds]:
         answers, num_left_out = encode_targets(
             self._tokenizer,
-            self._task.held_out,
+            self._spec.held_out,
             self._config.held_out.sequence_len,
-            self._task.template_arguments,
+            self._spec.template_arguments,
         )
         if num_left_out:
             self.notes.append(
-                f"held-out rows: {num_left_out} of {len(self._task.held_out)} are left out, whose answer is empty or "
+                f"held-out rows: {num_left_out} of {len(self._spec.held_out)} are left out, whose answer is empty or "
                 f"lies beyond recovery_report.held_out.sequence_len ({self._config.held_out.sequence_len} tokens)"
             )
         return answers
 
     @cached_property
     def _general_answers(self) -> list[ScoredIds]:
-        prompts, max_new_tokens = self._task.prompts, self._config.general_prompts.max_new_tokens
+        prompts, max_new_tokens = self._spec.prompts, self._config.general_prompts.max_new_tokens
 
         def make() -> list[Any]:
-            answers = seed_answers(*self._load(self._task.seed), prompts, max_new_tokens, self._task.template_arguments)
+            answers = seed_answers(*self._load(self._spec.seed), prompts, max_new_tokens, self._spec.template_arguments)
             return [[answer.ids, answer.num_answer] for answer in answers]
 
         shaped_by = {"prompts": fingerprint(prompts), "max_new_tokens": max_new_tokens}
-        shaped_by |= {"template_arguments": self._task.template_identity}
-        return [ScoredIds(*answer) for answer in self._value(self._task.seed, "seed_answers", shaped_by, make)]
+        shaped_by |= {"template_arguments": self._spec.template_identity}
+        return [ScoredIds(*answer) for answer in self._value(self._spec.seed, "seed_answers", shaped_by, make)]
 
     def _right_answers(self, model: ReportedModel) -> list[bool]:
         config = self._config.exact_match
         if config is None:
             return []
-        targets = self._task.exact_match_targets
+        targets = self._spec.exact_match_targets
 
         def make() -> list[bool]:
             return exact_match(
-                self._load(model)[0], self._tokenizer, targets, config, self._resampler, self._task.template_arguments
+                self._load(model)[0], self._tokenizer, targets, config, self._resampler, self._spec.template_arguments
             )[1]
 
         shaped_by = config.model_dump(mode="json", exclude_defaults=True) | {
             "rows": fingerprint([asdict(target) for target in targets])
         }
-        shaped_by |= {"template_arguments": self._task.template_identity}
+        shaped_by |= {"template_arguments": self._spec.template_identity}
         return self._value(model, "exact_match", shaped_by, make) or []
 
     def _drafting(self, model: ReportedModel) -> DraftFigures | None:
-        config, seed = self._config.drafting, self._task.seed
+        config, seed = self._config.drafting, self._spec.seed
         if config is None or model == seed:
             return None
-        prompts = [self._task.prompts[place] for place in evenly_spaced(len(self._task.prompts), config.num_prompts)]
+        prompts = [self._spec.prompts[place] for place in evenly_spaced(len(self._spec.prompts), config.num_prompts)]
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        encoded = [prompt_ids(self._tokenizer, chat, self._task.template_arguments) for chat in chats]
+        encoded = [prompt_ids(self._tokenizer, chat, self._spec.template_arguments) for chat in chats]
 
         def make() -> Any:
             from axolotl_sdft.evaluation.measures.drafting import measure_drafting
@@ -215,7 +212,7 @@ class Measuring:
 
     def _tasks(self, model: ReportedModel) -> dict[str, list[float]]:
         """Return the score of each question, by task. Each task is kept by itself, since one may take an hour."""
-        config, trusts = self._config.lm_eval, self._task.trust_remote_code
+        config, trusts = self._config.lm_eval, self._spec.trust_remote_code
         scores: dict[str, list[float]] = {}
         if config is None:
             return scores
@@ -248,7 +245,7 @@ class Measuring:
                 config,
                 self._config.dtype,
                 failures.append,
-                trust_remote_code=self._task.trust_remote_code,
+                trust_remote_code=self._spec.trust_remote_code,
             )
             self.notes += failures
             found = {name: asdict(speed) for name, speed in speeds.items()}
@@ -262,7 +259,7 @@ class Measuring:
         Raises:
             SdftError: The seed can't be measured.
         """
-        own, seed = self.fingerprints[model.name], self.fingerprints[self._task.seed.name]
+        own, seed = self.fingerprints[model.name], self.fingerprints[self._spec.seed.name]
         shaped_by = {"model": own, "seed": seed, "dtype": self._config.dtype, "settings": dict(settings)}
         found = self._store.find(measure, shaped_by)
         if found is not None:
@@ -279,7 +276,7 @@ class Measuring:
 
     def _note(self, model: ReportedModel, text: str, err: SdftError) -> None:
         """Note what is wrong with a model; with the seed, nothing is left to compare."""
-        if model == self._task.seed:
+        if model == self._spec.seed:
             raise err
         LOG.warning("%s: %s", model.name, text)
         self.notes.append(f"{model.name}: {text}")
@@ -294,14 +291,14 @@ class Measuring:
     def _load(self, model: ReportedModel) -> tuple[Any, Any]:
         """Return a model and its tokenizer. Beside the seed, one other is kept at a time."""
         if model.name not in self._loaded:
-            for name in [name for name in self._loaded if self._task.seed.name not in (name, model.name)]:
+            for name in [name for name in self._loaded if self._spec.seed.name not in (name, model.name)]:
                 del self._loaded[name]
             free_memory()
             self._loaded[model.name] = load_model(
                 model,
                 self._config.dtype,
-                trust_remote_code=self._task.trust_remote_code,
-                chat_template=self._task.chat_template,
+                trust_remote_code=self._spec.trust_remote_code,
+                chat_template=self._spec.chat_template,
             )
         return self._loaded[model.name]
 

@@ -9,7 +9,7 @@ from typing import Any
 from axolotl_sdft.core.artifacts import fingerprint, write_json
 from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.evaluation.loading import weights_dir
-from axolotl_sdft.evaluation.models import ReportedModel
+from axolotl_sdft.evaluation.spec import ReportedModel
 
 _FORMAT = 2
 """Counts up when a measure changes what it measures, or a default that is left out of what shaped it means another."""

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from axolotl_sdft.distillation import pipeline
 from axolotl_sdft.inference.interfaces import Answer, Prompt, Target
 from axolotl_sdft.plugins.specifications import hookimpl
 
@@ -89,9 +90,9 @@ def rewrite(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
         _ = task.dataset_dir  # reads all rows
         content_s = time.perf_counter() - started
         stamps: list[float] = []
-        build = type(task)._build
-        type(task)._build = lambda *args: (stamps.append(time.perf_counter()), build(*args))[1]
-        task.run()
+        build = pipeline._build
+        pipeline._build = lambda *args: (stamps.append(time.perf_counter()), build(*args))[1]
+        pipeline.run_distillation(task)
         seconds = time.perf_counter() - started
     build_s = time.perf_counter() - stamps[0]
     figures = {"seconds": seconds, "rows_per_s": len(task.dataset) / seconds, "content_s": content_s}
@@ -114,7 +115,7 @@ def restart(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
     journal.close()
     assert num_answers >= len(task.dataset)
     started = time.perf_counter()
-    task.run()
+    pipeline.run_distillation(task)
     return {"scan_s": scan_s, "restart_s": time.perf_counter() - started}
 
 
@@ -122,7 +123,7 @@ def _task(folder: Path, settings: dict[str, Any]) -> Any:
     from datasets import load_from_disk
 
     from axolotl_sdft import SelfDistillationConfig
-    from axolotl_sdft.distillation.pipeline import DistillationTask
+    from axolotl_sdft.distillation.spec import DistillationSpec
     from axolotl_sdft.plugins.registry import registry
 
     registry().add_plugin(sys.modules[__name__], "instant")
@@ -130,7 +131,7 @@ def _task(folder: Path, settings: dict[str, Any]) -> Any:
     seed_dir.mkdir(exist_ok=True)
     (seed_dir / "config.json").write_text("{}")
     config = SelfDistillationConfig(output_dir=str(folder / "out"), **settings)
-    return DistillationTask(load_from_disk(str(folder / "rows")), config, seed_dir, {"type": "alpaca"}, "instant")
+    return DistillationSpec(load_from_disk(str(folder / "rows")), config, seed_dir, {"type": "alpaca"}, "instant")
 
 
 def _status(key: str) -> float:

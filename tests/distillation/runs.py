@@ -19,7 +19,8 @@ from axolotl_sdft import SelfDistillationConfig
 from axolotl_sdft.core import ranks
 from axolotl_sdft.distillation.generation import rounds
 from axolotl_sdft.distillation.generation.journal import Journal
-from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.distillation.pipeline import run_distillation
+from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.plugins.registry import registry
 from tests.distillation import echo_backend
 
@@ -55,11 +56,11 @@ def make_seed(root):
     return config_file.parent
 
 
-def echo_task(root, num_rows=NUM_ROWS):
+def echo_spec(root, num_rows=NUM_ROWS):
     """The work of all runs: answers that end in a 7 are rejected, and asked for twice more."""
     settings = {"template": "plain", "checks": ("no_seven",), "on_reject": "retry", "generation": {"backend": "echo"}}
     config = SelfDistillationConfig(output_dir=str(root / "out"), **settings)
-    return DistillationTask(chat_rows(num_rows), config, make_seed(root), {"type": "chat_template"}, "seed")
+    return DistillationSpec(chat_rows(num_rows), config, make_seed(root), {"type": "chat_template"}, "seed")
 
 
 def _run(root, log, env, window_rows, max_file_bytes, started):
@@ -68,12 +69,12 @@ def _run(root, log, env, window_rows, max_file_bytes, started):
     rounds._WINDOW_ROWS = window_rows
     ranks._MAX_POLL_S = 0.02
     registry().add_plugin(echo_backend, "echo")
-    task = echo_task(root)
+    spec = echo_spec(root)
     if max_file_bytes is not None:  # no file may grow further, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
     started.set()
     try:
-        task.run()
+        run_distillation(spec)
     except OSError as err:
         (root / "error.txt").write_text(f"{type(err).__name__}: {err}")
         raise

@@ -5,7 +5,8 @@ from datasets import Dataset
 
 from axolotl_sdft import SelfDistillationConfig, distill_dataset
 from axolotl_sdft.core.errors import DatasetError, UnknownNameError
-from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.distillation.pipeline import run_distillation
+from axolotl_sdft.distillation.spec import DistillationSpec
 
 
 def alpaca_rows(count):
@@ -99,7 +100,7 @@ def test_a_later_turn_is_asked_after_the_earlier_ones_as_they_will_be_trained(tm
 @pytest.mark.usefixtures("echo_plugin")
 def test_the_summary_counts_rows_turns_reasons_and_the_gap(tmp_path, seed_dir):
     rows, config = alpaca_rows(9), echo_config(tmp_path, checks=("no_seven",))
-    folder = DistillationTask(rows, config, seed_dir, {"type": "alpaca"}, "the-seed").run()
+    folder = run_distillation(DistillationSpec(rows, config, seed_dir, {"type": "alpaca"}, "the-seed"))
 
     summary = json.loads((folder / "summary.json").read_text())
 
@@ -129,7 +130,7 @@ def test_other_checks_on_the_same_rows_generate_nothing_again(tmp_path, seed_dir
 @pytest.mark.usefixtures("echo_plugin")
 @pytest.mark.parametrize("change", ["template", "rows", "seed", "generation"])
 def test_any_change_of_what_shapes_the_answers_makes_a_dataset_of_its_own(tmp_path, seed_dir, change):
-    first = DistillationTask(alpaca_rows(3), echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed").dataset_dir
+    first = DistillationSpec(alpaca_rows(3), echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed").dataset_dir
     rows, config = alpaca_rows(3), echo_config(tmp_path)
     if change == "template":
         config = echo_config(tmp_path, template="{{ instruction }} {{ reference }}")
@@ -140,7 +141,7 @@ def test_any_change_of_what_shapes_the_answers_makes_a_dataset_of_its_own(tmp_pa
     else:
         (seed_dir / "config.json").write_text('{"a": 1}')
 
-    assert DistillationTask(rows, config, seed_dir, {"type": "alpaca"}, "seed").dataset_dir != first
+    assert DistillationSpec(rows, config, seed_dir, {"type": "alpaca"}, "seed").dataset_dir != first
 
 
 @pytest.mark.usefixtures("echo_plugin")
@@ -156,8 +157,8 @@ def test_any_change_of_what_shapes_the_answers_makes_a_dataset_of_its_own(tmp_pa
 def test_settings_that_choose_among_answers_make_another_dataset_of_the_same_first_ones(
     tmp_path, seed_dir, settings, shares_answers
 ):
-    usual = DistillationTask(alpaca_rows(3), echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed")
-    other = DistillationTask(alpaca_rows(3), echo_config(tmp_path, **settings), seed_dir, {"type": "alpaca"}, "seed")
+    usual = DistillationSpec(alpaca_rows(3), echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed")
+    other = DistillationSpec(alpaca_rows(3), echo_config(tmp_path, **settings), seed_dir, {"type": "alpaca"}, "seed")
 
     assert other.dataset_dir != usual.dataset_dir
     assert (other.answers_dir == usual.answers_dir) is shares_answers
@@ -167,26 +168,26 @@ def test_settings_that_choose_among_answers_make_another_dataset_of_the_same_fir
 def test_settings_that_change_the_speed_alone_find_the_same_dataset(tmp_path, seed_dir):
     fast = {"backend": "echo", "batch_rows": 3, "batch_tokens": 99, "concurrency": 7, "timeout_s": 1.0}
 
-    tasks = [
-        DistillationTask(
+    specs = [
+        DistillationSpec(
             alpaca_rows(3), echo_config(tmp_path, generation=generation), seed_dir, {"type": "alpaca"}, "s"
         )
         for generation in ({"backend": "echo"}, fast)
     ]
 
-    assert tasks[0].dataset_dir == tasks[1].dataset_dir
+    assert specs[0].dataset_dir == specs[1].dataset_dir
 
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_zero_rows_and_missing_columns_are_refused_before_anything_is_written(tmp_path, seed_dir):
     empty = Dataset.from_dict({"instruction": [], "output": []})
     with pytest.raises(DatasetError, match=r"datasets\[0\] has no rows"):
-        DistillationTask(empty, echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed", "datasets[0]")
+        DistillationSpec(empty, echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed", "datasets[0]")
     wrong = Dataset.from_dict({"question": ["a"], "output": ["b"]})
     with pytest.raises(
         DatasetError, match=r"no column 'instruction', which its type 'alpaca' needs; its columns: quest"
     ):
-        DistillationTask(wrong, echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed")
+        DistillationSpec(wrong, echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed")
     assert not (tmp_path / "out").exists()
 
 
@@ -201,4 +202,4 @@ def test_zero_rows_and_missing_columns_are_refused_before_anything_is_written(tm
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path, seed_dir, settings, message):
     with pytest.raises(UnknownNameError, match=message):
-        DistillationTask(alpaca_rows(1), echo_config(tmp_path, **settings), seed_dir, {"type": "alpaca"}, "seed")
+        DistillationSpec(alpaca_rows(1), echo_config(tmp_path, **settings), seed_dir, {"type": "alpaca"}, "seed")

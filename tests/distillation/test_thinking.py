@@ -17,7 +17,8 @@ from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.selection import rejection_of
 from axolotl_sdft.distillation.output.preview import preview
-from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.distillation.pipeline import run_distillation
+from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.inference.interfaces import Answer, Prompt, Target
 from axolotl_sdft.inference.local.backend import TransformersBackend
 from axolotl_sdft.inference.openai.backend import OpenAIBackend
@@ -279,10 +280,10 @@ def script(echo_plugin):
     return echo_backend.SCRIPT
 
 
-def task_for(rows, seed_dir, tmp_path, row_type="alpaca", **settings):
+def spec_for(rows, seed_dir, tmp_path, row_type="alpaca", **settings):
     settings = {"template": "plain", "checks": ("good",), "generation": {"backend": "scripted"}} | settings
     config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), **settings)
-    return DistillationTask(Dataset.from_list(rows), config, seed_dir, {"type": row_type}, "seed")
+    return DistillationSpec(Dataset.from_list(rows), config, seed_dir, {"type": row_type}, "seed")
 
 
 def asked_and_answered(*outputs):
@@ -292,13 +293,13 @@ def asked_and_answered(*outputs):
 def test_a_thinking_part_is_neither_checked_nor_trained_and_the_journal_keeps_it(script, seed_dir, tmp_path):
     thought = Answer("<think>\nbad idea\n</think>\n\ngood answer", "stop", 9, mean_logprob=-0.5)
     script |= {(0, 0, 0): thought, (1, 0, 0): Answer("[THINK]good idea[/THINK]bad answer", "stop", 9)}
-    task = task_for(asked_and_answered("one", "two"), seed_dir, tmp_path)
+    spec = spec_for(asked_and_answered("one", "two"), seed_dir, tmp_path)
 
-    distilled = load_from_disk(str(task.run()))
+    distilled = load_from_disk(str(run_distillation(spec)))
 
     assert distilled["output"] == ["good answer", "two"]
     assert distilled["sdft_reasons"] == [[""], ["good: is bad answer"]]
-    journal = Journal(task.answers_dir)
+    journal = Journal(spec.answers_dir)
     journal.refresh()
     assert thought in [journal[key] for key in journal]
     journal.close()
@@ -306,9 +307,9 @@ def test_a_thinking_part_is_neither_checked_nor_trained_and_the_journal_keeps_it
 
 def test_the_thinking_part_of_a_row_stays_before_the_answer_that_was_told_from_another_one(script, seed_dir, tmp_path):
     script[0, 0, 0] = Answer("<think>I shall rewrite.</think>good answer", "stop", 9)
-    task = task_for(asked_and_answered("<think>Mine.</think>\none"), seed_dir, tmp_path)
+    spec = spec_for(asked_and_answered("<think>Mine.</think>\none"), seed_dir, tmp_path)
 
-    assert load_from_disk(str(task.run()))["output"] == ["<think>Mine.</think>\ngood answer"]
+    assert load_from_disk(str(run_distillation(spec)))["output"] == ["<think>Mine.</think>\ngood answer"]
 
 
 def test_an_answer_as_it_was_written_is_judged_like_the_answer_alone():
@@ -324,9 +325,9 @@ def test_an_answer_that_ends_within_its_thinking_part_is_truncated_whatever_the_
     script, seed_dir, tmp_path, finish_reason
 ):
     script[0, 0, 0] = Answer("<think>\ngood, and then", finish_reason, 4)
-    task = task_for(asked_and_answered("one"), seed_dir, tmp_path, checks=())
+    spec = spec_for(asked_and_answered("one"), seed_dir, tmp_path, checks=())
 
-    folder = task.run()
+    folder = run_distillation(spec)
 
     distilled, summary = load_from_disk(str(folder)), json.loads((folder / "summary.json").read_text())
     assert distilled["output"] == ["one"]
@@ -341,7 +342,7 @@ def test_a_later_turn_is_asked_after_the_answer_alone(script, seed_dir, tmp_path
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
     script |= {(0, turn, 0): Answer("<think>Hm.</think>good day", "stop", 9) for turn in range(2)}
 
-    distilled = load_from_disk(str(task_for([row], seed_dir, tmp_path, "chat_template").run()))
+    distilled = load_from_disk(str(run_distillation(spec_for([row], seed_dir, tmp_path, "chat_template"))))
 
     [later] = [prompt for prompt in echo_backend.ASKED if prompt.key == (0, 1)]
     assert later.messages[1] == {"role": "assistant", "content": "good day"}
@@ -351,6 +352,6 @@ def test_a_later_turn_is_asked_after_the_answer_alone(script, seed_dir, tmp_path
 def test_a_preview_shows_the_answer_alone(script, seed_dir, tmp_path):
     script[0, 0, 0] = Answer("<think>Hm.</think>good answer", "stop", 9)
 
-    [shown] = preview(task_for(asked_and_answered("one"), seed_dir, tmp_path), 1).answers
+    [shown] = preview(spec_for(asked_and_answered("one"), seed_dir, tmp_path), 1).answers
 
     assert (shown.answer.text, shown.verdict) == ("good answer", "accepted")

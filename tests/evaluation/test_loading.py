@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from axolotl_sdft.core.errors import CheckpointError
 from axolotl_sdft.evaluation.loading import load_model, weights_dir
-from axolotl_sdft.evaluation.models import ReportedModel
+from axolotl_sdft.evaluation.spec import ReportedModel
 
 IDS = torch.tensor([list(range(40, 60))])
 

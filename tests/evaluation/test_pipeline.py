@@ -14,8 +14,8 @@ from axolotl_sdft.config import RecoveryReportConfig
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, UnknownNameError
 from axolotl_sdft.evaluation import measuring
 from axolotl_sdft.evaluation.metrics import SpeedFigures
-from axolotl_sdft.evaluation.models import ReportedModel
-from axolotl_sdft.evaluation.pipeline import RecoveryTask, finite, write_report
+from axolotl_sdft.evaluation.pipeline import check_report, finite, run_report, write_report
+from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
 from axolotl_sdft.evaluation.store import FigureStore, model_fingerprint
 from axolotl_sdft.inference.interfaces import Target
 from tests.evaluation.reports import full_report
@@ -30,17 +30,17 @@ def pruned_dir(tiny_llama_dir, tmp_path_factory):
 
 
 @pytest.fixture
-def task(tiny_llama_dir, pruned_dir, tmp_path):
+def spec(tiny_llama_dir, pruned_dir, tmp_path):
     models = (ReportedModel("seed", tiny_llama_dir), ReportedModel("pruned", pruned_dir))
-    return RecoveryTask(models, RecoveryReportConfig.model_validate(SMALL), tmp_path / "report", TARGETS)
+    return RecoverySpec(models, RecoveryReportConfig.model_validate(SMALL), tmp_path / "report", TARGETS)
 
 
-def with_settings(task, **settings):
-    return dataclasses.replace(task, config=RecoveryReportConfig.model_validate(SMALL | settings))
+def with_settings(spec, **settings):
+    return dataclasses.replace(spec, config=RecoveryReportConfig.model_validate(SMALL | settings))
 
 
-def test_seed_and_others_are_measured_on_the_same_rows(task):
-    seed, pruned = task.run().models
+def test_seed_and_others_are_measured_on_the_same_rows(spec):
+    seed, pruned = run_report(spec).models
 
     assert (seed.name, seed.footprint.num_layers) == ("seed", 6)
     assert (pruned.name, pruned.footprint.num_layers) == ("pruned", 4)
@@ -54,13 +54,13 @@ def test_seed_and_others_are_measured_on_the_same_rows(task):
     assert pruned.quality_kept["held_out"].low <= expected <= pruned.quality_kept["held_out"].high
 
 
-def test_a_second_run_finds_all_figures_and_loads_no_model(task, monkeypatch):
-    first = task.run()
+def test_a_second_run_finds_all_figures_and_loads_no_model(spec, monkeypatch):
+    first = run_report(spec)
     monkeypatch.setattr(measuring, "load_model", None)
-    assert task.run().models == first.models
+    assert run_report(spec).models == first.models
 
 
-def test_a_run_that_was_killed_half_way_goes_on_where_it_stopped(task, monkeypatch):
+def test_a_run_that_was_killed_half_way_goes_on_where_it_stopped(spec, monkeypatch):
     known, calls = measuring.answer_statistics, []
 
     def killed_at_the_last(*args):
@@ -71,10 +71,10 @@ def test_a_run_that_was_killed_half_way_goes_on_where_it_stopped(task, monkeypat
 
     monkeypatch.setattr(measuring, "answer_statistics", killed_at_the_last)
     with pytest.raises(KeyboardInterrupt):
-        task.run()
+        run_report(spec)
 
     monkeypatch.setattr(measuring, "answer_statistics", lambda *args: calls.append(args) or known(*args))
-    report = task.run()
+    report = run_report(spec)
 
     assert len(calls) == 5  # the one that was killed, once more
     assert all(model.held_out and model.general for model in report.models)
@@ -83,21 +83,21 @@ def test_a_run_that_was_killed_half_way_goes_on_where_it_stopped(task, monkeypat
 @pytest.mark.parametrize(
     ("change", "num_measured"),
     [
-        (lambda task: with_settings(task, bootstrap_samples=9), 0),  # another interval needs no new measuring
-        (lambda task: dataclasses.replace(task, held_out=TARGETS[1:]), 2),
-        (lambda task: with_settings(task, general_prompts={"num_samples": 3, "max_new_tokens": 4}), 2),
-        (lambda task: with_settings(task, dtype="bfloat16"), 4),
+        (lambda spec: with_settings(spec, bootstrap_samples=9), 0),  # another interval needs no new measuring
+        (lambda spec: dataclasses.replace(spec, held_out=TARGETS[1:]), 2),
+        (lambda spec: with_settings(spec, general_prompts={"num_samples": 3, "max_new_tokens": 4}), 2),
+        (lambda spec: with_settings(spec, dtype="bfloat16"), 4),
     ],
 )
-def test_a_change_measures_anew_what_it_shapes(task, monkeypatch, change, num_measured):
-    task.run()
+def test_a_change_measures_anew_what_it_shapes(spec, monkeypatch, change, num_measured):
+    run_report(spec)
     calls, known = [], measuring.answer_statistics
     monkeypatch.setattr(measuring, "answer_statistics", lambda *args: calls.append(args) or known(*args))
-    change(task).run()
+    run_report(change(spec))
     assert len(calls) == num_measured
 
 
-def test_a_model_that_was_trained_on_is_measured_anew(task, pruned_dir, tmp_path):
+def test_a_model_that_was_trained_on_is_measured_anew(spec, pruned_dir, tmp_path):
     trained = ReportedModel("trained", Path(shutil.copytree(pruned_dir, tmp_path / "trained")))
     before = model_fingerprint(trained)
     (weights,) = trained.folder.glob("*.safetensors")
@@ -120,56 +120,56 @@ def test_an_adapter_is_known_by_its_own_scale_and_its_base_but_not_by_where_that
     assert fingerprint_of("c", moved, lora_alpha=16) != first
 
 
-def test_a_model_that_can_not_be_measured_becomes_a_note_and_the_others_keep_their_figures(task, tmp_path):
+def test_a_model_that_can_not_be_measured_becomes_a_note_and_the_others_keep_their_figures(spec, tmp_path):
     broken = tmp_path / "broken"
-    shutil.copytree(task.models[1].folder, broken)
+    shutil.copytree(spec.models[1].folder, broken)
     (weights,) = broken.glob("*.safetensors")
     weights.write_bytes(b"nonsense")
 
-    report = dataclasses.replace(task, models=(*task.models, ReportedModel("trained", broken))).run()
+    report = run_report(dataclasses.replace(spec, models=(*spec.models, ReportedModel("trained", broken))))
 
     assert report.models[1].general is not None
     assert report.models[2].general is None
     assert any(note.startswith("trained: general: not measured: ") for note in report.notes)
 
 
-def test_an_adapter_without_its_base_is_left_out_with_a_note(task, tmp_path):
+def test_an_adapter_without_its_base_is_left_out_with_a_note(spec, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "./nowhere"}')
-    report = dataclasses.replace(task, models=(*task.models, ReportedModel("trained", tmp_path))).run()
+    report = run_report(dataclasses.replace(spec, models=(*spec.models, ReportedModel("trained", tmp_path))))
     assert [model.name for model in report.models] == ["seed", "pruned"]
     assert any(note.startswith("trained: ") and "nowhere" in note for note in report.notes)
 
 
-def test_a_seed_that_can_not_be_measured_is_an_error(task, tmp_path):
+def test_a_seed_that_can_not_be_measured_is_an_error(spec, tmp_path):
     broken = tmp_path / "broken"
-    shutil.copytree(task.seed.folder, broken)
+    shutil.copytree(spec.seed.folder, broken)
     (weights,) = broken.glob("*.safetensors")
     weights.write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match="'seed'"):
-        dataclasses.replace(task, models=(ReportedModel("seed", broken), task.models[1])).run()
+        run_report(dataclasses.replace(spec, models=(ReportedModel("seed", broken), spec.models[1])))
 
 
-def test_right_answers_are_counted_and_a_seed_without_any_is_noted(task):
+def test_right_answers_are_counted_and_a_seed_without_any_is_noted(spec):
     right = {"checks": ["empty"], "num_samples": 2, "max_new_tokens": 3}
-    report = with_settings(task, exact_match=right).run()
+    report = run_report(with_settings(spec, exact_match=right))
     assert report.models[1].exact_match.rows == 2
 
     wrong = right | {"checks": ["exact_match"]}
-    report = with_settings(task, exact_match=wrong).run()
+    report = run_report(with_settings(spec, exact_match=wrong))
     assert report.models[0].exact_match.value == 0.0
     assert "exact_match" not in report.models[1].quality_kept
     assert any(note.startswith("exact_match: the seed answers none") for note in report.notes)
 
 
-def test_smaller_models_are_tried_as_drafts_of_the_seed(task):
-    report = with_settings(task, drafting={"num_prompts": 1, "max_new_tokens": 4}).run()
+def test_smaller_models_are_tried_as_drafts_of_the_seed(spec):
+    report = run_report(with_settings(spec, drafting={"num_prompts": 1, "max_new_tokens": 4}))
     seed, pruned = report.models
     assert seed.drafting is None
     assert pruned.drafting.prompts == 1
     assert 0 <= pruned.drafting.acceptance <= 1
 
 
-def test_each_task_is_kept_by_itself(task, monkeypatch):
+def test_each_task_is_kept_by_itself(spec, monkeypatch):
     asked = []
 
     def scores(model, config, *args, **kwargs):
@@ -177,8 +177,8 @@ def test_each_task_is_kept_by_itself(task, monkeypatch):
         return {config.tasks[0].task: (None, [1.0, 0.0] if model.name == "seed" else [0.0, 0.5])}
 
     monkeypatch.setattr(measuring, "task_scores", scores)
-    report = with_settings(task, lm_eval={"tasks": ["one", "two"]}).run()
-    with_settings(task, lm_eval={"tasks": ["two", "three"]}).run()
+    report = run_report(with_settings(spec, lm_eval={"tasks": ["one", "two"]}))
+    run_report(with_settings(spec, lm_eval={"tasks": ["two", "three"]}))
 
     assert asked[:4] == [("seed", "one"), ("seed", "two"), ("pruned", "one"), ("pruned", "two")]
     assert asked[4:] == [("seed", "three"), ("pruned", "three")]
@@ -186,7 +186,7 @@ def test_each_task_is_kept_by_itself(task, monkeypatch):
     assert report.models[1].quality_kept["tasks"].value == 50.0
 
 
-def test_models_are_timed_together_and_one_that_fails_is_noted_and_tried_again(task, monkeypatch):
+def test_models_are_timed_together_and_one_that_fails_is_noted_and_tried_again(spec, monkeypatch):
     calls = []
 
     def speed(models, config, dtype, on_failure, **_):
@@ -196,18 +196,18 @@ def test_models_are_timed_together_and_one_that_fails_is_noted_and_tried_again(t
         return {model.name: SpeedFigures(9.0, 100, 8, 4, 1, "cpu") for model in models[: len(calls)]}
 
     monkeypatch.setattr(measuring, "measure_speed", speed)
-    timed = with_settings(task, speed={"rounds": 1})
+    timed = with_settings(spec, speed={"rounds": 1})
 
-    report = timed.run()
+    report = run_report(timed)
     assert (report.models[0].speed.peak_bytes, report.models[1].speed) == (100, None)
     assert "the speed of pruned can't be measured: why" in report.notes
-    assert timed.run().models[1].speed is not None
-    timed.run()
+    assert run_report(timed).models[1].speed is not None
+    run_report(timed)
     assert calls == [["seed", "pruned"]] * 2  # the third time they are found
 
 
-def test_rows_that_are_cut_away_are_counted_in_a_note(task):
-    report = with_settings(task, held_out={"sequence_len": 8}).run()  # the prompt alone is longer
+def test_rows_that_are_cut_away_are_counted_in_a_note(spec):
+    report = run_report(with_settings(spec, held_out={"sequence_len": 8}))  # the prompt alone is longer
     assert report.models[1].held_out is None
     assert any("4 of 4 are left out" in note and "sequence_len (8 tokens)" in note for note in report.notes)
 
@@ -220,21 +220,21 @@ def test_rows_that_are_cut_away_are_counted_in_a_note(task):
         ({"general_prompts": {"path": "nowhere.txt"}}, Exception, r"recovery_report.general_prompts.path is 'nowhere"),
     ],
 )
-def test_what_would_stop_the_report_later_is_refused_before_a_model_is_loaded(task, settings, error, message):
+def test_what_would_stop_the_report_later_is_refused_before_a_model_is_loaded(spec, settings, error, message):
     with pytest.raises(error, match=message):
-        with_settings(task, **settings).check()
+        check_report(with_settings(spec, **settings))
 
 
-def test_right_answers_without_held_out_rows_are_refused(task):
+def test_right_answers_without_held_out_rows_are_refused(spec):
     with pytest.raises(ConfigError, match=r"exact_match is set, but there are no held-out rows; set"):
-        dataclasses.replace(with_settings(task, exact_match={}), held_out=()).check()
+        check_report(dataclasses.replace(with_settings(spec, exact_match={}), held_out=()))
 
 
-def test_a_seed_without_chat_template_is_refused(task, tmp_path):
-    seed = Path(shutil.copytree(task.seed.folder, tmp_path / "seed"))
+def test_a_seed_without_chat_template_is_refused(spec, tmp_path):
+    seed = Path(shutil.copytree(spec.seed.folder, tmp_path / "seed"))
     (seed / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match="chat template"):
-        dataclasses.replace(task, models=(ReportedModel("seed", seed),)).check()
+        check_report(dataclasses.replace(spec, models=(ReportedModel("seed", seed),)))
 
 
 def test_the_report_is_written_as_page_figures_and_section_and_replaces_an_older_one(tmp_path):
@@ -261,7 +261,7 @@ def test_a_figure_file_that_is_broken_is_measured_anew(tmp_path):
     assert store.find("held_out", {"rows": 1}) is None
 
 
-def test_models_are_freed_before_the_speed_is_measured(task, monkeypatch):
+def test_models_are_freed_before_the_speed_is_measured(spec, monkeypatch):
     """Children need the memory."""
     loaded, alive, known = [], [], measuring.load_model
 
@@ -276,5 +276,5 @@ def test_models_are_freed_before_the_speed_is_measured(task, monkeypatch):
 
     monkeypatch.setattr(measuring, "load_model", load)
     monkeypatch.setattr(measuring, "measure_speed", speed)
-    with_settings(task, speed={"rounds": 1}).run()
+    run_report(with_settings(spec, speed={"rounds": 1}))
     assert (len(loaded), alive) == (2, [])

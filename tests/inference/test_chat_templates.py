@@ -14,7 +14,8 @@ from axolotl_sdft import SelfDistillationConfig
 from axolotl_sdft.config import GenerationConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError
 from axolotl_sdft.distillation.output.dataset import read_summary
-from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.distillation.pipeline import run_distillation
+from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.evaluation.measures.likelihood import encode_targets
 from axolotl_sdft.inference.chat_templates import render_chat, turn_end_id
 from axolotl_sdft.inference.interfaces import Prompt, Target
@@ -162,15 +163,15 @@ def test_generation_likelihood_and_report_use_the_end_that_the_template_writes(s
 # Rows that are refused
 
 
-def task_for(rows, folder, tmp_path, **settings):
+def spec_for(rows, folder, tmp_path, **settings):
     generation = {"dtype": "float32", "max_new_tokens": 4}
     config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), checks=(), generation=generation, **settings)
-    return DistillationTask(Dataset.from_list(rows), config, folder, {"type": "chat_template"}, "seed")
+    return DistillationSpec(Dataset.from_list(rows), config, folder, {"type": "chat_template"}, "seed")
 
 
 def test_a_strict_template_rewrites_rows_of_every_kind(seed_with, tmp_path):
     chats = [[SYSTEM, HI, HELLO], [HI, WHY, HELLO], [HELLO, HI, HELLO], [HI, HELLO, WHY, HELLO]]
-    folder = task_for([{"messages": chat} for chat in chats], seed_with(template(STRICT)), tmp_path).run()
+    folder = run_distillation(spec_for([{"messages": chat} for chat in chats], seed_with(template(STRICT)), tmp_path))
     summary = read_summary(folder)
     assert summary["rejections"] == {}
     assert summary["turns_distilled"] == summary["turns"] == 5
@@ -178,7 +179,7 @@ def test_a_strict_template_rewrites_rows_of_every_kind(seed_with, tmp_path):
 
 def test_a_row_that_the_template_refuses_keeps_its_original_with_the_reason(seed_with, tmp_path):
     chats = [[HI, HELLO], [says("user", "Is Venice wet?"), HELLO]]
-    folder = task_for([{"messages": chat} for chat in chats], seed_with(template(PICKY)), tmp_path).run()
+    folder = run_distillation(spec_for([{"messages": chat} for chat in chats], seed_with(template(PICKY)), tmp_path))
     distilled = load_from_disk(str(folder))
     assert distilled["sdft_reasons"] == [[""], ["failed: the seed model's chat template refuses the chat: not Venice"]]
     assert distilled["messages"][1] == chats[1]
@@ -228,7 +229,7 @@ def test_vllm_gives_refused_prompts_their_reason_and_answers_the_others(seed_wit
 def test_a_conversation_with_half_an_emoji_is_rewritten_and_shown(seed_with, tmp_path):
     chat = [says("user", "A lake \ud83d"), says("assistant", "Como \ude00 it is."), WHY, HELLO]
     rows = [{"messages": json.dumps(chat), "tools": json.dumps([{"name": "\ud83d"}])}] * 2
-    folder = task_for(rows, seed_with(template()), tmp_path).run()
+    folder = run_distillation(spec_for(rows, seed_with(template()), tmp_path))
     distilled = load_from_disk(str(folder))
     assert json.loads(distilled["messages"][0])[0] == chat[0]
     assert read_summary(folder)["gap"]["answers"] == 4

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from axolotl_sdft import cut_layers
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError
 from axolotl_sdft.evaluation.loading import weights_dir
-from axolotl_sdft.evaluation.models import ReportedModel
+from axolotl_sdft.evaluation.spec import ReportedModel
 from axolotl_sdft.evaluation.summary import summary_lines
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.commands import find_artifacts

@@ -10,7 +10,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl_sdft import cut_layers
 from axolotl_sdft.config import RecoveryReportConfig, RowsConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError
-from axolotl_sdft.integrations.axolotl.recovery import held_out, recovery_task, reported_models
+from axolotl_sdft.integrations.axolotl.recovery import held_out, recovery_spec, reported_models
 
 ROWS = [{"instruction": f"Question {n}", "input": "", "output": f"Answer {n}"} for n in range(10)]
 
@@ -147,14 +147,14 @@ def test_a_named_model_that_is_not_there_is_refused(cfg, folder, what):
 
 
 def test_no_block_is_needed_and_the_report_stands_in_the_output_folder(cfg, tmp_path):
-    task = recovery_task(DictDefault(cfg | {"output_dir": "out", "val_set_size": 2}))
-    assert task.output_dir == tmp_path / "out" / "recovery_report"
-    assert task.config == RecoveryReportConfig()
-    assert [model.name for model in task.models] == ["seed"]
-    assert len(task.held_out) == 2
-    assert task.provenance["held_out_rows"] == "val_set_size, 2 of 2 rows"
+    spec = recovery_spec(DictDefault(cfg | {"output_dir": "out", "val_set_size": 2}))
+    assert spec.output_dir == tmp_path / "out" / "recovery_report"
+    assert spec.config == RecoveryReportConfig()
+    assert [model.name for model in spec.models] == ["seed"]
+    assert len(spec.held_out) == 2
+    assert spec.provenance["held_out_rows"] == "val_set_size, 2 of 2 rows"
 
 
 def test_a_wrong_key_of_the_block_is_refused(cfg):
     with pytest.raises(ConfigError, match=r"recovery_report: unknown key 'model'; did you mean 'models'"):
-        recovery_task(DictDefault(cfg | {"recovery_report": {"model": {}}}))
+        recovery_spec(DictDefault(cfg | {"recovery_report": {"model": {}}}))

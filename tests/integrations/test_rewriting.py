@@ -12,7 +12,7 @@ from datasets import load_from_disk
 
 from axolotl_sdft.core.errors import ConfigError, UnknownNameError
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
-from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, distillation_tasks, rewrite_datasets
+from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, distillation_specs, rewrite_datasets
 
 pytestmark = pytest.mark.usefixtures("echo_plugin")
 
@@ -137,17 +137,17 @@ def test_the_same_folders_are_found_before_and_after_axolotl_has_validated(cfg):
 
     cfg.val_set_size = 0.3
     cfg.datasets[0].self_distillation = {"template": "reference"}
-    raw = [task.dataset_dir for _, task in distillation_tasks(cfg)]
-    assert [task.dataset_dir for _, task in distillation_tasks(load_cfg(cfg))] == raw
+    raw = [task.dataset_dir for _, task in distillation_specs(cfg)]
+    assert [task.dataset_dir for _, task in distillation_specs(load_cfg(cfg))] == raw
 
 
 def test_equal_rows_are_rewritten_once_where_axolotl_would_drop_one(cfg, tmp_path):
     apples = (tmp_path / "apples.jsonl").read_text().splitlines(keepends=True)
     with (tmp_path / "pears.jsonl").open("a") as file:
         file.writelines(apples[:3])
-    assert [len(task.dataset) for _, task in distillation_tasks(cfg)] == [12, 11]
+    assert [len(task.dataset) for _, task in distillation_specs(cfg)] == [12, 11]
     cfg.dataset_exact_deduplication = True
-    assert [len(task.dataset) for _, task in distillation_tasks(cfg)] == [12, 8]
+    assert [len(task.dataset) for _, task in distillation_specs(cfg)] == [12, 8]
 
 
 @pytest.mark.parametrize("size", [0, 4])
@@ -180,7 +180,7 @@ def test_a_seed_without_a_chat_template_is_asked_with_that_of_the_configuration(
     cfg.base_model = str(tmp_path / "seed")
     cfg.chat_template = "chatml"
     cfg.datasets[1].chat_template_jinja = "{{ messages }}"
-    first, second = [task.config.generation.chat_template for _, task in distillation_tasks(cfg)]
+    first, second = [task.config.generation.chat_template for _, task in distillation_specs(cfg)]
     if has_own:
         assert first is second is None
     else:

@@ -23,7 +23,7 @@ from axolotl_sdft.distillation.generation.selection_cache import Outcomes
 from axolotl_sdft.inference.interfaces import Answer, Backend, Prompt, Target
 
 if TYPE_CHECKING:
-    from axolotl_sdft.distillation.pipeline import DistillationTask
+    from axolotl_sdft.distillation.spec import DistillationSpec
 
 LOG = logging.getLogger(__name__)
 
@@ -53,17 +53,17 @@ class Generation:
     """
 
     def __init__(
-        self, task: "DistillationTask", backend: Backend, journal: Journal, judging: Judging, group: RankGroup
+        self, spec: "DistillationSpec", backend: Backend, journal: Journal, judging: Judging, group: RankGroup
     ) -> None:
-        self._task, self._backend, self._journal = task, backend, journal
+        self._spec, self._backend, self._journal = spec, backend, journal
         self._judging, self._group = judging, group
-        self._outcomes = Outcomes(task.content.num_targets)
+        self._outcomes = Outcomes(spec.content.num_targets)
         self._planned = AnswerIndex()
 
     def run(self, writer: JournalWriter) -> None:
         """Generate every answer of this rank's share that the journal lacks, and wait for those of other ranks."""
-        for turn in range(self._task.content.most_targets):
-            for attempt in range(self._task.policy.num_attempts):
+        for turn in range(self._spec.content.most_targets):
+            for attempt in range(self._spec.policy.num_attempts):
                 if self._group.world_size > 1 and (turn or attempt):
                     self._judge_share(turn, attempt)
                     self._meet(f"judged before answer {turn}, attempt {attempt}", writer)
@@ -111,7 +111,7 @@ class Generation:
         """Store a batch with its verdicts and return what the progress shows."""
         if len(answers) != len(batch):
             raise PluginError(
-                f"backend {self._task.config.generation.backend!r} gave {len(answers)} answers to a batch of "
+                f"backend {self._spec.config.generation.backend!r} gave {len(answers)} answers to a batch of "
                 f"{len(batch)}; generate() must yield one for each prompt"
             )
         asked = [meter.expected.pop(prompt.key) for prompt in batch]
@@ -124,20 +124,20 @@ class Generation:
         """Refuse a backend that left answers out, and say when likelihoods that were asked for are not there."""
         if meter.expected:
             raise PluginError(
-                f"backend {self._task.config.generation.backend!r} ended without {len(meter.expected)} of the answers "
+                f"backend {self._spec.config.generation.backend!r} ended without {len(meter.expected)} of the answers "
                 "it was asked for; generate() must yield every batch that it draws"
             )
-        if attempt == 0 and self._task.policy.choose == "likeliest" and not meter.has_likelihoods:
+        if attempt == 0 and self._spec.policy.choose == "likeliest" and not meter.has_likelihoods:
             LOG.warning(
                 "%s: self_distillation.choose is likeliest, but backend %s gives no log-probabilities; "
                 "taking the first candidate that passes",
-                *(self._task.where, self._task.config.generation.backend),
+                *(self._spec.where, self._spec.config.generation.backend),
             )
 
     def _described(self, turn: int, attempt: int) -> str:
-        details = [f"answer {turn + 1} of each row"] if self._task.content.most_targets > 1 else []
-        details += [f"attempt {attempt + 1}"] if self._task.policy.num_attempts > 1 else []
-        return f"{self._task.where}: rewriting" + (f" ({', '.join(details)})" if details else "")
+        details = [f"answer {turn + 1} of each row"] if self._spec.content.most_targets > 1 else []
+        details += [f"attempt {attempt + 1}"] if self._spec.policy.num_attempts > 1 else []
+        return f"{self._spec.where}: rewriting" + (f" ({', '.join(details)})" if details else "")
 
     def _num_open(self, turn: int, attempt: int) -> int:
         """Return how many answers a round may have to make, over all ranks."""
@@ -149,24 +149,24 @@ class Generation:
                 num_held += int(self._journal.holds(self._first_keys(rows, attempt)).sum())
         if num_held and num_held < num_rows and attempt == 0:
             LOG.info(
-                "%s: %d answers are in the journal already, %d to go", self._task.where, num_held, num_rows - num_held
+                "%s: %d answers are in the journal already, %d to go", self._spec.where, num_held, num_rows - num_held
             )
         return num_rows - num_held
 
     def _windows(self) -> Iterator[range]:
-        num_rows = len(self._task.dataset)
+        num_rows = len(self._spec.dataset)
         for start in range(0, num_rows, _WINDOW_ROWS):
             yield range(start, min(start + _WINDOW_ROWS, num_rows))
 
     def _first_keys(self, rows: NDArray[np.int64], attempt: int) -> Keys:
         """Return the keys of what is asked for the first trained answer of some rows."""
-        digests = self._task.content.first_questions[rows]
-        return keys_array(self._task.sampling.key(digest.tobytes(), attempt) for digest in digests)
+        digests = self._spec.content.first_questions[rows]
+        return keys_array(self._spec.sampling.key(digest.tobytes(), attempt) for digest in digests)
 
     def _rows_of_round(self, turn: int, attempt: int, window: range) -> NDArray[np.int64]:
         """Return the rows of a window that a round may ask about: those not settled so far, as far as known."""
-        rows = window.start + np.flatnonzero(self._task.content.num_targets[window.start : window.stop] > turn)
-        return rows if self._task.policy.is_always_asked(attempt) else self._outcomes.unknown_rows(rows, turn)
+        rows = window.start + np.flatnonzero(self._spec.content.num_targets[window.start : window.stop] > turn)
+        return rows if self._spec.policy.is_always_asked(attempt) else self._outcomes.unknown_rows(rows, turn)
 
     def _own_batches(self, turn: int, attempt: int, meter: Meter) -> Iterator[Batch]:
         """Yield this rank's batches of a round that the journal lacks, planning one window at a time."""
@@ -212,11 +212,11 @@ class Generation:
         wanted = set(self._rows_of_round(turn, attempt, window).tolist())
         if not wanted:
             return
-        for index, row in enumerate(rows_between(self._task.dataset, window.start, window.stop), window.start):
+        for index, row in enumerate(rows_between(self._spec.dataset, window.start, window.stop), window.start):
             if index not in wanted:
                 continue
             target = self._target(row, index, turn)
-            if self._task.policy.is_always_asked(attempt) or not self._passes(target, index, turn, attempt):
+            if self._spec.policy.is_always_asked(attempt) or not self._passes(target, index, turn, attempt):
                 yield index, target
             else:
                 meter.skip()
@@ -224,19 +224,19 @@ class Generation:
     def _passes(self, target: Target, index: int, turn: int, num_attempts: int) -> bool:
         """Say whether one of the first attempts is taken, so that no more are needed."""
         with self._naming_what_is_missing(index, turn):
-            settlement = self._task.policy.settle(self._judging.judged, target, num_attempts)
+            settlement = self._spec.policy.settle(self._judging.judged, target, num_attempts)
         if settlement.attempt is not None:
             self._outcomes.settle(index, turn, settlement.attempt)
         return settlement.attempt is not None
 
     def _target(self, row: dict[str, Any], index: int, turn: int) -> Target:
         """Return a trained answer after those before it as they will be trained. They are in the journal."""
-        row_format = self._task.row_format
+        row_format = self._spec.row_format
         for earlier in range(turn):
             target = row_format.target(row, earlier)
             with self._naming_what_is_missing(index, earlier):
                 if not self._outcomes.is_known(index, earlier):
-                    settlement = self._task.policy.settle(self._judging.judged, target)
+                    settlement = self._spec.policy.settle(self._judging.judged, target)
                     self._outcomes.settle(index, earlier, settlement.attempt)
                 taken = self._outcomes.taken(index, earlier)
                 if taken is not None:
@@ -251,6 +251,6 @@ class Generation:
             yield
         except KeyError as err:
             raise ArtifactError(
-                f"{self._task.where}: the journal {self._task.answers_dir} lacks the answer to row {index}, turn "
+                f"{self._spec.where}: the journal {self._spec.answers_dir} lacks the answer to row {index}, turn "
                 f"{turn}, which was generated; if files were removed there, start again to have it generated anew"
             ) from err

@@ -21,7 +21,7 @@ from axolotl_sdft.distillation.generation.selection import FAILED, Rejection, Se
 from axolotl_sdft.inference.interfaces import Answer, Target
 
 if TYPE_CHECKING:
-    from axolotl_sdft.distillation.pipeline import DistillationTask
+    from axolotl_sdft.distillation.spec import DistillationSpec
 
 TRAIN_FIELD = "train"
 """Says of each message whether it is trained: ``message_field_training: train`` in the entry of ``datasets``."""
@@ -34,24 +34,24 @@ _ABOUT_FORM = frozenset({FAILED, "empty", "truncated", "leak", "repetition", "re
 _ROWS_AT_ONCE = 256
 
 
-def correction_rows(task: "DistillationTask", request: str = REQUEST) -> Iterator[dict[str, Any]]:
+def correction_rows(spec: "DistillationSpec", request: str = REQUEST) -> Iterator[dict[str, Any]]:
     """Yield one conversation for each trained answer that the seed model got wrong at least once.
 
     The first attempt that a check of content rejected is corrected by the answer as it will be trained: the attempt
     that was taken, else the original answer. Each row holds ``messages`` with ``role``, ``content`` and ``train``.
 
     Args:
-        task: Its answers must be there: call its ``run`` first.
+        spec: Its answers must be there: run it first.
         request: What the user says after the wrong attempt.
     """
-    journal = Journal(task.answers_dir)
+    journal = Journal(spec.answers_dir)
     journal.refresh()
-    judging = Judging(task.template, task.sampling, task.checks, journal)
+    judging = Judging(spec.template, spec.sampling, spec.checks, journal)
     try:
-        for start in range(0, len(task.dataset), _ROWS_AT_ONCE):
-            rows = as_rows(task.dataset[start : start + _ROWS_AT_ONCE])
+        for start in range(0, len(spec.dataset), _ROWS_AT_ONCE):
+            rows = as_rows(spec.dataset[start : start + _ROWS_AT_ONCE])
             for row in rows:
-                verdict = judge_row(row, task.row_format, task.policy, partial(_judged, judging))
+                verdict = judge_row(row, spec.row_format, spec.policy, partial(_judged, judging))
                 for settlement in verdict.settlements:
                     wrong = _wrong_attempt(settlement)
                     if wrong is None:
@@ -71,7 +71,7 @@ def _judged(judging: Judging, target: Target, attempt: int) -> tuple[Answer, Rej
         return Answer("", "error", 0), (FAILED, "no answer")
 
 
-def write_corrections(task: "DistillationTask", path: Path) -> int:
+def write_corrections(spec: "DistillationSpec", path: Path) -> int:
     """Write the conversations as JSON lines and return how many there are; the file is there whole or not at all.
 
     Raises:
@@ -83,7 +83,7 @@ def write_corrections(task: "DistillationTask", path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("w", encoding="utf-8") as file:
-            for row in correction_rows(task):
+            for row in correction_rows(spec):
                 file.write(well_formed(json.dumps(row, ensure_ascii=False)) + "\n")
                 count += 1
         os.replace(unfinished, path)

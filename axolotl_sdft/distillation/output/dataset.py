@@ -30,7 +30,7 @@ from axolotl_sdft.inference.interfaces import Backend
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from axolotl_sdft.distillation.pipeline import DistillationTask
+    from axolotl_sdft.distillation.spec import DistillationSpec
 
 LOG = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class _NothingNewError(Exception):
     """What lacks is what lacked before."""
 
 
-def build_dataset(task: "DistillationTask", backend: Backend, judging: Judging, found: Path | None = None) -> Path:
+def build_dataset(spec: "DistillationSpec", backend: Backend, judging: Judging, found: Path | None = None) -> Path:
     """Write the dataset folder: rows after the checks with provenance columns, ``summary.json``, the report, the card.
 
     Rows stream through. Where the seed model gave no answer at all, the folder holds ``unanswered.json`` in place of
@@ -55,7 +55,7 @@ def build_dataset(task: "DistillationTask", backend: Backend, judging: Judging, 
     tell it from the one that follows.
 
     Args:
-        task: What is built.
+        spec: What is built.
         backend: Tells the distribution gap.
         judging: Knows the answers and the verdicts.
         found: The folder of such a dataset that is there already; it is returned where nothing has become better.
@@ -63,54 +63,54 @@ def build_dataset(task: "DistillationTask", backend: Backend, judging: Judging, 
     Raises:
         DatasetError: All requests failed or brought no text, or all rows are dropped; the message says why.
     """
-    if (task.dataset_dir / UNANSWERED_FILE).exists():
-        shutil.rmtree(task.dataset_dir)
-    tally, is_kept = Tally(), np.ones(len(task.dataset), np.bool_)
-    figures = ReportFigures(int(task.content.num_targets.sum()))
-    target = task.dataset_dir
+    if (spec.dataset_dir / UNANSWERED_FILE).exists():
+        shutil.rmtree(spec.dataset_dir)
+    tally, is_kept = Tally(), np.ones(len(spec.dataset), np.bool_)
+    figures = ReportFigures(int(spec.content.num_targets.sum()))
+    target = spec.dataset_dir
     with suppress(_NothingNewError), ExitStack() as stack:
         stack.enter_context(_quiet_datasets())
-        folder = stack.enter_context(atomic_folder(task.dataset_dir, lambda: target))
+        folder = stack.enter_context(atomic_folder(spec.dataset_dir, lambda: target))
         # Inside the unfinished folder, so that what a kill leaves goes with it.
         scratch = stack.enter_context(TemporaryDirectory(dir=folder))
-        distilled = _judged(task, judging, tally, figures, is_kept, f"{scratch}/rows.arrow")
+        distilled = _judged(spec, judging, tally, figures, is_kept, f"{scratch}/rows.arrow")
         lacking = {"failed": judging.num_failed, "not_judged": judging.num_outages}
         if any(lacking.values()) and _is_answered(tally):
-            target = task.root / f"{task.dataset_dir.name}{INCOMPLETE}{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}"
+            target = spec.root / f"{spec.dataset_dir.name}{INCOMPLETE}{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}"
         if found is not None and lacking == read_summary(found)["to_try_again"]:
-            LOG.warning("%s: nothing of it could be had this time either; using %s as it is", task.where, found)
+            LOG.warning("%s: nothing of it could be had this time either; using %s as it is", spec.where, found)
             raise _NothingNewError
         distilled.save_to_disk(folder)
-        gap = measure_gap(task, backend, distilled, np.flatnonzero(is_kept))
+        gap = measure_gap(spec, backend, distilled, np.flatnonzero(is_kept))
         summary = {
             **tally.to_json(),
             "to_try_again": lacking,
             **_generation_figures(judging),
             "lengths": lengths(figures),
             "gap": gap.to_json(),
-            "provenance": _provenance(task),
+            "provenance": _provenance(spec),
         }
         write_json(folder / (SUMMARY_FILE if _is_answered(tally) else UNANSWERED_FILE), summary)
         for what, write in (
             ("report", lambda: write_report(folder, target, summary, figures, gap)),
             ("dataset card", lambda: write_card(folder, target, summary)),
         ):
-            _write_for_people(what, task.where, write)
+            _write_for_people(what, spec.where, write)
     if not target.exists():
         assert found is not None
         return found
     if not _is_answered(tally):
-        raise DatasetError(f"{_unanswered(task, tally)}. {task.dataset_dir / REPORT_FILE} shows them")
+        raise DatasetError(f"{_unanswered(spec, tally)}. {spec.dataset_dir / REPORT_FILE} shows them")
     LOG.log(
         logging.INFO if tally.turns_distilled or not tally.turns else logging.WARNING,
         "%s: %s; rejected: %s -> %s",
-        *(task.where, rewritten_of(summary), _shown(tally.rejections) or "none", target),
+        *(spec.where, rewritten_of(summary), _shown(tally.rejections) or "none", target),
     )
     if any(lacking.values()):
         LOG.warning(
             "%s: %d answers failed and %d could not be judged; their rows keep the original ones. Start again to have "
             "them tried again",
-            *(task.where, lacking["failed"], lacking["not_judged"]),
+            *(spec.where, lacking["failed"], lacking["not_judged"]),
         )
     return target
 
@@ -128,7 +128,7 @@ def _write_for_people(what: str, where: str, write: Callable[[], None]) -> None:
 
 
 def _judged(
-    task: "DistillationTask",
+    spec: "DistillationSpec",
     judging: Judging,
     tally: Tally,
     figures: ReportFigures,
@@ -139,29 +139,29 @@ def _judged(
     from datasets import Sequence as SequenceFeature
     from datasets import Value
 
-    features = task.features.copy()
+    features = spec.features.copy()
     features[SOURCE_COLUMN], features[REASONS_COLUMN] = Value("string"), SequenceFeature(Value("string"))
 
     def judged_columns(columns: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         kept = []
         for index, row in zip(indices, as_rows(columns), strict=True):
-            verdict = judge_row(row, task.row_format, task.policy, judging.judged)
-            is_kept[index] = not (verdict.is_rejected and task.config.on_reject == "drop")
+            verdict = judge_row(row, spec.row_format, spec.policy, judging.judged)
+            is_kept[index] = not (verdict.is_rejected and spec.config.on_reject == "drop")
             tally.add(verdict, is_dropped=not is_kept[index])
             figures.add(index, verdict, is_dropped=not is_kept[index])
             if is_kept[index]:
                 kept.append(verdict.columns())
         if index == len(is_kept) - 1 and not is_kept.any():
-            raise DatasetError(_all_dropped(task, tally) if _is_answered(tally) else _unanswered(task, tally))
+            raise DatasetError(_all_dropped(spec, tally) if _is_answered(tally) else _unanswered(spec, tally))
         return {name: [row[name] for row in kept] for name in features}
 
-    distilled = task.dataset.map(
+    distilled = spec.dataset.map(
         judged_columns,
         with_indices=True,
         batched=True,
         features=features,
         cache_file_name=cache_file,
-        new_fingerprint=task.dataset_dir.name,
+        new_fingerprint=spec.dataset_dir.name,
     )
     judging.flush()
     return distilled
@@ -172,21 +172,21 @@ def _is_answered(tally: Tally) -> bool:
     return bool(tally.turns_distilled) or not all(name.startswith(_NO_ANSWER) for name in tally.rejections or ("none",))
 
 
-def _all_dropped(task: "DistillationTask", tally: Tally) -> str:
+def _all_dropped(spec: "DistillationSpec", tally: Tally) -> str:
     return (
-        f"{task.where}: all {tally.rows} rows were rejected ({_shown(tally.rejections)}) and "
+        f"{spec.where}: all {tally.rows} rows were rejected ({_shown(tally.rejections)}) and "
         "self_distillation.on_reject is drop; set on_reject: original, other checks, or another template"
     )
 
 
-def _unanswered(task: "DistillationTask", tally: Tally) -> str:
+def _unanswered(spec: "DistillationSpec", tally: Tally) -> str:
     """Return what to say about a dataset for which the seed model gave no answer at all."""
     told = "; ".join(
         f"{name} {count} (such as: {tally.first_reasons[name]})" for name, count in tally.rejections.most_common()
     )
     return (
-        f"{task.where}: the seed model answered none of {tally.turns} prompts: {told}. Correct what this names, such "
-        f"as self_distillation.generation, the server or the rows, and start again; {task.answers_dir} keeps the "
+        f"{spec.where}: the seed model answered none of {tally.turns} prompts: {told}. Correct what this names, such "
+        f"as self_distillation.generation, the server or the rows, and start again; {spec.answers_dir} keeps the "
         "answers as they came, delete it to have empty ones made anew. To train these rows as they are, set "
         "self_distillation: {enabled: false} in their entry of datasets"
     )
@@ -201,15 +201,15 @@ def _generation_figures(judging: Judging) -> dict[str, Any]:
     }
 
 
-def _provenance(task: "DistillationTask") -> dict[str, Any]:
+def _provenance(spec: "DistillationSpec") -> dict[str, Any]:
     return {
         "method": "self-distilled dataset (SDFT, arXiv 2402.13669)",
-        "dataset": task.where,
+        "dataset": spec.where,
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "seed_model": task.seed_name,
-        "seed_model_fingerprint": task.seed_fingerprint,
-        "settings": masked(task.config.model_dump(mode="json")),
-        "answers": task.answers_dir.name,
+        "seed_model": spec.seed_name,
+        "seed_model_fingerprint": spec.seed_fingerprint,
+        "settings": masked(spec.config.model_dump(mode="json")),
+        "answers": spec.answers_dir.name,
         "package_versions": package_versions("transformers", "torch", "datasets"),
     }
 

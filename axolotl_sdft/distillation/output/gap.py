@@ -26,7 +26,7 @@ from axolotl_sdft.inference.interfaces import Backend, Target
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from axolotl_sdft.distillation.pipeline import DistillationTask
+    from axolotl_sdft.distillation.spec import DistillationSpec
 
 LOG = logging.getLogger(__name__)
 
@@ -89,24 +89,24 @@ class Gap:
         }
 
 
-def measure_gap(task: "DistillationTask", backend: Backend, distilled: "Dataset", kept: NDArray[np.int64]) -> Gap:
+def measure_gap(spec: "DistillationSpec", backend: Backend, distilled: "Dataset", kept: NDArray[np.int64]) -> Gap:
     """Return the gap of up to ``gap_samples`` rows that are spread evenly over the distilled dataset.
 
     Args:
-        task: Knows the rows as they were.
+        spec: Knows the rows as they were.
         backend: Tells the likelihoods.
         distilled: The rows as they will be trained.
         kept: For each distilled row, its place among the rows as they were.
     """
-    places = evenly_spaced(len(kept), task.config.gap_samples)
+    places = evenly_spaced(len(kept), spec.config.gap_samples)
     if not places:
         return Gap(why_unknown="self_distillation.gap_samples is 0")
-    LOG.info("%s: measuring the distribution gap on %d rows", task.where, len(places))
+    LOG.info("%s: measuring the distribution gap on %d rows", spec.where, len(places))
     measured: list[MeasuredAnswer] = []
     widest: list[tuple[MeasuredAnswer, Pair]] = []
     for start in range(0, len(places), _ROWS_AT_ONCE):
-        pairs = list(_pairs(task, distilled, kept, places[start : start + _ROWS_AT_ONCE]))
-        level, why = logging.INFO, f"backend {task.config.generation.backend} can't tell how likely a given answer is"
+        pairs = list(_pairs(spec, distilled, kept, places[start : start + _ROWS_AT_ONCE]))
+        level, why = logging.INFO, f"backend {spec.config.generation.backend} can't tell how likely a given answer is"
         try:
             figures = measure_answers(backend, [(pair.target, after) for pair, after in pairs])
         except SdftError:
@@ -114,7 +114,7 @@ def measure_gap(task: "DistillationTask", backend: Backend, distilled: "Dataset"
         except Exception as err:  # some odd text, which is no reason to lose the dataset
             figures, level, why = None, logging.WARNING, f"{type(err).__name__}: {first_line(err)}"
         if figures is None:
-            LOG.log(level, "%s: the distribution gap was not measured: %s", task.where, why)
+            LOG.log(level, "%s: the distribution gap was not measured: %s", spec.where, why)
             return Gap(why_unknown=why)
         told = [
             (MeasuredAnswer(pair.row, pair.turn, *both), pair)
@@ -155,14 +155,14 @@ def measure_answers(backend: Backend, answers: Sequence[tuple[Target, Target]]) 
 
 
 def _pairs(
-    task: "DistillationTask", distilled: "Dataset", kept: NDArray[np.int64], places: Sequence[int]
+    spec: "DistillationSpec", distilled: "Dataset", kept: NDArray[np.int64], places: Sequence[int]
 ) -> Iterator[tuple[Pair, Target]]:
     """Yield each trained answer of some rows, with what it will be trained as."""
-    originals = as_rows(task.dataset[kept[places].tolist()])
+    originals = as_rows(spec.dataset[kept[places].tolist()])
     for place, original, row in zip(places, originals, as_rows(distilled[list(places)]), strict=True):
-        num_turns = task.row_format.num_targets(original)
+        num_turns = spec.row_format.num_targets(original)
         for turn in range(num_turns):
-            before, after = task.row_format.target(original, turn), task.row_format.target(row, turn)
+            before, after = spec.row_format.target(original, turn), spec.row_format.target(row, turn)
             pair = partial(Pair, int(kept[place]), turn, num_turns, before)
             reason = row[REASONS_COLUMN][turn]
             if reason:

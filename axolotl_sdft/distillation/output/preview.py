@@ -18,7 +18,7 @@ from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, left_alon
 from axolotl_sdft.inference.interfaces import Answer, Backend, Prompt, Target
 
 if TYPE_CHECKING:
-    from axolotl_sdft.distillation.pipeline import DistillationTask
+    from axolotl_sdft.distillation.spec import DistillationSpec
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Preview:
         return Counter(shown.settlement.rejections[-1][0] for shown in self.answers if shown.settlement.answer is None)
 
 
-def preview(task: "DistillationTask", num_rows: int) -> Preview:
+def preview(spec: "DistillationSpec", num_rows: int) -> Preview:
     """Rewrite up to ``num_rows`` rows, spread over the dataset, as a full run would; nothing is written.
 
     A conversation is rewritten turn by turn, each after the ones before it, and rejected answers are asked for again
@@ -88,29 +88,29 @@ def preview(task: "DistillationTask", num_rows: int) -> Preview:
     Raises:
         PluginError: The backend leaves out answers that it was asked for.
     """
-    indices = evenly_spaced(len(task.dataset), num_rows)
-    originals = dict(zip(indices, as_rows(task.dataset[indices]), strict=True))
-    backend = task.backend_factory(task.seed_dir, task.config.generation)
+    indices = evenly_spaced(len(spec.dataset), num_rows)
+    originals = dict(zip(indices, as_rows(spec.dataset[indices]), strict=True))
+    backend = spec.backend_factory(spec.seed_dir, spec.config.generation)
     backend.check()
     try:
-        return _preview(task, backend, originals)
+        return _preview(spec, backend, originals)
     finally:
         backend.close()
 
 
-def _preview(task: "DistillationTask", backend: Backend, originals: dict[int, dict[str, Any]]) -> Preview:
-    row_format = task.row_format
+def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, dict[str, Any]]) -> Preview:
+    row_format = spec.row_format
     before = {
         (index, turn): row_format.target(row, turn)
         for index, row in originals.items()
         for turn in range(row_format.num_targets(row))
     }
-    measures = bool(task.config.gap_samples)
+    measures = bool(spec.config.gap_samples)
     if measures and before:  # one answer, so that the model is loaded before the clock starts
         first = next(iter(before.values()))
         backend.answer_nll([(first, first.reference)])
     started = time.monotonic()
-    rows, shown = _rewritten(task, backend, originals)
+    rows, shown = _rewritten(spec, backend, originals)
     seconds = time.monotonic() - started
     pairs = [(target, row_format.target(rows[index], turn)) for (index, turn), target in before.items()]
     told = measure_answers(backend, pairs) if measures else None
@@ -132,18 +132,18 @@ class _Memory(dict[bytes, Answer]):
 
 
 def _rewritten(
-    task: "DistillationTask", backend: Backend, originals: dict[int, dict[str, Any]]
+    spec: "DistillationSpec", backend: Backend, originals: dict[int, dict[str, Any]]
 ) -> tuple[dict[int, dict[str, Any]], list[PreviewedAnswer]]:
     """Return the rows with their accepted answers in place, and what became of each answer."""
-    row_format, rows, shown = task.row_format, dict(originals), []
+    row_format, rows, shown = spec.row_format, dict(originals), []
     answers = _Memory()
-    judging = Judging(task.template, task.sampling, task.checks, answers)
+    judging = Judging(spec.template, spec.sampling, spec.checks, answers)
     num_turns = {index: row_format.num_targets(row) for index, row in rows.items()}
     for turn in range(max(num_turns.values(), default=0)):
         targets = {index: row_format.target(row, turn) for index, row in rows.items() if num_turns[index] > turn}
-        _generate(task, backend, turn, targets, judging, answers)
+        _generate(spec, backend, turn, targets, judging, answers)
         for index, target in targets.items():
-            settlement = task.policy.settle(judging.judged, target)
+            settlement = spec.policy.settle(judging.judged, target)
             answer = settlement.answer or judging.answer(target, settlement.shown_attempt)
             shown.append(PreviewedAnswer(index, turn, num_turns[index], settlement, answer))
             if settlement.answer is not None:
@@ -152,7 +152,7 @@ def _rewritten(
 
 
 def _generate(
-    task: "DistillationTask",
+    spec: "DistillationSpec",
     backend: Backend,
     turn: int,
     targets: dict[int, Target],
@@ -160,13 +160,13 @@ def _generate(
     answers: _Memory,
 ) -> None:
     """Add as many attempts at one turn of the rows as the settings ask for."""
-    for attempt in range(task.policy.num_attempts):
+    for attempt in range(spec.policy.num_attempts):
         keys: dict[tuple[int, int], bytes] = {}
         prompts = []
         for index, target in targets.items():
             key = judging.key(target, attempt)
             is_known = key in answers or key in keys.values()
-            if is_known or not _is_asked(task, judging, target, attempt):
+            if is_known or not _is_asked(spec, judging, target, attempt):
                 continue
             keys[index, turn] = key
             prompts.append(Prompt((index, turn), judging.question(target)[0], attempt))
@@ -178,11 +178,11 @@ def _generate(
                 answers[key] = StoredAnswer.of(key, answer).answer
         if keys:
             raise PluginError(
-                f"backend {task.config.generation.backend!r} ended without {len(keys)} of {len(prompts)} answers "
+                f"backend {spec.config.generation.backend!r} ended without {len(keys)} of {len(prompts)} answers "
                 "it was asked for; generate() must yield every batch that it draws"
             )
 
 
-def _is_asked(task: "DistillationTask", judging: Judging, target: Target, attempt: int) -> bool:
-    policy = task.policy
+def _is_asked(spec: "DistillationSpec", judging: Judging, target: Target, attempt: int) -> bool:
+    policy = spec.policy
     return policy.is_always_asked(attempt) or policy.settle(judging.judged, target, attempt).answer is None

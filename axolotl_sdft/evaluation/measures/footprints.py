@@ -3,7 +3,7 @@
 import logging
 
 from axolotl_sdft.evaluation.loading import weights_dir
-from axolotl_sdft.evaluation.models import ReportedModel
+from axolotl_sdft.evaluation.spec import ReportedModel
 from axolotl_sdft.pruning.planning.savings import Footprint, read_footprint
 
 LOG = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from axolotl_sdft.config.recovery_report import SpeedConfig
 from axolotl_sdft.core.errors import BackendError, ConfigError, SdftError
 from axolotl_sdft.core.runtime import progress
 from axolotl_sdft.evaluation.metrics import SpeedFigures
-from axolotl_sdft.evaluation.models import ReportedModel
+from axolotl_sdft.evaluation.spec import ReportedModel
 
 if TYPE_CHECKING:
     import torch

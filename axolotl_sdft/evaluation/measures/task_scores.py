@@ -12,7 +12,7 @@ from axolotl_sdft.core.errors import ConfigError, DatasetError, MissingExtraErro
 from axolotl_sdft.core.runtime import progress
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
 from axolotl_sdft.evaluation.metrics import Figure
-from axolotl_sdft.evaluation.models import ReportedModel
+from axolotl_sdft.evaluation.spec import ReportedModel
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

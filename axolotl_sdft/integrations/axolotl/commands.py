@@ -10,12 +10,13 @@ from axolotl_sdft.core.errors import CheckpointError, ConfigError, MissingExtraE
 from axolotl_sdft.distillation.output.corrections import refuse_existing, write_corrections
 from axolotl_sdft.distillation.output.dataset import SUMMARY_FILE, read_summary
 from axolotl_sdft.distillation.output.report import REPORT_FILE
+from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.rows.left_alone import rewritten_of
 from axolotl_sdft.evaluation.summary import Artifacts
 from axolotl_sdft.integrations.axolotl.blocks import Blocks, read_blocks
 from axolotl_sdft.integrations.axolotl.overrides import check_overrides
 from axolotl_sdft.integrations.axolotl.pruned_base import output_dir_of, pruned_dir_of
-from axolotl_sdft.integrations.axolotl.rewriting import distillation_tasks
+from axolotl_sdft.integrations.axolotl.rewriting import distillation_specs
 from axolotl_sdft.integrations.axolotl.rules import check_plugin, check_rules
 from axolotl_sdft.integrations.axolotl.seed_model import seed_dir_of
 from axolotl_sdft.integrations.axolotl.stages import pruning_task
@@ -104,18 +105,18 @@ def distill_alone(
     config = _checked_blocks(cfg).self_distillation
     if config is None:
         raise ConfigError("there is no self_distillation block; an empty one will do: self_distillation: {}")
-    tasks = [task for _, task in distillation_tasks(cfg)]
-    files = _numbered(corrections, len(tasks))
-    for task, file in zip(tasks, files, strict=True):
+    specs = [spec for _, spec in distillation_specs(cfg)]
+    files = _numbered(corrections, len(specs))
+    for spec, file in zip(specs, files, strict=True):
         if num_previews is not None:
-            yield from _preview(task, num_previews, width)
+            yield from _preview(spec, num_previews, width)
             continue
-        folder = task.run()
+        folder = run_distillation(spec)
         summary = read_summary(folder)
-        yield f"{task.where}: {rewritten_of(summary)}: {folder}"
+        yield f"{spec.where}: {rewritten_of(summary)}: {folder}"
         yield f"report: {folder / REPORT_FILE}"
         if file is not None:
-            yield f"{task.where}: {write_corrections(task, file)} wrong attempts with their corrections: {file}"
+            yield f"{spec.where}: {write_corrections(spec, file)} wrong attempts with their corrections: {file}"
 
 
 def _numbered(path: Path | None, count: int) -> list[Path | None]:
@@ -128,14 +129,14 @@ def _numbered(path: Path | None, count: int) -> list[Path | None]:
     return [*files]
 
 
-def _preview(task: Any, num_rows: int, width: int | None) -> Iterator[str]:
+def _preview(spec: Any, num_rows: int, width: int | None) -> Iterator[str]:
     from axolotl_sdft.distillation.output.preview import preview
     from axolotl_sdft.distillation.output.side_by_side import answer_lines, preview_lines
 
-    previewed = preview(task, num_rows)
+    previewed = preview(spec, num_rows)
     for shown in previewed.answers:
-        yield from answer_lines(shown, task.where, width)
-    yield from preview_lines(previewed, task.where, len(task.dataset))
+        yield from answer_lines(shown, spec.where, width)
+    yield from preview_lines(previewed, spec.where, len(spec.dataset))
 
 
 def find_artifacts(cfg: Any) -> Artifacts:
@@ -161,7 +162,7 @@ def _distilled_dirs(cfg: Any) -> list[Path]:
     trained = trained_on(output_dir_of(cfg))
     recorded = trained.datasets if trained is not None else ()
     dirs = [path for path in recorded if path is not None and (path / SUMMARY_FILE).is_file()]
-    return dirs or [folder for _, task in distillation_tasks(cfg) if (folder := task.finished_dir)]
+    return dirs or [folder for _, spec in distillation_specs(cfg) if (folder := spec.finished_dir)]
 
 
 def _seed_dir_if_there(cfg: Any) -> Path | None:

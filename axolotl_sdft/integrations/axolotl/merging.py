@@ -12,8 +12,8 @@ from axolotl_sdft.core.seed_folder import resolve_seed
 from axolotl_sdft.evaluation.merging.adapters import is_adapter
 from axolotl_sdft.evaluation.merging.merge import OUTPUT_KEY, MergeTask, NamedModel, fingerprinted_folder
 from axolotl_sdft.evaluation.merging.sweep import Candidate, choice_lines, choose, sweep_lines
-from axolotl_sdft.evaluation.models import ReportedModel
 from axolotl_sdft.evaluation.report.headline import SEED
+from axolotl_sdft.evaluation.spec import ReportedModel
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
 from axolotl_sdft.integrations.axolotl.pruned_base import is_pruned_already, output_dir_of, pruned_dir_of
 from axolotl_sdft.integrations.axolotl.recovery import held_out, template_arguments
@@ -22,7 +22,7 @@ from axolotl_sdft.integrations.axolotl.seed_model import seed_dir_of
 from axolotl_sdft.integrations.axolotl.stages import pruning_task
 
 if TYPE_CHECKING:
-    from axolotl_sdft.evaluation.pipeline import RecoveryTask
+    from axolotl_sdft.evaluation.spec import RecoverySpec
 
 _DEFAULT_FOLDER = "sdft_merged"
 _MODELS_KEY = "merge.models"
@@ -59,6 +59,8 @@ def sweep_alone(cfg: Any) -> Iterator[str]:
     Raises:
         SdftError: There is no ``merge`` block, the models can't be merged, or the seed can't be measured.
     """
+    from axolotl_sdft.evaluation.pipeline import check_report, run_report
+
     config = _merge_config(cfg)
     pair = named_models(cfg, config)
     root = _sweep_dir(cfg, config)
@@ -66,11 +68,11 @@ def sweep_alone(cfg: Any) -> Iterator[str]:
     folders = {0.0: pair[0].folder, 1.0: pair[1].folder} | {ratio: task.output_dir for ratio, task in tasks.items()}
     measuring = _sweep_measuring(cfg, {ratio: folders[ratio] for ratio in config.sweep}, root)
     _check_room(tasks, root)
-    measuring.check()
+    check_report(measuring)
     with _naming_the_key():
         for task in tasks.values():
             task.run()
-    measured = measuring.run()
+    measured = run_report(measuring)
     figures = {model.name: model for model in measured.models}
     candidates = [
         Candidate(ratio, folders[ratio], figures[name].held_out, figures[name].general)
@@ -154,14 +156,14 @@ def _sweep_tasks(pair: tuple[NamedModel, NamedModel], config: MergeConfig, root:
     return {ratio: MergeTask(*pair, own, fingerprinted_folder(*pair, own, root)) for ratio, own in configs}
 
 
-def _sweep_measuring(cfg: Any, folders: dict[float, Path], root: Path) -> "RecoveryTask":
+def _sweep_measuring(cfg: Any, folders: dict[float, Path], root: Path) -> "RecoverySpec":
     """Return the measuring of the seed and of each ratio's model, as the ``recovery_report`` block says."""
-    from axolotl_sdft.evaluation.pipeline import RecoveryTask
+    from axolotl_sdft.evaluation.spec import RecoverySpec
 
     report = read_blocks(cfg).recovery_report or RecoveryReportConfig()
     rows = held_out(cfg, report.held_out)
     merged = [ReportedModel(f"{ratio:g}", folder) for ratio, folder in folders.items()]
-    return RecoveryTask(
+    return RecoverySpec(
         models=(ReportedModel(SEED, seed_dir_of(cfg)), *merged),
         config=_likelihood_only(report),
         output_dir=root,

@@ -11,8 +11,8 @@ from axolotl_sdft.core.errors import ConfigError, DatasetError, UnknownNameError
 from axolotl_sdft.core.sampling import evenly_spaced
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, stored_rows
-from axolotl_sdft.evaluation.models import ReportedModel
 from axolotl_sdft.evaluation.report.headline import SEED, TRAINED
+from axolotl_sdft.evaluation.spec import ReportedModel
 from axolotl_sdft.inference.interfaces import Target
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
 from axolotl_sdft.integrations.axolotl.calibration_text import known_entry
@@ -24,7 +24,7 @@ from axolotl_sdft.integrations.axolotl.seed_model import missing_chat_template, 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from axolotl_sdft.evaluation.pipeline import RecoveryTask
+    from axolotl_sdft.evaluation.spec import RecoverySpec
 
 LOG = logging.getLogger(__name__)
 
@@ -54,13 +54,13 @@ def report_alone(cfg: Any) -> Iterator[str]:
     Raises:
         SdftError: A setting can't work, a named model is missing, or the seed can't be measured.
     """
-    from axolotl_sdft.evaluation.pipeline import write_report
+    from axolotl_sdft.evaluation.pipeline import run_report, write_report
     from axolotl_sdft.evaluation.report.text import text_lines
     from axolotl_sdft.evaluation.report.vllm_settings import vllm_lines_of
 
-    task = recovery_task(cfg)
-    report = task.run()
-    paths = write_report(report, task.output_dir)
+    spec = recovery_spec(cfg)
+    report = run_report(spec)
+    paths = write_report(report, spec.output_dir)
     yield from text_lines(report)
     for name, lines in vllm_lines_of(report).items():
         yield ""
@@ -70,7 +70,7 @@ def report_alone(cfg: Any) -> Iterator[str]:
     yield from (f"{name}: {path}" for name, path in paths.items())
 
 
-def recovery_task(cfg: Any) -> "RecoveryTask":
+def recovery_spec(cfg: Any) -> "RecoverySpec":
     """Return the measuring that a raw configuration asks for; its settings, models and rows are checked.
 
     No block is required: without ``recovery_report`` all of it is at its defaults.
@@ -78,12 +78,13 @@ def recovery_task(cfg: Any) -> "RecoveryTask":
     Raises:
         SdftError: A setting can't work, or a model that the block names is missing.
     """
-    from axolotl_sdft.evaluation.pipeline import RecoveryTask
+    from axolotl_sdft.evaluation.pipeline import check_report
+    from axolotl_sdft.evaluation.spec import RecoverySpec
 
     config = read_blocks(cfg).recovery_report or RecoveryReportConfig()
     models, missing = reported_models(cfg, config)
     rows = held_out(cfg, config.held_out)
-    task = RecoveryTask(
+    spec = RecoverySpec(
         models=tuple(models),
         config=config,
         output_dir=_output_dir(cfg, config),
@@ -94,8 +95,8 @@ def recovery_task(cfg: Any) -> "RecoveryTask":
         template_arguments=template_arguments(cfg, config),
         chat_template=missing_chat_template(cfg, seed_dir_of(cfg)),
     )
-    task.check()
-    return task
+    check_report(spec)
+    return spec
 
 
 def template_arguments(cfg: Any, config: RecoveryReportConfig) -> Mapping[str, Any]:

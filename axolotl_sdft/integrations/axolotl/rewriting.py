@@ -17,7 +17,7 @@ from axolotl_sdft.integrations.axolotl.seed_model import missing_chat_template, 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from axolotl_sdft.distillation.pipeline import DistillationTask
+    from axolotl_sdft.distillation.spec import DistillationSpec
 
 LOG = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Source:
     """An entry of ``datasets``, and what is to become of its rows."""
 
     entry: Any
-    task: "DistillationTask | None"
+    spec: "DistillationSpec | None"
     """The rewriting of its training rows; None leaves them as they are."""
 
     training: "Dataset | None" = None
@@ -40,11 +40,11 @@ class Source:
 def check_distillation(cfg: Any) -> None:
     """Refuse what would stop the rewriting later: names, datasets, columns, a seed without chat template."""
     checked = set()
-    for _, task in distillation_tasks(cfg):
-        ensure_writable(task.root, "self_distillation.output_dir")
-        generation = task.config.generation
+    for _, spec in distillation_specs(cfg):
+        ensure_writable(spec.root, "self_distillation.output_dir")
+        generation = spec.config.generation
         if generation not in checked:
-            task.backend_factory(task.seed_dir, generation).check()
+            spec.backend_factory(spec.seed_dir, generation).check()
             checked.add(generation)
 
 
@@ -55,11 +55,13 @@ def rewrite_datasets(cfg: Any, config: SelfDistillationConfig, only_if_done: boo
 
     With ``only_if_done``, nothing is generated: datasets that were never rewritten keep their rows.
     """
+    from axolotl_sdft.distillation.pipeline import run_distillation
+
     sources = _sources(cfg)
-    is_used = [source.task is not None and (source.task.is_done or not only_if_done) for source in sources]
+    is_used = [source.spec is not None and (source.spec.is_done or not only_if_done) for source in sources]
     for source, used in zip(sources, is_used, strict=True):
-        if source.task and not used:
-            LOG.warning("%s has not been rewritten yet; using its original rows", source.task.where)
+        if source.spec and not used:
+            LOG.warning("%s has not been rewritten yet; using its original rows", source.spec.where)
     if not any(is_used):
         return []
     root = Path(config.output_dir or DEFAULT_ROOT).absolute()
@@ -70,8 +72,8 @@ def rewrite_datasets(cfg: Any, config: SelfDistillationConfig, only_if_done: boo
     ]
     entries, distilled = [], []
     for source, used in zip(sources, is_used, strict=True):
-        if source.task and used:
-            distilled.append(source.task.run())
+        if source.spec and used:
+            distilled.append(run_distillation(source.spec))
             entries.append(rewritten_entry(source.entry, distilled[-1]))
         elif source.training is None:
             entries.append(source.entry)
@@ -83,14 +85,14 @@ def rewrite_datasets(cfg: Any, config: SelfDistillationConfig, only_if_done: boo
     return distilled
 
 
-def distillation_tasks(cfg: Any) -> "list[tuple[Any, DistillationTask]]":
-    """Return each dataset entry that is rewritten with its task. Settings and columns are checked; no model is loaded.
+def distillation_specs(cfg: Any) -> "list[tuple[Any, DistillationSpec]]":
+    """Return each dataset entry that is rewritten, with its spec. Settings and columns are checked; no model is loaded.
 
     Raises:
         ConfigError: A dataset's own settings are wrong, or every dataset is to be left alone.
         DatasetError: A dataset can't be loaded, or its rows can't be rewritten.
     """
-    return [(source.entry, source.task) for source in _sources(cfg) if source.task]
+    return [(source.entry, source.spec) for source in _sources(cfg) if source.spec]
 
 
 def _sources(cfg: Any) -> list[Source]:
@@ -102,7 +104,7 @@ def _sources(cfg: Any) -> list[Source]:
         )
     if not is_split(cfg) and not cfg.get("dataset_exact_deduplication"):
         return [
-            Source(entry, _task(cfg, load_rows(cfg, entry, where), own, entry, where) if own.enabled else None)
+            Source(entry, _spec(cfg, load_rows(cfg, entry, where), own, entry, where) if own.enabled else None)
             for where, entry, own in named
         ]
     loaded = [load_rows(cfg, entry, where) for where, entry, _ in named]
@@ -110,14 +112,14 @@ def _sources(cfg: Any) -> list[Source]:
     sources = []
     for (where, entry, own), part in zip(named, parts, strict=True):
         is_left_alone = not own.enabled or part.is_emptied
-        task = None if is_left_alone else _task(cfg, part.training, own, entry, where)
+        spec = None if is_left_alone else _spec(cfg, part.training, own, entry, where)
         is_whole = part.held_out is None and not part.num_repeats
-        sources.append(Source(entry, task, None if is_whole else part.training, part.held_out))
+        sources.append(Source(entry, spec, None if is_whole else part.training, part.held_out))
     return sources
 
 
-def _task(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str) -> "DistillationTask":
-    from axolotl_sdft.distillation.pipeline import DistillationTask
+def _spec(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str) -> "DistillationSpec":
+    from axolotl_sdft.distillation.spec import DistillationSpec
 
     kept = {PROMPT_FIELD: own.prompt_field} if own.prompt_field else {}
     settings = _trusting_as_axolotl(cfg, own.settings())
@@ -127,7 +129,7 @@ def _task(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str)
         generation = settings.generation.model_copy(update={"chat_template": template})
         settings = settings.model_copy(update={"generation": generation})
     with blaming(cfg, _index(where)):
-        return DistillationTask(rows, settings, seed_dir, {**entry, **kept}, seed_of(cfg)[0], where)
+        return DistillationSpec(rows, settings, seed_dir, {**entry, **kept}, seed_of(cfg)[0], where)
 
 
 def _trusting_as_axolotl(cfg: Any, config: SelfDistillationConfig) -> SelfDistillationConfig:

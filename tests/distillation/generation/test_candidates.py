@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from axolotl_sdft import SelfDistillationConfig
 from axolotl_sdft.distillation.generation.selection import Policy
-from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.distillation.pipeline import run_distillation
+from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.inference.interfaces import Answer, Prompt, Target
 from tests.distillation import echo_backend
 
@@ -29,7 +30,7 @@ def rewritten(tmp_path, seed_dir, num_rows=1, **settings):
     settings = {"template": "plain", "checks": ("good",), "generation": SAMPLED} | settings
     config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), **settings)
     rows = Dataset.from_list([{"instruction": f"What {row}?", "output": f"original {row}"} for row in range(num_rows)])
-    folder = DistillationTask(rows, config, seed_dir, {"type": "alpaca"}, "seed").run()
+    folder = run_distillation(DistillationSpec(rows, config, seed_dir, {"type": "alpaca"}, "seed"))
     return load_from_disk(str(folder)), json.loads((folder / "summary.json").read_text())
 
 
@@ -135,7 +136,7 @@ def test_a_later_turn_is_asked_after_the_attempt_that_was_taken(tmp_path, seed_d
     settings = {"template": "plain", "checks": ("good",), "generation": SAMPLED, "candidates": 2}
     config = SelfDistillationConfig(output_dir=str(tmp_path), **settings)
 
-    DistillationTask(rows, config, seed_dir, {"type": "chat_template"}, "seed").run()
+    run_distillation(DistillationSpec(rows, config, seed_dir, {"type": "chat_template"}, "seed"))
 
     contents = [message["content"] for message in echo_backend.ASKED[-1].messages]
     assert contents == ["first", "good one", "Rewrite: two"]

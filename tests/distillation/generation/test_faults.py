@@ -8,6 +8,7 @@ import pytest
 
 from axolotl_sdft.core.errors import ArtifactError, PluginError
 from axolotl_sdft.distillation.generation import rounds
+from axolotl_sdft.distillation.pipeline import run_distillation
 from tests.distillation import echo_backend, runs
 
 
@@ -99,7 +100,7 @@ def test_a_second_run_on_the_same_output_stops_and_the_first_is_not_disturbed(tm
     runs.wait_for_answers(tmp_path, 0, first)
 
     with pytest.raises(ArtifactError, match=r"distilled-.+ is being filled by another run; .*output_dir"):
-        runs.echo_task(tmp_path).run()
+        run_distillation(runs.echo_spec(tmp_path))
 
     runs.resume(tmp_path)
     runs.finish(first)
@@ -114,14 +115,14 @@ def test_a_rank_that_outlived_its_run_keeps_a_smaller_run_from_doing_its_work_tw
     survivor = ranks[1]
     try:
         with pytest.raises(ArtifactError, match="is being filled by another run"):
-            runs.echo_task(tmp_path).run()
+            run_distillation(runs.echo_spec(tmp_path))
     finally:
         survivor.kill()
 
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_a_seed_model_that_changes_during_the_run_stops_it_before_the_dataset_is_built(tmp_path, monkeypatch):
-    task, usual = runs.echo_task(tmp_path, num_rows=4), echo_backend.EchoBackend.answer
+    spec, usual = runs.echo_spec(tmp_path, num_rows=4), echo_backend.EchoBackend.answer
 
     def answer_and_change_the_seed(backend, prompt):
         (tmp_path / "seed" / "config.json").write_text('{"trained": true}')
@@ -129,19 +130,19 @@ def test_a_seed_model_that_changes_during_the_run_stops_it_before_the_dataset_is
 
     monkeypatch.setattr(echo_backend.EchoBackend, "answer", answer_and_change_the_seed)
     with pytest.raises(ArtifactError, match=r"seed was changed while it wrote the answers in .* Start again to have"):
-        task.run()
+        run_distillation(spec)
     assert not list((tmp_path / "out").glob("distilled-*"))
     assert runs.journaled(tmp_path)
 
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_a_seed_model_that_changed_between_two_runs_writes_answers_of_its_own(tmp_path):
-    before = runs.echo_task(tmp_path, num_rows=4)
-    first = before.run()
+    before = runs.echo_spec(tmp_path, num_rows=4)
+    first = run_distillation(before)
     (tmp_path / "seed" / "config.json").write_text('{"trained": true}')
-    after = runs.DistillationTask(before.dataset, before.config, before.seed_dir, before.dataset_config, "seed")
+    after = runs.DistillationSpec(before.dataset, before.config, before.seed_dir, before.dataset_config, "seed")
 
-    second = after.run()
+    second = run_distillation(after)
 
     assert second != first
     assert before.answers_dir != after.answers_dir
@@ -158,7 +159,7 @@ def test_answers_may_come_in_any_order(tmp_path, monkeypatch, undisturbed):
             yield from reversed(some)
 
     monkeypatch.setattr(echo_backend.EchoBackend, "generate", last_of_ten_first)
-    runs.echo_task(tmp_path).run()
+    run_distillation(runs.echo_spec(tmp_path))
 
     assert runs.result(tmp_path) == undisturbed
 
@@ -172,7 +173,7 @@ def test_a_backend_that_leaves_answers_out_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(echo_backend.EchoBackend, "generate", every_second)
     with pytest.raises(PluginError, match="backend 'echo' ended without 2 of the answers it was asked for"):
-        runs.echo_task(tmp_path, num_rows=4).run()
+        run_distillation(runs.echo_spec(tmp_path, num_rows=4))
 
 
 @pytest.mark.usefixtures("echo_plugin")
@@ -192,6 +193,6 @@ def test_rows_are_planned_window_by_window_as_the_backend_draws_them(tmp_path, m
     monkeypatch.setattr(rounds, "_WINDOW_ROWS", 4)
     monkeypatch.setattr(echo_backend.EchoBackend, "batches", note_planned)
     monkeypatch.setattr(echo_backend.EchoBackend, "generate", note_drawn)
-    runs.echo_task(tmp_path, num_rows=8).run()
+    run_distillation(runs.echo_spec(tmp_path, num_rows=8))
 
     assert drawn[:4] == [(1, 2), (1, 2), (2, 2), (2, 2)]  # the second window is planned after the first is drawn

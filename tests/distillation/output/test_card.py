@@ -8,14 +8,15 @@ from datasets import load_dataset, load_from_disk
 from huggingface_hub import DatasetCard
 
 from axolotl_sdft.distillation.output.card import card_text, publish_commands, size_category
-from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.distillation.pipeline import run_distillation
+from axolotl_sdft.distillation.spec import DistillationSpec
 from tests.distillation.test_pipeline import alpaca_rows, echo_config
 
 
 def made(tmp_path, seed_dir, **settings):
     """Return the folder of nine rewritten rows, the eighth of which is rejected."""
     config = echo_config(tmp_path, checks=("no_seven",), **settings)
-    return DistillationTask(alpaca_rows(9), config, seed_dir, {"type": "alpaca"}, "org/seed").run()
+    return run_distillation(DistillationSpec(alpaca_rows(9), config, seed_dir, {"type": "alpaca"}, "org/seed"))
 
 
 def summary(**changes):

@@ -8,7 +8,8 @@ from datasets import Dataset
 from axolotl_sdft import SelfDistillationConfig
 from axolotl_sdft.core.errors import ArtifactError
 from axolotl_sdft.distillation.output.corrections import REQUEST, correction_rows, write_corrections
-from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.distillation.pipeline import run_distillation
+from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.inference.interfaces import Answer
 from tests.distillation import echo_backend
 
@@ -33,9 +34,9 @@ def finished_task(tmp_path, seed_dir, rows, row_type=ALONE, **settings):
     settings = {"template": "unaided", "checks": CHECKS, "candidates": 3} | settings
     generation = {"backend": "scripted", "temperature": 0.7}
     config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), generation=generation, gap_samples=0, **settings)
-    task = DistillationTask(Dataset.from_list(rows), config, seed_dir, {"type": row_type}, "seed")
-    task.run()
-    return task
+    spec = DistillationSpec(Dataset.from_list(rows), config, seed_dir, {"type": row_type}, "seed")
+    run_distillation(spec)
+    return spec
 
 
 def turns(row):
@@ -92,11 +93,11 @@ def test_a_later_turn_comes_after_those_before_it_as_they_are_trained(tmp_path, 
 
 def test_the_file_holds_one_row_a_line_and_is_counted(tmp_path, seed_dir, script):
     script |= {(index, 0, number): answer("Ünsure: 1") for index in range(2) for number in range(3)}
-    task = finished_task(tmp_path, seed_dir, [ROW, OTHER_ROW])
+    spec = finished_task(tmp_path, seed_dir, [ROW, OTHER_ROW])
     path = tmp_path / "new" / "corrections.jsonl"
-    assert write_corrections(task, path) == 2
+    assert write_corrections(spec, path) == 2
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert rows == list(correction_rows(task))
+    assert rows == list(correction_rows(spec))
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -137,7 +138,7 @@ def test_neither_an_attempt_nor_a_correction_is_ever_without_text(tmp_path, seed
 def test_a_conversation_with_half_an_emoji_is_written(tmp_path, seed_dir, script):
     script |= {(0, 0, 0): answer("It is 11."), (0, 0, 1): answer("8 legs each, so 24.")}
     chat = [{"role": "user", "content": "3 spiders \ud83d?"}, {"role": "assistant", "content": "3 times 8 is 24."}]
-    task = finished_task(tmp_path, seed_dir, [{"messages": json.dumps(chat)}], "chat_template")
-    assert write_corrections(task, tmp_path / "corrections.jsonl") == 1
+    spec = finished_task(tmp_path, seed_dir, [{"messages": json.dumps(chat)}], "chat_template")
+    assert write_corrections(spec, tmp_path / "corrections.jsonl") == 1
     row = json.loads((tmp_path / "corrections.jsonl").read_text(encoding="utf-8"))
     assert row["messages"][0]["content"] == "3 spiders \ufffd?"

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from axolotl_sdft.core.errors import PluginError
 from axolotl_sdft.distillation.output.gap import measure_answers, measure_gap
-from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.inference.interfaces import Target
 from tests.distillation.echo_backend import EchoBackend
 from tests.distillation.test_pipeline import echo_config
@@ -37,7 +37,7 @@ def alpaca(answers, reasons=None):
 
 
 def task_of(tmp_path, seed_dir, rows, **settings):
-    return DistillationTask(rows, echo_config(tmp_path, **settings), seed_dir, {"type": "alpaca"}, "seed")
+    return DistillationSpec(rows, echo_config(tmp_path, **settings), seed_dir, {"type": "alpaca"}, "seed")
 
 
 def test_an_answer_that_stays_is_measured_once():
@@ -57,10 +57,10 @@ def test_an_answer_that_stays_after_another_context_is_measured_again():
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_the_gap_is_a_mean_per_answer_with_the_share_that_came_closer(tmp_path, seed_dir):
-    task = task_of(tmp_path, seed_dir, alpaca(["a 4", "b 2", "c 3", "d 7"]))
+    spec = task_of(tmp_path, seed_dir, alpaca(["a 4", "b 2", "c 3", "d 7"]))
     distilled = alpaca(["x 1", "b 2", "y 5", "z 6"], ["", "leak: says so", "", ""])
 
-    gap = measure_gap(task, Likelihoods(), distilled, np.arange(4))
+    gap = measure_gap(spec, Likelihoods(), distilled, np.arange(4))
 
     assert gap.to_json() == {
         "answers": 4,
@@ -84,9 +84,9 @@ def test_the_gap_is_a_mean_per_answer_with_the_share_that_came_closer(tmp_path, 
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_rows_keep_the_numbers_that_they_had_before_others_were_dropped(tmp_path, seed_dir):
-    task = task_of(tmp_path, seed_dir, alpaca(["a 4", "b 2", "c 3"]))
+    spec = task_of(tmp_path, seed_dir, alpaca(["a 4", "b 2", "c 3"]))
 
-    gap = measure_gap(task, Likelihoods(), alpaca(["x 1", "y 9"], ["", ""]), np.array([0, 2]))
+    gap = measure_gap(spec, Likelihoods(), alpaca(["x 1", "y 9"], ["", ""]), np.array([0, 2]))
 
     assert [(answer.row, answer.before, answer.after) for answer in gap.answers] == [(0, 4.0, 1.0), (2, 3.0, 9.0)]
 
@@ -115,9 +115,9 @@ def test_many_rows_are_measured_in_parts_and_the_widest_of_all_are_kept(tmp_path
 )
 def test_a_gap_that_is_not_known_says_why(tmp_path, seed_dir, told, settings, why, monkeypatch):
     monkeypatch.setattr(EchoBackend, "answer_nll", lambda self, targets: told(len(targets)))
-    task = task_of(tmp_path, seed_dir, alpaca(["a 4"]), **settings)
+    spec = task_of(tmp_path, seed_dir, alpaca(["a 4"]), **settings)
 
-    gap = measure_gap(task, EchoBackend(None, None), alpaca(["x 1"], [""]), np.arange(1))
+    gap = measure_gap(spec, EchoBackend(None, None), alpaca(["x 1"], [""]), np.arange(1))
 
     assert gap.to_json() is None
     assert re.fullmatch(why, gap.why_unknown)

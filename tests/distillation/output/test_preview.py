@@ -7,7 +7,8 @@ from axolotl_sdft.core.errors import PluginError
 from axolotl_sdft.distillation.generation.selection import Settlement
 from axolotl_sdft.distillation.output.preview import Preview, PreviewedAnswer, preview
 from axolotl_sdft.distillation.output.side_by_side import answer_lines, preview_lines
-from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.distillation.pipeline import run_distillation
+from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.inference.interfaces import Answer, Target
 from tests.distillation.echo_backend import ASKED, SCRIPT, EchoBackend
 from tests.distillation.test_pipeline import alpaca_rows, echo_config
@@ -19,7 +20,7 @@ def chat(*texts):
 
 
 def task_of(tmp_path, seed_dir, rows, kind="alpaca", **settings):
-    return DistillationTask(rows, echo_config(tmp_path, **settings), seed_dir, {"type": kind}, "seed")
+    return DistillationSpec(rows, echo_config(tmp_path, **settings), seed_dir, {"type": kind}, "seed")
 
 
 def shown_answer(prompt="What?", reference="It is.", rewritten="Yes, it is.", rejection=None, **places):
@@ -33,9 +34,9 @@ def shown_answer(prompt="What?", reference="It is.", rewritten="Yes, it is.", re
 @pytest.mark.usefixtures("echo_plugin")
 def test_every_turn_of_a_row_is_shown_in_order_after_those_before_it_as_they_will_be_trained(tmp_path, seed_dir):
     rows = Dataset.from_list([chat("a", "one", "b", "7", "c", "three"), chat("d", "four")])
-    task = task_of(tmp_path, seed_dir, rows, "chat_template", checks=("no_seven",))
+    spec = task_of(tmp_path, seed_dir, rows, "chat_template", checks=("no_seven",))
 
-    shown = preview(task, 2).answers
+    shown = preview(spec, 2).answers
 
     assert [(one.row, one.turn, one.verdict) for one in shown] == [
         (0, 0, "accepted"),
@@ -50,14 +51,14 @@ def test_every_turn_of_a_row_is_shown_in_order_after_those_before_it_as_they_wil
 @pytest.mark.usefixtures("echo_plugin")
 def test_a_preview_takes_the_answers_that_a_full_run_would_take(tmp_path, seed_dir):
     settings = {"checks": ("no_seven",), "on_reject": "retry"}
-    task = task_of(tmp_path, seed_dir, alpaca_rows(9), **settings)
+    spec = task_of(tmp_path, seed_dir, alpaca_rows(9), **settings)
 
-    previewed = preview(task, 9)
+    previewed = preview(spec, 9)
 
     assert not (tmp_path / "out").exists()
     from datasets import load_from_disk
 
-    full = load_from_disk(str(task.run()))
+    full = load_from_disk(str(run_distillation(spec)))
     taken = [one.answer.text if one.settlement.answer else one.target.reference for one in previewed.answers]
     assert taken == full["output"]
 

@@ -12,7 +12,8 @@ from axolotl_sdft.distillation.generation.selection import RowVerdict, Settlemen
 from axolotl_sdft.distillation.output.gap import Gap, MeasuredAnswer
 from axolotl_sdft.distillation.output.report import lengths, render_report
 from axolotl_sdft.distillation.output.report_figures import EXAMPLES_PER_CHECK, NUM_PAIRS, Pair, ReportFigures
-from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.distillation.pipeline import run_distillation
+from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.inference.interfaces import Answer, Target
 from tests.distillation.test_pipeline import alpaca_rows, echo_config
 
@@ -99,11 +100,11 @@ def page_of(tmp_path, figures, gap=None, **changes):
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_the_report_of_a_run_stands_beside_its_summary(tmp_path, seed_dir):
-    task = DistillationTask(
+    spec = DistillationSpec(
         alpaca_rows(9), echo_config(tmp_path, checks=("no_seven",)), seed_dir, {"type": "alpaca"}, "org/seed"
     )
 
-    page = Page((task.run() / "report.html").read_text(encoding="utf-8"))
+    page = Page((run_distillation(spec) / "report.html").read_text(encoding="utf-8"))
 
     for shown in (
         "dataset, rewritten by org/seed",
@@ -115,7 +116,7 @@ def test_the_report_of_a_run_stands_beside_its_summary(tmp_path, seed_dir):
         "original kept: no_seven: holds 7",
         "The gap narrowed for 0.0 % of the sampled answers",
         "9 of 9, spread evenly",
-        f"folder = '{task.dataset_dir}'",
+        f"folder = '{spec.dataset_dir}'",
     ):
         assert shown in page.text
     assert page.tags.count("svg") == 3
@@ -124,9 +125,9 @@ def test_the_report_of_a_run_stands_beside_its_summary(tmp_path, seed_dir):
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_the_summary_adds_lengths_and_the_gap_of_each_sampled_answer(tmp_path, seed_dir):
-    task = DistillationTask(alpaca_rows(3), echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "org/seed")
+    spec = DistillationSpec(alpaca_rows(3), echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "org/seed")
 
-    summary = json.loads((task.run() / "summary.json").read_text())
+    summary = json.loads((run_distillation(spec) / "summary.json").read_text())
 
     # "Answer 0" becomes "1 messages, the last ends in 0"; the echo backend counts characters.
     assert summary["lengths"] == {"median_words_before": 2.0, "median_words_after": 7.0}
@@ -233,9 +234,9 @@ def test_without_any_trained_answer_there_are_no_lengths(tmp_path):
 def test_another_answer_of_a_conversation_is_named_by_its_number(tmp_path, seed_dir):
     turns = [{"role": role, "content": text} for text in ("a", "b") for role in ("user", "assistant")]
     rows = Dataset.from_list([{"messages": turns}])
-    task = DistillationTask(rows, echo_config(tmp_path), seed_dir, {"type": "chat_template"}, "seed")
+    spec = DistillationSpec(rows, echo_config(tmp_path), seed_dir, {"type": "chat_template"}, "seed")
 
-    page = Page((task.run() / "report.html").read_text(encoding="utf-8"))
+    page = Page((run_distillation(spec) / "report.html").read_text(encoding="utf-8"))
 
     assert "row 0, answer 2 of 2 rewritten after 2 earlier messages Prompt b Original answer b" in page.text
 

@@ -11,9 +11,10 @@ from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.distillation.output.preview import preview
 from axolotl_sdft.distillation.output.side_by_side import preview_lines
-from axolotl_sdft.distillation.pipeline import DistillationTask
+from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.left_alone import LeftAlone, LeftAloneCounts, rewritten_of
+from axolotl_sdft.distillation.spec import DistillationSpec
 from tests.distillation.rows.test_formats import CHAT, TWO_TURNS, says
 
 CALL = '<tool_call>{"name": "tide", "arguments": {"port": "Brest"}}</tool_call>'
@@ -116,9 +117,9 @@ def test_rows_of_other_formats_tell_their_reasons(config, row, expected):
 # Calls that are written as text
 
 
-def task_for(rows, seed_dir, tmp_path, config=CHAT, **settings):
+def spec_for(rows, seed_dir, tmp_path, config=CHAT, **settings):
     settings = {"template": "plain", "checks": (), "generation": {"backend": "echo"}} | settings
-    return DistillationTask(
+    return DistillationSpec(
         Dataset.from_list(rows),
         SelfDistillationConfig(output_dir=str(tmp_path / "out"), **settings),
         seed_dir,
@@ -138,7 +139,7 @@ def call_rows(kind):
 @pytest.mark.parametrize("kind", ["chat_template", "alpaca"])
 def test_calls_written_as_text_stay_as_they_are(seed_dir, tmp_path, kind):
     rows = call_rows(kind)
-    distilled = load_from_disk(str(task_for(rows, seed_dir, tmp_path, {"type": kind}).run())).to_list()
+    distilled = load_from_disk(str(run_distillation(spec_for(rows, seed_dir, tmp_path, {"type": kind})))).to_list()
     assert {key: distilled[0][key] for key in rows[0]} == rows[0]
     assert distilled[0]["sdft_reasons"] == ["left alone: calls a function, written as text"]
     assert distilled[1]["sdft_source"] == "distilled"
@@ -154,8 +155,8 @@ def test_where_calls_are_checked_an_answer_that_lost_the_markup_is_rejected(seed
     first = call_rows(kind)[0]
     rows = [first, json.loads(json.dumps(first).replace("When", "And when"))]
     settings = {"checks": ("function_call",), "template": "{{ instruction }} {{ reference }}"}
-    task = task_for(rows, seed_dir, tmp_path, {"type": kind}, **settings)
-    distilled = load_from_disk(str(task.run()))
+    spec = spec_for(rows, seed_dir, tmp_path, {"type": kind}, **settings)
+    distilled = load_from_disk(str(run_distillation(spec)))
     assert [row[0] for row in distilled["sdft_reasons"]] == [
         "function_call: no <tool_call>, in which the original's call stands",
         "",
@@ -169,7 +170,7 @@ def test_an_answer_that_calls_where_the_original_does_not_is_rejected_whatever_t
     from tests.distillation.echo_backend import EchoBackend
 
     monkeypatch.setattr(EchoBackend, "answer", lambda self, prompt: said(CALL))
-    distilled = load_from_disk(str(task_for([chat(*TWO_TURNS)], seed_dir, tmp_path).run()))
+    distilled = load_from_disk(str(run_distillation(spec_for([chat(*TWO_TURNS)], seed_dir, tmp_path))))
     assert distilled["messages"][0] == TWO_TURNS
     assert distilled["sdft_reasons"] == [["function_call: makes a call (<tool_call>), the original none"] * 2]
 
@@ -185,7 +186,7 @@ def test_turns_of_a_calling_role_that_is_mapped_to_the_assistant_are_left_alone(
     config = {**CHAT, "roles": {"assistant": ["gpt", role], "user": ["user"], "tool": ["observation"]}}
     result = [says("observation", "12:00"), says("gpt", "At noon.")]
     row = chat(*ASKED, says(role, "tide Brest"), *result)
-    row_format = task_for([row], seed_dir, tmp_path, config).row_format
+    row_format = spec_for([row], seed_dir, tmp_path, config).row_format
     assert [why.reason for why in row_format.left_alone(row)] == ["calls a function, written as text"]
     assert row_format.target(row, 0).reference == "At noon."
 
@@ -232,7 +233,7 @@ MIXED = [
 @pytest.mark.usefixtures("echo_plugin")
 def test_log_summary_report_card_and_rows_say_what_was_left_alone(seed_dir, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    folder = task_for(MIXED, seed_dir, tmp_path).run()
+    folder = run_distillation(spec_for(MIXED, seed_dir, tmp_path))
 
     told = (
         "1 of 3 trained answers rewritten, 2 left alone: role 'observation' before it (1 row), role 'developer' before "
@@ -255,28 +256,28 @@ def test_log_summary_report_card_and_rows_say_what_was_left_alone(seed_dir, tmp_
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_a_preview_says_what_is_left_alone(seed_dir, tmp_path):
-    task = task_for(MIXED, seed_dir, tmp_path, gap_samples=0)
-    lines = list(preview_lines(preview(task, 3), "datasets[0]", 3))
+    spec = spec_for(MIXED, seed_dir, tmp_path, gap_samples=0)
+    lines = list(preview_lines(preview(spec, 3), "datasets[0]", 3))
     assert any(line.startswith("left alone: role 'observation' before it (1 row)") for line in lines)
-    [line] = preview_lines(preview(task_for(MIXED[1:], seed_dir, tmp_path), 1), "datasets[0]", 1)
+    [line] = preview_lines(preview(spec_for(MIXED[1:], seed_dir, tmp_path), 1), "datasets[0]", 1)
     assert line.startswith("datasets[0]: none of the 1 rows holds an answer to rewrite: role 'observation' before it")
 
 
 def test_a_dataset_of_which_no_row_can_be_used_is_refused_with_the_reasons(seed_dir, tmp_path, echo_plugin):
     message = r"datasets\[0\] holds no answer to rewrite: role 'observation' before it \(1 row\).*; map it with `roles`"
     with pytest.raises(DatasetError, match=message):
-        task_for(MIXED[1:], seed_dir, tmp_path).run()
+        run_distillation(spec_for(MIXED[1:], seed_dir, tmp_path))
     rows = [chat(says("User", "Hi"), says("ASSISTANT", "Hello."))]
     with pytest.raises(DatasetError, match=r"role 'ASSISTANT' \(1 row\); roles count as they are spelt, and Axolotl"):
-        task_for(rows, seed_dir, tmp_path).run()
+        run_distillation(spec_for(rows, seed_dir, tmp_path))
     untrained = [chat(TWO_TURNS[0], says("assistant", "Hello.", train=False))]
     with pytest.raises(DatasetError, match=r"not trained: its 'train' is false \(1 row\)"):
-        task_for(untrained, seed_dir, tmp_path, {**CHAT, "message_field_training": "train"}).run()
+        run_distillation(spec_for(untrained, seed_dir, tmp_path, {**CHAT, "message_field_training": "train"}))
 
 
 def test_a_dataset_of_calls_alone_stays_as_it_is_with_a_warning(seed_dir, tmp_path, echo_plugin, caplog):
     rows = [chat(*ASKED, says("assistant", CALL))] * 2
-    folder = task_for(rows, seed_dir, tmp_path).run()
+    folder = run_distillation(spec_for(rows, seed_dir, tmp_path))
     assert load_from_disk(str(folder))["messages"] == [row["messages"] for row in rows]
     assert "holds no answer to rewrite and stays as it is: calls a function, written as text (2 rows)" in caplog.text
 
@@ -297,7 +298,7 @@ def test_an_answer_without_text_is_rejected_whatever_the_checks(seed_dir, tmp_pa
 
     monkeypatch.setattr(EchoBackend, "answer", lambda self, prompt: said("Good." if prompt.key[0] else text))
     rows = [{"instruction": "Hi", "output": text} for text in ("Hello.", "Good day.")]
-    folder = task_for(rows, seed_dir, tmp_path, {"type": "alpaca"}).run()
+    folder = run_distillation(spec_for(rows, seed_dir, tmp_path, {"type": "alpaca"}))
     distilled = load_from_disk(str(folder))
     assert distilled["output"] == ["Hello.", "Good."]
     assert distilled["sdft_reasons"] == [["empty: no text"], [""]]
@@ -310,27 +311,27 @@ def test_a_dataset_without_any_answer_is_not_a_finished_one(seed_dir, tmp_path, 
 
     answer = Answer("", "stop", 0) if kind == "empty" else Answer("", "error", 0, error="no room \x1b[1m")
     monkeypatch.setattr(EchoBackend, "answer", lambda self, prompt: answer)
-    task = task_for([{"instruction": "Hi", "output": "Hello."}] * 3, seed_dir, tmp_path, {"type": "alpaca"})
+    spec = spec_for([{"instruction": "Hi", "output": "Hello."}] * 3, seed_dir, tmp_path, {"type": "alpaca"})
     reason = "no text" if kind == "empty" else "no room .\\[1m"
     message = rf"datasets\[0\]: the seed model answered none of 3 prompts: {kind} 3 \(such as: {reason}\)\. Correct"
     with pytest.raises(DatasetError, match=message):
-        task.run()
-    assert not task.is_done
-    assert task.answers_dir.exists()
-    assert load_from_disk(str(task.dataset_dir))["output"] == ["Hello."] * 3  # to look at, with the reasons
-    assert load_from_disk(str(task.dataset_dir))["sdft_reasons"][0] != [""]
-    dropping = task_for(task.dataset.to_list(), seed_dir, tmp_path, {"type": "alpaca"}, on_reject="drop")
+        run_distillation(spec)
+    assert not spec.is_done
+    assert spec.answers_dir.exists()
+    assert load_from_disk(str(spec.dataset_dir))["output"] == ["Hello."] * 3  # to look at, with the reasons
+    assert load_from_disk(str(spec.dataset_dir))["sdft_reasons"][0] != [""]
+    dropping = spec_for(spec.dataset.to_list(), seed_dir, tmp_path, {"type": "alpaca"}, on_reject="drop")
     with pytest.raises(DatasetError, match=message):
-        dropping.run()
+        run_distillation(dropping)
     with pytest.raises(DatasetError, match=message):  # a second start finds nothing finished either
-        task.run()
+        run_distillation(spec)
 
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_rows_without_any_answer_are_counted_and_alone_they_are_refused(seed_dir, tmp_path, caplog):
     rows = [chat(*TWO_TURNS[:2]), {"messages": []}, chat(TWO_TURNS[0])]
     caplog.set_level(logging.INFO)
-    task_for(rows, seed_dir, tmp_path).run()
+    run_distillation(spec_for(rows, seed_dir, tmp_path))
     assert "datasets[0]: left alone: no answer in it that its type trains (2 rows); check the type" in caplog.text
     with pytest.raises(DatasetError, match=r"holds no answer to rewrite: no answer in it .* \(2 rows\)"):
-        task_for(rows[1:], seed_dir, tmp_path).run()
+        run_distillation(spec_for(rows[1:], seed_dir, tmp_path))

@@ -10,7 +10,7 @@ from axolotl_sdft.config.recovery_report import SpeedConfig
 from axolotl_sdft.core.errors import BackendError, ConfigError
 from axolotl_sdft.evaluation.measures import speed
 from axolotl_sdft.evaluation.measures.speed import check_speed, measure_speed
-from axolotl_sdft.evaluation.models import ReportedModel
+from axolotl_sdft.evaluation.spec import ReportedModel
 
 MODELS = [ReportedModel("seed", "seed_dir"), ReportedModel("pruned", "pruned_dir")]
 

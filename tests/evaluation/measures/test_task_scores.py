@@ -15,7 +15,7 @@ from axolotl_sdft.config.recovery_report import LmEvalConfig, TaskConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError, MissingExtraError
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
 from axolotl_sdft.evaluation.measures.task_scores import check_tasks, task_scores
-from axolotl_sdft.evaluation.models import ReportedModel
+from axolotl_sdft.evaluation.spec import ReportedModel
 
 QUESTIONS = [
     ("The sky is", ["blue", "a kind of soup", "made out of wood"], 0),

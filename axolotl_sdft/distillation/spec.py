@@ -1,0 +1,173 @@
+"""What is asked of the self-distilled dataset: rows, settings, and the folders that follow from their content.
+
+Two folders come out of it, both named by their content. ``answers-*`` holds the journal: what the seed model answered
+with these generation settings, whatever dataset asked, and what the checks said of it. ``distilled-*`` holds the
+dataset after the checks. So other rows or other checks generate only what was never asked before.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from axolotl_sdft.config import SelfDistillationConfig
+from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, refuse_long_path
+from axolotl_sdft.core.errors import DatasetError
+from axolotl_sdft.core.identity import model_identity
+from axolotl_sdft.distillation.checks import resolve_checks
+from axolotl_sdft.distillation.checks.function_calls import function_call
+from axolotl_sdft.distillation.digest import Content, read_content
+from axolotl_sdft.distillation.generation.selection import Policy
+from axolotl_sdft.distillation.interfaces import RowFormat
+from axolotl_sdft.distillation.output.dataset import INCOMPLETE, SUMMARY_FILE
+from axolotl_sdft.distillation.rows.formats import resolve_row_format
+from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts
+from axolotl_sdft.distillation.rows.validation import (
+    refuse_tokenized,
+    require_columns,
+    require_text,
+    require_whole_dataset,
+    stored_rows,
+)
+from axolotl_sdft.distillation.templates import resolve_template
+from axolotl_sdft.inference.questions import Sampling
+from axolotl_sdft.plugins.registry import BACKENDS, registry
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LOG = logging.getLogger(__name__)
+
+_JOURNAL_FORMAT = 3  # answers in another form, or sampled in another way, are not taken for these
+
+
+@dataclass(frozen=True)
+class DistillationSpec:
+    """One dataset to be rewritten. Creating it checks the settings and the columns, and costs no model."""
+
+    dataset: "Dataset"
+    config: SelfDistillationConfig
+    seed_dir: Path
+    dataset_config: Mapping[str, Any]
+    seed_name: str
+    where: str = "dataset"
+    """What messages call the dataset, such as ``datasets[0]``."""
+
+    features: Any = field(init=False, repr=False)
+    """Types of the columns as the dataset came; rows themselves are read as they are stored."""
+
+    def __post_init__(self) -> None:
+        require_whole_dataset(self.dataset, self.where)
+        if len(self.dataset) == 0:
+            raise DatasetError(f"{self.where} has no rows; check its path, split and filters")
+        object.__setattr__(self, "features", self.dataset.features)
+        object.__setattr__(self, "dataset", stored_rows(self.dataset, self.where))
+        columns, kind = self.dataset.column_names, self.dataset_config.get("type")
+        refuse_tokenized(columns, self.where)
+        require_columns(self.row_format.missing_columns(columns), columns, kind, self.where)
+        require_text(self.dataset.features, self.row_format, kind, self.where)
+        _ = self.checks, self.template, self.backend_factory  # unknown names are refused now
+
+    @cached_property
+    def row_format(self) -> RowFormat:
+        """Where the answers are. Those that call functions are only rewritten when a check compares the calls."""
+        row_format: Any = resolve_row_format(self.dataset_config, self.where)
+        compares_calls = any(name == function_call.__name__ for name, _ in self.checks)
+        if compares_calls or not hasattr(row_format, "leaves_calls"):
+            return row_format
+        return replace(row_format, leaves_calls=True)
+
+    @cached_property
+    def checks(self) -> Any:
+        """Names and functions of the checks, in order."""
+        return resolve_checks(self.config.checks, self.template)
+
+    @cached_property
+    def template(self) -> Any:
+        """The rewriting template."""
+        return resolve_template(self.config.template, self.config.examples)
+
+    @cached_property
+    def backend_factory(self) -> Any:
+        """What makes the backend."""
+        return registry().resolve(BACKENDS, self.config.generation.backend, "self_distillation.generation.backend")
+
+    @cached_property
+    def root(self) -> Path:
+        """Folder that holds the artifacts."""
+        root = Path(self.config.output_dir or DEFAULT_ROOT).absolute()
+        refuse_long_path(root, "self_distillation.output_dir")
+        return root
+
+    @cached_property
+    def policy(self) -> Policy:
+        """How often answers are asked for, and which one is taken."""
+        config = self.config
+        retries = config.retries if config.on_reject == "retry" else 0
+        return Policy(config.candidates, config.choose, retries)
+
+    @cached_property
+    def seed_fingerprint(self) -> str:
+        """Identity of the seed model as it was when first asked for."""
+        return model_identity(self.seed_dir)
+
+    @cached_property
+    def content(self) -> Content:
+        """What the dataset holds, in short."""
+        content = read_content(self.dataset, self.row_format, self.template)
+        if content.most_targets == 0:
+            self._require_meant(content.left_alone)
+        elif content.left_alone.answers:
+            level = logging.WARNING if content.left_alone.num_trained else logging.INFO
+            LOG.log(level, "%s: left alone: %s", self.where, content.left_alone.named())
+        return content
+
+    def _require_meant(self, left_alone: LeftAloneCounts) -> None:
+        """Raise unless all answers are left alone for what they are: then the dataset is trained as it is."""
+        reasons = left_alone.named()
+        if not left_alone.is_meant:
+            raise DatasetError(f"{self.where} holds no answer to rewrite: {reasons}")
+        LOG.warning("%s holds no answer to rewrite and stays as it is: %s", self.where, reasons)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return self.config.model_dump(mode="json")
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """What makes different answers of the same question."""
+        return Sampling(self.config.generation.seed, self.config.generation.temperature)
+
+    @cached_property
+    def answers_dir(self) -> Path:
+        """Folder of the journal: all that this seed model answered with these settings, whatever dataset asked."""
+        generation = self.config.generation.shaping_answers()
+        del generation["seed"]  # it counts where an answer is sampled, and is a part of that answer's key
+        return self.root / f"answers-{fingerprint([_JOURNAL_FORMAT, self.seed_fingerprint, generation])}"
+
+    @cached_property
+    def dataset_dir(self) -> Path:
+        """Folder of the distilled dataset, once none of its answers has failed."""
+        config, policy = self.config, self.policy
+        is_sampled = config.generation.temperature > 0 or policy.num_attempts > 1
+        judging = [self._settings["checks"], policy.candidates, policy.choose, policy.retries]
+        content = [self.content.requests_digest, self.content.rows_digest]
+        seed = config.generation.seed if is_sampled else None
+        return (
+            self.root / f"distilled-{fingerprint([self.answers_dir.name, *content, config.on_reject, judging, seed])}"
+        )
+
+    @property
+    def finished_dir(self) -> Path | None:
+        """Folder of the distilled dataset as far as there is one: without failed answers, else the newest with some."""
+        if (self.dataset_dir / SUMMARY_FILE).exists():
+            return self.dataset_dir
+        unfinished = self.root.glob(f"{self.dataset_dir.name}{INCOMPLETE}*/{SUMMARY_FILE}")
+        return max((path.parent for path in unfinished), key=lambda path: path.stat().st_mtime_ns, default=None)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the distilled dataset is there, if with answers that failed."""
+        return self.finished_dir is not None
