@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from axolotl_sdft.core.errors import DatasetError
+from axolotl_sdft.core.plain_values import plain_value
 from axolotl_sdft.distillation.interfaces import RowFormat, Template
 from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, left_alone_of
 from axolotl_sdft.inference.questions import question_digest
@@ -67,8 +69,16 @@ def encoded(value: Any) -> bytes:
     """Return a row, or what is trained of it, as bytes that are the same wherever and whenever they are made.
 
     A picture or another file counts by its bytes, not by its path; a null like a key that is not there.
+
+    Raises:
+        DatasetError: It holds an object that can't be told in bytes.
     """
-    return json.dumps(_plain(value), sort_keys=True, default=_told).encode()
+    try:
+        return json.dumps(_plain(value), sort_keys=True, default=plain_value).encode()
+    except TypeError as err:
+        raise DatasetError(
+            f"a row can't be told from others ({err}); make it text or numbers with dataset.map"
+        ) from err
 
 
 def _plain(value: Any) -> Any:
@@ -85,16 +95,7 @@ def _file_digest(file: Mapping[str, Any]) -> Any:
     content, path = file["bytes"], file["path"]
     if content is None and isinstance(path, str) and Path(path).is_file():
         content = Path(path).read_bytes()
-    return path if content is None else _told(content)
-
-
-def _told(value: Any) -> str:
-    """Return what JSON has no form for as a text that does not depend on where the object lies in memory."""
-    if isinstance(value, bytes | bytearray | memoryview):
-        return hashlib.sha256(value).hexdigest()
-    if callable(getattr(value, "tobytes", None)):  # a picture or an array
-        return hashlib.sha256(value.tobytes()).hexdigest()
-    return str(value)
+    return path if content is None else hashlib.sha256(content).hexdigest()
 
 
 def rows_between(dataset: "Dataset", start: int, stop: int) -> Iterator[dict[str, Any]]:

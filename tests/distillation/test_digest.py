@@ -9,6 +9,7 @@ from axolotl_sdft.distillation.digest import encoded, read_content
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import stored_rows
 from axolotl_sdft.distillation.templates import resolve_template
+from axolotl_sdft.errors import DatasetError
 
 
 def digests(rows):
@@ -50,3 +51,8 @@ def test_objects_count_by_their_content():
     red, again, blue = (pillow.new("RGB", (2, 2), colour) for colour in ("red", "red", "blue"))
     assert encoded({"photo": red}) == encoded({"photo": again}) != encoded({"photo": blue})
     assert encoded({"a": b"1"}) == encoded({"a": bytearray(b"1")}) != encoded({"a": b"2"})
+
+
+def test_an_object_that_can_not_be_told_is_refused_by_its_type():
+    with pytest.raises(DatasetError, match=r"a row can't be told from others \(a builtins\.object .*dataset\.map"):
+        encoded({"photo": object()})

@@ -16,6 +16,7 @@ from typing import Any
 
 import axolotl_sdft
 from axolotl_sdft.core.errors import first_line
+from axolotl_sdft.core.plain_values import plain_value
 from axolotl_sdft.core.texts import one_line
 from axolotl_sdft.distillation.interfaces import AnswerCheck
 from axolotl_sdft.inference.interfaces import Answer, Target
@@ -175,9 +176,21 @@ def check_identity(name: str, check: AnswerCheck) -> str:
     while isinstance(function, partial):
         options = {**function.keywords, **options}
         function = function.func
-    said = json.dumps(options, sort_keys=True, default=repr)
+    said = json.dumps(options, sort_keys=True, default=_told_option)
     parts = [name, said, str(getattr(function, "version", "")), _code_digest(_module_of(function))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _told_option(value: Any) -> Any:
+    """Return what an option holds, without its place in memory; of a function its name, as its code counts by file."""
+    if callable(value) and hasattr(value, "__qualname__"):
+        return [getattr(value, "__module__", None), value.__qualname__]
+    if isinstance(value, partial):
+        return [value.func, list(value.args), value.keywords]
+    try:
+        return plain_value(value)
+    except TypeError:
+        return [f"{type(value).__module__}.{type(value).__qualname__}", dict(getattr(value, "__dict__", {}))]
 
 
 def _module_of(check: Any) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from axolotl_sdft.core.errors import DatasetError
+from axolotl_sdft.core.plain_values import plain_value
 
 
 def parsed_tools(value: Any, column: str) -> list[Any]:
@@ -68,7 +69,12 @@ def _call(call: Any) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(_without_nulls(value), ensure_ascii=False, default=str)
+    try:
+        return json.dumps(_without_nulls(value), ensure_ascii=False, default=plain_value)
+    except TypeError as err:
+        raise DatasetError(
+            f"a function or call of a row can't be shown as text: {err}; make it JSON in the data"
+        ) from err
 
 
 def _without_nulls(value: Any) -> Any:

@@ -25,7 +25,7 @@ from axolotl_sdft.inference.openai.dispatch import BackgroundLoop, Dispatcher
 from axolotl_sdft.inference.openai.handshake import Introduction
 from axolotl_sdft.inference.openai.likelihood import ScoredText, ask_likelihood, encode
 from axolotl_sdft.inference.openai.pool import ServerPool
-from axolotl_sdft.inference.openai.retries import Misset, Refused, RequestError, Throttled, backoff_seconds
+from axolotl_sdft.inference.openai.retries import Misset, Refused, RefusedForGood, RequestError, Throttled, backoff_seconds
 from axolotl_sdft.inference.openai.servers import Server
 
 LOG = logging.getLogger(__name__)
@@ -113,7 +113,8 @@ class OpenAIBackend:
     def generate(self, batches: Iterable[list[Prompt]]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
         """Yield each batch with its answers as soon as it is done, in any order.
 
-        A prompt that the servers refuse for its own sake, such as one that is too long, gets an answer that says so.
+        A prompt that the servers refuse for its own sake, such as one that is too long, gets an answer that says so,
+        and is not asked again in later runs.
 
         Raises:
             ServerError: All servers are dead.
@@ -146,7 +147,8 @@ class OpenAIBackend:
                     self._has_answers = True
                     yield request, answer
                 else:
-                    refused.append((request, Answer("", "error", 0, error=str(answer))))
+                    is_final = isinstance(answer, RefusedForGood)
+                    refused.append((request, Answer("", "error", 0, error=str(answer), is_final=is_final)))
                     if len(refused) >= _REFUSALS_BEFORE_ANY_ANSWER and not self._has_answers:
                         raise ConfigError(
                             f"self_distillation: the first {len(refused)} rows were refused by the servers, the last "

@@ -8,7 +8,7 @@ from typing import Any
 from axolotl_sdft.config import GenerationConfig
 from axolotl_sdft.inference.interfaces import Answer, FinishReason, Prompt
 from axolotl_sdft.inference.openai.api_key import HIDDEN, REDACTED
-from axolotl_sdft.inference.openai.retries import Failed, Refused, fault_in
+from axolotl_sdft.inference.openai.retries import Failed, RefusedForGood, fault_in
 from axolotl_sdft.inference.questions import attempt_temperature, sampling_seed
 
 _SEEDS = 2**31  # llama.cpp takes 32 bits, others a signed integer
@@ -104,7 +104,7 @@ def read_answer(body: Any, accepts_model: Callable[[str], bool], count_tokens: C
 
     Raises:
         Failed: The response is not an answer, comes from another model, or the server gave the answer up.
-        Refused: The answer is not a finished text, and would not be one if it were asked for again.
+        RefusedForGood: The answer is not a finished text, and would not be one if it were asked for again.
     """
     choice = _choice(body)
     finish = _finish(choice)
@@ -149,17 +149,17 @@ def _finish(choice: dict[str, Any]) -> FinishReason:
 
     Raises:
         Failed: The server gave it up, or does not say how it ended.
-        Refused: It is not a finished answer, for a reason that stays.
+        RefusedForGood: It is not a finished answer, for a reason that stays.
     """
     message, said = choice["message"], choice.get("finish_reason")
     if message.get("refusal"):
-        raise Refused(f"the server refuses to answer: {message['refusal']}")
+        raise RefusedForGood(f"the server refuses to answer: {message['refusal']}")
     finish = finish_of(said)
     if finish is None:
         reason = f"no finished answer (finish_reason {said!r})"
-        raise (Failed if _plain_word(said) in _PASSING else Refused)(reason)
+        raise (Failed if _plain_word(said) in _PASSING else RefusedForGood)(reason)
     if message.get("tool_calls") or message.get("function_call"):
-        raise Refused(f"no finished answer, but a call of a function (finish_reason {said!r})")
+        raise RefusedForGood(f"no finished answer, but a call of a function (finish_reason {said!r})")
     return finish
 
 
@@ -176,7 +176,7 @@ def _text(message: dict[str, Any]) -> str:
 
     Raises:
         Failed: It holds something else than text.
-        Refused: It holds the servers' key, or half a character, which no file can hold.
+        RefusedForGood: It holds the servers' key, or half a character, which no file can hold.
     """
     content = message.get("content")
     if isinstance(content, list):
@@ -184,9 +184,9 @@ def _text(message: dict[str, Any]) -> str:
     if not isinstance(content, str | None):
         raise Failed(f"no text in the answer, but {_kind(content)}")
     if content and (REDACTED in content or HIDDEN in content):
-        raise Refused("the answer holds the servers' key")
+        raise RefusedForGood("the answer holds the servers' key")
     if content and _LONE_SURROGATE.search(content):
-        raise Refused("the answer holds half a character (a lone surrogate)")
+        raise RefusedForGood("the answer holds half a character (a lone surrogate)")
     return (content or "").strip()
 
 
@@ -200,7 +200,7 @@ def _part(part: Any) -> str:
     if kind in ("text", "output_text") and isinstance(part.get("text"), str):
         return part["text"]
     if kind == "refusal":
-        raise Refused(f"the server refuses to answer: {part.get('refusal')}")
+        raise RefusedForGood(f"the server refuses to answer: {part.get('refusal')}")
     raise Failed(f"no text in the answer, but a part of type {kind!r}")
 
 

@@ -15,7 +15,16 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from axolotl_sdft.inference.openai.pool import ServerPool, cancel_all
-from axolotl_sdft.inference.openai.retries import Failed, Misset, Refused, RequestError, Throttled, backoff_seconds
+from axolotl_sdft.inference.openai.retries import (
+    BadRequest,
+    Failed,
+    Misset,
+    Refused,
+    RefusedForGood,
+    RequestError,
+    Throttled,
+    backoff_seconds,
+)
 from axolotl_sdft.inference.openai.servers import Server
 
 _AHEAD = 2  # requests drawn per request in flight: enough that no server waits for the consumer
@@ -174,7 +183,7 @@ class Dispatcher(Generic[ItemT, ResultT]):
 
     async def _settle(self, job: _Job[ItemT], server: Server, sent_at: float, fault: RequestError) -> None:
         """Put an item back that may succeed yet; hand out the others as refused."""
-        if isinstance(fault, Refused) and not isinstance(fault, Misset):
+        if isinstance(fault, Refused) and not isinstance(fault, Misset | BadRequest):
             self._results.put((job.item, fault))
             return
         if isinstance(fault, Throttled):
@@ -185,10 +194,11 @@ class Dispatcher(Generic[ItemT, ResultT]):
             if isinstance(fault, Failed) and server.has_failed(sent_at, fault):
                 self._pool.suspect(server, fault)
         job.tries += is_own_fault
-        if isinstance(fault, Misset) or job.tries > self._max_retries:
+        if isinstance(fault, Misset | BadRequest) or job.tries > self._max_retries:
             if server.state == "live" and await self._pool.is_well(server):
                 tries = f" ({job.tries} times)" if job.tries > 1 else ""
-                self._results.put((job.item, Refused(f"{fault}{tries}")))
+                kind = RefusedForGood if isinstance(fault, BadRequest) else Refused
+                self._results.put((job.item, kind(f"{fault}{tries}")))
                 return
             job.tries = min(job.tries, self._max_retries)
         elif not isinstance(fault, Throttled):

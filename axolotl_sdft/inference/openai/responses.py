@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from axolotl_sdft.inference.openai.retries import Failed, Refused
+from axolotl_sdft.inference.openai.retries import Failed, RefusedForGood
 
 ACCEPTED = {"Accept": "application/json", "Accept-Encoding": "identity"}
 """Headers of each request. Nothing packed is asked for: a kilobyte of it may be a gigabyte."""
@@ -41,7 +41,7 @@ async def read_body(response: httpx.Response, max_bytes: int) -> bytes:
     No more than ``max_bytes`` are in memory, and what a server sends beyond them is not read.
 
     Raises:
-        Refused: There is more than ``max_bytes``.
+        RefusedForGood: There is more than ``max_bytes``.
         Failed: It is packed in a way that was not asked for and is not known here, or broken.
         httpx.HTTPError: The connection broke.
     """
@@ -49,14 +49,14 @@ async def read_body(response: httpx.Response, max_bytes: int) -> bytes:
     limit = min(max_bytes, REPORT_BYTES) if is_report else max_bytes
     announced = response.headers.get("content-length", "")
     if not is_report and announced.isdecimal() and int(announced[:20]) > limit:
-        raise Refused(_too_long(limit))
+        raise RefusedForGood(_too_long(limit))
     body = bytearray()
     async for piece in _unpacked(response):
         body += piece[: limit + 1 - len(body)]
         if len(body) > limit:
             if is_report:
                 return bytes(body[:limit])
-            raise Refused(_too_long(limit))
+            raise RefusedForGood(_too_long(limit))
     return bytes(body)
 
 

@@ -1,7 +1,8 @@
 """What can go wrong with a request to a server, and how long to wait before the next one.
 
 Every fault ends as one of three kinds, which differ in what is done about them: :class:`Failed` (ask again),
-:class:`Throttled` (ask again, but slower) and :class:`Refused` (asking again would not help).
+:class:`Throttled` (ask again, but slower) and :class:`Refused` (asking again in this run would not help). Only a
+:class:`RefusedForGood` is kept; after any other fault the question is asked again at the next start.
 """
 
 import json
@@ -27,6 +28,7 @@ LONGEST_RETRY_AFTER_S = 3600.0
 _SHOWN_CHARACTERS = 300
 _LONGEST_REASON = 2 * _SHOWN_CHARACTERS
 _RETRIED = {408, 409, 425}
+_ABOUT_THE_REQUEST = {400, 413, 422}
 _ABOUT_THE_KEY = {401, 402, 403, 407}
 _ABOUT_THE_ADDRESS = {404, 405, 410}
 
@@ -61,6 +63,14 @@ class Throttled(RequestError):  # noqa: N818
 
 class Refused(RequestError):  # noqa: N818
     """The server wants nothing to do with this request, however often it is sent."""
+
+
+class RefusedForGood(Refused):
+    """The question itself is the reason, or what the model says to it: it would come to the same in any later run."""
+
+
+class BadRequest(Refused):
+    """The server finds fault with the request. The question is to blame if the server still answers another one."""
 
 
 class Misset(Refused):
@@ -130,6 +140,8 @@ def raise_for_answer(response: httpx.Response, body: bytes, redacted: Callable[[
         raise Misset(f"{reason}, redirected to {_target(response, redacted)}")
     if status in _ABOUT_THE_KEY:
         raise Denied(reason)
+    if status in _ABOUT_THE_REQUEST:
+        raise BadRequest(reason)
     raise (Misset if status in _ABOUT_THE_ADDRESS else Refused)(reason)
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from datasets import Dataset, load_from_disk
@@ -338,6 +339,23 @@ def test_a_check_is_another_one_with_another_name_option_or_version():
     check.version = "2"
     identities.add(guarded.check_identity("one", check))
     assert len(identities) == 5
+
+
+class _Limit:
+    def __init__(self, limit):
+        self.limit = limit
+
+
+def test_an_option_counts_by_what_it_holds_wherever_it_lies_in_memory():
+    def check(answer, target, *, limit=None):
+        return None
+
+    def identity(limit):
+        return guarded.check_identity("one", partial(check, limit=limit))
+
+    assert identity(_Limit(1)) == identity(_Limit(1)) != identity(_Limit(2))
+    assert identity(str.lower) == identity(str.lower) != identity(str.upper)
+    assert identity(partial(_Limit, 1)) == identity(partial(_Limit, 1)) != identity(partial(_Limit, 2))
 
 
 def test_what_the_journal_has_is_said(tmp_path, seed_dir, caplog):

@@ -1,12 +1,15 @@
 """What of a conversation with functions is rewritten, and how the seed model is shown the rest."""
 
 import json
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
+from axolotl_sdft.distillation.rows.tool_texts import described_calls
 from tests.distillation.rows.test_formats import CHAT, TWO_TURNS, references, says
 
 ROME = {"name": "weather", "arguments": {"city": "Rome", "unit": None}}
@@ -49,3 +52,10 @@ def test_tools_that_are_broken_json_are_refused():
     row_format = resolve_row_format({**CHAT, "field_tools": "functions"})
     with pytest.raises(DatasetError, match=r"column 'functions' holds a text that is not JSON .*list of functions"):
         row_format.target(row, 0)
+
+
+def test_what_a_call_holds_is_shown_in_the_same_words_in_every_run():
+    shown = described_calls([{"name": "book", "arguments": {"on": date(2026, 5, 1), "at": Decimal("9.50")}}], "")
+    assert shown == 'Function call: book({"on": "2026-05-01", "at": "9.50"})'
+    with pytest.raises(DatasetError, match=r"can't be shown as text: a builtins\.object has no plain form"):
+        described_calls([{"name": "book", "arguments": {"on": object()}}], "")

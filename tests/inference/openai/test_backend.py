@@ -7,6 +7,7 @@ import logging
 import resource
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -171,7 +172,7 @@ def test_an_answer_that_is_not_finished_fails_with_the_reason_and_is_not_asked_f
     with FakeServer(lambda text, number: Fault(body=filtered) if text == "row 1" else None) as server:
         answers = answers_of(backend_for(server), prompts(3))
     message = "no finished answer (finish_reason 'content_filter')"
-    assert answers == right_answers(3) | {1: Answer("", "error", 0, error=message)}
+    assert answers == right_answers(3) | {1: Answer("", "error", 0, error=message, is_final=True)}
     assert server.texts().count("row 1") == 1
 
 
@@ -247,12 +248,61 @@ def test_a_row_that_the_server_refuses_says_why_and_the_others_go_on(backend_for
         answers = answers_of(backend_for(server), prompts(3))
     assert server.texts().count("row 1") == 1
     message = "HTTP 400 Whatever: the prompt has 9000 tokens, 8192 are allowed"
-    assert answers == right_answers(3) | {1: Answer("", "error", 0, error=message)}
+    assert answers == right_answers(3) | {1: Answer("", "error", 0, error=message, is_final=True)}
+
+
+def in_place_of_an_answer(**choice):
+    body = {"choices": [{"message": {"role": "assistant", "content": "Well"}, "finish_reason": "stop"} | choice]}
+    return Fault(body=json.dumps(body).encode())
+
+
+FILTERED = in_place_of_an_answer(finish_reason="content_filter")
+DECLINED = in_place_of_an_answer(message={"role": "assistant", "content": None, "refusal": "I would rather not"})
+
+
+@pytest.mark.parametrize("fault", [Fault(400), Fault(413), Fault(422), FILTERED, DECLINED])
+def test_a_question_that_is_refused_for_its_own_sake_is_not_asked_again(backend_for, fault):
+    with FakeServer(lambda text, number: fault if text == "row 1" else None) as server:
+        answers = answers_of(backend_for(server), prompts(3))
+    assert (answers[1].finish_reason, answers[1].is_final) == ("error", True)
+    assert server.texts().count("row 1") == 1
+
+
+@pytest.mark.parametrize("status", [403, 404, 408, 409, 418, 429, 500, 503])
+def test_what_may_pass_is_asked_again_at_the_next_start(backend_for, status):
+    with FakeServer(lambda text, number: Fault(status) if text == "row 1" else None) as server:
+        answers = answers_of(backend_for(server, max_retries=1), prompts(3))
+    assert (answers[1].finish_reason, answers[1].is_final) == ("error", False)
+    assert answers | {1: None} == right_answers(3) | {1: None}
+
+
+def test_a_server_that_finds_fault_with_everything_from_now_on_puts_no_blame_on_the_questions(backend_for):
+    no_credit = Fault(400, body=b'{"error": {"message": "your credit is used up"}}')
+    with FakeServer(lambda text, number: no_credit if number > 5 else None) as server:
+        backend, kept = backend_for(server, concurrency=2, max_retries=1), []
+        with pytest.raises(ConfigError, match=r"refuses a plain chat: HTTP 400 \w+: your credit is used up.*is kept"):
+            kept.extend(answer.text for _, [answer] in backend.generate(backend.batches(prompts(30))))
+    assert sorted(kept) == [f"re: row {row}" for row in range(5)]
+
+
+def test_a_dataset_with_a_question_that_the_server_will_not_have_is_finished(seed_dir, tmp_path):
+    rows = Dataset.from_list([{"instruction": f"row {row}", "output": f"answer {row}"} for row in range(3)])
+    with FakeServer(lambda text, number: Fault(400) if "row 1" in text else None) as server:
+        generation = GenerationConfig(backend="openai", base_urls=[server.url])
+        config = SelfDistillationConfig(template="unaided", checks=["empty"], generation=generation)
+        first = distill_dataset(rows, config, seed_model=seed_dir)
+        num_asked = len(server.texts())
+        second = distill_dataset(rows, config, seed_model=seed_dir)
+    assert list(first["output"]) == list(second["output"])
+    assert first["output"][1] == "answer 1"
+    assert len(server.texts()) == num_asked
+    assert not [path for path in Path(first.cache_files[0]["filename"]).parts if "-incomplete-" in path]
+    assert "HTTP 400" in first["sdft_reasons"][1][0]
 
 
 def test_servers_that_refuse_every_row_stop_the_run_before_one_is_recorded_as_failed(backend_for):
     fault = Fault(400, body=b'{"error": {"message": "no system role, please"}}')
-    with FakeServer(lambda text, number: fault if number else None) as server:
+    with FakeServer(lambda text, number: fault if text != CANARY_TEXT else None) as server:
         backend, kept = backend_for(server), []
         message = "the first 16 rows were refused by the servers, the last one with: HTTP 400 .*: no system role, p"
         with pytest.raises(ConfigError, match=message):
@@ -261,7 +311,7 @@ def test_servers_that_refuse_every_row_stop_the_run_before_one_is_recorded_as_fa
 
 
 def test_a_few_rows_that_are_refused_are_told_even_if_there_are_no_others(backend_for):
-    with FakeServer(lambda text, number: Fault(400) if number else None) as server:
+    with FakeServer(lambda text, number: Fault(400) if text != CANARY_TEXT else None) as server:
         answers = answers_of(backend_for(server), prompts(3))
     assert [answer.finish_reason for answer in answers.values()] == ["error"] * 3
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from axolotl_sdft.inference.openai import retries
 from axolotl_sdft.inference.openai.retries import (
+    BadRequest,
     Denied,
     Failed,
     Misset,
@@ -59,14 +60,15 @@ def test_an_odd_retry_after_is_bounded_or_ignored(header, expected):
     ("status", "headers", "kind"),
     [
         (307, {"location": "https://there/v1"}, Misset),
-        (400, {}, Refused),
+        (400, {}, BadRequest),
         (401, {}, Denied),
         (403, {}, Denied),
         (404, {}, Misset),
         (408, {}, Failed),
         (409, {}, Failed),
-        (413, {}, Refused),
-        (422, {}, Refused),
+        (413, {}, BadRequest),
+        (418, {}, Refused),
+        (422, {}, BadRequest),
         (429, {}, Throttled),
         (500, {}, Failed),
         (503, {}, Failed),
