@@ -5,11 +5,11 @@ from io import BytesIO
 import pytest
 from datasets import Dataset, Features, Image, Value
 
+from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.distillation.digest import encoded, read_content
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import stored_rows
 from axolotl_sdft.distillation.templates import resolve_template
-from axolotl_sdft.errors import DatasetError
 
 
 def digests(rows):

@@ -25,7 +25,14 @@ from axolotl_sdft.inference.openai.dispatch import BackgroundLoop, Dispatcher
 from axolotl_sdft.inference.openai.handshake import Introduction
 from axolotl_sdft.inference.openai.likelihood import ScoredText, ask_likelihood, encode
 from axolotl_sdft.inference.openai.pool import ServerPool
-from axolotl_sdft.inference.openai.retries import Misset, Refused, RefusedForGood, RequestError, Throttled, backoff_seconds
+from axolotl_sdft.inference.openai.retries import (
+    Misset,
+    Refused,
+    RefusedForGood,
+    RequestError,
+    Throttled,
+    backoff_seconds,
+)
 from axolotl_sdft.inference.openai.servers import Server
 
 LOG = logging.getLogger(__name__)
