@@ -9,8 +9,17 @@ from axolotl_sdft.distillation.checks import prepared_by, scored_check
 from axolotl_sdft.distillation.interfaces import AnswerCheck, RowFormat, Template
 from axolotl_sdft.distillation.rows.instructions import InstructionRows
 from axolotl_sdft.distillation.rows.left_alone import LeftAlone
-from axolotl_sdft.inference.interfaces import Answer, Backend, BackendFactory, FinishReason, Message, Prompt, Target
-from axolotl_sdft.inference.questions import attempt_temperature, sampling_seed
+from axolotl_sdft.inference.interfaces import (
+    Answer,
+    Backend,
+    BackendFactory,
+    FinishReason,
+    Message,
+    Prompt,
+    Target,
+    attempt_temperature,
+    sampling_seed,
+)
 from axolotl_sdft.plugins.specifications import hookimpl
 from axolotl_sdft.pruning.scoring.scores import LayerMetric, LayerScores, ScoringOptions, metric_traits
 

@@ -4,8 +4,6 @@
 """
 
 from axolotl_sdft.cli.configs import sdft_configs
-from axolotl_sdft.cli.merging import sdft_merge
-from axolotl_sdft.cli.recovery import recovery_report
-from axolotl_sdft.cli.stages import prune_layers, sdft_summary, self_distill
+from axolotl_sdft.cli.stages import prune_layers, recovery_report, sdft_merge, sdft_summary, self_distill
 
 __all__ = ["prune_layers", "recovery_report", "sdft_configs", "sdft_merge", "sdft_summary", "self_distill"]

@@ -65,8 +65,7 @@ def copy_named(name: str, dest: Path, force: bool) -> None:
 
     It runs from the folder that it is copied to.
     """
-    from axolotl_sdft.configs.catalogue import find_config
-    from axolotl_sdft.configs.copying import copy_config
+    from axolotl_sdft.configs.catalogue import copy_config, find_config
 
     target, *data = copy_config(find_config(name), dest, force)
     for path in (target, *data):

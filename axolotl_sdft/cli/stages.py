@@ -1,4 +1,6 @@
-"""``axolotl prune-layers``, ``axolotl self-distill`` and ``axolotl sdft-summary``."""
+"""The commands that run a stage: ``prune-layers``, ``self-distill``, ``sdft-summary``, ``sdft-merge``,
+``recovery-report``.
+"""
 
 import contextlib
 import shutil
@@ -78,4 +80,40 @@ def sdft_summary(cfg: Any, prompt: str | None) -> None:
     from axolotl_sdft.integrations.axolotl.commands import find_artifacts
 
     for line in list(summary_lines(find_artifacts(cfg), prompt)):  # all at once, after what loading models prints
+        echo(line)
+
+
+@click.option(
+    "--ratio",
+    type=click.FloatRange(0, 1),
+    metavar="R",
+    help="From 0, the first model, to 1, the second; overrides CONFIG.",
+)
+@click.option("--sweep", is_flag=True, help="Merge at each ratio of merge.sweep, measure each, and say which to take.")
+@config_command("sdft-merge", "merge", "Example: axolotl sdft-merge config.yml --sweep")
+def sdft_merge(cfg: Any, ratio: float | None, sweep: bool) -> None:
+    """Merge the two models that CONFIG names, such as the seed and what was trained from it, into one.
+
+    Full checkpoints of one architecture, two LoRA adapters of one base, or an adapter and its base. A sweep measures
+    perplexity on held-out rows and the divergence from the seed on general prompts, as the recovery_report block says;
+    what was merged or measured before is found again.
+    """
+    if sweep and ratio is not None:
+        raise click.UsageError("--sweep tries the ratios of merge.sweep; leave out --ratio, or leave out --sweep")
+    from axolotl_sdft.integrations.axolotl.merging import merge_alone, sweep_alone
+
+    for line in sweep_alone(cfg) if sweep else merge_alone(cfg, ratio):
+        echo(line)
+
+
+@config_command("recovery-report", "recovery_report", "Example: axolotl recovery-report config.yml")
+def recovery_report(cfg: Any) -> None:
+    """Measure what pruning took from the model of CONFIG and training gave back.
+
+    Seed, pruned and trained model side by side: size, speed, quality kept, forgetting. Written as report.html,
+    report.json and a section for the model card. What was measured before is found again.
+    """
+    from axolotl_sdft.integrations.axolotl.recovery import report_alone
+
+    for line in report_alone(cfg):
         echo(line)

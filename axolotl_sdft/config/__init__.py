@@ -6,12 +6,11 @@ strings here: which ones exist depends on the plugins installed, so :mod:`axolot
 
 from pydantic import BaseModel
 
-from axolotl_sdft.config.block import nearest_key_hint
+from axolotl_sdft.config.block import nearest_key_hint, parse_num_layers, parse_size
 from axolotl_sdft.config.dynsdpb import DynSDPBConfig
 from axolotl_sdft.config.generation import GenerationConfig
 from axolotl_sdft.config.layer_pruning import CalibrationConfig, LayerPruningConfig
 from axolotl_sdft.config.merging import MergeConfig
-from axolotl_sdft.config.numbers import parse_num_layers, parse_size
 from axolotl_sdft.config.recovery_report import (
     DraftingConfig,
     ExactMatchConfig,

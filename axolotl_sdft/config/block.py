@@ -1,4 +1,4 @@
-"""What the YAML blocks have in common."""
+"""What the YAML blocks have in common, and numbers that a user may write in several ways."""
 
 import difflib
 from collections.abc import Iterable
@@ -28,3 +28,44 @@ class Block(BaseModel):
                 if key not in cls.model_fields:
                     raise ValueError(f"unknown key {str(key)!r}; {nearest_key_hint(str(key), cls.model_fields)}")
         return data
+
+
+def parse_num_layers(value: Any) -> int | float:
+    """Return a count of layers, or a fraction of a model's layers, from a number or its text.
+
+    Raises:
+        ValueError: It is neither a whole number from 1 on nor a fraction between 0 and 1.
+    """
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
+    except ValueError:
+        number = None
+    is_whole = isinstance(value, int) or (isinstance(value, str) and value.strip().isdecimal())
+    if number is not None and is_whole and number >= 1:
+        return int(value)
+    if number is not None and not is_whole and 0 < number < 1:
+        return number
+    raise ValueError(
+        f"{value!r} is no number of layers; write a whole number from 1 on, such as 6, or a fraction of the model's "
+        "layers between 0 and 1, such as 0.25"
+    )
+
+
+_SIZE_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that a size such as ``500MB`` or ``2GiB`` stands for.
+
+    Raises:
+        ValueError: The text is no positive number followed by a unit.
+    """
+    compact = text.replace(" ", "").upper()
+    unit = next((unit for unit in sorted(_SIZE_UNITS, key=len, reverse=True) if compact.endswith(unit)), None)
+    try:
+        size = int(float(compact.removesuffix(unit)) * _SIZE_UNITS[unit]) if unit else 0
+    except (ValueError, OverflowError):  # infGB overflows
+        size = 0
+    if size <= 0:
+        raise ValueError(f"{text!r} is no size; write a number and a unit, such as 500MB or 5GB")
+    return size

@@ -4,8 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from axolotl_sdft.config.block import Block
-from axolotl_sdft.config.numbers import parse_size
+from axolotl_sdft.config.block import Block, parse_size
 
 
 class MergeConfig(Block):

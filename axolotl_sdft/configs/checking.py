@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config.yaml_file import read_yaml_file
 from axolotl_sdft.configs.catalogue import REQUIRED_KEYS, read_description
-from axolotl_sdft.configs.findings import Finding, advice, fault
+from axolotl_sdft.configs.findings import Finding, advice, fault, secret_findings
 from axolotl_sdft.configs.places import place_findings
-from axolotl_sdft.configs.secrets import secret_findings
 from axolotl_sdft.core.errors import MissingExtraError, SdftError, first_line
 
 if TYPE_CHECKING:

@@ -1,4 +1,5 @@
-"""Which files a model's folder holds, which of them shape what the model says, and which lead out of the folder.
+"""A model's folder: where it is, which files it holds, which of them shape what the model says, and which lead out of
+it.
 
 A folder may come from anywhere, so no symlink is followed out of it and no index may name a file outside: else cutting
 a model would copy what lies elsewhere on the disk into a folder that is shared later. One layout is known and followed:
@@ -7,7 +8,8 @@ a snapshot in the Hub's cache consists of links to the ``blobs`` beside it.
 
 import json
 import os
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -156,3 +158,50 @@ def _roots(folder: Path) -> Iterator[Path]:
     yield root
     if root.parent.name == "snapshots":
         yield _resolved(root.parent.parent / "blobs")
+
+
+_SEED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*", "NOTICE*")
+_LEGACY_SEED_FILES = ("pytorch_model*.bin",)
+_NOT_SEED_FILES = ("*/*.safetensors", "*/*.bin", "consolidated*")  # the same weights again, in other layouts
+
+
+def slug(seed_name: str) -> str:
+    """Return a file name that keeps a Hub id whole, or a folder's own name: ``org/model`` becomes ``org--model``.
+
+    Axolotl looks for words such as ``llama`` in the name of the base model.
+    """
+    folder = Path(seed_name).expanduser()
+    name = folder.resolve().name if folder.is_dir() else seed_name
+    return re.sub(r"[^\w.-]+", "-", name.strip("/").replace("/", "--")).strip(".-") or "model"
+
+
+def resolve_seed(base_model: str, revision: str | None = None, key: str = "base_model") -> Path:
+    """Return the folder of a model: the one named, or the download of a Hub id.
+
+    Pickled ``.bin`` weights are fetched only where the repository has no safetensors.
+
+    Raises:
+        CheckpointError: There is neither; the message names ``key``.
+    """
+    folder = Path(base_model).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    try:
+        path = _download(base_model, revision, _SEED_FILES)
+        if not any(path.glob("*.safetensors")):
+            path = _download(base_model, revision, (*_SEED_FILES, *_LEGACY_SEED_FILES))
+    except (OSError, ValueError) as err:  # huggingface_hub's own errors inherit one of the two
+        reason = first_line(err)
+        at = f" (revision {revision!r})" if revision else ""
+        raise CheckpointError(
+            f"{key} is {base_model!r}{at}, which is no folder here and can't be had from the Hub: {reason}. Check "
+            "the name, the connection and HF_HUB_OFFLINE"
+        ) from err
+    return path
+
+
+def _download(repository: str, revision: str | None, files: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    ignored = list(_NOT_SEED_FILES)
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files), ignore_patterns=ignored))

@@ -1,7 +1,10 @@
-"""Small helpers for texts that people read."""
+"""What people read: short texts, which rows to show them, and self-contained HTML pages."""
 
 import re
 import unicodedata
+from functools import cache
+from importlib import resources
+from typing import Any
 
 # Scripts that write no spaces between words: each of their characters counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
@@ -66,3 +69,48 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min"
     return f"{hours // 24} days {hours % 24} h"
+
+
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """Return up to ``count`` indices, spread over all of ``range(length)``; 3 of 10: 0, 3, 6."""
+    count = min(length, count)
+    return [place * length // count for place in range(count)]
+
+
+@cache
+def page_template(package: str, file_name: str) -> Any:
+    """Return a Jinja template that lies in a package; it may include ``page_head.html.jinja``, and knows our filters.
+
+    Args:
+        package: Such as ``axolotl_sdft.distillation``.
+        file_name: Of the template in it.
+    """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def finalize(value: Any) -> Any:
+        """Make texts printable; what a macro has drawn is Markup, and done already."""
+        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    def source(name: str) -> str:
+        home = package if name == file_name else __package__
+        return resources.files(home).joinpath(name).read_text(encoding="utf-8")
+
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=finalize,
+        loader=FunctionLoader(source),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"cut": cut, "percent": _percent, "count": _count, "duration": duration}
+    return environment.get_template(file_name)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _count(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.10g}"

@@ -14,7 +14,7 @@ from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.core.plain_values import plain_value
 from axolotl_sdft.distillation.interfaces import RowFormat, Template
 from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, left_alone_of
-from axolotl_sdft.inference.questions import question_digest
+from axolotl_sdft.inference.interfaces import question_digest
 
 if TYPE_CHECKING:
     from datasets import Dataset

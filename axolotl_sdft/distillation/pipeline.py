@@ -66,7 +66,7 @@ def distill_dataset(
     """
     from datasets import load_from_disk
 
-    from axolotl_sdft.core.seed_folder import resolve_seed
+    from axolotl_sdft.core.model_folder import resolve_seed
 
     seed_dir = resolve_seed(str(seed_model), revision)
     spec = DistillationSpec(dataset, config, seed_dir, dataset_config or {"type": "alpaca"}, str(seed_model))

@@ -21,7 +21,6 @@ from axolotl_sdft.distillation.checks.function_calls import function_call
 from axolotl_sdft.distillation.digest import Content, read_content
 from axolotl_sdft.distillation.generation.selection import Policy
 from axolotl_sdft.distillation.interfaces import RowFormat
-from axolotl_sdft.distillation.output.dataset import INCOMPLETE, SUMMARY_FILE
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts
 from axolotl_sdft.distillation.rows.validation import (
@@ -32,13 +31,17 @@ from axolotl_sdft.distillation.rows.validation import (
     stored_rows,
 )
 from axolotl_sdft.distillation.templates import resolve_template
-from axolotl_sdft.inference.questions import Sampling
+from axolotl_sdft.inference.interfaces import Sampling
 from axolotl_sdft.plugins.registry import BACKENDS, registry
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 LOG = logging.getLogger(__name__)
+
+SUMMARY_FILE = "summary.json"
+INCOMPLETE = "-incomplete-"
+"""Stands in the name of a dataset some answers of which are to be tried again."""
 
 _JOURNAL_FORMAT = 3  # answers in another form, or sampled in another way, are not taken for these
 

@@ -9,33 +9,48 @@ from typing import Any
 from axolotl_sdft.config import LmEvalConfig
 from axolotl_sdft.core.artifacts import fingerprint
 from axolotl_sdft.core.errors import SdftError
+from axolotl_sdft.core.model_folder import slug
 from axolotl_sdft.core.runtime import local_device
-from axolotl_sdft.core.sampling import evenly_spaced
-from axolotl_sdft.core.seed_folder import slug
-from axolotl_sdft.evaluation.loading import load_model
+from axolotl_sdft.core.texts import evenly_spaced
+from axolotl_sdft.evaluation.loading import load_model, weights_dir
 from axolotl_sdft.evaluation.measures.answer_accuracy import exact_match
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
-from axolotl_sdft.evaluation.measures.footprints import footprint
 from axolotl_sdft.evaluation.measures.likelihood import (
+    MeasuredRows,
     RowSums,
     answer_statistics,
     encode_targets,
     likelihood_figures,
+    quality_kept,
     require_shared_vocabulary,
     seed_answers,
 )
-from axolotl_sdft.evaluation.measures.retention import MeasuredRows, quality_kept
 from axolotl_sdft.evaluation.measures.speed import described_device, measure_speed
 from axolotl_sdft.evaluation.measures.task_scores import task_scores
 from axolotl_sdft.evaluation.metrics import DraftFigures, Figure, ModelFigures, SpeedFigures
 from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
 from axolotl_sdft.evaluation.store import FigureStore, model_fingerprint
+from axolotl_sdft.inference.forwarding import free_memory
 from axolotl_sdft.inference.likelihood import ScoredIds
-from axolotl_sdft.inference.oom import free_memory
 from axolotl_sdft.inference.prompts import load_tokenizer, prompt_ids
-from axolotl_sdft.pruning.planning.savings import Footprint
+from axolotl_sdft.pruning.planning.savings import Footprint, read_footprint
 
 LOG = logging.getLogger(__name__)
+
+
+def footprint(model: ReportedModel) -> Footprint:
+    """Return how large a model is, from its ``config.json`` and tensor headers; no weights are read.
+
+    A LoRA adapter counts as merged: its base model's layers, parameters and costs, and nothing for the adapter itself.
+
+    Raises:
+        CheckpointError: The checkpoint, or an adapter's base model, is missing or incomplete.
+    """
+    figures, note = read_footprint(weights_dir(model))
+    if note is not None:
+        LOG.info("%s: %s", model.name, note)
+    return figures
+
 
 FIGURES_FOLDER = "figures"
 

@@ -26,7 +26,7 @@ def check_report(spec: RecoverySpec) -> None:
     Raises:
         SdftError: One of them can't work; the message names its key.
     """
-    from axolotl_sdft.evaluation.measures.answering import require_template
+    from axolotl_sdft.evaluation.measures.answer_accuracy import require_template
     from axolotl_sdft.evaluation.measures.speed import check_speed
     from axolotl_sdft.inference.prompts import load_tokenizer
 

@@ -1,6 +1,9 @@
-"""Calls a model's forward with the arguments that it takes."""
+"""Calls a model's forward: with the arguments that it takes, replaced for a while, and when memory runs out."""
 
+import gc
 import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,3 +44,34 @@ def input_device(model: Any) -> torch.device:
 def innermost(model: Any) -> nn.Module:
     """Return the model inside what an adapter wraps around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def patched_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module do something else while open. What accelerate put on the instance comes back, too."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+# Builds of torch differ in what they raise where a CPU's or Apple's memory ends.
+_MESSAGES = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+def is_out_of_memory(err: Exception) -> bool:
+    """Say whether an error means that a tensor did not fit."""
+    if isinstance(err, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(err, RuntimeError) and any(message in str(err).lower() for message in _MESSAGES)
+
+
+def free_memory() -> None:
+    """Give back what deleted tensors held."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.get_device_module().empty_cache()

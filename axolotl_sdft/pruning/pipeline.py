@@ -12,7 +12,7 @@ from axolotl_sdft.config import LayerPruningConfig, parse_size
 from axolotl_sdft.core.artifacts import atomic_folder, find_or_make, fingerprint, read_json, write_json
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError
 from axolotl_sdft.core.identity import model_identity
-from axolotl_sdft.core.seed_folder import slug
+from axolotl_sdft.core.model_folder import slug
 from axolotl_sdft.pruning.checkpoint.architecture import layer_count
 from axolotl_sdft.pruning.checkpoint.cut import (
     OUTPUT_KEY,

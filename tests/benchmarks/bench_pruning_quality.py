@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.artifacts import fingerprint, read_json, write_json
-from axolotl_sdft.inference.patched_forward import patched_forward
+from axolotl_sdft.inference.forwarding import patched_forward
 from axolotl_sdft.integrations.axolotl.calibration_text import text_of
 from axolotl_sdft.pruning.pipeline import PruningTask
 from axolotl_sdft.pruning.planning.plan import PruningPlan

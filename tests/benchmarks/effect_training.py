@@ -22,9 +22,9 @@ from axolotl_sdft import DynSDPBConfig, DynSDPBTrainer, SelfDistillationConfig, 
 from axolotl_sdft.core.artifacts import fingerprint, read_json, write_json
 from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.evaluation.measures.likelihood import RowSums, answer_statistics, encode_targets, seed_answers
+from axolotl_sdft.inference.forwarding import patched_forward
 from axolotl_sdft.inference.interfaces import Target
 from axolotl_sdft.inference.likelihood import ScoredIds
-from axolotl_sdft.inference.patched_forward import patched_forward
 from tests.benchmarks.effect_runs import read_rows
 
 DEFAULT_CHECKS = ("empty", "truncated", "leak", "repetition")

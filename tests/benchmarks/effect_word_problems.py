@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer
 
 from axolotl_sdft.config import GeneralPromptsConfig
-from axolotl_sdft.evaluation.measures.general_prompts import general_prompts
 from axolotl_sdft.evaluation.measures.likelihood import answer_statistics, encode_targets, seed_answers
+from axolotl_sdft.evaluation.spec import general_prompts
+from axolotl_sdft.inference.forwarding import patched_forward
 from axolotl_sdft.inference.interfaces import Target
 from axolotl_sdft.inference.likelihood import AnswerBatch, ScoredIds, answer_logits, chunk_tokens_for
-from axolotl_sdft.inference.patched_forward import patched_forward
 from tests.benchmarks.effect_runs import read_rows
 from tests.benchmarks.effect_sentiment import calibration_error
 from tests.benchmarks.effect_trainer import Recipe, trainer_for

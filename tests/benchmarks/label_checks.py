@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.config import GenerationConfig
-from axolotl_sdft.core.sampling import evenly_spaced
+from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.checks import resolve_checks
 from axolotl_sdft.distillation.templates import resolve_template
 from axolotl_sdft.inference.interfaces import Answer, Prompt, Target

@@ -1,6 +1,6 @@
 """The tables of templates and checks that the documentation shows."""
 
-from axolotl_sdft.cli.builtin_tables import checks_table, refreshed, templates_table
+from axolotl_sdft.cli.settings_reference import checks_table, refreshed, templates_table
 from axolotl_sdft.distillation.checks import BUILT_IN as CHECKS
 from axolotl_sdft.distillation.templates import BUILT_IN as TEMPLATES
 

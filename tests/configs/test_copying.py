@@ -1,8 +1,7 @@
 import pytest
 import yaml
 
-from axolotl_sdft.configs.catalogue import find_config
-from axolotl_sdft.configs.copying import copy_config
+from axolotl_sdft.configs.catalogue import copy_config, find_config
 from axolotl_sdft.core.errors import ArtifactError
 
 WITH_DATA = "sdft/llama-2-7b-chat-openfunctions"

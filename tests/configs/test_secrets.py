@@ -2,7 +2,7 @@
 
 import pytest
 
-from axolotl_sdft.configs.secrets import secret_findings
+from axolotl_sdft.configs.findings import secret_findings
 
 
 def found(raw, text=""):

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_sdft.core.sampling import evenly_spaced
+from axolotl_sdft.core.texts import evenly_spaced
 
 
 def test_three_of_ten_are_spread_over_all():

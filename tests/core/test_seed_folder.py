@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from axolotl_sdft.core.errors import SdftError
-from axolotl_sdft.core.seed_folder import resolve_seed, slug
+from axolotl_sdft.core.model_folder import resolve_seed, slug
 
 
 @pytest.mark.parametrize(

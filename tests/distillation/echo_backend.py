@@ -7,8 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from axolotl_sdft.inference.interfaces import Answer, Prompt
-from axolotl_sdft.inference.questions import Sampling, question_digest
+from axolotl_sdft.inference.interfaces import Answer, Prompt, Sampling, question_digest
 from axolotl_sdft.plugins.specifications import hookimpl
 
 ROWS_PER_BATCH = 2

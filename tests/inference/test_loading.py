@@ -11,8 +11,8 @@ from axolotl_sdft.inference import loading
 from axolotl_sdft.inference.loading import context_length, load_seed_model
 from axolotl_sdft.inference.local.decoding import ContinuousDecoder
 from axolotl_sdft.inference.local.grouped_attention import use_grouped_attention, use_plain_attention
+from axolotl_sdft.inference.local.sequences import TokenChooser
 from axolotl_sdft.inference.local.support import unfit_because
-from axolotl_sdft.inference.local.token_choice import TokenChooser
 from tests.inference.decoders import END, plainly_written, rows_of, tiny_model
 
 TRIAL = list(range(5, 27))

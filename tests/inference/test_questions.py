@@ -3,7 +3,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_sdft.inference.questions import Sampling, attempt_temperature, question_digest, sampling_seed
+from axolotl_sdft.inference.interfaces import Sampling, attempt_temperature, question_digest, sampling_seed
 
 numbers = st.integers(0, 2**40)
 

@@ -20,7 +20,7 @@ from axolotl_sdft.evaluation.summary import summary_lines
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.commands import find_artifacts
 from axolotl_sdft.integrations.axolotl.merging import merge_alone
-from axolotl_sdft.integrations.axolotl.recovery import recovery_task
+from axolotl_sdft.integrations.axolotl.recovery import recovery_spec
 from axolotl_sdft.integrations.axolotl.stages import add_model_card, prepare, record_start
 
 USES = ("merge-lora", "inference", "evaluate", "quantize", "vllm-serve", "merge-sharded-fsdp-weights")
@@ -341,7 +341,7 @@ def test_reports_and_merges_of_a_moved_project_find_the_checkpoint_under_the_ada
     adapter = json.loads(Path("out/sdft_merged/adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == str(pruned)
     with pytest.raises(CheckpointError, match="base_model is 'seed'"):
-        recovery_task(DictDefault(moved_project))
+        recovery_spec(DictDefault(moved_project))
 
 
 def test_reports_and_merges_refuse_settings_that_ask_for_another_checkpoint(moved_project):

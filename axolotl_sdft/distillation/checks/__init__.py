@@ -8,17 +8,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from axolotl_sdft.core.texts import one_line
-from axolotl_sdft.distillation.checks.equations import arithmetic
+from axolotl_sdft.distillation.checks.arithmetic import arithmetic
 from axolotl_sdft.distillation.checks.fenced_code import code
 from axolotl_sdft.distillation.checks.final_answer import numeric_answer
-from axolotl_sdft.distillation.checks.form import empty, length_ratio, truncated
+from axolotl_sdft.distillation.checks.form import empty, exact_match, length_ratio, normalized_match, truncated
 from axolotl_sdft.distillation.checks.function_calls import function_call
-from axolotl_sdft.distillation.checks.judge import scored_check
 from axolotl_sdft.distillation.checks.languages import language
 from axolotl_sdft.distillation.checks.leaks import leak
 from axolotl_sdft.distillation.checks.loops import repetition
-from axolotl_sdft.distillation.checks.matching import exact_match, normalized_match
-from axolotl_sdft.distillation.checks.options import YAML_KEY, prepared_by, with_options
+from axolotl_sdft.distillation.checks.options import YAML_KEY, prepared_by, scored_check, with_options
 from axolotl_sdft.distillation.checks.refusals import refusal
 from axolotl_sdft.distillation.interfaces import AnswerCheck, Template
 from axolotl_sdft.distillation.templates import BUILT_IN as BUILT_IN_TEMPLATES

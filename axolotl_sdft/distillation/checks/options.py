@@ -1,4 +1,4 @@
-"""Options of answer checks: ``- length_ratio: {min: 0.5}`` in the settings becomes a keyword argument of the check.
+"""Options of answer checks, such as ``- length_ratio: {min: 0.5}``, and checks made of a score and a threshold.
 
 A check declares its options as keyword-only parameters with defaults; their annotations say what may be written. What
 the settings can't know, such as a package that is missing, a check finds out in its ``prepare`` function.
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from axolotl_sdft.config import nearest_key_hint
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.distillation.interfaces import AnswerCheck
+from axolotl_sdft.inference.interfaces import Answer, Target
 
 YAML_KEY = "self_distillation.checks"
 TEMPLATE_SENTENCES = "template_sentences"
@@ -99,3 +100,21 @@ def _validated(
         option = ".".join(str(part) for part in fault["loc"])
         raise ConfigError(f"{YAML_KEY}: the check {name} has {option}: {fault['input']!r}; {fault['msg']}") from err
     return {option: getattr(values, option) for option in known}
+
+
+def scored_check(score: Callable[[Answer, Target], float], *, min_score: float) -> Callable[..., str | None]:
+    """Return a check that rejects answers with a score below a threshold; users change it as the option ``min_score``.
+
+    ``register("reward", scored_check(my_score, min_score=0.5))`` lets them write ``- reward: {min_score: 0.7}``.
+    """
+    default = min_score
+
+    def scored(answer: Answer, target: Target, *, min_score: float = default) -> str | None:
+        value = score(answer, target)
+        # Not value < min_score: a score that is not a number must not pass.
+        return None if value >= min_score else f"score {value:.3g}, below {min_score:g}"
+
+    scored.__module__ = (
+        getattr(score, "__module__", None) or __name__
+    )  # it is the plugin's code that may change or hang
+    return scored

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from axolotl_sdft.distillation.checks.calculation import value_of
+from axolotl_sdft.distillation.checks.arithmetic import value_of
 from axolotl_sdft.distillation.checks.plain_numbers import START, read_number
 
 _DASHES = "-\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"

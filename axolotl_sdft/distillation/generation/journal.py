@@ -18,8 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.core.errors import ArtifactError, first_line
-from axolotl_sdft.distillation.generation.answer_index import AnswerIndex, Keys, Place
-from axolotl_sdft.distillation.generation.journal_lines import Entry, StoredAnswer, StoredVerdict, parse
+from axolotl_sdft.distillation.generation.journal_files import (
+    AnswerIndex,
+    Entry,
+    Keys,
+    Place,
+    StoredAnswer,
+    StoredVerdict,
+    parse,
+)
 from axolotl_sdft.inference.interfaces import Answer
 
 LOG = logging.getLogger(__name__)

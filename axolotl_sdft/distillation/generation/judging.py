@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 from axolotl_sdft.distillation.checks.guarded import GuardedCheck, first_finding, named_rejection
-from axolotl_sdft.distillation.generation.answer_index import AnswerIndex
 from axolotl_sdft.distillation.generation.journal import JournalWriter
-from axolotl_sdft.distillation.generation.journal_lines import StoredVerdict
+from axolotl_sdft.distillation.generation.journal_files import AnswerIndex, StoredVerdict
 from axolotl_sdft.distillation.generation.selection import (
     Rejection,
     rejection_by_calls,
@@ -20,8 +19,7 @@ from axolotl_sdft.distillation.generation.selection import (
     without_thinking,
 )
 from axolotl_sdft.distillation.interfaces import AnswerCheck, Template
-from axolotl_sdft.inference.interfaces import Answer, Message, Target
-from axolotl_sdft.inference.questions import Sampling, question_digest
+from axolotl_sdft.inference.interfaces import Answer, Message, Sampling, Target, question_digest
 
 _FLUSHED_VERDICTS = 64
 

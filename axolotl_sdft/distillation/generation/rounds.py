@@ -1,4 +1,4 @@
-"""Fills the journal with this rank's share of the answers."""
+"""Fills the journal with this rank's share of the answers, round after round."""
 
 import logging
 import time
@@ -15,17 +15,75 @@ from axolotl_sdft.core.errors import ArtifactError, PluginError
 from axolotl_sdft.core.ranks import RankGroup
 from axolotl_sdft.core.runtime import progress
 from axolotl_sdft.distillation.digest import rows_between
-from axolotl_sdft.distillation.generation.answer_index import AnswerIndex, Keys, keys_array
 from axolotl_sdft.distillation.generation.journal import Journal, JournalWriter
+from axolotl_sdft.distillation.generation.journal_files import AnswerIndex, Keys, keys_array
 from axolotl_sdft.distillation.generation.judging import Judging
-from axolotl_sdft.distillation.generation.progress import Meter
-from axolotl_sdft.distillation.generation.selection_cache import Outcomes
+from axolotl_sdft.distillation.generation.selection import Rejection
 from axolotl_sdft.inference.interfaces import Answer, Backend, Prompt, Target
 
 if TYPE_CHECKING:
     from axolotl_sdft.distillation.spec import DistillationSpec
 
 LOG = logging.getLogger(__name__)
+
+
+class Meter:
+    """Measures one round."""
+
+    def __init__(self) -> None:
+        self.expected: dict[tuple[int, int], Any] = {}
+        """What is still to come, by the key of its prompt."""
+        self._started = time.monotonic()
+        self.has_likelihoods = False
+        self._tokens = self._answers = self._passed = self._skipped = 0
+
+    def skip(self) -> None:
+        """Count an answer that need not be asked for."""
+        self._skipped += 1
+
+    def newly_settled(self) -> int:
+        """Return how many answers were skipped since the last call."""
+        skipped, self._skipped = self._skipped, 0
+        return skipped
+
+    def figures(self, answers: Sequence[Answer], rejections: Sequence[Rejection | None]) -> dict[str, str]:
+        """Take in a batch and return what is shown now."""
+        for answer, rejection in zip(answers, rejections, strict=True):
+            self._tokens += answer.num_tokens
+            self.has_likelihoods |= answer.mean_logprob is not None
+            self._passed += rejection is None
+            self._answers += 1
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        return {"tokens/s": f"{self._tokens / elapsed:.0f}", "pass": f"{100 * self._passed / self._answers:.0f} %"}
+
+
+_UNKNOWN, _ORIGINAL = -1, -2
+
+
+class Outcomes:
+    """Two bytes for each trained answer of a dataset. Nothing is known at first."""
+
+    def __init__(self, num_targets: NDArray[np.int32]) -> None:
+        self._first = np.concatenate([[0], num_targets.cumsum(dtype=np.int64)])
+        self._taken = np.full(self._first[-1], _UNKNOWN, np.int16)
+
+    def is_known(self, row: int, turn: int) -> bool:
+        """Whether an answer has been settled."""
+        return bool(self._taken[self._first[row] + turn] != _UNKNOWN)
+
+    def taken(self, row: int, turn: int) -> int | None:
+        """Return the attempt that was taken for a settled answer, or None where the original one stays."""
+        attempt = int(self._taken[self._first[row] + turn])
+        return None if attempt == _ORIGINAL else attempt
+
+    def settle(self, row: int, turn: int, attempt: int | None) -> None:
+        """Remember which attempt was taken for an answer; None: the original one stays."""
+        self._taken[self._first[row] + turn] = _ORIGINAL if attempt is None else attempt
+
+    def unknown_rows(self, rows: NDArray[np.int64], turn: int) -> NDArray[np.int64]:
+        """Return those of the rows whose turn-th answer is not settled. All of them must have one."""
+        return rows[self._taken[self._first[rows] + turn] == _UNKNOWN]
+
 
 _WINDOW_ROWS = 1024  # rows whose prompts are planned together; the same for any number of ranks
 

@@ -25,19 +25,16 @@ from axolotl_sdft.distillation.output.gap import measure_gap
 from axolotl_sdft.distillation.output.report import REPORT_FILE, lengths, write_report
 from axolotl_sdft.distillation.output.report_figures import ReportFigures
 from axolotl_sdft.distillation.rows.left_alone import rewritten_of
+from axolotl_sdft.distillation.spec import INCOMPLETE, SUMMARY_FILE, DistillationSpec
 from axolotl_sdft.inference.interfaces import Backend
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from axolotl_sdft.distillation.spec import DistillationSpec
 
 LOG = logging.getLogger(__name__)
 
-SUMMARY_FILE = "summary.json"
 UNANSWERED_FILE = "unanswered.json"
-INCOMPLETE = "-incomplete-"
-"""Stands in the name of a dataset some answers of which are to be tried again."""
 
 _NO_ANSWER = (FAILED, empty.__name__, CHECK_FAILED)
 
@@ -46,7 +43,7 @@ class _NothingNewError(Exception):
     """What lacks is what lacked before."""
 
 
-def build_dataset(spec: "DistillationSpec", backend: Backend, judging: Judging, found: Path | None = None) -> Path:
+def build_dataset(spec: DistillationSpec, backend: Backend, judging: Judging, found: Path | None = None) -> Path:
     """Write the dataset folder: rows after the checks with provenance columns, ``summary.json``, the report, the card.
 
     Rows stream through. Where the seed model gave no answer at all, the folder holds ``unanswered.json`` in place of
@@ -128,7 +125,7 @@ def _write_for_people(what: str, where: str, write: Callable[[], None]) -> None:
 
 
 def _judged(
-    spec: "DistillationSpec",
+    spec: DistillationSpec,
     judging: Judging,
     tally: Tally,
     figures: ReportFigures,
@@ -172,14 +169,14 @@ def _is_answered(tally: Tally) -> bool:
     return bool(tally.turns_distilled) or not all(name.startswith(_NO_ANSWER) for name in tally.rejections or ("none",))
 
 
-def _all_dropped(spec: "DistillationSpec", tally: Tally) -> str:
+def _all_dropped(spec: DistillationSpec, tally: Tally) -> str:
     return (
         f"{spec.where}: all {tally.rows} rows were rejected ({_shown(tally.rejections)}) and "
         "self_distillation.on_reject is drop; set on_reject: original, other checks, or another template"
     )
 
 
-def _unanswered(spec: "DistillationSpec", tally: Tally) -> str:
+def _unanswered(spec: DistillationSpec, tally: Tally) -> str:
     """Return what to say about a dataset for which the seed model gave no answer at all."""
     told = "; ".join(
         f"{name} {count} (such as: {tally.first_reasons[name]})" for name, count in tally.rejections.most_common()
@@ -201,7 +198,7 @@ def _generation_figures(judging: Judging) -> dict[str, Any]:
     }
 
 
-def _provenance(spec: "DistillationSpec") -> dict[str, Any]:
+def _provenance(spec: DistillationSpec) -> dict[str, Any]:
     return {
         "method": "self-distilled dataset (SDFT, arXiv 2402.13669)",
         "dataset": spec.where,

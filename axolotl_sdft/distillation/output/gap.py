@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axolotl_sdft.core.errors import PluginError, SdftError, first_line
-from axolotl_sdft.core.sampling import evenly_spaced
+from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.digest import as_rows
 from axolotl_sdft.distillation.generation.selection import REASONS_COLUMN
 from axolotl_sdft.distillation.output.report_figures import Pair

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from axolotl_sdft.core.sampling import evenly_spaced
-from axolotl_sdft.core.texts import words
+from axolotl_sdft.core.texts import evenly_spaced, words
 from axolotl_sdft.distillation.generation.selection import RowVerdict, Settlement
 from axolotl_sdft.inference.interfaces import Target
 

@@ -8,10 +8,8 @@ from collections.abc import Callable, Sequence
 
 from axolotl_sdft.config import ExampleConfig
 from axolotl_sdft.distillation.interfaces import Template
-from axolotl_sdft.distillation.templates.built_in import BUILT_IN
-from axolotl_sdft.distillation.templates.few_shot import with_examples
-from axolotl_sdft.distillation.templates.own import YAML_KEY, jinja_template
-from axolotl_sdft.distillation.templates.wording import template_sentences
+from axolotl_sdft.distillation.templates.built_in import BUILT_IN, template_sentences
+from axolotl_sdft.distillation.templates.own import YAML_KEY, jinja_template, with_examples
 from axolotl_sdft.inference.interfaces import Target
 from axolotl_sdft.plugins.registry import TEMPLATES, registry
 from axolotl_sdft.plugins.specifications import hookimpl

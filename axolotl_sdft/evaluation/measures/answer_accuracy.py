@@ -1,17 +1,103 @@
-"""Measures how many held-out prompts a model answers rightly, by the checks of the self-distilled dataset."""
+"""Lets a model answer held-out prompts greedily, and counts what it answers rightly by the checks of the dataset."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.config import ExactMatchConfig
-from axolotl_sdft.core.errors import SdftError
+from axolotl_sdft.config import ExactMatchConfig, GenerationConfig
+from axolotl_sdft.core.errors import ConfigError, SdftError
+from axolotl_sdft.core.runtime import progress
 from axolotl_sdft.distillation.checks import resolve_checks
 from axolotl_sdft.distillation.checks.options import YAML_KEY
 from axolotl_sdft.distillation.generation.selection import rejection_of
 from axolotl_sdft.distillation.interfaces import AnswerCheck
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
 from axolotl_sdft.evaluation.metrics import Figure
-from axolotl_sdft.inference.interfaces import Target
+from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target
+from axolotl_sdft.inference.local.backend import TransformersBackend
+from axolotl_sdft.inference.local.grouped_attention import use_plain_attention
+from axolotl_sdft.inference.local.sequences import Row
+
+LOG = logging.getLogger(__name__)
+
+
+def greedy_answers(
+    model: Any,
+    tokenizer: Any,
+    chats: Sequence[Sequence[Message]],
+    max_new_tokens: int,
+    description: str,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> list[tuple[Row, Answer]]:
+    """Return the greedy answer to each chat, in order, with the token ids that it is made of.
+
+    The tokenizer's chat template wraps each chat, and nothing else is added. A chat that leaves no room for an answer,
+    or that does not fit into memory alone, gets an answer whose ``finish_reason`` is ``error``. The model is left as it
+    was.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: With a chat template.
+        chats: Each ends with the user's message.
+        max_new_tokens: Longest answer, in tokens.
+        description: What the progress calls it.
+        template_arguments: What the chat template is given besides, such as ``{"enable_thinking": False}``.
+
+    Raises:
+        ConfigError: The tokenizer has no chat template.
+    """
+    require_template(tokenizer)
+    prompts = [Prompt((number, 0), tuple(chat)) for number, chat in enumerate(chats)]
+    answers: dict[tuple[int, int], Answer] = {}
+    config = GenerationConfig(max_new_tokens=max_new_tokens, chat_template_kwargs=dict(template_arguments or {}))
+    with (
+        _answering(model, tokenizer, config) as backend,
+        progress(description, len(prompts), "answers", LOG) as shown,
+    ):
+        for batch, written in backend.generate(backend.batches(prompts)):
+            answers.update(zip((prompt.key for prompt in batch), written, strict=True))
+            shown.advance(len(batch))
+    return [(backend.rows[prompt.key], answers[prompt.key]) for prompt in prompts]
+
+
+def require_template(tokenizer: Any) -> None:
+    """Refuse a tokenizer that can't wrap a chat.
+
+    Raises:
+        ConfigError: It has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"recovery_report: the tokenizer in {tokenizer.name_or_path} has no chat template, so its model can't be "
+            "asked anything; name one with chat_template: chatml or the like, or add it to its tokenizer_config.json"
+        )
+
+
+class _LoadedBackend(TransformersBackend):
+    """The embedded backend with a model that is loaded already. It remembers the token ids of its answers."""
+
+    def __init__(self, model: Any, tokenizer: Any, config: GenerationConfig) -> None:
+        super().__init__(Path(tokenizer.name_or_path), config)
+        self._loaded_model, self._tokenizer = model, tokenizer
+        self.rows: dict[tuple[int, int], Row] = {}
+
+    def _answer(self, row: Row) -> Answer:
+        self.rows[row.prompt.key] = row
+        return super()._answer(row)
+
+
+@contextmanager
+def _answering(model: Any, tokenizer: Any, config: GenerationConfig) -> Iterator[_LoadedBackend]:
+    attention = getattr(model.config, "_attn_implementation", None)
+    backend = _LoadedBackend(model, tokenizer, config)
+    try:
+        yield backend
+    finally:
+        if getattr(model.config, "_attn_implementation", None) != attention:
+            use_plain_attention(model)
+        backend.close()
 
 
 def exact_match(
@@ -40,8 +126,6 @@ def exact_match(
         ConfigError: The tokenizer has no chat template, or an option of a check is wrong.
         UnknownNameError: A check is not registered.
     """
-    from axolotl_sdft.evaluation.measures.answering import greedy_answers
-
     checks = right_answer_checks(config)
     chats = [target.context for target in targets]
     written = greedy_answers(model, tokenizer, chats, config.max_new_tokens, "exact match", template_arguments)

@@ -1,4 +1,4 @@
-"""Measures how a model predicts given answers, beside the seed: likelihood, divergence and agreement at each token.
+"""How a model predicts given answers, beside the seed model, and what share of the quality that keeps.
 
 The answers are those of held-out rows, or the seed's own to general prompts: there the divergence is what a model has
 forgotten. The seed's tokenizer and chat template encode them for every model, so that all are asked the same.
@@ -9,7 +9,7 @@ Shapes: N answer tokens of all rows of a batch, C of them in a chunk, V vocabula
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError
 from axolotl_sdft.core.runtime import progress
-from axolotl_sdft.evaluation.measures.answering import greedy_answers, require_template
+from axolotl_sdft.evaluation.measures.answer_accuracy import greedy_answers, require_template
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler, transformed
-from axolotl_sdft.evaluation.metrics import LikelihoodFigures
+from axolotl_sdft.evaluation.metrics import Figure, LikelihoodFigures
 from axolotl_sdft.inference.interfaces import Target
 from axolotl_sdft.inference.likelihood import (
     AnswerBatch,
@@ -231,3 +231,45 @@ def likelihood_figures(rows: Sequence[RowSums], resampler: Resampler) -> Likelih
         kl_to_seed=resampler.ratio([row.kl for row in rows], tokens),
         agreement=resampler.ratio([row.agreement for row in rows], tokens),
     )
+
+
+@dataclass(frozen=True)
+class MeasuredRows:
+    """What was measured of a model row by row; empty where something was not. All models have the same rows."""
+
+    held_out: "Sequence[RowSums]" = ()
+    general: "Sequence[RowSums]" = ()
+    exact_match: Sequence[bool] = ()
+    tasks: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Scores of each question, by task."""
+
+
+def quality_kept(seed: MeasuredRows, model: MeasuredRows, resampler: Resampler) -> dict[str, Figure]:
+    """Return the quality that a model has kept, in percent of the seed, by source.
+
+    ``tasks``: the mean score over the tasks. ``exact_match``: the share of right answers. ``held_out`` and ``general``:
+    the perplexity of the seed divided by that of the model, ``exp(nll of the seed - nll of the model)``. Rows are
+    resampled for both at once, since both find the same ones hard. A source that is missing in one of the two is left
+    out, and so is one in which the seed scores 0.
+
+    Raises:
+        ValueError: Seed and model were measured on different numbers of rows.
+    """
+    kept: dict[str, Figure] = {}
+    tasks = [task for task in seed.tasks if task in model.tasks]
+    if any(any(seed.tasks[task]) for task in tasks):
+        scores = ([rows.tasks[task] for task in tasks] for rows in (model, seed))
+        kept["tasks"] = resampler.quotient_of_means(*scores)
+    if any(seed.exact_match) and model.exact_match:
+        ones = [1] * len(seed.exact_match)
+        kept["exact_match"] = resampler.quotient(model.exact_match, ones, seed.exact_match, ones)
+    for name in ("held_out", "general"):
+        rows = getattr(seed, name), getattr(model, name)
+        if all(rows):
+            kept[name] = _perplexity_quotient(*rows, resampler)
+    return {name: transformed(figure, lambda share: 100 * share) for name, figure in kept.items()}
+
+
+def _perplexity_quotient(seed: "Sequence[RowSums]", model: "Sequence[RowSums]", resampler: Resampler) -> Figure:
+    nll, tokens = ([[getattr(row, name) for row in rows] for rows in (seed, model)] for name in ("nll", "tokens"))
+    return resampler.quotient(nll[0], tokens[0], nll[1], tokens[1], np.exp)

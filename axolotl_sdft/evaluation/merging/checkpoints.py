@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from axolotl_sdft.core.artifacts import write_json
 from axolotl_sdft.core.errors import CheckpointError, ConfigError
 from axolotl_sdft.core.runtime import progress
-from axolotl_sdft.evaluation.merging.same_model import SAME_BASE, check_same_model, with_dtype
+from axolotl_sdft.evaluation.merging.same_model import SAME_BASE, check_same_model, check_same_tokens, with_dtype
 from axolotl_sdft.evaluation.merging.slerp import Blend, Overlap
-from axolotl_sdft.evaluation.merging.vocabularies import check_same_tokens
 from axolotl_sdft.pruning.checkpoint.cut import files_that_come_along
 from axolotl_sdft.pruning.checkpoint.legacy_files import converted, is_legacy, read_legacy_checkpoint
 from axolotl_sdft.pruning.checkpoint.tensor_files import INDEX_FILE, StoredTensor, read_checkpoint

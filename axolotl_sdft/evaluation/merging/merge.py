@@ -20,7 +20,7 @@ from axolotl_sdft.core.artifacts import (
 )
 from axolotl_sdft.core.errors import ArtifactError, ConfigError
 from axolotl_sdft.core.identity import model_identity
-from axolotl_sdft.core.seed_folder import resolve_seed
+from axolotl_sdft.core.model_folder import resolve_seed
 from axolotl_sdft.evaluation.merging.adapters import (
     ADAPTER_WEIGHTS,
     Adapter,
@@ -31,8 +31,8 @@ from axolotl_sdft.evaluation.merging.adapters import (
     scale_adapter,
 )
 from axolotl_sdft.evaluation.merging.checkpoints import copy_files, read_merge, write_merge
+from axolotl_sdft.evaluation.merging.same_model import check_same_tokens
 from axolotl_sdft.evaluation.merging.slerp import Blend, linear_factors
-from axolotl_sdft.evaluation.merging.vocabularies import check_same_tokens
 
 LOG = logging.getLogger(__name__)
 

@@ -10,16 +10,15 @@ from typing import Any, TypeAlias
 
 from axolotl_sdft.config import GenerationConfig
 from axolotl_sdft.core.errors import DatasetError
+from axolotl_sdft.inference.forwarding import free_memory
 from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target
 from axolotl_sdft.inference.likelihood import ScoredIds, mean_nll
 from axolotl_sdft.inference.loading import context_length, load_seed_model
 from axolotl_sdft.inference.local.decoding import ContinuousDecoder
 from axolotl_sdft.inference.local.grouped_attention import use_grouped_attention, use_plain_attention
 from axolotl_sdft.inference.local.plain_decoding import PlainDecoder
-from axolotl_sdft.inference.local.sequences import Row, new_row
+from axolotl_sdft.inference.local.sequences import Row, TokenChooser, new_row
 from axolotl_sdft.inference.local.support import unfit_because
-from axolotl_sdft.inference.local.token_choice import TokenChooser
-from axolotl_sdft.inference.oom import free_memory
 from axolotl_sdft.inference.prompts import (
     answer_ids,
     end_ids,

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from axolotl_sdft.inference.forwarding import input_device
-from axolotl_sdft.inference.local.sequences import Row
-from axolotl_sdft.inference.local.token_choice import Choice
-from axolotl_sdft.inference.oom import free_memory, is_out_of_memory
+from axolotl_sdft.inference.forwarding import free_memory, input_device, is_out_of_memory
+from axolotl_sdft.inference.local.sequences import Choice, Row
 
 LOG = logging.getLogger(__name__)
 

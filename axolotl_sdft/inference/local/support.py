@@ -17,8 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from axolotl_sdft.inference.forwarding import input_device
 from axolotl_sdft.inference.interfaces import Prompt
 from axolotl_sdft.inference.local.decoding import ContinuousDecoder
-from axolotl_sdft.inference.local.sequences import Row
-from axolotl_sdft.inference.local.token_choice import Choice
+from axolotl_sdft.inference.local.sequences import Choice, Row
 
 _STEPS = 3
 # Of the spread of the logits. In 16 bits, rounding alone makes a few hundredths.

@@ -20,11 +20,16 @@ from axolotl_sdft.core.runtime import world_size
 from axolotl_sdft.inference.chat_templates import render_chat, well_formed_chat
 from axolotl_sdft.inference.interfaces import Answer, Prompt, Target
 from axolotl_sdft.inference.openai.api_key import ApiKey, LogRedaction
-from axolotl_sdft.inference.openai.chat_protocol import chat_request, read_answer, response_tokens
-from axolotl_sdft.inference.openai.dispatch import BackgroundLoop, Dispatcher
+from axolotl_sdft.inference.openai.chat_protocol import (
+    ScoredText,
+    ask_likelihood,
+    chat_request,
+    encode,
+    read_answer,
+    response_tokens,
+)
+from axolotl_sdft.inference.openai.dispatch import BackgroundLoop, Dispatcher, ServerPool
 from axolotl_sdft.inference.openai.handshake import Introduction
-from axolotl_sdft.inference.openai.likelihood import ScoredText, ask_likelihood, encode
-from axolotl_sdft.inference.openai.pool import ServerPool
 from axolotl_sdft.inference.openai.retries import (
     Misset,
     Refused,

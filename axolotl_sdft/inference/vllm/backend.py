@@ -9,7 +9,7 @@ from typing import Any
 
 from axolotl_sdft.config import GenerationConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError
-from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target
+from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target, attempt_temperature, sampling_seed
 from axolotl_sdft.inference.openai.chat_protocol import finish_of
 from axolotl_sdft.inference.prompts import (
     answer_ids,
@@ -21,7 +21,6 @@ from axolotl_sdft.inference.prompts import (
     require_template_arguments,
     saved_generation_settings,
 )
-from axolotl_sdft.inference.questions import attempt_temperature, sampling_seed
 from axolotl_sdft.inference.vllm.engine import Engine, check_vllm
 
 _BATCH_PROMPTS = 64  # only what is dealt to the ranks and written at a time: vLLM itself sees one stream of prompts

@@ -8,10 +8,11 @@ from typing import Any
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, MissingExtraError
 from axolotl_sdft.distillation.output.corrections import refuse_existing, write_corrections
-from axolotl_sdft.distillation.output.dataset import SUMMARY_FILE, read_summary
+from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.distillation.output.report import REPORT_FILE
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.rows.left_alone import rewritten_of
+from axolotl_sdft.distillation.spec import SUMMARY_FILE
 from axolotl_sdft.evaluation.summary import Artifacts
 from axolotl_sdft.integrations.axolotl.blocks import Blocks, read_blocks
 from axolotl_sdft.integrations.axolotl.overrides import check_overrides
@@ -130,8 +131,7 @@ def _numbered(path: Path | None, count: int) -> list[Path | None]:
 
 
 def _preview(spec: Any, num_rows: int, width: int | None) -> Iterator[str]:
-    from axolotl_sdft.distillation.output.preview import preview
-    from axolotl_sdft.distillation.output.side_by_side import answer_lines, preview_lines
+    from axolotl_sdft.distillation.output.preview import answer_lines, preview, preview_lines
 
     previewed = preview(spec, num_rows)
     for shown in previewed.answers:

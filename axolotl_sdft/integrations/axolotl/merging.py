@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.config import MergeConfig, RecoveryReportConfig, SpeedConfig
 from axolotl_sdft.core.artifacts import ensure_free_space, ensure_writable
 from axolotl_sdft.core.errors import CheckpointError, ConfigError
-from axolotl_sdft.core.seed_folder import resolve_seed
+from axolotl_sdft.core.model_folder import resolve_seed
 from axolotl_sdft.evaluation.merging.adapters import is_adapter
 from axolotl_sdft.evaluation.merging.merge import OUTPUT_KEY, MergeTask, NamedModel, fingerprinted_folder
 from axolotl_sdft.evaluation.merging.sweep import Candidate, choice_lines, choose, sweep_lines

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import RecoveryReportConfig, RowsConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError, UnknownNameError
-from axolotl_sdft.core.sampling import evenly_spaced
+from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, stored_rows
 from axolotl_sdft.evaluation.report.headline import SEED, TRAINED
@@ -55,7 +55,7 @@ def report_alone(cfg: Any) -> Iterator[str]:
         SdftError: A setting can't work, a named model is missing, or the seed can't be measured.
     """
     from axolotl_sdft.evaluation.pipeline import run_report, write_report
-    from axolotl_sdft.evaluation.report.text import text_lines
+    from axolotl_sdft.evaluation.report.table import text_lines
     from axolotl_sdft.evaluation.report.vllm_settings import vllm_lines_of
 
     spec = recovery_spec(cfg)

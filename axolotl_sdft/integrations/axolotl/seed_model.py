@@ -18,7 +18,7 @@ def seed_of(cfg: Any) -> tuple[str, str | None]:
 
 def seed_dir_of(cfg: Any) -> Path:
     """Return the folder of the seed model; a Hub id is downloaded."""
-    from axolotl_sdft.core.seed_folder import resolve_seed
+    from axolotl_sdft.core.model_folder import resolve_seed
 
     return resolve_seed(*seed_of(cfg))
 

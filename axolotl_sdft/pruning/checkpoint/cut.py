@@ -139,7 +139,7 @@ def _found(source_dir: str | Path) -> tuple[Path, dict[str, Any]]:
     folder = Path(source_dir).expanduser()
     if folder.is_dir() or not isinstance(source_dir, str) or not _HUB_ID.fullmatch(source_dir):
         return folder, {}
-    from axolotl_sdft.core.seed_folder import resolve_seed
+    from axolotl_sdft.core.model_folder import resolve_seed
 
     snapshot = resolve_seed(source_dir, key="source_dir")
     return snapshot, {"seed_model": source_dir, "seed_dir": str(snapshot)}

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from axolotl_sdft.core.errors import CheckpointError
-from axolotl_sdft.inference.patched_forward import patched_forward
+from axolotl_sdft.inference.forwarding import patched_forward
 from axolotl_sdft.pruning.scoring.running import counted_tokens, ids_and_mask, run
 from axolotl_sdft.pruning.scoring.scores import Batch, TokenAverage
 

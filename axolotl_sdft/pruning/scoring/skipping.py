@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from axolotl_sdft.inference.patched_forward import patched_forward
+from axolotl_sdft.inference.forwarding import patched_forward
 from axolotl_sdft.pruning.scoring.running import hidden_argument
 
 

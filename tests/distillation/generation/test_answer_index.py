@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_sdft.distillation.generation import answer_index
-from axolotl_sdft.distillation.generation.answer_index import AnswerIndex, key_bytes, keys_array
+from axolotl_sdft.distillation.generation import journal_files
+from axolotl_sdft.distillation.generation.journal_files import AnswerIndex, key_bytes, keys_array
 
 
 def key(first, second=0):
@@ -22,7 +22,7 @@ places = st.tuples(st.integers(0, 6), st.integers(0, 3), st.integers(0, 2**60), 
 @given(added=st.lists(places, max_size=60), merge_at=st.integers(1, 20))
 def test_the_index_agrees_with_a_dictionary_of_lists(added, merge_at):
     expected, index = {}, AnswerIndex()
-    answer_index._MIN_MERGE, usual = merge_at, answer_index._MIN_MERGE
+    journal_files._MIN_MERGE, usual = merge_at, journal_files._MIN_MERGE
     try:
         for first, second, place, length in added:
             expected.setdefault(key(first, second), []).append((place, length))
@@ -33,7 +33,7 @@ def test_the_index_agrees_with_a_dictionary_of_lists(added, merge_at):
         assert [index.find(one) for one in asked] == [expected.get(one, []) for one in asked]
         assert (list(index), len(index)) == (sorted(expected), len(added))
     finally:
-        answer_index._MIN_MERGE = usual
+        journal_files._MIN_MERGE = usual
 
 
 def test_keys_that_share_their_first_half_are_not_confused():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from axolotl_sdft.core.errors import ArtifactError
 from axolotl_sdft.distillation.generation.journal import Journal
-from axolotl_sdft.distillation.generation.journal_lines import StoredVerdict
+from axolotl_sdft.distillation.generation.journal_files import StoredVerdict
 from axolotl_sdft.inference.interfaces import Answer
 
 

@@ -1,4 +1,4 @@
-from axolotl_sdft.distillation.generation.progress import Meter
+from axolotl_sdft.distillation.generation.rounds import Meter
 from axolotl_sdft.inference.interfaces import Answer
 
 

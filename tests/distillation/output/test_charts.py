@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_sdft.distillation.output.charts import Chart, mean, median, overlaid_histograms
+from axolotl_sdft.distillation.output.report import Chart, mean, median, overlaid_histograms
 
 word_counts = st.lists(st.integers(0, 3000), min_size=1, max_size=60)
 floats = st.lists(st.floats(0, 30).map(lambda value: round(value, 4)), min_size=1, max_size=60)

@@ -5,8 +5,7 @@ from datasets import Dataset
 
 from axolotl_sdft.core.errors import PluginError
 from axolotl_sdft.distillation.generation.selection import Settlement
-from axolotl_sdft.distillation.output.preview import Preview, PreviewedAnswer, preview
-from axolotl_sdft.distillation.output.side_by_side import answer_lines, preview_lines
+from axolotl_sdft.distillation.output.preview import Preview, PreviewedAnswer, answer_lines, preview, preview_lines
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.inference.interfaces import Answer, Target

@@ -9,8 +9,7 @@ from datasets import Dataset, load_from_disk
 from axolotl_sdft import SelfDistillationConfig
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.distillation.output.dataset import read_summary
-from axolotl_sdft.distillation.output.preview import preview
-from axolotl_sdft.distillation.output.side_by_side import preview_lines
+from axolotl_sdft.distillation.output.preview import preview, preview_lines
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.left_alone import LeftAlone, LeftAloneCounts, rewritten_of

@@ -3,8 +3,7 @@ import torch
 
 from axolotl_sdft.config import ExactMatchConfig
 from axolotl_sdft.core.errors import ConfigError, UnknownNameError
-from axolotl_sdft.evaluation.measures.answer_accuracy import exact_match, right_answer_checks
-from axolotl_sdft.evaluation.measures.answering import greedy_answers
+from axolotl_sdft.evaluation.measures.answer_accuracy import exact_match, greedy_answers, right_answer_checks
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
 from axolotl_sdft.inference.interfaces import Target
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from axolotl_sdft.core.errors import CheckpointError
-from axolotl_sdft.evaluation.measures.footprints import footprint
+from axolotl_sdft.evaluation.measuring import footprint
 from axolotl_sdft.evaluation.spec import ReportedModel
 from axolotl_sdft.pruning.planning.savings import read_footprint, read_savings
 

@@ -3,8 +3,7 @@ import math
 import pytest
 
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
-from axolotl_sdft.evaluation.measures.likelihood import RowSums
-from axolotl_sdft.evaluation.measures.retention import MeasuredRows, quality_kept
+from axolotl_sdft.evaluation.measures.likelihood import MeasuredRows, RowSums, quality_kept
 from axolotl_sdft.evaluation.metrics import Figure
 
 RESAMPLER = Resampler(500)

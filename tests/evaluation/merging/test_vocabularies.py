@@ -11,9 +11,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.evaluation.merging import vocabularies
+from axolotl_sdft.evaluation.merging import same_model
 from axolotl_sdft.evaluation.merging.merge import merge_models
-from axolotl_sdft.evaluation.merging.vocabularies import check_same_tokens
+from axolotl_sdft.evaluation.merging.same_model import check_same_tokens
 from tests.evaluation.merging.references import save_adapter, two_models
 from tests.pruning.conftest import save_tiny_model
 
@@ -97,7 +97,7 @@ def test_another_chat_template_is_no_reason_to_refuse(pair, tmp_path, caplog):
 def test_equal_tokenizers_are_not_loaded(pair, tmp_path, monkeypatch):
     for folder in pair:
         save_tokenizer(folder)
-    monkeypatch.setattr(vocabularies, "_vocabulary", lambda folder: pytest.fail("loaded"))
+    monkeypatch.setattr(same_model, "_vocabulary", lambda folder: pytest.fail("loaded"))
     assert merge_models(*pair, tmp_path / "merged").is_dir()
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_sdft.evaluation.report.charts import WIDTH, Point, bars, scatter, ticks
+from axolotl_sdft.evaluation.report.page import WIDTH, Point, bars, scatter, ticks
 
 finite = st.floats(-1e9, 1e9)
 

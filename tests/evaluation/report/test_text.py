@@ -4,8 +4,7 @@ from hypothesis import strategies as st
 
 from axolotl_sdft.evaluation.metrics import Figure
 from axolotl_sdft.evaluation.report.headline import headline
-from axolotl_sdft.evaluation.report.table import Cell, digits, percent_cell, plain_cell, sections
-from axolotl_sdft.evaluation.report.text import text_lines
+from axolotl_sdft.evaluation.report.table import Cell, digits, percent_cell, plain_cell, sections, text_lines
 from tests.evaluation.reports import figure, full_report, model, seed_model
 
 

@@ -4,12 +4,12 @@ from random import Random
 import pytest
 import torch
 
-from axolotl_sdft.inference.local import prefill
+from axolotl_sdft.inference.local import decoding
 from axolotl_sdft.inference.local.decoding import ContinuousDecoder
 from axolotl_sdft.inference.local.grouped_attention import use_grouped_attention, use_plain_attention
 from axolotl_sdft.inference.local.plain_decoding import PlainDecoder
+from axolotl_sdft.inference.local.sequences import TokenChooser
 from axolotl_sdft.inference.local.support import unfit_because
-from axolotl_sdft.inference.local.token_choice import TokenChooser
 from tests.inference.decoders import END, LENGTHS, plainly_written, rows_of, tiny_model
 
 TRIAL = list(range(5, 27))
@@ -141,7 +141,7 @@ def test_a_beginning_that_rows_share_is_computed_once(monkeypatch):
 
 def test_a_short_beginning_is_not_worth_sharing():
     forward_shapes = []
-    states = prefill.Prefill(lambda **inputs: forward_shapes.append(inputs["input_ids"].shape))
+    states = decoding.Prefill(lambda **inputs: forward_shapes.append(inputs["input_ids"].shape))
     assert states._num_shared([list(range(15)), list(range(15))]) == 0
     assert forward_shapes == []
 

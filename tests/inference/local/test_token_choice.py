@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axolotl_sdft.inference.interfaces import Prompt
-from axolotl_sdft.inference.local import token_choice
-from axolotl_sdft.inference.local.sequences import Row
-from axolotl_sdft.inference.local.token_choice import TokenChooser
+from axolotl_sdft.inference.local import sequences
+from axolotl_sdft.inference.local.sequences import Row, TokenChooser
 
 
 class Drawn(Random):
@@ -61,7 +60,7 @@ def test_temperature_shapes_the_draw_and_not_the_log_probability():
 
 @pytest.mark.parametrize("is_sorted_whole", [False, True])
 def test_top_p_leaves_the_fewest_tokens_that_hold_so_much(is_sorted_whole, monkeypatch):
-    monkeypatch.setattr(token_choice, "_LIKELIEST", 1 if is_sorted_whole else 4)
+    monkeypatch.setattr(sequences, "_LIKELIEST", 1 if is_sorted_whole else 4)
     source = Random(5)
 
     drawn = Counter(

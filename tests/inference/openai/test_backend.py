@@ -16,7 +16,7 @@ from axolotl_sdft import distill_dataset
 from axolotl_sdft.config import GenerationConfig, SelfDistillationConfig
 from axolotl_sdft.core.errors import ConfigError, ServerError
 from axolotl_sdft.inference.interfaces import Answer, Prompt
-from axolotl_sdft.inference.openai import pool, retries
+from axolotl_sdft.inference.openai import dispatch, retries
 from axolotl_sdft.inference.openai.api_key import ApiKey
 from axolotl_sdft.inference.openai.backend import OpenAIBackend
 from axolotl_sdft.inference.openai.servers import Server
@@ -39,7 +39,7 @@ def _impatient(monkeypatch):
     """Wait hundredths of seconds where a user would wait seconds."""
     monkeypatch.setattr(retries, "BACKOFF_S", 0.01)
     monkeypatch.setattr(retries, "LONGEST_BACKOFF_S", 0.05)
-    monkeypatch.setattr(pool, "PROBE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(dispatch, "PROBE_INTERVAL_S", 0.05)
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ import pytest
 
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.inference.openai.api_key import ApiKey
-from axolotl_sdft.inference.openai.responses import REPORT_BYTES, answer_bytes
 from axolotl_sdft.inference.openai.retries import Denied, Failed, Misset, Refused, TimedOut
-from axolotl_sdft.inference.openai.servers import Server
+from axolotl_sdft.inference.openai.servers import REPORT_BYTES, Server, answer_bytes
 
 GIGABYTE = 2**30
 MEGABYTE = 2**20

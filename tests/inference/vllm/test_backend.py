@@ -8,9 +8,8 @@ import pytest
 
 from axolotl_sdft.config import GenerationConfig
 from axolotl_sdft.core.errors import BackendError, ConfigError, MissingExtraError
-from axolotl_sdft.inference.interfaces import Prompt, Target
+from axolotl_sdft.inference.interfaces import Prompt, Target, sampling_seed
 from axolotl_sdft.inference.prompts import end_ids, load_tokenizer, prompt_ids
-from axolotl_sdft.inference.questions import sampling_seed
 from axolotl_sdft.inference.vllm.backend import VLLMBackend
 from axolotl_sdft.plugins.registry import BACKENDS, registry
 from tests.inference.vllm import fake_vllm

@@ -4,7 +4,7 @@ import pytest
 
 from axolotl_sdft.config import GeneralPromptsConfig
 from axolotl_sdft.core.errors import DatasetError
-from axolotl_sdft.evaluation.measures.general_prompts import general_prompts
+from axolotl_sdft.evaluation.spec import general_prompts
 
 
 @pytest.fixture
