@@ -5,10 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
+
+# No example fails for being slow on a busy machine, and each run tries the same ones.
+# HYPOTHESIS_PROFILE=search tries others.
+STEADY = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("steady", derandomize=True, **STEADY)
+hypothesis.settings.register_profile("search", max_examples=1000, **STEADY)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 REPO_ROOT = Path(__file__).parent.parent
 

@@ -7,7 +7,7 @@ pytest.importorskip("axolotl")
 
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset, load_from_disk
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from axolotl_sdft.core.errors import ConfigError
@@ -35,7 +35,6 @@ def test_with_shuffling_the_rows_are_held_out_that_come_last():
     assert training == sorted(order[:-4].tolist())
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     size=st.floats(0.1, 0.9) | st.just(2),
@@ -163,7 +162,6 @@ def test_a_type_that_is_not_rewritten_is_compared_by_the_whole_row():
     assert kept_ids(left({}, ({"type": "jeopardy"}, rows))) == [[1, 2]]
 
 
-@settings(deadline=None)
 @given(
     questions=st.lists(st.sampled_from("abcdefgh"), min_size=6, max_size=14).filter(lambda each: len(set(each)) > 3),
     seed=st.integers(0, 9),

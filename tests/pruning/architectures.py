@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 NUM_LAYERS = 6
 VOCABULARY = 67
@@ -150,7 +151,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 def tiny_config(model_type: str, **changes: Any) -> PretrainedConfig:
     """Return the config of a model type with every size small, NUM_LAYERS layers and windows shorter than the texts."""
-    return _tiny(CONFIG_MAPPING[model_type], SPECIAL.get(model_type, {}) | changes)
+    # By name: fla puts classes of its own into the mapping once any model has it imported, and they need a GPU.
+    return _tiny(getattr(transformers, CONFIG_MAPPING_NAMES[model_type]), SPECIAL.get(model_type, {}) | changes)
 
 
 def _tiny(config_class: type[PretrainedConfig], special: dict[str, Any]) -> PretrainedConfig:

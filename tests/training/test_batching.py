@@ -142,7 +142,7 @@ def padded(lengths: list[int]) -> dict[str, torch.Tensor]:
     }
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(row_lengths, row_lengths)
 def test_one_joined_pass_over_padded_rows_predicts_what_two_passes_do(
     former_lengths: list[int], new_lengths: list[int]

@@ -55,10 +55,23 @@ def token_costs(config: Mapping[str, Any], dtype: str) -> TokenCosts:
         dtype: Number format of weights and cache, such as ``bfloat16``.
     """
     try:
+        if _is_taken_over(config.get("model_type")):
+            return _measured_apart(config, dtype)
         model = _model_without_weights(config, dtype)
         return _measured_apart(config, dtype) if _would_use_kernels(model) else _measured(model)
     except Exception as err:  # model code fails in many ways on tensors without content, and for custom code
         return TokenCosts(None, None, None, fault=first_line(err))
+
+
+def _is_taken_over(model_type: str | None) -> bool:
+    """Say whether a kernel package has put a class of its own in place of the one that transformers has for a type.
+
+    fla does so for Mamba and others once it is imported, which transformers does for any model that it serves.
+    """
+    from transformers import CONFIG_MAPPING
+
+    config_class = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
+    return getattr(config_class, "__module__", "").partition(".")[0] in _KERNEL_PACKAGES
 
 
 def _would_use_kernels(model: "PreTrainedModel") -> bool:

@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from axolotl_sdft.core.errors import MissingExtraError
@@ -186,7 +186,6 @@ def test_the_worker_ends_a_comparison_when_its_time_is_up_and_answers_the_next()
     worker.close()
 
 
-@settings(deadline=None)
 @given(
     st.integers(-999, 999), st.sampled_from(["So she has {} apples.", "#### {}", "**{}** km", "The answer is {} cups."])
 )
@@ -196,7 +195,6 @@ def test_a_plain_number_with_its_unit_is_accepted_and_its_neighbour_is_not(numbe
     assert numeric_answer(written(sentence.format(number + 1)), target) is not None
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**9), st.integers(0, 10**9))
 def test_whole_numbers_agree_exactly_when_they_are_the_same(answer: int, reference: int):
     target = asked(reference=f"The answer is {reference:,}.")

@@ -1,7 +1,7 @@
 """Which answers talk about the request they came from, and which only sound like it."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from axolotl_sdft.config import ExampleConfig
@@ -160,7 +160,6 @@ def test_an_answer_that_begins_with_the_instruction_is_a_leak():
     assert leak(written("tea and beer and milk"), asked("tea and beer and milk", "tea and beer and milk, sir")) is None
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_what_the_reference_says_is_never_a_leak(text: str):
     assert leak(written(text), asked(reference=text)) is None

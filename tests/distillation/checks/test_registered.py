@@ -8,7 +8,7 @@ from typing import Annotated
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -85,7 +85,6 @@ def test_every_built_in_check_passes_an_answer_that_equals_its_original(name: st
 MARKS = st.text(st.sampled_from("f(){}[]=+-x*/1.,\"'`~\n :\\\\#$%ae"), max_size=80)
 
 
-@settings(deadline=None)
 @given(MARKS | st.text(max_size=80), MARKS | st.text(max_size=80))
 def test_no_text_makes_a_built_in_check_fail(text: str, reference: str):
     for name, check in BUILT_IN.items():

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from axolotl_sdft.core.errors import DatasetError, UnknownNameError
@@ -199,7 +199,6 @@ def test_an_answer_that_is_no_text_is_left_alone():
 texts = st.text(max_size=30)
 
 
-@settings(deadline=None)  # the first call may load plugins
 @given(texts, texts, texts, st.integers())
 def test_a_replaced_alpaca_answer_reads_back_and_changes_nothing_else(instruction: str, output: str, new: str, id: int):
     row_format = resolve_row_format({"type": "alpaca"})
@@ -349,7 +348,6 @@ message = st.builds(
 )
 
 
-@settings(deadline=None)  # the first call may load plugins
 @given(st.lists(message, max_size=8), texts, st.booleans())
 def test_a_replaced_turn_reads_back_and_changes_nothing_else(messages: list[dict[str, Any]], new: str, is_json: bool):
     row_format = resolve_row_format({**CHAT, "message_field_training": "train"})

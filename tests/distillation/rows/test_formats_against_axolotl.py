@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 
-SOME_ROWS = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+SOME_ROWS = settings(max_examples=10, suppress_health_check=list(HealthCheck))
 
 word = st.text("abcdefghijklmnopqrstuvwxyzäß0123456789", min_size=1, max_size=8)
 sentence = st.lists(word, min_size=1, max_size=6).map(lambda words: " ".join(words).capitalize() + ".")

@@ -71,7 +71,7 @@ def test_linear_averages_the_weights(pair, tmp_path):
         torch.testing.assert_close(tensor, 0.75 * ours[name] + 0.25 * theirs[name])
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
 @given(piece=st.sampled_from([1, 7, 100, 2**22]), max_shard_size=st.sampled_from(["1KB", "9KB", "5GB"]))
 def test_neither_pieces_nor_shards_change_the_weights(pair, tmp_path_factory, monkeypatch, piece, max_shard_size):
     monkeypatch.setattr(checkpoints, "_PIECE", piece)

@@ -99,7 +99,7 @@ def test_a_report_of_the_seed_alone_says_so():
     assert "svg" not in page.tags
 
 
-@settings(max_examples=40, deadline=None)  # the first call reads the template
+@settings(max_examples=40)  # the first call reads the template
 @given(st.text(st.characters(), min_size=1, max_size=40), st.floats(min_value=0) | st.just(math.nan))
 def test_any_name_and_any_value_give_a_page_that_is_well_formed(name, value):
     kept = {"held_out": Figure(value, value, value, 3)}

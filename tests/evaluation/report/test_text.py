@@ -62,7 +62,7 @@ def test_more_models_than_fit_get_a_table_of_their_own_beside_the_seed():
     assert heads == ["seed model 0 model 1 model 2", "seed model 3 model 4"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(max_size=60), max_size=5), st.floats(), st.text(max_size=200))
 @example(["\n"], 0.0, "")
 def test_no_line_is_wider_than_100_columns_whatever_names_values_and_notes_are(names, value, note):

@@ -36,7 +36,7 @@ def admit(cache, rows):
     cache.admit(prefilled, [row.shape[1] for row in rows])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_each_row_holds_its_own_tokens_whatever_joins_leaves_and_is_decoded(data):
     cache, slow = RowCache(), SlowCache()

@@ -50,7 +50,7 @@ def test_a_cut_model_generates_the_same_with_and_without_cache(checkpoint, tmp_p
     assert torch.equal(cached, uncached)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(
     drop_layers=st.sets(st.integers(0, NUM_LAYERS - 1), min_size=1, max_size=NUM_LAYERS - 1),
     max_shard_size=st.sampled_from(["1KB", "4KB", "5GB"]),

@@ -60,7 +60,7 @@ def test_tensors_that_the_index_does_not_name_are_left_out(sharded):
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int8, torch.bool, torch.float8_e4m3fn]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(
     kinds=st.lists(st.tuples(st.sampled_from(DTYPES), st.integers(0, 9), st.booleans()), min_size=1, max_size=8),
     max_bytes=st.sampled_from([1, 40, 10**9]),

@@ -125,7 +125,7 @@ def test_where_all_can_go_the_plan_has_nothing_to_say():
     assert list(avoided_lines(plan)) == []
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 20), min_size=2, max_size=7), st.data())
 def test_sets_are_tried_in_the_order_of_their_cost(costs, data):
     count = data.draw(st.integers(1, len(costs)))

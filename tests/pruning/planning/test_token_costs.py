@@ -72,6 +72,23 @@ def test_a_recurrent_model_keeps_a_state_that_does_not_grow():
     assert costs.flops >= 2 * (LAYERS * projections + HEAD)
 
 
+def test_a_class_that_a_kernel_package_registers_for_a_type_is_not_measured(monkeypatch):
+    class MambaConfig(transformers.PretrainedConfig):
+        model_type = "mamba"
+        __module__ = "fla.models.mamba"
+
+        def __init__(self, **settings):
+            raise RuntimeError("0 active drivers")
+
+    config = transformers.MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=6, state_size=4, conv_kernel=4)
+    expected = costs_of(config)
+    monkeypatch.setitem(transformers.CONFIG_MAPPING._extra_content, "mamba", MambaConfig)
+
+    with pytest.raises(RuntimeError, match="active drivers"):
+        transformers.AutoConfig.for_model("mamba")
+    assert costs_of(config) == expected
+
+
 def test_a_hybrid_model_has_a_cache_and_a_state():
     linear = {"linear_num_value_heads": 2, "linear_num_key_heads": 1}
     linear |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_conv_kernel_dim": 4}

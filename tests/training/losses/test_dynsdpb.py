@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -153,7 +153,6 @@ def test_the_logged_sums_are_free_of_influence_and_temperature_squared():
     assert (terms.num_tokens, terms.alpha_sum.item(), terms.temperature_sum.item()) == (1, 3.0, 2.0)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 7), configs, st.booleans(), st.integers(0, 99))
 def test_it_equals_the_formulas_for_any_shape_chunk_and_setting(
     num_tokens: int, vocab: int, config: DynSDPBConfig, is_double: bool, seed: int
@@ -314,7 +313,6 @@ def test_former_logits_that_nobody_else_needs_give_their_memory_to_the_gradient(
     assert torch.equal(spent, gradient(for_others, False)[rows])
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 7), configs, st.booleans(), st.integers(0, 99))
 def test_hidden_states_and_the_head_get_the_gradients_that_they_would_get_through_logits(
     num_tokens: int, vocab: int, config: DynSDPBConfig, is_capped: bool, seed: int
@@ -352,7 +350,6 @@ def test_a_loss_that_the_logits_do_not_feed_is_refused_instead_of_losing_the_gra
         terms.kl_sum.backward()
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 7), st.integers(1, 9), configs, st.integers(0, 99))
 def test_top_k_is_the_divergence_between_k_tokens_and_the_rest(
     num_tokens: int, vocab: int, k: int, config: DynSDPBConfig, seed: int

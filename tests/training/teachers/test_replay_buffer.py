@@ -1,5 +1,5 @@
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from axolotl_sdft.training.teachers.replay_buffer import PreviousMiniBatch
@@ -99,7 +99,6 @@ def test_what_is_offloaded_is_on_the_cpu_and_equal():
     assert (kept.device.type, kept.tolist()) == ("cpu", logits.tolist())
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=8))
 def test_any_row_of_window_sizes_repeats_the_common_places(sizes: list[int]):
     memory, former_size = PreviousMiniBatch(), 0
