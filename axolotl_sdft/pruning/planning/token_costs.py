@@ -70,8 +70,9 @@ def _is_taken_over(model_type: str | None) -> bool:
     """
     from transformers import CONFIG_MAPPING
 
-    config_class = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
-    return getattr(config_class, "__module__", "").partition(".")[0] in _KERNEL_PACKAGES
+    if model_type not in CONFIG_MAPPING:
+        return False
+    return CONFIG_MAPPING[model_type].__module__.partition(".")[0] in _KERNEL_PACKAGES
 
 
 def _would_use_kernels(model: "PreTrainedModel") -> bool:
