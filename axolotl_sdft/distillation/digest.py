@@ -23,7 +23,7 @@ _SLICE_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class Content:
+class DatasetDigest:
     """What a dataset holds, in short."""
 
     rows_digest: str
@@ -47,7 +47,7 @@ class Content:
         return int(self.num_targets.max(initial=0))
 
 
-def read_content(dataset: "Dataset", row_format: RowFormat, template: Template) -> Content:
+def digest_dataset(dataset: "Dataset", row_format: RowFormat, template: Template) -> DatasetDigest:
     """Read all rows once."""
     rows, requests = hashlib.sha256(), hashlib.sha256()
     num_targets, left_alone = np.zeros(len(dataset), np.int32), LeftAloneCounts()
@@ -62,7 +62,7 @@ def read_content(dataset: "Dataset", row_format: RowFormat, template: Template) 
                 requests.update(digest)
                 if turn == 0:
                     first_questions[index] = np.frombuffer(digest, np.uint8)
-    return Content(rows.hexdigest(), requests.hexdigest(), num_targets, left_alone, first_questions)
+    return DatasetDigest(rows.hexdigest(), requests.hexdigest(), num_targets, left_alone, first_questions)
 
 
 def encoded(value: Any) -> bytes:

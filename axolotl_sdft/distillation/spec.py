@@ -18,7 +18,7 @@ from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.distillation.checks import resolve_checks
 from axolotl_sdft.distillation.checks.function_calls import function_call
-from axolotl_sdft.distillation.digest import Content, read_content
+from axolotl_sdft.distillation.digest import DatasetDigest, digest_dataset
 from axolotl_sdft.distillation.generation.selection import Policy
 from axolotl_sdft.distillation.interfaces import RowFormat
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
@@ -117,9 +117,9 @@ class DistillationSpec:
         return model_identity(self.seed_dir)
 
     @cached_property
-    def content(self) -> Content:
+    def content(self) -> DatasetDigest:
         """What the dataset holds, in short."""
-        content = read_content(self.dataset, self.row_format, self.template)
+        content = digest_dataset(self.dataset, self.row_format, self.template)
         if content.most_targets == 0:
             self._require_meant(content.left_alone)
         elif content.left_alone.answers:

@@ -27,7 +27,7 @@ from axolotl_sdft.evaluation.measures.likelihood import (
 )
 from axolotl_sdft.evaluation.measures.speed import described_device, measure_speed
 from axolotl_sdft.evaluation.measures.task_scores import task_scores
-from axolotl_sdft.evaluation.metrics import DraftFigures, Figure, ModelFigures, SpeedFigures
+from axolotl_sdft.evaluation.metrics import DraftFigures, Estimate, ModelFigures, SpeedFigures
 from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
 from axolotl_sdft.evaluation.store import FigureStore, model_fingerprint
 from axolotl_sdft.inference.forwarding import free_memory
@@ -117,7 +117,7 @@ class Measuring:
             quality_kept=quality_kept(seed_rows, beside.rows(tasks), self._resampler),
         )
 
-    def _mean(self, values: Sequence[float]) -> Figure:
+    def _mean(self, values: Sequence[float]) -> Estimate:
         return self._resampler.ratio(values, [1] * len(values))
 
     def _is_readable(self, model: ReportedModel) -> bool:

@@ -8,7 +8,7 @@ from axolotl_sdft.pruning.planning.savings import Footprint
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A measured value with what it was measured on."""
 
     value: float
@@ -27,16 +27,16 @@ class Figure:
 class LikelihoodFigures:
     """How a model predicts given answers, token by token, beside the seed."""
 
-    nll: Figure
+    nll: Estimate
     """Mean negative log-likelihood of the answers, in nats per token."""
 
-    perplexity: Figure
+    perplexity: Estimate
     """``exp(nll)``."""
 
-    kl_to_seed: Figure
+    kl_to_seed: Estimate
     """Mean of ``KL(seed || model)`` at each answer token, in nats per token. 0 for the seed itself."""
 
-    agreement: Figure
+    agreement: Estimate
     """Share of the answer tokens at which model and seed hold the same token likeliest. 1 for the seed itself."""
 
 
@@ -94,16 +94,16 @@ class ModelFigures:
     general: LikelihoodFigures | None = None
     """On the seed's own answers to general prompts: its KL is what the model has forgotten."""
 
-    exact_match: Figure | None = None
+    exact_match: Estimate | None = None
     """Share of the held-out prompts answered rightly."""
 
-    tasks: Mapping[str, Figure] = field(default_factory=dict)
+    tasks: Mapping[str, Estimate] = field(default_factory=dict)
     """Scores of lm-evaluation-harness by task, from 0 to 1."""
 
     speed: SpeedFigures | None = None
     drafting: DraftFigures | None = None
 
-    quality_kept: Mapping[str, Figure] = field(default_factory=dict)
+    quality_kept: Mapping[str, Estimate] = field(default_factory=dict)
     """In percent of the seed, by source: ``tasks`` (the mean score), ``exact_match``, ``held_out`` (the seed's
     perplexity divided by the model's) and ``general`` (the same on the seed's own answers)."""
 

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 
 from axolotl_sdft.core.errors import DatasetError
-from axolotl_sdft.distillation.digest import encoded, read_content
+from axolotl_sdft.distillation.digest import digest_dataset, encoded
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import stored_rows
 from axolotl_sdft.distillation.templates import resolve_template
@@ -14,7 +14,7 @@ from axolotl_sdft.distillation.templates import resolve_template
 
 def digests(rows):
     row_format, template = resolve_row_format({"type": "alpaca"}), resolve_template("reference", ())
-    content = read_content(stored_rows(rows, "dataset"), row_format, template)
+    content = digest_dataset(stored_rows(rows, "dataset"), row_format, template)
     return content.rows_digest, content.requests_digest
 
 

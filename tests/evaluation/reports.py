@@ -5,7 +5,7 @@ import math
 from axolotl_sdft.config import RecoveryReportConfig
 from axolotl_sdft.evaluation.metrics import (
     DraftFigures,
-    Figure,
+    Estimate,
     LikelihoodFigures,
     ModelFigures,
     RecoveryReport,
@@ -16,12 +16,14 @@ from axolotl_sdft.pruning.planning.savings import Footprint
 
 def figure(value, spread=None, rows=40):
     """A figure whose interval reaches as far to both sides."""
-    return Figure(value, None, None, rows) if spread is None else Figure(value, value - spread, value + spread, rows)
+    return (
+        Estimate(value, None, None, rows) if spread is None else Estimate(value, value - spread, value + spread, rows)
+    )
 
 
 def likelihood(nll, kl, agreement):
     """Likelihood figures of 40 rows, each with an interval."""
-    perplexity = Figure(math.exp(nll), math.exp(nll - 0.1), math.exp(nll + 0.1), 40)
+    perplexity = Estimate(math.exp(nll), math.exp(nll - 0.1), math.exp(nll + 0.1), 40)
     return LikelihoodFigures(figure(nll, 0.1), perplexity, figure(kl, kl / 4), figure(agreement, 0.02))
 
 

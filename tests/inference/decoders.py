@@ -3,7 +3,7 @@
 import torch
 
 from axolotl_sdft.inference.interfaces import Prompt
-from axolotl_sdft.inference.local.sequences import Row
+from axolotl_sdft.inference.local.sequences import ActiveSequence
 from tests.pruning.architectures import build, tiny_config
 
 END = 3
@@ -21,7 +21,7 @@ def rows_of(lengths=LENGTHS, num_new=12, shared=()):
     rows = []
     for number, length in enumerate(lengths):
         ids = [*shared, *torch.randint(5, 60, (length,), generator=generator).tolist()]
-        rows.append(Row(Prompt((number, 0), ()), ids, len(ids), len(ids) + num_new))
+        rows.append(ActiveSequence(Prompt((number, 0), ()), ids, len(ids), len(ids) + num_new))
     return rows
 
 

@@ -12,7 +12,7 @@ from axolotl_sdft.inference.loading import context_length, load_seed_model
 from axolotl_sdft.inference.local.decoding import ContinuousDecoder
 from axolotl_sdft.inference.local.grouped_attention import use_grouped_attention, use_plain_attention
 from axolotl_sdft.inference.local.sequences import TokenChooser
-from axolotl_sdft.inference.local.support import unfit_because
+from axolotl_sdft.inference.local.support import unsupported_reason
 from tests.inference.decoders import END, plainly_written, rows_of, tiny_model
 
 TRIAL = list(range(5, 27))
@@ -20,7 +20,7 @@ TRIAL = list(range(5, 27))
 
 def assert_written_as_plainly(model):
     assert use_grouped_attention(model)
-    assert unfit_because(model, TRIAL) is None
+    assert unsupported_reason(model, TRIAL) is None
     written = list(ContinuousDecoder(model, TokenChooser(), [END], 3, 10**6).run(rows_of()))
     use_plain_attention(model)
     assert [row.new_ids for row in written] == [plainly_written(model, row) for row in written]

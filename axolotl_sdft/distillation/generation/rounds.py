@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 
-class Meter:
+class RoundStats:
     """Measures one round."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Meter:
 _UNKNOWN, _ORIGINAL = -1, -2
 
 
-class Outcomes:
+class SelectionCache:
     """Two bytes for each trained answer of a dataset. Nothing is known at first."""
 
     def __init__(self, num_targets: NDArray[np.int32]) -> None:
@@ -115,7 +115,7 @@ class Generation:
     ) -> None:
         self._spec, self._backend, self._journal = spec, backend, journal
         self._judging, self._group = judging, group
-        self._outcomes = Outcomes(spec.content.num_targets)
+        self._outcomes = SelectionCache(spec.content.num_targets)
         self._planned = AnswerIndex()
 
     def run(self, writer: JournalWriter) -> None:
@@ -141,11 +141,11 @@ class Generation:
         """Judge, in this rank's windows, the answers on which a round depends: those of other datasets have none."""
         for number, window in enumerate(self._windows()):
             if number % self._group.world_size == self._group.rank:
-                for _ in self._open_targets(turn, attempt, window, Meter()):
+                for _ in self._open_targets(turn, attempt, window, RoundStats()):
                     pass
 
     def _run_round(self, turn: int, attempt: int, writer: JournalWriter) -> None:
-        meter = Meter()
+        meter = RoundStats()
         with progress(self._described(turn, attempt), self._num_open(turn, attempt), "answers", LOG) as shown:
             batches = self._own_batches(turn, attempt, meter)
             first = next(batches, None)
@@ -164,7 +164,7 @@ class Generation:
         self._check(meter, attempt)
 
     def _take_in(
-        self, batch: Batch, answers: Sequence[Answer], seconds: float, meter: Meter, writer: JournalWriter
+        self, batch: Batch, answers: Sequence[Answer], seconds: float, meter: RoundStats, writer: JournalWriter
     ) -> dict[str, str]:
         """Store a batch with its verdicts and return what the progress shows."""
         if len(answers) != len(batch):
@@ -178,7 +178,7 @@ class Generation:
         self._judging.flush()
         return meter.figures(stored, rejections)
 
-    def _check(self, meter: Meter, attempt: int) -> None:
+    def _check(self, meter: RoundStats, attempt: int) -> None:
         """Refuse a backend that left answers out, and say when likelihoods that were asked for are not there."""
         if meter.expected:
             raise PluginError(
@@ -226,7 +226,7 @@ class Generation:
         rows = window.start + np.flatnonzero(self._spec.content.num_targets[window.start : window.stop] > turn)
         return rows if self._spec.policy.is_always_asked(attempt) else self._outcomes.unknown_rows(rows, turn)
 
-    def _own_batches(self, turn: int, attempt: int, meter: Meter) -> Iterator[Batch]:
+    def _own_batches(self, turn: int, attempt: int, meter: RoundStats) -> Iterator[Batch]:
         """Yield this rank's batches of a round that the journal lacks, planning one window at a time."""
         for number, window in enumerate(self._windows()):
             asked = self._questions(turn, attempt, window, meter)
@@ -240,7 +240,7 @@ class Generation:
                     meter.expected.update((prompt.key, by_place[prompt.key]) for prompt in lacking)
                     yield lacking
 
-    def _questions(self, turn: int, attempt: int, window: range, meter: Meter) -> list[_Asked]:
+    def _questions(self, turn: int, attempt: int, window: range, meter: RoundStats) -> list[_Asked]:
         """Return what a round asks in a window and has not asked before; nothing where all answers are there."""
         if turn == 0:
             keys = self._first_keys(self._rows_of_round(turn, attempt, window), attempt)
@@ -265,7 +265,7 @@ class Generation:
             if key not in self._planned:
                 self._planned.add(key, 0, 0)
 
-    def _open_targets(self, turn: int, attempt: int, window: range, meter: Meter) -> Iterator[tuple[int, Target]]:
+    def _open_targets(self, turn: int, attempt: int, window: range, meter: RoundStats) -> Iterator[tuple[int, Target]]:
         """Yield the rows of a window that a round asks about, with their targets."""
         wanted = set(self._rows_of_round(turn, attempt, window).tolist())
         if not wanted:

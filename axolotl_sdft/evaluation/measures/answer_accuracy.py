@@ -14,11 +14,11 @@ from axolotl_sdft.distillation.checks.options import YAML_KEY
 from axolotl_sdft.distillation.generation.selection import rejection_of
 from axolotl_sdft.distillation.interfaces import AnswerCheck
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
-from axolotl_sdft.evaluation.metrics import Figure
+from axolotl_sdft.evaluation.metrics import Estimate
 from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target
 from axolotl_sdft.inference.local.backend import TransformersBackend
 from axolotl_sdft.inference.local.grouped_attention import use_plain_attention
-from axolotl_sdft.inference.local.sequences import Row
+from axolotl_sdft.inference.local.sequences import ActiveSequence
 
 LOG = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def greedy_answers(
     max_new_tokens: int,
     description: str,
     template_arguments: Mapping[str, Any] | None = None,
-) -> list[tuple[Row, Answer]]:
+) -> list[tuple[ActiveSequence, Answer]]:
     """Return the greedy answer to each chat, in order, with the token ids that it is made of.
 
     The tokenizer's chat template wraps each chat, and nothing else is added. A chat that leaves no room for an answer,
@@ -81,9 +81,9 @@ class _LoadedBackend(TransformersBackend):
     def __init__(self, model: Any, tokenizer: Any, config: GenerationConfig) -> None:
         super().__init__(Path(tokenizer.name_or_path), config)
         self._loaded_model, self._tokenizer = model, tokenizer
-        self.rows: dict[tuple[int, int], Row] = {}
+        self.rows: dict[tuple[int, int], ActiveSequence] = {}
 
-    def _answer(self, row: Row) -> Answer:
+    def _answer(self, row: ActiveSequence) -> Answer:
         self.rows[row.prompt.key] = row
         return super()._answer(row)
 
@@ -107,7 +107,7 @@ def exact_match(
     config: ExactMatchConfig,
     resampler: Resampler,
     template_arguments: Mapping[str, Any] | None = None,
-) -> tuple[Figure, list[bool]]:
+) -> tuple[Estimate, list[bool]]:
     """Return the share of the prompts that a model answers rightly, and of each whether it does.
 
     The model answers greedily, asked with the conversation of the target alone. An answer is right where all checks

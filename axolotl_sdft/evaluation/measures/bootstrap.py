@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from axolotl_sdft.evaluation.metrics import Figure
+from axolotl_sdft.evaluation.metrics import Estimate
 
 _PERCENTILES = (2.5, 97.5)
 _CHUNK_COUNTS = 2**20  # how often each row is in a resample: 8 MiB at a time
@@ -38,7 +38,7 @@ class Resampler:
 
     seed: int = 0
 
-    def ratio(self, numerators: ArrayLike, denominators: ArrayLike) -> Figure:
+    def ratio(self, numerators: ArrayLike, denominators: ArrayLike) -> Estimate:
         """Return the sum of the numerators divided by that of the denominators: one of each for every row.
 
         With numbers of tokens as denominators it is a mean per token, with ones a mean per row.
@@ -56,7 +56,7 @@ class Resampler:
         numerators_b: ArrayLike,
         denominators_b: ArrayLike,
         transform: Callable[[Floats], Floats] = _same,
-    ) -> Figure:
+    ) -> Estimate:
         """Return ``transform(ratio of a) / transform(ratio of b)``, both measured on the same rows in the same order.
 
         The interval is left out where b is 0 in more than 2.5 % of the resamples, which leaves it unbounded.
@@ -73,7 +73,7 @@ class Resampler:
         value = quotients(values_RK.sum(0, keepdims=True))[0]
         return self._figure(value, len(values_RK), lambda: quotients(self._sums(values_RK)))
 
-    def quotient_of_means(self, groups_a: Sequence[ArrayLike], groups_b: Sequence[ArrayLike]) -> Figure:
+    def quotient_of_means(self, groups_a: Sequence[ArrayLike], groups_b: Sequence[ArrayLike]) -> Estimate:
         """Return the mean over groups of their means in a, divided by the same in b.
 
         A group is a task, say, and its values the scores of its questions: the same ones in a and b. Each group is
@@ -93,16 +93,16 @@ class Resampler:
         means_K = np.sum([values_RK.mean(0) for values_RK in groups], axis=0)
         return self._figure(_divided(*means_K), sum(map(len, groups)), quotients)
 
-    def _figure(self, value: float, num_rows: int, resampled: Callable[[], Floats]) -> Figure:
+    def _figure(self, value: float, num_rows: int, resampled: Callable[[], Floats]) -> Estimate:
         if np.isinf(value):
             raise ValueError(f"what {num_rows} rows are divided by sums to 0")
         if not self.num_samples:
-            return Figure(float(value), None, None, num_rows)
+            return Estimate(float(value), None, None, num_rows)
         with np.errstate(invalid="ignore"):  # between two infinite neighbours
             low, high = np.percentile(resampled(), _PERCENTILES)
         if not np.isfinite((low, high)).all():
-            return Figure(float(value), None, None, num_rows)
-        return Figure(float(value), float(low), float(high), num_rows)
+            return Estimate(float(value), None, None, num_rows)
+        return Estimate(float(value), float(low), float(high), num_rows)
 
     def _sums(self, values_RK: Floats, stream: int = 0) -> Floats:
         """Return the sums over each resample, [S, K]."""
@@ -119,10 +119,10 @@ class Resampler:
             yield np.bincount(drawn_SR.ravel(), minlength=drawn_SR.size).reshape(drawn_SR.shape).astype(np.float64)
 
 
-def transformed(figure: Figure, function: Callable[[float], float]) -> Figure:
+def transformed(figure: Estimate, function: Callable[[float], float]) -> Estimate:
     """Return a figure on another scale. The function must rise, such as ``exp``: then the interval moves along."""
     low, high = (None if end is None else function(end) for end in (figure.low, figure.high))
-    return Figure(function(figure.value), low, high, figure.rows)
+    return Estimate(function(figure.value), low, high, figure.rows)
 
 
 def _columns(*columns: ArrayLike) -> Floats:

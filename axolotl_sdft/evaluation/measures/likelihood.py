@@ -20,7 +20,7 @@ from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError
 from axolotl_sdft.core.runtime import progress
 from axolotl_sdft.evaluation.measures.answer_accuracy import greedy_answers, require_template
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler, transformed
-from axolotl_sdft.evaluation.metrics import Figure, LikelihoodFigures
+from axolotl_sdft.evaluation.metrics import Estimate, LikelihoodFigures
 from axolotl_sdft.inference.interfaces import Target
 from axolotl_sdft.inference.likelihood import (
     AnswerBatch,
@@ -244,7 +244,7 @@ class MeasuredRows:
     """Scores of each question, by task."""
 
 
-def quality_kept(seed: MeasuredRows, model: MeasuredRows, resampler: Resampler) -> dict[str, Figure]:
+def quality_kept(seed: MeasuredRows, model: MeasuredRows, resampler: Resampler) -> dict[str, Estimate]:
     """Return the quality that a model has kept, in percent of the seed, by source.
 
     ``tasks``: the mean score over the tasks. ``exact_match``: the share of right answers. ``held_out`` and ``general``:
@@ -255,7 +255,7 @@ def quality_kept(seed: MeasuredRows, model: MeasuredRows, resampler: Resampler) 
     Raises:
         ValueError: Seed and model were measured on different numbers of rows.
     """
-    kept: dict[str, Figure] = {}
+    kept: dict[str, Estimate] = {}
     tasks = [task for task in seed.tasks if task in model.tasks]
     if any(any(seed.tasks[task]) for task in tasks):
         scores = ([rows.tasks[task] for task in tasks] for rows in (model, seed))
@@ -270,6 +270,6 @@ def quality_kept(seed: MeasuredRows, model: MeasuredRows, resampler: Resampler) 
     return {name: transformed(figure, lambda share: 100 * share) for name, figure in kept.items()}
 
 
-def _perplexity_quotient(seed: "Sequence[RowSums]", model: "Sequence[RowSums]", resampler: Resampler) -> Figure:
+def _perplexity_quotient(seed: "Sequence[RowSums]", model: "Sequence[RowSums]", resampler: Resampler) -> Estimate:
     nll, tokens = ([[getattr(row, name) for row in rows] for rows in (seed, model)] for name in ("nll", "tokens"))
     return resampler.quotient(nll[0], tokens[0], nll[1], tokens[1], np.exp)

@@ -11,7 +11,7 @@ from axolotl_sdft.config.recovery_report import LmEvalConfig, TaskConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError, MissingExtraError, first_line
 from axolotl_sdft.core.runtime import progress
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
-from axolotl_sdft.evaluation.metrics import Figure
+from axolotl_sdft.evaluation.metrics import Estimate
 from axolotl_sdft.evaluation.spec import ReportedModel
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-Scores = tuple[Figure, list[float]]
+Scores = tuple[Estimate, list[float]]
 """A task's score with its interval, and one number per question, whose mean is the score."""
 
 _METRICS = ("acc_norm", "exact_match", "acc")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from axolotl_sdft.evaluation.metrics import Figure, LikelihoodFigures
+from axolotl_sdft.evaluation.metrics import Estimate, LikelihoodFigures
 from axolotl_sdft.evaluation.report.table import plain_cell
 
 _COLUMNS = ("ratio", "held-out perplexity", "KL to the seed", "")
@@ -80,19 +80,19 @@ def choice_lines(choice: Choice | None) -> Iterator[str]:
         )
 
 
-def _overlap(first: Figure, second: Figure) -> bool:
+def _overlap(first: Estimate, second: Estimate) -> bool:
     return _low(first) <= _high(second) and _low(second) <= _high(first)
 
 
-def _low(figure: Figure) -> float:
+def _low(figure: Estimate) -> float:
     return figure.value if figure.low is None else figure.low
 
 
-def _high(figure: Figure) -> float:
+def _high(figure: Estimate) -> float:
     return figure.value if figure.high is None else figure.high
 
 
-def _text(figure: Figure | None) -> str:
+def _text(figure: Estimate | None) -> str:
     cell = plain_cell(figure)
     return f"{cell.text} ({cell.interval})" if cell.interval else cell.text
 

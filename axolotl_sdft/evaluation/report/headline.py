@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from axolotl_sdft.evaluation.metrics import Figure, ModelFigures, RecoveryReport
+from axolotl_sdft.evaluation.metrics import Estimate, ModelFigures, RecoveryReport
 
 SEED, TRAINED = "seed", "trained"
 
@@ -38,7 +38,7 @@ class Headline:
     source: str | None
     """Which of :data:`SOURCES` the quality comes from."""
 
-    quality: Figure | None
+    quality: Estimate | None
     """In percent of the seed."""
 
     parameters_saved: float | None
@@ -47,7 +47,7 @@ class Headline:
     speed_gained: float | None
     """Tokens per second, divided by the seed's."""
 
-    forgetting: Figure | None
+    forgetting: Estimate | None
     """KL to the seed, in nats per token, on the seed's own answers to general prompts."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from axolotl_sdft.core.texts import page_template, shortened
-from axolotl_sdft.evaluation.metrics import Figure, ModelFigures, RecoveryReport
+from axolotl_sdft.evaluation.metrics import Estimate, ModelFigures, RecoveryReport
 from axolotl_sdft.evaluation.report.headline import SEED, SOURCES, headline
 from axolotl_sdft.evaluation.report.table import digits, percent_cell, plain_cell, sections
 from axolotl_sdft.evaluation.report.vllm_settings import vllm_lines_of
@@ -229,11 +229,11 @@ def _size_chart(report: RecoveryReport, source: str | None) -> Scatter | None:
     )
 
 
-def _points(report: RecoveryReport, figure: Callable[[ModelFigures], Figure | None]) -> list[Point]:
+def _points(report: RecoveryReport, figure: Callable[[ModelFigures], Estimate | None]) -> list[Point]:
     return [_point(model, found) for model in report.models if (found := figure(model)) is not None]
 
 
-def _point(model: ModelFigures, figure: Figure, x: float = 0.0) -> Point:
+def _point(model: ModelFigures, figure: Estimate, x: float = 0.0) -> Point:
     # The seed beside itself has an interval without width, which is nothing to draw.
     low, high = (figure.low, figure.high) if figure.low != figure.high else (None, None)
     return _named(model, figure.value, low, high, x)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from axolotl_sdft.core.texts import printable, shortened
-from axolotl_sdft.evaluation.metrics import DraftFigures, Figure, LikelihoodFigures, ModelFigures, RecoveryReport
+from axolotl_sdft.evaluation.metrics import DraftFigures, Estimate, LikelihoodFigures, ModelFigures, RecoveryReport
 from axolotl_sdft.evaluation.report.headline import SOURCES, headline
 from axolotl_sdft.pruning.planning.report import short_number
 
@@ -22,7 +22,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One figure of all models."""
 
     label: str
@@ -34,7 +34,7 @@ class Section:
     """Rows that belong together."""
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 def sections(report: RecoveryReport) -> list[Section]:
@@ -53,12 +53,12 @@ def sections(report: RecoveryReport) -> list[Section]:
     return [Section(title, rows) for title, rows in filled if rows]
 
 
-def percent_cell(figure: Figure | None, factor: float = 1.0) -> Cell:
+def percent_cell(figure: Estimate | None, factor: float = 1.0) -> Cell:
     """Return a figure as a percentage; ``factor`` is 100 for a share."""
     return _cell(figure, lambda value: f"{factor * value:.1f} %", lambda end: f"{factor * end:.1f}")
 
 
-def plain_cell(figure: Figure | None) -> Cell:
+def plain_cell(figure: Estimate | None) -> Cell:
     """Return a figure in four digits, and its interval in three."""
     return _cell(figure, lambda value: digits(value, 4), lambda end: digits(end, 3))
 
@@ -68,7 +68,7 @@ def digits(value: float, count: int) -> str:
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.{count}g}"
 
 
-def _cell(figure: Figure | None, shown: Callable[[float], str], shown_end: Callable[[float], str]) -> Cell:
+def _cell(figure: Estimate | None, shown: Callable[[float], str], shown_end: Callable[[float], str]) -> Cell:
     if figure is None:
         return Cell()
     if figure.low is None or figure.high is None or figure.low == figure.high:
@@ -76,12 +76,12 @@ def _cell(figure: Figure | None, shown: Callable[[float], str], shown_end: Calla
     return Cell(shown(figure.value), f"{shown_end(figure.low)} to {shown_end(figure.high)}")
 
 
-def _quality_rows(models: Sequence[ModelFigures]) -> Iterator[Row]:
+def _quality_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
     for source, (label, _) in SOURCES.items():
-        yield Row(label, tuple(percent_cell(model.quality_kept.get(source)) for model in models))
+        yield TableRow(label, tuple(percent_cell(model.quality_kept.get(source)) for model in models))
 
 
-def _size_rows(models: Sequence[ModelFigures]) -> Iterator[Row]:
+def _size_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
     fields = (
         ("layers", "num_layers", ""),
         ("parameters", "parameters", ""),
@@ -91,7 +91,7 @@ def _size_rows(models: Sequence[ModelFigures]) -> Iterator[Row]:
         ("state per sequence", "state_bytes", "B"),
     )
     for label, field, unit in fields:
-        yield Row(label, tuple(_size_cell(model, field, unit) for model in models))
+        yield TableRow(label, tuple(_size_cell(model, field, unit) for model in models))
 
 
 def _size_cell(model: ModelFigures, field: str, unit: str) -> Cell:
@@ -100,31 +100,32 @@ def _size_cell(model: ModelFigures, field: str, unit: str) -> Cell:
     return Cell() if value is None or (field == "state_bytes" and not value) else Cell(short_number(value, unit))
 
 
-def _speed_rows(models: Sequence[ModelFigures]) -> Iterator[Row]:
+def _speed_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
     speeds = [model.speed for model in models]
-    yield Row("tokens per second", tuple(Cell(f"{s.tokens_per_second:,.1f}") if s else Cell() for s in speeds))
-    yield Row("peak memory", tuple(Cell(short_number(s.peak_bytes, "B")) if s else Cell() for s in speeds))
+    yield TableRow("tokens per second", tuple(Cell(f"{s.tokens_per_second:,.1f}") if s else Cell() for s in speeds))
+    yield TableRow("peak memory", tuple(Cell(short_number(s.peak_bytes, "B")) if s else Cell() for s in speeds))
 
 
-def _held_out_rows(models: Sequence[ModelFigures]) -> Iterator[Row]:
+def _held_out_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
     yield from _likelihood_rows([model.held_out for model in models])
-    yield Row("right answers", tuple(percent_cell(model.exact_match, 100) for model in models))
+    yield TableRow("right answers", tuple(percent_cell(model.exact_match, 100) for model in models))
 
 
-def _likelihood_rows(likelihoods: Sequence[LikelihoodFigures | None]) -> Iterator[Row]:
-    yield Row("KL to the seed, nats per token", tuple(plain_cell(f.kl_to_seed if f else None) for f in likelihoods))
-    yield Row(
+def _likelihood_rows(likelihoods: Sequence[LikelihoodFigures | None]) -> Iterator[TableRow]:
+    divergences = tuple(plain_cell(f.kl_to_seed if f else None) for f in likelihoods)
+    yield TableRow("KL to the seed, nats per token", divergences)
+    yield TableRow(
         "top-1 agreement with the seed", tuple(percent_cell(f.agreement if f else None, 100) for f in likelihoods)
     )
-    yield Row("perplexity of the answers", tuple(plain_cell(f.perplexity if f else None) for f in likelihoods))
+    yield TableRow("perplexity of the answers", tuple(plain_cell(f.perplexity if f else None) for f in likelihoods))
 
 
-def _task_rows(models: Sequence[ModelFigures]) -> Iterator[Row]:
+def _task_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
     for task in dict.fromkeys(task for model in models for task in model.tasks):
-        yield Row(task, tuple(percent_cell(model.tasks.get(task), 100) for model in models))
+        yield TableRow(task, tuple(percent_cell(model.tasks.get(task), 100) for model in models))
 
 
-def _draft_rows(models: Sequence[ModelFigures]) -> Iterator[Row]:
+def _draft_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
     columns: tuple[tuple[str, Callable[[DraftFigures], str]], ...] = (
         ("draft tokens accepted", lambda draft: f"{100 * draft.acceptance:.1f} %"),
         ("tokens per pass of the seed", lambda draft: f"{draft.tokens_per_step:.2f}"),
@@ -133,7 +134,7 @@ def _draft_rows(models: Sequence[ModelFigures]) -> Iterator[Row]:
         ("same answers as without", lambda draft: f"{100 * draft.same_answers:.1f} %"),
     )
     for label, text in columns:
-        yield Row(label, tuple(Cell(text(model.drafting)) if model.drafting else Cell() for model in models))
+        yield TableRow(label, tuple(Cell(text(model.drafting)) if model.drafting else Cell() for model in models))
 
 
 _WIDTH, _LABEL, _COLUMN = 100, 32, 17
@@ -190,7 +191,7 @@ def _section_lines(section: Section, places: Sequence[int]) -> Iterator[str]:
         yield from _row_lines(row, places)
 
 
-def _row_lines(row: Row, places: Sequence[int]) -> Iterator[str]:
+def _row_lines(row: TableRow, places: Sequence[int]) -> Iterator[str]:
     cells = [row.cells[place] for place in places]
     yield _line(f"  {row.label}", [cell.text for cell in cells])
     if any(cell.interval for cell in cells):

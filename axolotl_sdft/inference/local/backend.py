@@ -17,8 +17,8 @@ from axolotl_sdft.inference.loading import context_length, load_seed_model
 from axolotl_sdft.inference.local.decoding import ContinuousDecoder
 from axolotl_sdft.inference.local.grouped_attention import use_grouped_attention, use_plain_attention
 from axolotl_sdft.inference.local.plain_decoding import PlainDecoder
-from axolotl_sdft.inference.local.sequences import Row, TokenChooser, new_row
-from axolotl_sdft.inference.local.support import unfit_because
+from axolotl_sdft.inference.local.sequences import ActiveSequence, TokenChooser, new_sequence
+from axolotl_sdft.inference.local.support import unsupported_reason
 from axolotl_sdft.inference.prompts import (
     answer_ids,
     end_ids,
@@ -31,7 +31,7 @@ from axolotl_sdft.inference.prompts import (
 
 LOG = logging.getLogger(__name__)
 
-_Batch: TypeAlias = tuple[list[Prompt], list[Row]]
+_Batch: TypeAlias = tuple[list[Prompt], list[ActiveSequence]]
 
 _BATCH_ROWS = 16  # rows that are handed out, written down and dealt to the ranks together
 _TRIAL = ({"role": "user", "content": "Name three rivers, and say in a sentence each where they begin and end."},)
@@ -90,7 +90,7 @@ class TransformersBackend:
             yield from self._closed(opened)
         yield from self._closed(opened)
 
-    def _rows(self, batches: Iterable[list[Prompt]], opened: list[_Batch]) -> Iterator[Row]:
+    def _rows(self, batches: Iterable[list[Prompt]], opened: list[_Batch]) -> Iterator[ActiveSequence]:
         """Open batch after batch, and yield the rows that have to be written."""
         limit = context_length(self._model)
         for prompts in batches:
@@ -98,11 +98,11 @@ class TransformersBackend:
             opened.append((prompts, rows))
             yield from (row for row in rows if not row.is_done)
 
-    def _row(self, prompt: Prompt, limit: int | None) -> Row:
+    def _row(self, prompt: Prompt, limit: int | None) -> ActiveSequence:
         try:
-            return new_row(prompt, self._prompt_ids(prompt.messages), self._config, limit)
+            return new_sequence(prompt, self._prompt_ids(prompt.messages), self._config, limit)
         except DatasetError as err:
-            row = new_row(prompt, [], self._config, limit)
+            row = new_sequence(prompt, [], self._config, limit)
             row.fail(str(err), is_final=True)
             return row
 
@@ -120,7 +120,7 @@ class TransformersBackend:
         for prompts, rows in done:
             yield prompts, [self._answer(row) for row in rows]
 
-    def _answer(self, row: Row) -> Answer:
+    def _answer(self, row: ActiveSequence) -> Answer:
         if row.error is not None:
             return Answer("", "error", 0, error=row.error, is_final=row.is_final)
         return Answer(*read_answer(self._tokenizer, row.new_ids, self._end_ids), mean_logprob=row.mean_logprob)
@@ -145,10 +145,10 @@ class TransformersBackend:
     def _unfit_because(self) -> str | None:
         trial_ids = self._prompt_ids(_TRIAL)
         is_grouped = use_grouped_attention(self._model)
-        reason = unfit_because(self._model, trial_ids)
+        reason = unsupported_reason(self._model, trial_ids)
         if reason is not None and is_grouped:
             use_plain_attention(self._model)
-            reason = unfit_because(self._model, trial_ids)
+            reason = unsupported_reason(self._model, trial_ids)
         return reason
 
     @cached_property

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from axolotl_sdft.inference.forwarding import Forward, free_memory, is_out_of_memory
 from axolotl_sdft.inference.local.grouped_attention import row_blocks
 from axolotl_sdft.inference.local.sequence_cache import RowCache
-from axolotl_sdft.inference.local.sequences import Choice, Row
+from axolotl_sdft.inference.local.sequences import ActiveSequence, Choice
 
 LOG = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Prefill:
         self._shared_ids: list[int] = []
         self._shared_states: list[tuple[Tensor, Tensor]] = []
 
-    def __call__(self, rows: Sequence[Row]) -> Iterator[tuple[DynamicCache, list[int]]]:
+    def __call__(self, rows: Sequence[ActiveSequence]) -> Iterator[tuple[DynamicCache, list[int]]]:
         """Yield, for some rows after the other, their keys and values and how many tokens of each row these are.
 
         Each row begins in the first column, and what follows its tokens there is of no use.
@@ -63,7 +63,7 @@ class Prefill:
             self._shared_states = [(layer.keys, layer.values) for layer in cache.layers]
         return known if known >= _LEAST_SHARED else 0
 
-    def _states(self, rows: Sequence[Row], num_shared: int) -> DynamicCache:
+    def _states(self, rows: Sequence[ActiveSequence], num_shared: int) -> DynamicCache:
         cache = DynamicCache()
         if num_shared:
             for layer, states in enumerate(self._shared_states):
@@ -81,9 +81,9 @@ def _num_alike(one: Sequence[int], other: Sequence[int]) -> int:
     return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
-def _within(rows: Sequence[Row], most_tokens: int, num_shared: int) -> Iterator[list[Row]]:
+def _within(rows: Sequence[ActiveSequence], most_tokens: int, num_shared: int) -> Iterator[list[ActiveSequence]]:
     """Yield runs of rows whose padded size, less what is shared, stays within a number of tokens."""
-    group: list[Row] = []
+    group: list[ActiveSequence] = []
     for row in rows:
         longest = max(len(other.ids) for other in (*group, row)) - num_shared
         if group and (len(group) + 1) * longest > most_tokens:
@@ -117,7 +117,7 @@ class ContinuousDecoder:
     def __init__(
         self,
         model: Any,
-        choose: Callable[[Tensor, Sequence[Row]], list[Choice]],
+        choose: Callable[[Tensor, Sequence[ActiveSequence]], list[Choice]],
         ends: Collection[int],
         most_rows: int,
         most_tokens: int,
@@ -127,14 +127,14 @@ class ContinuousDecoder:
         self._choose, self._ends = choose, frozenset(ends)
         self._most_rows, self._most_tokens = most_rows, most_tokens
 
-    def run(self, rows: Iterable[Row]) -> Iterator[Row]:
+    def run(self, rows: Iterable[ActiveSequence]) -> Iterator[ActiveSequence]:
         """Yield each row when it is done. Rows are drawn as places get free.
 
         Where memory runs out, all rows in flight are put back, and half as many go on from where they were. A row that
         does not fit alone fails.
         """
         waiting = _Waiting(rows)
-        live: list[Row] = []
+        live: list[ActiveSequence] = []
         cache = RowCache()
         while True:
             joining = self._joining(waiting, live)
@@ -148,9 +148,9 @@ class ContinuousDecoder:
                 finished = self._after_running_out(in_flight, waiting)
             yield from finished
 
-    def _joining(self, waiting: "_Waiting", live: Sequence[Row]) -> list[Row]:
+    def _joining(self, waiting: "_Waiting", live: Sequence[ActiveSequence]) -> list[ActiveSequence]:
         """Draw the rows that are to join now."""
-        joining: list[Row] = []
+        joining: list[ActiveSequence] = []
         longest = max((row.most_ids for row in live), default=0)
         while (row := waiting.next()) is not None:
             longest = max(longest, row.most_ids)
@@ -165,7 +165,9 @@ class ContinuousDecoder:
         return joining
 
     @torch.inference_mode()
-    def _advanced(self, live: list[Row], joining: Sequence[Row], cache: RowCache) -> list[Row] | None:
+    def _advanced(
+        self, live: list[ActiveSequence], joining: Sequence[ActiveSequence], cache: RowCache
+    ) -> list[ActiveSequence] | None:
         """Write one token in each row, and return the rows that this ended; None when memory ran out."""
         try:
             place = 0
@@ -183,7 +185,7 @@ class ContinuousDecoder:
             row.append(token, logprob, self._ends)
         return _leaving(live, cache)
 
-    def _decoded(self, live: Sequence[Row], cache: RowCache) -> Tensor:
+    def _decoded(self, live: Sequence[ActiveSequence], cache: RowCache) -> Tensor:
         cache.make_room()
         with row_blocks(cache.lengths, self._forward.device):
             logits_BV = self._forward(
@@ -195,7 +197,7 @@ class ContinuousDecoder:
         cache.advance()
         return logits_BV
 
-    def _after_running_out(self, in_flight: Sequence[Row], waiting: "_Waiting") -> list[Row]:
+    def _after_running_out(self, in_flight: Sequence[ActiveSequence], waiting: "_Waiting") -> list[ActiveSequence]:
         """Return the row that can't be written, if it was alone; else put the rows back, and take fewer from now on."""
         self._prefill.forget()
         free_memory()
@@ -212,7 +214,7 @@ class ContinuousDecoder:
         return []
 
 
-def _leaving(live: list[Row], cache: RowCache) -> list[Row]:
+def _leaving(live: list[ActiveSequence], cache: RowCache) -> list[ActiveSequence]:
     """Take the rows that are done out of those in flight, and return them."""
     finished = []
     for place in reversed(range(len(live))):
@@ -227,14 +229,14 @@ def _leaving(live: list[Row], cache: RowCache) -> list[Row]:
 class _Waiting:
     """Rows that are still to be written: those put back first, then those of an iterator."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[ActiveSequence]) -> None:
         self._rows = iter(rows)
-        self._put_back: deque[Row] = deque()
+        self._put_back: deque[ActiveSequence] = deque()
 
-    def next(self) -> Row | None:
+    def next(self) -> ActiveSequence | None:
         """Return the next row; None when there is none left."""
         return self._put_back.popleft() if self._put_back else next(self._rows, None)
 
-    def put_back(self, rows: Sequence[Row]) -> None:
+    def put_back(self, rows: Sequence[ActiveSequence]) -> None:
         """Have rows come next."""
         self._put_back.extendleft(reversed(rows))

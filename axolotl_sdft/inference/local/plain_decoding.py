@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from axolotl_sdft.inference.forwarding import free_memory, input_device, is_out_of_memory
-from axolotl_sdft.inference.local.sequences import Choice, Row
+from axolotl_sdft.inference.local.sequences import ActiveSequence, Choice
 
 LOG = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class PlainDecoder:
     def __init__(
         self,
         model: Any,
-        choose: Callable[[Tensor, Sequence[Row]], list[Choice]],
+        choose: Callable[[Tensor, Sequence[ActiveSequence]], list[Choice]],
         ends: Collection[int],
         most_rows: int,
         most_tokens: int,
@@ -41,14 +41,14 @@ class PlainDecoder:
         self._model, self._choose, self._ends, self._pad_id = model, choose, sorted(ends), pad_id
         self._most_rows, self._most_tokens = most_rows, most_tokens
 
-    def run(self, rows: Iterable[Row]) -> Iterator[Row]:
+    def run(self, rows: Iterable[ActiveSequence]) -> Iterator[ActiveSequence]:
         """Yield each row when its batch is done.
 
         Where memory runs out, the rows go on from where they were in batches half as large. A row that does not fit
         alone fails.
         """
         source = iter(rows)
-        waiting: list[Row] = []
+        waiting: list[ActiveSequence] = []
         while True:
             while len(waiting) < self._most_rows and (row := next(source, None)) is not None:
                 waiting.append(row)
@@ -60,7 +60,7 @@ class PlainDecoder:
             yield from (row for row in waiting if row.is_done)
             waiting = [row for row in waiting if not row.is_done]
 
-    def _num_fitting(self, rows: Sequence[Row]) -> int:
+    def _num_fitting(self, rows: Sequence[ActiveSequence]) -> int:
         """Return how many rows can be written together: those after the first that may grow by as much as it."""
         longest = 0
         for place, row in enumerate(rows):
@@ -71,7 +71,7 @@ class PlainDecoder:
         return len(rows)
 
     @torch.inference_mode()
-    def _is_written(self, rows: Sequence[Row]) -> bool:
+    def _is_written(self, rows: Sequence[ActiveSequence]) -> bool:
         """Write rows to their ends; False when memory ran out on the way."""
         width = max(len(row.ids) for row in rows)
         ids_BT = torch.tensor([[self._pad_id] * (width - len(row.ids)) + row.ids for row in rows])
@@ -96,7 +96,7 @@ class PlainDecoder:
             return False
         return True
 
-    def _after_running_out(self, batch: Sequence[Row]) -> None:
+    def _after_running_out(self, batch: Sequence[ActiveSequence]) -> None:
         free_memory()
         if len(batch) == 1:
             batch[0].fail(f"memory ran out for this row alone, at {len(batch[0].ids)} tokens")
@@ -114,8 +114,8 @@ class _Choosing(LogitsProcessor):
 
     def __init__(
         self,
-        choose: Callable[[Tensor, Sequence[Row]], list[Choice]],
-        rows: Sequence[Row],
+        choose: Callable[[Tensor, Sequence[ActiveSequence]], list[Choice]],
+        rows: Sequence[ActiveSequence],
         ends: Collection[int],
     ) -> None:
         self._choose, self._rows, self._ends = choose, rows, ends

@@ -16,7 +16,7 @@ from axolotl_sdft.inference.interfaces import Prompt, attempt_temperature, sampl
 
 
 @dataclass(eq=False)
-class Row:
+class ActiveSequence:
     """A prompt and what has been written after it so far."""
 
     prompt: Prompt
@@ -63,7 +63,9 @@ class Row:
         self.error, self.is_done, self.is_final = reason, True, is_final
 
 
-def new_row(prompt: Prompt, ids: list[int], config: GenerationConfig, context_length: int | None) -> Row:
+def new_sequence(
+    prompt: Prompt, ids: list[int], config: GenerationConfig, context_length: int | None
+) -> ActiveSequence:
     """Return the row of a prompt, with nothing written yet; one that leaves no room for an answer has failed already.
 
     Args:
@@ -76,7 +78,7 @@ def new_row(prompt: Prompt, ids: list[int], config: GenerationConfig, context_le
     random = Random(sampling_seed(config.seed, prompt.messages, prompt.attempt)) if temperature > 0 else None
     wanted = len(ids) + config.max_new_tokens
     most_ids = wanted if context_length is None else min(wanted, context_length)
-    row = Row(prompt, list(ids), len(ids), most_ids, temperature, random)
+    row = ActiveSequence(prompt, list(ids), len(ids), most_ids, temperature, random)
     if context_length is not None and len(ids) >= context_length:
         row.fail(f"the prompt has {len(ids)} tokens, of {context_length} that the model takes", is_final=True)
     return row
@@ -100,7 +102,7 @@ class TokenChooser:
     def __init__(self, top_p: float = 1.0, repetition_penalty: float = 1.0) -> None:
         self._top_p, self._repetition_penalty = top_p, repetition_penalty
 
-    def __call__(self, logits_BV: Tensor, rows: Sequence[Row]) -> list[Choice]:
+    def __call__(self, logits_BV: Tensor, rows: Sequence[ActiveSequence]) -> list[Choice]:
         """Return one choice per row. Each sampled row draws one number from its own source of chance."""
         scores_BV = logits_BV
         if self._repetition_penalty != 1.0:
@@ -115,7 +117,7 @@ class TokenChooser:
         logprob_B = raw_BV.gather(1, chosen_B[:, None])[:, 0] - raw_BV.logsumexp(-1)
         return list(zip(chosen_B.tolist(), torch.where(is_sampled_B, logprob_B, 0.0).tolist(), strict=True))
 
-    def _sampled(self, scores_BV: Tensor, rows: Sequence[Row]) -> Tensor:
+    def _sampled(self, scores_BV: Tensor, rows: Sequence[ActiveSequence]) -> Tensor:
         temperature_B = torch.tensor([row.temperature or 1.0 for row in rows], device=scores_BV.device)
         # In (0, 1]: a token of probability 0 ends no interval of this kind, so it is never drawn.
         drawn_B = torch.tensor(
@@ -148,7 +150,7 @@ def _cumulating_dtype(values: Tensor) -> torch.dtype:
     return torch.float32 if values.device.type == "mps" else torch.float64  # Apple's GPUs lack the latter
 
 
-def _penalized(scores_BV: Tensor, rows: Sequence[Row], penalty: float) -> Tensor:
+def _penalized(scores_BV: Tensor, rows: Sequence[ActiveSequence], penalty: float) -> Tensor:
     longest = max(len(row.ids) for row in rows)
     # Filled up with a token that the row has anyway.
     seen_BT = torch.tensor([row.ids + row.ids[-1:] * (longest - len(row.ids)) for row in rows], device=scores_BV.device)

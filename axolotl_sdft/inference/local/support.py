@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from axolotl_sdft.inference.forwarding import input_device
 from axolotl_sdft.inference.interfaces import Prompt
 from axolotl_sdft.inference.local.decoding import ContinuousDecoder
-from axolotl_sdft.inference.local.sequences import Choice, Row
+from axolotl_sdft.inference.local.sequences import ActiveSequence, Choice
 
 _STEPS = 3
 # Of the spread of the logits. In 16 bits, rounding alone makes a few hundredths.
@@ -42,7 +42,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def unfit_because(model: Any, ids: Sequence[int]) -> str | None:
+def unsupported_reason(model: Any, ids: Sequence[int]) -> str | None:
     """Return why a model has to be left to transformers' own ``generate``; None where it fits.
 
     Args:
@@ -74,10 +74,10 @@ def _unfit_by_cache(config: Any) -> str | None:
 def _unfit_by_trial(model: Any, ids: list[int]) -> str | None:
     """Decode two rows of different length with a shared beginning, and compare with a plain forward of each."""
     texts = [ids + ids[3:], ids + ids[:1]]
-    rows = [Row(Prompt((0, 0), ()), list(text), len(text), len(text) + _STEPS) for text in texts]
+    rows = [ActiveSequence(Prompt((0, 0), ()), list(text), len(text), len(text) + _STEPS) for text in texts]
     seen: list[list[Tensor]] = [[], []]
 
-    def forced(logits_BV: Tensor, live: Sequence[Row]) -> list[Choice]:
+    def forced(logits_BV: Tensor, live: Sequence[ActiveSequence]) -> list[Choice]:
         for row, logits_V in zip(live, logits_BV, strict=True):
             seen[rows.index(row)].append(logits_V)
         return [(ids[len(row.new_ids)], 0.0) for row in live]
@@ -94,7 +94,7 @@ def _unfit_by_trial(model: Any, ids: list[int]) -> str | None:
 
 
 @torch.inference_mode()
-def _difference(model: Any, row: Row, logits: Sequence[Tensor]) -> float:
+def _difference(model: Any, row: ActiveSequence, logits: Sequence[Tensor]) -> float:
     """Return how far logits are from those of a plain forward, on average, as a share of their spread."""
     ids_BT = torch.tensor([row.ids[:-1]], device=input_device(model))
     expected_TV = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits[0, -_STEPS:].float()

@@ -29,13 +29,13 @@ from axolotl_sdft.inference.openai.chat_protocol import (
     response_tokens,
 )
 from axolotl_sdft.inference.openai.dispatch import BackgroundLoop, Dispatcher, ServerPool
-from axolotl_sdft.inference.openai.handshake import Introduction
+from axolotl_sdft.inference.openai.handshake import Handshake
 from axolotl_sdft.inference.openai.retries import (
-    Misset,
-    Refused,
-    RefusedForGood,
+    EndpointError,
+    QuestionRefusedError,
+    RefusedError,
     RequestError,
-    Throttled,
+    ThrottledError,
     backoff_seconds,
 )
 from axolotl_sdft.inference.openai.servers import Server
@@ -73,9 +73,9 @@ class OpenAIBackend:
             share = max(1, config.concurrency // world_size())
             _allow_connections(share * len(config.base_urls))
             servers = [Server(url, self._key, share, config.timeout_s) for url in config.base_urls]
-            introduce = Introduction(self._model_dir, config, lambda: self._tokenizer)
+            shake_hands = Handshake(self._model_dir, config, lambda: self._tokenizer)
             self._log_redaction.turn_on()
-            self._started = BackgroundLoop(), ServerPool(servers, config.max_retries, introduce)
+            self._started = BackgroundLoop(), ServerPool(servers, config.max_retries, shake_hands)
         return self._started
 
     def check(self) -> None:
@@ -103,18 +103,18 @@ class OpenAIBackend:
             )
         for server, fault in silent:
             LOG.warning("%s can't be used yet (%s); the rows go to the other servers", server.base_url, fault)
-            pool.suspect(server, fault)
+            pool.mark_unhealthy(server, fault)
 
     async def _introduce(self, pool: ServerPool, server: Server) -> RequestError | None:
         """Return why a server can't be asked now, or None when it can."""
         for tries in range(1, _START_TRIES + 1):
             try:
-                await pool.introduce(server)
+                await pool.shake_hands(server)
                 return None
             except RequestError as err:
                 fault = err
             if tries < _START_TRIES:
-                told_s = fault.wait_s if isinstance(fault, Throttled) else None
+                told_s = fault.wait_s if isinstance(fault, ThrottledError) else None
                 await asyncio.sleep(backoff_seconds(tries) if told_s is None else told_s)
         return fault
 
@@ -159,7 +159,7 @@ class OpenAIBackend:
                     self._has_answers = True
                     yield request, answer
                 else:
-                    is_final = isinstance(answer, RefusedForGood)
+                    is_final = isinstance(answer, QuestionRefusedError)
                     refused.append((request, Answer("", "error", 0, error=str(answer), is_final=is_final)))
                     if len(refused) >= _REFUSALS_BEFORE_ANY_ANSWER and not self._has_answers:
                         raise ConfigError(
@@ -238,8 +238,8 @@ async def _ask_likelihood(server: Server, text: ScoredText) -> float | None:
     """Like :func:`ask_likelihood`; a server without text completions refuses the text, not the run."""
     try:
         return await ask_likelihood(server, text)
-    except Misset as err:
-        raise Refused(str(err)) from err
+    except EndpointError as err:
+        raise RefusedError(str(err)) from err
 
 
 def _allow_connections(number: int) -> None:

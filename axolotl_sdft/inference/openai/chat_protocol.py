@@ -11,7 +11,7 @@ from axolotl_sdft.config import GenerationConfig
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.inference.interfaces import Answer, FinishReason, Prompt, Target, attempt_temperature, sampling_seed
 from axolotl_sdft.inference.openai.api_key import HIDDEN, REDACTED
-from axolotl_sdft.inference.openai.retries import Failed, RefusedForGood, fault_in
+from axolotl_sdft.inference.openai.retries import QuestionRefusedError, TransientError, fault_in
 from axolotl_sdft.inference.openai.servers import Server
 
 _SEEDS = 2**31  # llama.cpp takes 32 bits, others a signed integer
@@ -114,7 +114,7 @@ def read_answer(body: Any, accepts_model: Callable[[str], bool], count_tokens: C
     text = _text(choice["message"])
     name = body.get("model")
     if isinstance(name, str) and name and not accepts_model(name):
-        raise Failed(f"the answer comes from another model, {name!r}")
+        raise TransientError(f"the answer comes from another model, {name!r}")
     num_tokens = _completion_tokens(body)
     return Answer(
         text,
@@ -132,18 +132,20 @@ def _choice(body: Any) -> dict[str, Any]:
     """
     fault = fault_in(body)
     if fault is not None:
-        raise Failed(f"no answer in the response, but {fault}")
+        raise TransientError(f"no answer in the response, but {fault}")
     choices = body.get("choices") if isinstance(body, dict) else None
     listed = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
     if not listed:
-        raise Failed(f"no answer in the response, but {_kind(body)}")
+        raise TransientError(f"no answer in the response, but {_kind(body)}")
     choice = next((choice for choice in listed if choice.get("index") == 0), listed[0])  # one was asked for
     fault = fault_in(choice)
     if fault is not None:
-        raise Failed(f"no answer in the response, but {fault}")
+        raise TransientError(f"no answer in the response, but {fault}")
     if not isinstance(choice.get("message"), dict):
         is_streamed = "delta" in choice
-        raise Failed("a piece of a stream in place of the answer" if is_streamed else "no message in the response")
+        raise TransientError(
+            "a piece of a stream in place of the answer" if is_streamed else "no message in the response"
+        )
     return choice
 
 
@@ -156,13 +158,13 @@ def _finish(choice: dict[str, Any]) -> FinishReason:
     """
     message, said = choice["message"], choice.get("finish_reason")
     if message.get("refusal"):
-        raise RefusedForGood(f"the server refuses to answer: {message['refusal']}")
+        raise QuestionRefusedError(f"the server refuses to answer: {message['refusal']}")
     finish = finish_of(said)
     if finish is None:
         reason = f"no finished answer (finish_reason {said!r})"
-        raise (Failed if _plain_word(said) in _PASSING else RefusedForGood)(reason)
+        raise (TransientError if _plain_word(said) in _PASSING else QuestionRefusedError)(reason)
     if message.get("tool_calls") or message.get("function_call"):
-        raise RefusedForGood(f"no finished answer, but a call of a function (finish_reason {said!r})")
+        raise QuestionRefusedError(f"no finished answer, but a call of a function (finish_reason {said!r})")
     return finish
 
 
@@ -185,11 +187,11 @@ def _text(message: dict[str, Any]) -> str:
     if isinstance(content, list):
         content = "".join(map(_part, content))
     if not isinstance(content, str | None):
-        raise Failed(f"no text in the answer, but {_kind(content)}")
+        raise TransientError(f"no text in the answer, but {_kind(content)}")
     if content and (REDACTED in content or HIDDEN in content):
-        raise RefusedForGood("the answer holds the servers' key")
+        raise QuestionRefusedError("the answer holds the servers' key")
     if content and _LONE_SURROGATE.search(content):
-        raise RefusedForGood("the answer holds half a character (a lone surrogate)")
+        raise QuestionRefusedError("the answer holds half a character (a lone surrogate)")
     return (content or "").strip()
 
 
@@ -203,8 +205,8 @@ def _part(part: Any) -> str:
     if kind in ("text", "output_text") and isinstance(part.get("text"), str):
         return part["text"]
     if kind == "refusal":
-        raise RefusedForGood(f"the server refuses to answer: {part.get('refusal')}")
-    raise Failed(f"no text in the answer, but a part of type {kind!r}")
+        raise QuestionRefusedError(f"the server refuses to answer: {part.get('refusal')}")
+    raise TransientError(f"no text in the answer, but a part of type {kind!r}")
 
 
 def _completion_tokens(body: dict[str, Any]) -> int | None:
@@ -274,7 +276,7 @@ async def ask_likelihood(server: Server, text: ScoredText) -> float | None:
     try:
         choice = body["choices"][0]
     except (KeyError, IndexError, TypeError):
-        raise Failed("no completion in the response") from None
+        raise TransientError("no completion in the response") from None
     logprobs = choice.get("logprobs") if isinstance(choice, dict) else None
     told = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
     # A server that ignores `echo` tells of the one new token only.

@@ -20,15 +20,15 @@ import anyio
 
 from axolotl_sdft.core.errors import ConfigError, SdftError, ServerError
 from axolotl_sdft.inference.openai.retries import (
-    BadRequest,
-    Denied,
-    Failed,
-    Misset,
-    Refused,
-    RefusedForGood,
+    AuthError,
+    BadRequestError,
+    EndpointError,
+    QuestionRefusedError,
+    RefusedError,
     RequestError,
-    Throttled,
-    TimedOut,
+    RequestTimeoutError,
+    ThrottledError,
+    TransientError,
     backoff_seconds,
 )
 from axolotl_sdft.inference.openai.servers import PROBE_S, Server
@@ -52,12 +52,12 @@ class ServerPool:
     """All servers. Suspect and dead ones are looked after here until they are well again."""
 
     def __init__(
-        self, servers: Sequence[Server], max_retries: int, introduce: Callable[[Server], Awaitable[None]]
+        self, servers: Sequence[Server], max_retries: int, shake_hands: Callable[[Server], Awaitable[None]]
     ) -> None:
         self.servers = servers
         self.on_change: Callable[[], None] = lambda: None
         """Called when a server has come back or died."""
-        self._max_retries, self.introduce = max_retries, introduce
+        self._max_retries, self.shake_hands = max_retries, shake_hands
         self._nurses: set[asyncio.Task[None]] = set()
 
     def pick(self) -> Server | None:
@@ -77,15 +77,15 @@ class ServerPool:
         if any(server.state != "dead" for server in self.servers):
             return None
         faults = "; ".join(f"{server.base_url}: {server.fault}" for server in self.servers)
-        if all(isinstance(server.fault, Refused | ConfigError) for server in self.servers):
+        if all(isinstance(server.fault, RefusedError | ConfigError) for server in self.servers):
             return ConfigError(f"self_distillation.generation.base_urls: {faults}. What was answered before is kept")
         return ServerError(
             f"self_distillation.generation.base_urls: no server answers any more ({faults}). What was answered before "
             "is kept: start a server and run the same command again"
         )
 
-    async def is_well(self, server: Server) -> bool:
-        """Ask a server something harmless; where it fails too, the server becomes suspect.
+    async def is_healthy(self, server: Server) -> bool:
+        """Ask a server something harmless; where it fails too, it counts as unhealthy.
 
         Raises:
             ConfigError: It does not accept the key any more.
@@ -93,28 +93,28 @@ class ServerPool:
         try:
             await self._introduced(server)
         except (RequestError, SdftError) as err:
-            if isinstance(err.__cause__, Denied):
+            if isinstance(err.__cause__, AuthError):
                 raise
-            self.suspect(server, err)
+            self.mark_unhealthy(server, err)
         return server.state == "live"
 
-    def suspect(self, server: Server, fault: RequestError | SdftError) -> None:
+    def mark_unhealthy(self, server: Server, fault: RequestError | SdftError) -> None:
         """Send a server no rows until it has answered something harmless."""
         if server.state != "live":
             return
-        server.state, server.fault = "suspect", fault
-        nurse = asyncio.get_running_loop().create_task(self._nurse(server))
+        server.state, server.fault = "unhealthy", fault
+        nurse = asyncio.get_running_loop().create_task(self._probe(server))
         self._nurses.add(nurse)  # the event loop itself holds tasks only weakly
         nurse.add_done_callback(self._nurses.discard)
 
-    async def _nurse(self, server: Server) -> None:
+    async def _probe(self, server: Server) -> None:
         """Ask a server until it is well, first soon and after ``max_retries`` now and then."""
         for failures in itertools.count():
             dead = server.state == "dead"
             await asyncio.sleep(PROBE_INTERVAL_S if dead else backoff_seconds(failures))
             try:
                 await self._introduced(server)
-            except Throttled as err:
+            except ThrottledError as err:
                 server.fault = err
                 await asyncio.sleep(err.wait_s or 0.0)
             except (RequestError, SdftError) as err:
@@ -133,9 +133,9 @@ class ServerPool:
     async def _introduced(self, server: Server) -> None:
         try:
             with anyio.fail_after(PROBE_S):
-                await self.introduce(server)
+                await self.shake_hands(server)
         except TimeoutError:
-            raise TimedOut(f"no sign of life within {PROBE_S:g} s") from None
+            raise RequestTimeoutError(f"no sign of life within {PROBE_S:g} s") from None
 
     async def aclose(self) -> None:
         """Stop looking after servers, and close all connections."""
@@ -210,7 +210,7 @@ class Dispatcher(Generic[ItemT, ResultT]):
         self._is_hungry = True
         self._timer: asyncio.TimerHandle | None = None
 
-    def run(self, items: Iterable[ItemT]) -> Generator[tuple[ItemT, ResultT | Refused], None, None]:
+    def run(self, items: Iterable[ItemT]) -> Generator[tuple[ItemT, ResultT | RefusedError], None, None]:
         """Yield each item with its result, or with why it is refused for good, in the order in which they come.
 
         Items are drawn in the caller's thread, at most twice as many as the servers take at once. Closing the iterator
@@ -237,7 +237,7 @@ class Dispatcher(Generic[ItemT, ResultT]):
                     return
                 if is_drained or open_items >= ahead or not self._results.empty():
                     item, result = self._results.get()
-                    if item is None or (isinstance(result, BaseException) and not isinstance(result, Refused)):
+                    if item is None or (isinstance(result, BaseException) and not isinstance(result, RefusedError)):
                         raise result  # type: ignore[misc]
                     open_items -= 1
                     yield item, result
@@ -300,25 +300,25 @@ class Dispatcher(Generic[ItemT, ResultT]):
 
     async def _settle(self, job: _Job[ItemT], server: Server, sent_at: float, fault: RequestError) -> None:
         """Put an item back that may succeed yet; hand out the others as refused."""
-        if isinstance(fault, Refused) and not isinstance(fault, Misset | BadRequest):
+        if isinstance(fault, RefusedError) and not isinstance(fault, EndpointError | BadRequestError):
             self._results.put((job.item, fault))
             return
-        if isinstance(fault, Throttled):
+        if isinstance(fault, ThrottledError):
             is_own_fault = server.has_throttled(sent_at, fault.wait_s)
         else:
             # What fails while a server is being looked after says nothing about the item.
             is_own_fault = server.state == "live"
-            if isinstance(fault, Failed) and server.has_failed(sent_at, fault):
-                self._pool.suspect(server, fault)
+            if isinstance(fault, TransientError) and server.has_failed(sent_at, fault):
+                self._pool.mark_unhealthy(server, fault)
         job.tries += is_own_fault
-        if isinstance(fault, Misset | BadRequest) or job.tries > self._max_retries:
-            if server.state == "live" and await self._pool.is_well(server):
+        if isinstance(fault, EndpointError | BadRequestError) or job.tries > self._max_retries:
+            if server.state == "live" and await self._pool.is_healthy(server):
                 tries = f" ({job.tries} times)" if job.tries > 1 else ""
-                kind = RefusedForGood if isinstance(fault, BadRequest) else Refused
+                kind = QuestionRefusedError if isinstance(fault, BadRequestError) else RefusedError
                 self._results.put((job.item, kind(f"{fault}{tries}")))
                 return
             job.tries = min(job.tries, self._max_retries)
-        elif not isinstance(fault, Throttled):
+        elif not isinstance(fault, ThrottledError):
             self._deal()  # its place is free meanwhile
             await asyncio.sleep(backoff_seconds(job.tries))
         self._waiting.appendleft(job)

@@ -15,7 +15,7 @@ from axolotl_sdft.inference.openai.chat_protocol import (
     refused_fields,
     response_tokens,
 )
-from axolotl_sdft.inference.openai.retries import Denied, Misset, Refused, RequestError
+from axolotl_sdft.inference.openai.retries import AuthError, EndpointError, RefusedError, RequestError
 from axolotl_sdft.inference.openai.servers import Server
 
 _WHERE = "self_distillation.generation"
@@ -26,7 +26,7 @@ _SHOWN_CHARACTERS = 100  # of the name of each
 _TELLING_TEXT = "Crème brûlée, 12,345.67 %:\n\n    def f(x):\n\treturn x ** 2   # naïve 🙂\n零一二三 — Ωμέγα, don't!"
 
 
-class Introduction:
+class Handshake:
     """Finds out how to talk to a server about the seed model, and refuses one that serves something else."""
 
     def __init__(self, model_dir: Path, config: GenerationConfig, tokenizer: Callable[[], Any]) -> None:
@@ -47,7 +47,7 @@ class Introduction:
             server.model, server.names = self._served_name(server, listed)
             await self._compare_tokens(server)
             await self._chat(server)
-        except Misset as err:
+        except EndpointError as err:
             raise ConfigError(_advice(server, err)) from err
 
     def _served_name(self, server: Server, listed: list[dict[str, Any]]) -> tuple[str, set[str]]:
@@ -74,9 +74,9 @@ class Introduction:
             try:
                 body = await server.post("/chat/completions", request, **response_tokens(request))
                 break
-            except Misset:
+            except EndpointError:
                 raise
-            except Refused as err:
+            except RefusedError as err:
                 optional = optional_fields(request, self._config)
                 if not optional:
                     raise ConfigError(f"{_WHERE}: {server.base_url} refuses a plain chat: {err}") from err
@@ -133,11 +133,11 @@ def _last_part(name: str) -> str:
     return name.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1].lower()
 
 
-def _advice(server: Server, fault: Misset) -> str:
+def _advice(server: Server, fault: EndpointError) -> str:
     """Return what to do about a refusal that is not about a row."""
     message = f"{_WHERE}.base_urls: {server.base_url} answers {fault}"
     variable = server.key.variable
-    if isinstance(fault, Denied):
+    if isinstance(fault, AuthError):
         if server.key.is_set():
             return f"{message}; it does not accept the key in the environment variable {variable}"
         return (

@@ -1,8 +1,8 @@
 """What can go wrong with a request to a server, and how long to wait before the next one.
 
-Every fault ends as one of three kinds, which differ in what is done about them: :class:`Failed` (ask again),
-:class:`Throttled` (ask again, but slower) and :class:`Refused` (asking again in this run would not help). Only a
-:class:`RefusedForGood` is kept; after any other fault the question is asked again at the next start.
+Every fault ends as one of three kinds, which differ in what is done about them: :class:`TransientError` (ask again),
+:class:`ThrottledError` (ask again, but slower) and :class:`RefusedError` (asking again in this run would not help).
+Only a :class:`QuestionRefusedError` is kept; after any other fault the question is asked again at the next start.
 """
 
 import json
@@ -44,15 +44,15 @@ class RequestError(Exception):
         self.args = (redacted(str(self)),)
 
 
-class Failed(RequestError):  # noqa: N818 - internal, and read as a sentence: `except Failed`
+class TransientError(RequestError):
     """The server is down, slow or confused. The same request may succeed later or elsewhere."""
 
 
-class TimedOut(Failed):
+class RequestTimeoutError(TransientError):
     """No answer came in time."""
 
 
-class Throttled(RequestError):  # noqa: N818
+class ThrottledError(RequestError):
     """The server has more to do than it wants."""
 
     def __init__(self, reason: str, wait_s: float | None) -> None:
@@ -61,23 +61,23 @@ class Throttled(RequestError):  # noqa: N818
         """Seconds that the server asks to wait, if it says so."""
 
 
-class Refused(RequestError):  # noqa: N818
+class RefusedError(RequestError):
     """The server wants nothing to do with this request, however often it is sent."""
 
 
-class RefusedForGood(Refused):
+class QuestionRefusedError(RefusedError):
     """The question itself is the reason, or what the model says to it: it would come to the same in any later run."""
 
 
-class BadRequest(Refused):
+class BadRequestError(RefusedError):
     """The server finds fault with the request. The question is to blame if the server still answers another one."""
 
 
-class Misset(Refused):
+class EndpointError(RefusedError):
     """The server refuses, most likely for something that no row can help: the address, or the name of the model."""
 
 
-class Denied(Misset):
+class AuthError(EndpointError):
     """The server refuses the key, or a proxy does."""
 
 
@@ -133,16 +133,16 @@ def raise_for_answer(response: httpx.Response, body: bytes, redacted: Callable[[
     reason = f"{reason}: {said}" if said else reason
     wait_s = retry_after_seconds(response.headers.get("retry-after"))
     if status == 429 or (status == 503 and wait_s is not None):
-        raise Throttled(reason, wait_s)
+        raise ThrottledError(reason, wait_s)
     if status >= 500 or status in _RETRIED:
-        raise Failed(reason)
+        raise TransientError(reason)
     if status < 400:
-        raise Misset(f"{reason}, redirected to {_target(response, redacted)}")
+        raise EndpointError(f"{reason}, redirected to {_target(response, redacted)}")
     if status in _ABOUT_THE_KEY:
-        raise Denied(reason)
+        raise AuthError(reason)
     if status in _ABOUT_THE_REQUEST:
-        raise BadRequest(reason)
-    raise (Misset if status in _ABOUT_THE_ADDRESS else Refused)(reason)
+        raise BadRequestError(reason)
+    raise (EndpointError if status in _ABOUT_THE_ADDRESS else RefusedError)(reason)
 
 
 def _target(response: httpx.Response, redacted: Callable[[str], str]) -> str:

@@ -15,10 +15,10 @@ import httpx
 from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.inference.openai.api_key import ApiKey
 from axolotl_sdft.inference.openai.retries import (
-    Failed,
-    RefusedForGood,
+    QuestionRefusedError,
     RequestError,
-    TimedOut,
+    RequestTimeoutError,
+    TransientError,
     backoff_seconds,
     describe,
     raise_for_answer,
@@ -66,14 +66,14 @@ async def read_body(response: httpx.Response, max_bytes: int) -> bytes:
     limit = min(max_bytes, REPORT_BYTES) if is_report else max_bytes
     announced = response.headers.get("content-length", "")
     if not is_report and announced.isdecimal() and int(announced[:20]) > limit:
-        raise RefusedForGood(_too_long(limit))
+        raise QuestionRefusedError(_too_long(limit))
     body = bytearray()
     async for piece in _unpacked(response):
         body += piece[: limit + 1 - len(body)]
         if len(body) > limit:
             if is_report:
                 return bytes(body[:limit])
-            raise RefusedForGood(_too_long(limit))
+            raise QuestionRefusedError(_too_long(limit))
     return bytes(body)
 
 
@@ -89,8 +89,8 @@ def parsed(response: httpx.Response, body: bytes) -> Any:
         pass
     kind = response.headers.get("content-type", "").partition(";")[0].strip()
     if kind == "text/event-stream" or body.startswith(b"data:"):
-        raise Failed("the response is not JSON, but a stream, which was not asked for")
-    raise Failed("the response is not JSON" + (f", but {kind}" if kind and "json" not in kind else ""))
+        raise TransientError("the response is not JSON, but a stream, which was not asked for")
+    raise TransientError("the response is not JSON" + (f", but {kind}" if kind and "json" not in kind else ""))
 
 
 async def _unpacked(response: httpx.Response) -> AsyncIterator[bytes]:
@@ -101,7 +101,7 @@ async def _unpacked(response: httpx.Response) -> AsyncIterator[bytes]:
             yield piece
         return
     if packing not in _PACKED:
-        raise Failed(f"the response is packed (content-encoding {packing!r}), which was not asked for")
+        raise TransientError(f"the response is packed (content-encoding {packing!r}), which was not asked for")
     unpacker = zlib.decompressobj(_EITHER_HEADER)
     async for piece in response.aiter_raw():
         for unpacked in _pieces(unpacker, piece):
@@ -115,7 +115,7 @@ def _pieces(unpacker: Any, packed: bytes) -> Iterator[bytes]:
             yield (unpacked := unpacker.decompress(packed, _STEP))
             packed = unpacker.unconsumed_tail
     except zlib.error as err:
-        raise Failed(f"the response is packed, but broken: {err}") from None
+        raise TransientError(f"the response is packed, but broken: {err}") from None
 
 
 def _too_long(limit: int) -> str:
@@ -141,11 +141,11 @@ class Server:
 
     def __init__(self, base_url: str, key: ApiKey, concurrency: int, timeout_s: float) -> None:
         self.base_url, self.key, self.concurrency, self.timeout_s = base_url, key, concurrency, timeout_s
-        self.state: Literal["live", "suspect", "dead"] = "live"
+        self.state: Literal["live", "unhealthy", "dead"] = "live"
         self.fault: RequestError | SdftError | None = None
-        """Why it is suspect or dead."""
+        """Why it is unhealthy or dead."""
         self.model = ""
-        """The name under which it knows the seed model, once it has been introduced."""
+        """The name under which it knows the seed model, once hands have been shaken."""
         self.names: set[str] = set()
         """All names, in lower case, under which it may sign the answers of that model."""
         self.refused_fields: frozenset[str] = frozenset()
@@ -191,14 +191,14 @@ class Server:
             with anyio.fail_after(timeout_s):  # httpx itself would limit each read, but a server may dribble
                 return await self._exchanged(client, method, url, content, max_bytes)
         except RecursionError:
-            raise Failed("the response is nested too deeply") from None
+            raise TransientError("the response is nested too deeply") from None
         except TimeoutError:
-            raise TimedOut(f"no answer within {timeout_s:g} s") from None
+            raise RequestTimeoutError(f"no answer within {timeout_s:g} s") from None
         except RequestError as err:
             err.redact(self.key.redacted)
             raise err.with_traceback(None) from None  # the frames below hold what the server said
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError, OSError) as err:
-            raise Failed(self.key.redacted(describe(err))) from None
+            raise TransientError(self.key.redacted(describe(err))) from None
         finally:
             self._idle_clients.append(client)
 
@@ -269,7 +269,7 @@ class Server:
             True when too many came in a row for the requests alone to be the reason.
         """
         self._failures += 1
-        if isinstance(fault, TimedOut) and sent_at > self._last_cut:
+        if isinstance(fault, RequestTimeoutError) and sent_at > self._last_cut:
             self.limit = max(1.0, self.limit / 2)  # too many at once also look like this
             self._last_cut = time.monotonic()
         return self._failures >= _SUSPICIOUS_FAILURES

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from axolotl_sdft.evaluation.measures import bootstrap
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler, transformed
-from axolotl_sdft.evaluation.metrics import Figure
+from axolotl_sdft.evaluation.metrics import Estimate
 
 RESAMPLER = Resampler(1000, seed=5)
 SIZES = st.integers(1, 40)
@@ -128,22 +128,22 @@ def test_chunks_change_no_number(monkeypatch):
 
 
 def test_without_resamples_there_is_no_interval():
-    assert Resampler(0).ratio([1, 2], [1, 1]) == Figure(1.5, None, None, 2)
+    assert Resampler(0).ratio([1, 2], [1, 1]) == Estimate(1.5, None, None, 2)
 
 
 def test_the_interval_of_a_single_row_has_no_width():
-    assert RESAMPLER.ratio([3], [2]) == Figure(1.5, 1.5, 1.5, 1)
+    assert RESAMPLER.ratio([3], [2]) == Estimate(1.5, 1.5, 1.5, 1)
 
 
 def test_the_interval_is_left_out_where_the_seed_may_as_well_score_nothing():
     # A single right answer of five is missing in (4/5)^5 = 33 % of the resamples.
     figure = RESAMPLER.quotient([1, 1, 0, 0, 0], [1] * 5, [1, 0, 0, 0, 0], [1] * 5)
 
-    assert figure == Figure(2.0, None, None, 5)
+    assert figure == Estimate(2.0, None, None, 5)
 
 
 def test_a_figure_moves_to_another_scale_with_its_interval():
-    assert transformed(Figure(0.0, None, 1.0, 4), math.exp) == Figure(1.0, None, math.e, 4)
+    assert transformed(Estimate(0.0, None, 1.0, 4), math.exp) == Estimate(1.0, None, math.e, 4)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
 from axolotl_sdft.evaluation.measures.likelihood import MeasuredRows, RowSums, quality_kept
-from axolotl_sdft.evaluation.metrics import Figure
+from axolotl_sdft.evaluation.metrics import Estimate
 
 RESAMPLER = Resampler(500)
 
@@ -45,9 +45,9 @@ def test_each_source_is_in_percent_of_the_seed():
     assert kept["exact_match"].value == pytest.approx(100 / 3)
     # 6 nats over 4 tokens against 8; both rows lost 1 nat over 2 tokens, so that no resample differs.
     perplexities = 100 * math.exp(6 / 4 - 8 / 4)
-    assert kept["held_out"] == Figure(*[pytest.approx(perplexities)] * 3, rows=2)
+    assert kept["held_out"] == Estimate(*[pytest.approx(perplexities)] * 3, rows=2)
     # Either row may be drawn alone: nothing lost, or 2 nats over 2 tokens.
-    assert kept["general"] == Figure(
+    assert kept["general"] == Estimate(
         *(pytest.approx(100 * math.exp(-share)) for share in (0.5, 1.0, 0.0)),
         rows=2,
     )

@@ -1,14 +1,14 @@
 from pathlib import Path
 
 from axolotl_sdft.evaluation.merging.sweep import Candidate, choice_lines, choose, sweep_lines
-from axolotl_sdft.evaluation.metrics import Figure, LikelihoodFigures
+from axolotl_sdft.evaluation.metrics import Estimate, LikelihoodFigures
 
 
 def figures(perplexity, kl, spread=None):
     ends = (None, None) if spread is None else (perplexity - spread, perplexity + spread)
     return LikelihoodFigures(
-        *(Figure(1.0, None, None, 40), Figure(perplexity, *ends, 40), Figure(kl, None, None, 40)),
-        Figure(1.0, None, None, 40),
+        *(Estimate(1.0, None, None, 40), Estimate(perplexity, *ends, 40), Estimate(kl, None, None, 40)),
+        Estimate(1.0, None, None, 40),
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axolotl_sdft.evaluation.metrics import Figure
+from axolotl_sdft.evaluation.metrics import Estimate
 from axolotl_sdft.evaluation.report.headline import SOURCES
 from axolotl_sdft.evaluation.report.page import render_page
 from tests.distillation.output.test_report import HOSTILE, Page
@@ -57,7 +57,7 @@ def test_each_picture_is_told_in_words():
 
 
 def test_an_interval_without_width_is_not_drawn():
-    kept = {"held_out": Figure(100.0, 100.0, 100.0, 4)}
+    kept = {"held_out": Estimate(100.0, 100.0, 100.0, 4)}
     text = render_page(full_report(models=(seed_model(quality_kept=kept), model("trained", 24, quality_kept=kept))))
     assert 'aria-label="Quality kept: seed 100 %; trained 100 %"' in text
 
@@ -102,6 +102,6 @@ def test_a_report_of_the_seed_alone_says_so():
 @settings(max_examples=40)  # the first call reads the template
 @given(st.text(st.characters(), min_size=1, max_size=40), st.floats(min_value=0) | st.just(math.nan))
 def test_any_name_and_any_value_give_a_page_that_is_well_formed(name, value):
-    kept = {"held_out": Figure(value, value, value, 3)}
+    kept = {"held_out": Estimate(value, value, value, 3)}
     report = full_report(models=(seed_model(quality_kept=kept), model(name, 24, quality_kept=kept)))
     Page(render_page(report).encode("utf-8").decode("utf-8"))

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from axolotl_sdft.evaluation.metrics import Figure
+from axolotl_sdft.evaluation.metrics import Estimate
 from axolotl_sdft.evaluation.report.headline import headline
 from axolotl_sdft.evaluation.report.table import Cell, digits, percent_cell, plain_cell, sections, text_lines
 from tests.evaluation.reports import figure, full_report, model, seed_model
@@ -66,7 +66,7 @@ def test_more_models_than_fit_get_a_table_of_their_own_beside_the_seed():
 @given(st.lists(st.text(max_size=60), max_size=5), st.floats(), st.text(max_size=200))
 @example(["\n"], 0.0, "")
 def test_no_line_is_wider_than_100_columns_whatever_names_values_and_notes_are(names, value, note):
-    kept = {"held_out": Figure(value, value, value, 3)}
+    kept = {"held_out": Estimate(value, value, value, 3)}
     others = [model(name, 20, quality_kept=kept, tasks={name: figure(value)}) for name in names]
     report = full_report(models=(seed_model(), *others), notes=(note,))
     assert all(len(line) <= 100 and "\n" not in line for line in text_lines(report))
@@ -85,10 +85,10 @@ def test_the_headline_is_of_the_trained_model_else_of_the_last_and_takes_the_str
 @pytest.mark.parametrize(
     ("cell", "expected"),
     [
-        (percent_cell(Figure(0.5, 0.25, 0.75, 9), 100), Cell("50.0 %", "25.0 to 75.0")),
-        (percent_cell(Figure(50.0, None, None, 9)), Cell("50.0 %")),
-        (plain_cell(Figure(0.012344, 0.0123, 0.0124, 9)), Cell("0.01234", "0.0123 to 0.0124")),
-        (plain_cell(Figure(0.0, 0.0, 0.0, 9)), Cell("0")),  # such as the seed's divergence from itself
+        (percent_cell(Estimate(0.5, 0.25, 0.75, 9), 100), Cell("50.0 %", "25.0 to 75.0")),
+        (percent_cell(Estimate(50.0, None, None, 9)), Cell("50.0 %")),
+        (plain_cell(Estimate(0.012344, 0.0123, 0.0124, 9)), Cell("0.01234", "0.0123 to 0.0124")),
+        (plain_cell(Estimate(0.0, 0.0, 0.0, 9)), Cell("0")),  # such as the seed's divergence from itself
         (plain_cell(None), Cell("-")),
     ],
 )

@@ -159,7 +159,7 @@ def test_a_model_that_does_not_fit_is_left_to_generate_and_answers_the_same(
     asked = prompts("Hello there, how are you?", "Hi", "Name three colours, please.")
     settings = {"max_new_tokens": 8, "temperature": temperature}
     expected = answers_by_row(backend_for(tiny_llama_dir, **settings), [asked])
-    monkeypatch.setattr(backend, "unfit_because", lambda model, ids: "it is odd")
+    monkeypatch.setattr(backend, "unsupported_reason", lambda model, ids: "it is odd")
 
     with caplog.at_level("INFO"):
         plain = answers_by_row(backend_for(tiny_llama_dir, **settings), [asked])

@@ -9,7 +9,7 @@ from axolotl_sdft.inference.local.decoding import ContinuousDecoder
 from axolotl_sdft.inference.local.grouped_attention import use_grouped_attention, use_plain_attention
 from axolotl_sdft.inference.local.plain_decoding import PlainDecoder
 from axolotl_sdft.inference.local.sequences import TokenChooser
-from axolotl_sdft.inference.local.support import unfit_because
+from axolotl_sdft.inference.local.support import unsupported_reason
 from tests.inference.decoders import END, LENGTHS, plainly_written, rows_of, tiny_model
 
 TRIAL = list(range(5, 27))
@@ -42,7 +42,7 @@ def test_rows_that_join_and_leave_are_written_as_alone_in_plain_transformers(mod
     is_grouped = use_grouped_attention(model)
     # From transformers 5.24 on Gemma 2 attends eagerly, unless it is told otherwise.
     assert is_grouped or model_type == "gemma2"
-    assert unfit_because(model, TRIAL) is None
+    assert unsupported_reason(model, TRIAL) is None
 
     written = list(decoder(model).run(rows_of(shared=range(5, 25))))
 
@@ -55,7 +55,7 @@ def test_rows_that_join_and_leave_are_written_as_alone_in_plain_transformers(mod
 @pytest.mark.parametrize("model_type", WITH_OTHER_STATE)
 def test_models_that_keep_another_state_are_left_to_generate_and_write_the_same(model_type):
     model = tiny_model(model_type)
-    assert "its layers keep another state than keys and values" in unfit_because(model, TRIAL)
+    assert "its layers keep another state than keys and values" in unsupported_reason(model, TRIAL)
 
     written = list(plain_decoder(model).run(rows_of()))
 
@@ -71,14 +71,14 @@ def test_models_that_keep_another_state_are_left_to_generate_and_write_the_same(
     ],
 )
 def test_a_trial_finds_the_models_that_do_not_fit(model_type, reason):
-    assert re.search(reason, str(unfit_because(tiny_model(model_type), TRIAL)))
+    assert re.search(reason, str(unsupported_reason(tiny_model(model_type), TRIAL)))
 
 
 def test_a_setting_of_the_checkpoint_that_forbids_tokens_is_left_to_generate():
     model = tiny_model("llama")
     model.generation_config.bad_words_ids = [[7]]
 
-    assert unfit_because(model, TRIAL) == "its generation settings hold bad_words_ids: [[7]]"
+    assert unsupported_reason(model, TRIAL) == "its generation settings hold bad_words_ids: [[7]]"
 
 
 def test_rows_are_drawn_when_places_get_free_and_come_when_they_are_done():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from axolotl_sdft.inference.interfaces import Prompt
 from axolotl_sdft.inference.local import sequences
-from axolotl_sdft.inference.local.sequences import Row, TokenChooser
+from axolotl_sdft.inference.local.sequences import ActiveSequence, TokenChooser
 
 
 class Drawn(Random):
@@ -24,7 +24,7 @@ class Drawn(Random):
 
 
 def row(temperature=0.0, random=None, ids=(0,)):
-    return Row(Prompt((0, 0), ()), list(ids), 1, 99, temperature, random)
+    return ActiveSequence(Prompt((0, 0), ()), list(ids), 1, 99, temperature, random)
 
 
 def logits(*rows):

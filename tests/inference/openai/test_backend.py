@@ -207,7 +207,7 @@ def test_a_request_that_fails_once_is_sent_again(backend_for, fault):
 
 def test_a_server_that_asks_for_a_pause_gets_it_while_the_other_one_works(backend_for):
     pause = Fault(429, {"Retry-After": "0.4"})
-    # Its first chat is the introduction, its third is the row that it puts off.
+    # Its first chat is the handshake, its third is the row that it puts off.
     busy, idle = FakeServer(lambda text, number: pause if number == 2 else None), FakeServer(reply_s=0.05)
     with busy, idle:
         assert answers_of(backend_for(busy, idle, concurrency=1), prompts(40)) == right_answers(40)

@@ -4,7 +4,7 @@ import pytest
 
 from axolotl_sdft.inference.interfaces import Answer
 from axolotl_sdft.inference.openai.chat_protocol import finish_of, read_answer
-from axolotl_sdft.inference.openai.retries import Failed, Refused
+from axolotl_sdft.inference.openai.retries import RefusedError, TransientError
 
 
 def response(finish_reason="stop", content="Half a sentence", **message):
@@ -59,32 +59,32 @@ def test_a_word_for_too_long_is_an_answer_that_was_cut_off(said):
 )
 def test_any_other_word_is_no_answer_and_is_not_asked_for_again(said):
     assert finish_of(said) is None
-    with pytest.raises(Refused, match=r"^no finished answer \(finish_reason "):
+    with pytest.raises(RefusedError, match=r"^no finished answer \(finish_reason "):
         read(response(said))
 
 
 @pytest.mark.parametrize("said", [None, "", "abort", "error", "cancelled", "insufficient_system_resource"])
 def test_an_answer_that_the_server_gave_up_is_asked_for_again(said):
-    with pytest.raises(Failed, match=rf"^no finished answer \(finish_reason {said!r}\)"):
+    with pytest.raises(TransientError, match=rf"^no finished answer \(finish_reason {said!r}\)"):
         read(response(said))
 
 
 def test_an_answer_without_a_finish_reason_is_asked_for_again():
     body = response()
     del body["choices"][0]["finish_reason"]
-    with pytest.raises(Failed, match=r"finish_reason None"):
+    with pytest.raises(TransientError, match=r"finish_reason None"):
         read(body)
 
 
 @pytest.mark.parametrize("call", [{"tool_calls": [{"function": {"name": "f"}}]}, {"function_call": {"name": "f"}}])
 def test_a_call_is_no_answer_whatever_stands_beside_it(call):
-    with pytest.raises(Refused, match="but a call of a function"):
+    with pytest.raises(RefusedError, match="but a call of a function"):
         read(response(**call))
     assert read(response(**dict.fromkeys(call))).text == "Half a sentence"  # null, as vLLM sends it
 
 
 def test_a_refusal_beside_the_content_is_told():
-    with pytest.raises(Refused, match="the server refuses to answer: I can't help with that"):
+    with pytest.raises(RefusedError, match="the server refuses to answer: I can't help with that"):
         read(response(content=None, refusal="I can't help with that"))
     assert read(response(refusal=None)).text == "Half a sentence"
 
@@ -103,18 +103,18 @@ def test_text_in_parts_is_joined_without_the_thinking():
 
 
 def test_a_refusal_among_the_parts_is_told():
-    with pytest.raises(Refused, match="refuses to answer: No"):
+    with pytest.raises(RefusedError, match="refuses to answer: No"):
         read(response(content=[{"type": "text", "text": "Well"}, {"type": "refusal", "refusal": "No"}]))
 
 
 @pytest.mark.parametrize("content", [7, {"text": "x"}, [{"type": "image_url"}], [3], [{"type": "text"}], [{"text": 5}]])
 def test_what_is_not_text_is_no_answer(content):
-    with pytest.raises(Failed, match="no text in the answer"):
+    with pytest.raises(TransientError, match="no text in the answer"):
         read(response(content=content))
 
 
 def test_half_a_character_is_no_text():
-    with pytest.raises(Refused, match="half a character"):
+    with pytest.raises(RefusedError, match="half a character"):
         read(response(content="smile \ud83d"))
     assert read(response(content="smile \N{GRINNING FACE}")).text == "smile \N{GRINNING FACE}"
 
@@ -131,22 +131,22 @@ def test_half_a_character_is_no_text():
     ],
 )
 def test_a_response_of_another_form_is_no_answer(body):
-    with pytest.raises(Failed, match=r"^no (answer in|message in) the response"):
+    with pytest.raises(TransientError, match=r"^no (answer in|message in) the response"):
         read(body)
 
 
 def test_a_piece_of_a_stream_is_no_answer():
-    with pytest.raises(Failed, match="a piece of a stream"):
+    with pytest.raises(TransientError, match="a piece of a stream"):
         read({"choices": [{"delta": {"content": "Half"}, "finish_reason": "stop"}]})
 
 
 def test_an_error_counts_though_an_answer_stands_beside_it():
     error = {"error": {"message": "upstream is gone", "code": 502}}
-    with pytest.raises(Failed, match="but an error: upstream is gone"):
+    with pytest.raises(TransientError, match="but an error: upstream is gone"):
         read(response() | error)
     inner = response()
     inner["choices"][0] |= error
-    with pytest.raises(Failed, match="but an error: upstream is gone"):
+    with pytest.raises(TransientError, match="but an error: upstream is gone"):
         read(inner)
     assert read(response() | {"error": None}).text == "Half a sentence"
 

@@ -11,7 +11,13 @@ import pytest
 
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.inference.openai.api_key import ApiKey
-from axolotl_sdft.inference.openai.retries import Denied, Failed, Misset, Refused, TimedOut
+from axolotl_sdft.inference.openai.retries import (
+    AuthError,
+    EndpointError,
+    RefusedError,
+    RequestTimeoutError,
+    TransientError,
+)
 from axolotl_sdft.inference.openai.servers import REPORT_BYTES, Server, answer_bytes
 
 GIGABYTE = 2**30
@@ -89,7 +95,7 @@ OK = "HTTP/1.1 200 OK\r\nContent-Type: application/json"
 @pytest.mark.parametrize(("packing", "wbits"), [("gzip", 31), ("x-gzip", 31), ("deflate", 15), ("GZIP", 31)])
 def test_a_gigabyte_that_comes_packed_is_refused_after_little_of_it(packing, wbits):
     def ask():
-        with pytest.raises(Refused, match=r"longer than 262,\d+ bytes, the most that what was asked for can take"):
+        with pytest.raises(RefusedError, match=r"longer than 262,\d+ bytes, the most that what was asked for can take"):
             asked(f"{OK}\r\nContent-Encoding: {packing}", lambda: packed_zeros(GIGABYTE, wbits))
 
     assert peak_of(ask) < 20 * MEGABYTE
@@ -97,12 +103,12 @@ def test_a_gigabyte_that_comes_packed_is_refused_after_little_of_it(packing, wbi
 
 @pytest.mark.parametrize("packing", ["br", "zstd", "gzip, gzip", "compress", "\x1bodd"])
 def test_what_is_packed_in_another_way_is_not_unpacked(packing):
-    with pytest.raises(Failed, match=r"is packed \(content-encoding '.*'\), which was not asked for"):
+    with pytest.raises(TransientError, match=r"is packed \(content-encoding '.*'\), which was not asked for"):
         asked(f"{OK}\r\nContent-Encoding: {packing}", lambda: [b"x" * 100])
 
 
 def test_packed_rubbish_is_told():
-    with pytest.raises(Failed, match="is packed, but broken"):
+    with pytest.raises(TransientError, match="is packed, but broken"):
         asked(f"{OK}\r\nContent-Encoding: gzip", lambda: [b"rubbish, not gzip"])
 
 
@@ -121,7 +127,7 @@ def test_a_body_without_end_is_cut_off_at_what_was_asked_for():
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
 
     def ask():
-        with pytest.raises(Refused, match="the response is longer than") as caught:
+        with pytest.raises(RefusedError, match="the response is longer than") as caught:
             asked(f"{OK}\r\nTransfer-Encoding: chunked", lambda: endless(chunk), num_tokens=512)
         assert caught.value.raw.sent < 20 * MEGABYTE
 
@@ -129,7 +135,7 @@ def test_a_body_without_end_is_cut_off_at_what_was_asked_for():
 
 
 def test_a_body_that_announces_too_much_is_not_read_at_all():
-    with pytest.raises(Refused, match="the response is longer than") as caught:
+    with pytest.raises(RefusedError, match="the response is longer than") as caught:
         asked(f"{OK}\r\nContent-Length: {10**15}", lambda: [b"x", 0.05] * 20)
     assert caught.value.raw.sent < 20
 
@@ -149,7 +155,7 @@ def test_the_bound_grows_with_tokens_log_probabilities_and_the_request():
 
 
 def test_a_byte_now_and_then_does_not_stretch_the_time():
-    with pytest.raises(TimedOut, match=r"no answer within 0\.5 s"):
+    with pytest.raises(RequestTimeoutError, match=r"no answer within 0\.5 s"):
         asked(f"{OK}\r\nTransfer-Encoding: chunked", lambda: endless_drops(), timeout_s=0.5)
 
 
@@ -161,9 +167,9 @@ def endless_drops():
 
 def test_the_report_of_a_fault_is_read_at_its_beginning_only():
     body = b'{"error": {"message": "no room"}}'
-    with pytest.raises(Failed, match=r"^HTTP 500 Busy: no room$"):
+    with pytest.raises(TransientError, match=r"^HTTP 500 Busy: no room$"):
         asked(f"HTTP/1.1 500 Busy\r\nContent-Length: {len(body)}", lambda: [body])
-    with pytest.raises(Failed, match=r"^HTTP 500 Busy: x+\.\.\.$") as caught:
+    with pytest.raises(TransientError, match=r"^HTTP 500 Busy: x+\.\.\.$") as caught:
         asked("HTTP/1.1 500 Busy\r\nConnection: close", lambda: endless(b"x" * 1000))
     assert caught.value.raw.sent < 200 * REPORT_BYTES
 
@@ -185,14 +191,14 @@ def test_the_report_of_a_fault_is_read_at_its_beginning_only():
 def test_a_body_of_another_form_is_told(kind, body, message, monkeypatch):
     monkeypatch.setenv("SDFT_TEST_KEY", "sk-very-secret-4711")  # so that the texts in it are looked at
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}"
-    with pytest.raises(Failed, match=message):
+    with pytest.raises(TransientError, match=message):
         asked(head, lambda: [body], key="SDFT_TEST_KEY")
 
 
 def test_a_redirect_is_told_without_password_and_query_and_gets_no_key(monkeypatch):
     monkeypatch.setenv("SDFT_TEST_KEY", "sk-very-secret-4711")
     there = "https://me:hidden@elsewhere/v1/sk-very-secret-4711?token=hidden#hidden"
-    with pytest.raises(Misset, match=r"redirected to https://elsewhere/v1/\[redacted key\]$") as caught:
+    with pytest.raises(EndpointError, match=r"redirected to https://elsewhere/v1/\[redacted key\]$") as caught:
         asked(f"HTTP/1.1 307 Go\x1b[31m\r\nLocation: {there}\r\nContent-Length: 0", lambda: [], key="SDFT_TEST_KEY")
     assert len(caught.value.raw.requests) == 1
     assert "\x1b" not in str(caught.value)
@@ -209,14 +215,14 @@ def test_a_key_is_taken_out_of_a_refusal_wherever_it_stands(monkeypatch, place):
     }
     body = bodies.get(place, "").encode()
     reason = f"Bad {key}" if place == "reason" else "Bad"
-    with pytest.raises(Denied) as caught:
+    with pytest.raises(AuthError) as caught:
         asked(f"HTTP/1.1 401 {reason}\r\nContent-Length: {len(body)}", lambda: [body], key="SDFT_TEST_KEY")
     assert "very-sec" not in str(caught.value)
 
 
 def test_the_text_of_a_fault_is_one_line_without_escapes():
     body = json.dumps({"error": {"message": "no\n\x1b]0;owned\x07\rroom\x9b2J"}}).encode()
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RefusedError) as caught:
         asked(f"HTTP/1.1 400 Bad\r\nContent-Length: {len(body)}", lambda: [body])
     mark = "\N{REPLACEMENT CHARACTER}"
     assert str(caught.value) == f"HTTP 400 Bad: no {mark}]0;owned{mark}{mark}room{mark}2J"

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from axolotl_sdft.inference.openai import retries
 from axolotl_sdft.inference.openai.retries import (
-    BadRequest,
-    Denied,
-    Failed,
-    Misset,
-    Refused,
-    Throttled,
+    AuthError,
+    BadRequestError,
+    EndpointError,
+    RefusedError,
+    ThrottledError,
+    TransientError,
     backoff_seconds,
     raise_for_answer,
     retry_after_seconds,
@@ -59,21 +59,21 @@ def test_an_odd_retry_after_is_bounded_or_ignored(header, expected):
 @pytest.mark.parametrize(
     ("status", "headers", "kind"),
     [
-        (307, {"location": "https://there/v1"}, Misset),
-        (400, {}, BadRequest),
-        (401, {}, Denied),
-        (403, {}, Denied),
-        (404, {}, Misset),
-        (408, {}, Failed),
-        (409, {}, Failed),
-        (413, {}, BadRequest),
-        (418, {}, Refused),
-        (422, {}, BadRequest),
-        (429, {}, Throttled),
-        (500, {}, Failed),
-        (503, {}, Failed),
-        (503, {"retry-after": "1"}, Throttled),
-        (599, {}, Failed),
+        (307, {"location": "https://there/v1"}, EndpointError),
+        (400, {}, BadRequestError),
+        (401, {}, AuthError),
+        (403, {}, AuthError),
+        (404, {}, EndpointError),
+        (408, {}, TransientError),
+        (409, {}, TransientError),
+        (413, {}, BadRequestError),
+        (418, {}, RefusedError),
+        (422, {}, BadRequestError),
+        (429, {}, ThrottledError),
+        (500, {}, TransientError),
+        (503, {}, TransientError),
+        (503, {"retry-after": "1"}, ThrottledError),
+        (599, {}, TransientError),
     ],
 )
 def test_a_status_decides_what_is_done_about_it(status, headers, kind):
@@ -93,11 +93,11 @@ def test_a_status_decides_what_is_done_about_it(status, headers, kind):
     ],
 )
 def test_what_the_server_said_is_found_wherever_it_stands(body):
-    with pytest.raises(Refused, match=r"^HTTP 400 Bad Request: too long$"):
+    with pytest.raises(RefusedError, match=r"^HTTP 400 Bad Request: too long$"):
         raise_for_answer(httpx.Response(400), body.encode())
 
 
 def test_a_long_page_of_a_proxy_is_cut_short():
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(TransientError) as caught:
         raise_for_answer(httpx.Response(502), b"x" * 5000)
     assert len(str(caught.value)) < 400
