@@ -64,7 +64,7 @@ pytest: $(STAMP) model
 test-newest: $(NEWEST)/.installed
 	@test -f $(MODEL)/config.json || $(NEWEST)/bin/python example_configs/prepare_smollm2.py $(MODEL)
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile \
-		tests/training tests/pruning tests/distillation
+		tests/training tests/pruning tests/distillation tests/inference
 
 $(NEWEST)/.installed: pyproject.toml
 	$(call find_python,3.11) -m venv $(NEWEST)
@@ -76,11 +76,11 @@ $(NEWEST)/.installed: pyproject.toml
 # The oldest versions that pyproject.toml allows, on the oldest Python, without Axolotl. What needs Axolotl is skipped.
 # The plain torch of this version brings its GPU libraries: about 3 GB.
 OLDEST := .venv-oldest
-OLDEST_TOOLS := accelerate==1.10.0 peft==0.18.0 trl==0.27.0 matplotlib==3.7.0 gguf==0.10.0 \
+OLDEST_TOOLS := accelerate==1.10.0 peft==0.18.0 trl==0.27.2 matplotlib==3.7.0 gguf==0.10.0 \
   sentencepiece protobuf hypothesis==6.100.0 pytest==8.0.0 pytest-xdist==3.5.0 hatchling==1.27.0
 # The sweep over all model types is left to current versions: transformers 5.0 has faults of its own in some of them.
-OLDEST_TESTS := tests/core tests/pruning tests/distillation tests/training tests/evaluation tests/configs \
-  --ignore tests/pruning/checkpoint/test_every_architecture.py
+OLDEST_TESTS := tests/core tests/config tests/plugins tests/inference tests/pruning tests/distillation tests/training \
+  tests/evaluation tests/configs --ignore tests/pruning/checkpoint/test_every_architecture.py
 
 test-oldest: $(OLDEST)/.installed model
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(OLDEST_TESTS)

@@ -34,7 +34,7 @@ def layer_lists(model: PreTrainedModel, num_layers: int) -> list[torch.nn.Module
 def skipped(model: PreTrainedModel, drop_layers: Collection[int], num_layers: int) -> Iterator[PreTrainedModel]:
     """While open, these layers hand on the hidden states that they receive, whatever else they return."""
     (layers,) = layer_lists(model, num_layers)
-    hooks = [layers[layer].register_forward_hook(_hand_on, with_kwargs=True) for layer in drop_layers]
+    hooks = [layers[layer].register_forward_hook(hand_on, with_kwargs=True) for layer in drop_layers]
     try:
         yield model
     finally:
@@ -42,7 +42,8 @@ def skipped(model: PreTrainedModel, drop_layers: Collection[int], num_layers: in
             hook.remove()
 
 
-def _hand_on(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+def hand_on(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Give, as a forward hook, what a layer received in place of what it made of it."""
     received = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     received |= received.pop("kwargs", {})
     states = [args[0] if args else kwargs["hidden_states"]]

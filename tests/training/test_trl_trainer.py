@@ -40,6 +40,7 @@ TEMPLATE = "{% for message in messages %}{{ message['role'] }} {{ message['conte
 # TRL from 1.15 on has only losses without logits, except for one of the caller's own; it warns of what it will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:.(loss_type|compute_loss_func|label_smoothing_factor):FutureWarning")
 HAS_ONLY_LOSSES_WITHOUT_LOGITS = Version(trl.__version__) >= Version("1.15")
+HAS_CHUNKED_LOSS = "chunked_nll" in str(SFTConfig.__dataclass_fields__["loss_type"].metadata)
 # With 9 rows in batches of 2 the last batch of an epoch holds only one.
 BATCHES = {"per_device_train_batch_size": 2}
 
@@ -58,6 +59,8 @@ def make_trainer(
     trainer_class: type[Any], tmp_path: Path, rows: str = "text", *, own: Any = None, **settings: Any
 ) -> Any:
     """A trainer on the same random Llama each time; ``own`` goes to the trainer, all else to its arguments."""
+    if settings.get("loss_type") == "chunked_nll" and not HAS_CHUNKED_LOSS:
+        pytest.skip("this TRL has no losses without logits of its own")
     quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "logging_steps": 1}
     plain = {"disable_tqdm": True, "gradient_checkpointing": False, "learning_rate": 0.01, "loss_type": "nll"}
     config_class = DynSDPBSFTConfig if trainer_class is DynSDPBSFTTrainer else SFTConfig
@@ -159,6 +162,8 @@ def test_the_second_step_adds_the_distillation_to_the_loss_of_both_batches(
     settings = {**settings, "optim": "sgd", "lr_scheduler_type": "constant", "learning_rate": 0.3, "max_grad_norm": 0.0}
     trainer = make_trainer(DynSDPBSFTTrainer, tmp_path, rows, own={"dynsdpb": STATIC}, max_steps=2, **settings)
     [(first, second, *rest)] = batches_of(trainer, 1)
+    for batch in (first, second):
+        batch["labels"][:, 0] = -100  # predicted by nothing; some versions of transformers count it all the same
     model = make_llama(attn_implementation="sdpa")
     before = descend(model, model(**first, use_cache=False).loss, first)
     again = model(**first, use_cache=False).logits[label_mask(first)]

@@ -96,6 +96,8 @@ def _load(path: Path, device: str) -> Mapping[str, "Tensor"]:
             f"{path} holds something else than tensors, which is not read, since a pickled file can run code"
             f"{': ' + found[1].strip() if found else ''}. If you trust it, {_SAVE_AGAIN}"
         ) from err
+    except NotImplementedError as err:  # sparse tensors without content, in torch before 2.7
+        raise CheckpointError(f"{path} holds tensors that torch can't read ({err}); {_SAVE_AGAIN}") from err
     except (RuntimeError, OSError, EOFError, ValueError) as err:
         raise CheckpointError(f"{path} can't be read ({type(err).__name__}: {err}); download it again") from err
     _require_tensors(path, state)

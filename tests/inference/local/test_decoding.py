@@ -3,6 +3,7 @@ from random import Random
 
 import pytest
 import torch
+from transformers import cache_utils
 
 from axolotl_sdft.inference.local import decoding
 from axolotl_sdft.inference.local.decoding import ContinuousDecoder
@@ -54,8 +55,11 @@ def test_rows_that_join_and_leave_are_written_as_alone_in_plain_transformers(mod
 
 @pytest.mark.parametrize("model_type", WITH_OTHER_STATE)
 def test_models_that_keep_another_state_are_left_to_generate_and_write_the_same(model_type):
-    model = tiny_model(model_type)
-    assert "its layers keep another state than keys and values" in unsupported_reason(model, TRIAL)
+    model = tiny_model(model_type, **({"use_mamba_kernels": False} if model_type == "jamba" else {}))
+    # Before its caches knew of other states, only a trial showed them.
+    is_known = hasattr(cache_utils, "LinearAttentionLayer")
+    reason = "its layers keep another state than keys and values" if is_known else "with a cache of fixed room"
+    assert reason in unsupported_reason(model, TRIAL)
 
     written = list(plain_decoder(model).run(rows_of()))
 
@@ -67,7 +71,7 @@ def test_models_that_keep_another_state_are_left_to_generate_and_write_the_same(
     [
         ("rwkv", r"gives other logits \(by 0\.\d+ of their spread\)"),
         ("openai-gpt", r"with a cache of fixed room fails \(RuntimeError"),
-        ("bart", r"generation settings hold forced_eos_token_id: 2"),
+        ("bart", r"generation settings hold forced_eos_token_id: 2|gives other logits"),
     ],
 )
 def test_a_trial_finds_the_models_that_do_not_fit(model_type, reason):

@@ -31,6 +31,12 @@ def test_a_cut_encoder_equals_the_original_with_those_layers_skipped(model_type,
     seed = tiny_encoder(model_type, head, tmp_path / "seed")
     for drop_layers in ((1,), (2, 4, 5)):
         pruned_dir = tmp_path / f"without {drop_layers}"
+        if hasattr(seed.config, "global_attn_every_n_layers"):
+            # This transformers takes the windows from a layer's number, so that pruning refuses the cut.
+            cut_layers(tmp_path / "seed", drop_layers, pruned_dir)
+            with pytest.raises(CheckpointError, match="can't be cut soundly"):
+                check_config(tmp_path / "seed", drop_layers, pruned_dir)
+            continue
         pruned = check_cut(seed, tmp_path / "seed", drop_layers, pruned_dir)
         check_config(tmp_path / "seed", drop_layers, pruned_dir)
         assert pruned.config.num_hidden_layers == NUM_LAYERS - len(drop_layers)

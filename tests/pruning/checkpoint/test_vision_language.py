@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from axolotl_sdft import cut_layers
 from axolotl_sdft.core.errors import CheckpointError
+from tests.pruning.skipped_layers import hand_on
 
 IMAGE = 63  # the token that an image's features replace
 NUM_LAYERS = 6  # of the vision tower too, which must not be mistaken for the decoder
@@ -152,6 +153,8 @@ def vision_checkpoint(tmp_path_factory):
     """Give the folder of a tiny model that sees, saved once, with large random weights; read only."""
 
     def save(name):
+        if (tf.__version__, name) == ("5.0.0", "llama4") or name not in tf.CONFIG_MAPPING:
+            pytest.skip("this transformers can't make the model")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             model = AutoModelForImageTextToText.from_config(CONFIGS[name]())
@@ -183,20 +186,16 @@ def logits(model, name):
     return [model(**inputs, use_cache=False).logits for inputs in (text_input(), image_input(name))]
 
 
-CANNOT_RUN = {("5.24.0", "llama4")}
-"""Versions of transformers whose model stumbles over a text without a picture."""
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_cut_decoder_equals_the_decoder_with_those_layers_skipped(vision_checkpoint, tmp_path, name):
-    if (tf.__version__, name) in CANNOT_RUN:
-        pytest.skip("this transformers can't run the model")
+    if (tf.__version__, name) == ("5.24.0", "llama4"):
+        pytest.skip("this transformers can't run the model on a text without a picture")
     dropped = (2, 4)
     pruned = load(cut_layers(vision_checkpoint(name), dropped, tmp_path / "pruned"))
     seed = load(vision_checkpoint(name))
     whole = logits(seed, name)
     for layer in dropped:
-        decoder_layers(seed)[layer].forward = lambda hidden_states, *_args, **_kwargs: hidden_states
+        decoder_layers(seed)[layer].register_forward_hook(hand_on, with_kwargs=True)
     expected, actual = logits(seed, name), logits(pruned, name)
     assert len(decoder_layers(pruned)) == NUM_LAYERS - len(dropped)
     for before, skipped, cut in zip(whole, expected, actual, strict=True):

@@ -5,6 +5,7 @@ from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.pruning.checkpoint.tensor_files import StoredTensor, read_checkpoint
 from axolotl_sdft.pruning.planning.savings import Footprint, active_parameters, number_format, read_savings
 from tests.pruning.conftest import edit_config
+from tests.pruning.without_content import runs_without_content
 
 # The tiny Llama: 6 layers, 16 wide, 24 inside, 2 heads of 8 and 1 key-value head, 61 words, float32.
 LAYER = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24 + 2 * 16
@@ -23,6 +24,7 @@ def tensor(name, *shape, dtype="BF16"):
     return StoredTensor(name, dtype, shape, None, 0, 2 * StoredTensor(name, dtype, shape, None, 0, 0).num_parameters)
 
 
+@runs_without_content
 def test_a_llama_before_and_after_is_as_worked_out_by_hand(checkpoint):
     savings = read_savings(checkpoint(), [1, 4])
     for footprint, layers in ((savings.before, 6), (savings.after, 4)):
@@ -81,6 +83,7 @@ def test_the_number_format_is_the_named_one_or_that_of_most_bytes(config, expect
     assert number_format(config, tensors) == expected
 
 
+@runs_without_content
 def test_weight_bytes_are_those_of_the_files(own_checkpoint):
     edit_config(own_checkpoint, dtype="bfloat16")  # says one thing, while the files hold float32
     savings = read_savings(own_checkpoint, [2])

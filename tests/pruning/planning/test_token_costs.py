@@ -4,6 +4,7 @@ import pytest
 import transformers
 
 from axolotl_sdft.pruning.planning.token_costs import TokenCosts, token_costs
+from tests.pruning.without_content import keeps_states_in_caches, runs_without_content
 
 HIDDEN, INNER, VOCABULARY, LAYERS, HEAD_DIM = 16, 24, 100, 6, 8
 SIZES = {
@@ -33,6 +34,7 @@ def operations(multiply_adds):
     return 2 * multiply_adds, 2 * (multiply_adds + ANGLES)
 
 
+@runs_without_content
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_a_llama_keeps_keys_and_values_of_its_key_value_heads_only(kv_heads):
     costs = costs_of(transformers.LlamaConfig(**SIZES, num_key_value_heads=kv_heads))
@@ -41,11 +43,13 @@ def test_a_llama_keeps_keys_and_values_of_its_key_value_heads_only(kv_heads):
     assert (costs.cache_bytes, costs.state_bytes) == (2 * kv_heads * HEAD_DIM * 2 * LAYERS, 0)
 
 
+@runs_without_content
 def test_the_cache_has_the_format_of_the_checkpoint():
     config = transformers.LlamaConfig(**SIZES, num_key_value_heads=1)
     assert costs_of(config, "float32").cache_bytes == 2 * costs_of(config, "bfloat16").cache_bytes
 
 
+@runs_without_content
 def test_only_the_experts_chosen_for_a_token_count():
     experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
     costs = costs_of(transformers.Qwen3MoeConfig(**SIZES, **experts, num_key_value_heads=1, head_dim=HEAD_DIM))
@@ -53,6 +57,7 @@ def test_only_the_experts_chosen_for_a_token_count():
     assert costs.flops in operations(LAYERS * (attention(1) + router + chosen) + HEAD)
 
 
+@runs_without_content
 def test_latent_attention_keeps_the_latent_and_one_rotary_key():
     latent = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
     experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
@@ -62,6 +67,7 @@ def test_latent_attention_keeps_the_latent_and_one_rotary_key():
     assert costs_of(config).cache_bytes == LAYERS * (8 + 4) * 2  # not 2 heads x (12 + 8)
 
 
+@keeps_states_in_caches
 def test_a_recurrent_model_keeps_a_state_that_does_not_grow():
     config = transformers.MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=6, state_size=4, conv_kernel=4)
     inner = 2 * 16
@@ -89,6 +95,8 @@ def test_a_class_that_a_kernel_package_registers_for_a_type_is_not_measured(monk
     assert costs_of(config) == expected
 
 
+@runs_without_content
+@keeps_states_in_caches
 def test_a_hybrid_model_has_a_cache_and_a_state():
     linear = {"linear_num_value_heads": 2, "linear_num_key_heads": 1}
     linear |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_conv_kernel_dim": 4}

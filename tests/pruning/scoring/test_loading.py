@@ -167,7 +167,7 @@ def test_weights_of_another_shape_are_told_by_the_seed_s_folder(own_checkpoint):
 
 def test_settings_that_make_no_model_are_told_by_the_seed_s_folder(own_checkpoint):
     edit_config(own_checkpoint, hidden_size="wide")
-    with pytest.raises(CheckpointError, match=r"base_model \(.*seed\) can't be loaded .*hidden_size"):
+    with pytest.raises(CheckpointError, match=r"base_model \(.*seed\) can't be loaded to score its layers \(.+\)"):
         load_structure(own_checkpoint)
 
 
