@@ -16,10 +16,12 @@ class Forward:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._taken = inspect.signature(innermost(model).forward).parameters
+        self._cache_name = "cache" if "cache" in self._taken else "past_key_values"  # its name before transformers 5.24
         self.device = input_device(model)
 
-    def __call__(self, **inputs: Any) -> Tensor:
-        """Return the logits of each row's last column, [B, V]."""
+    def __call__(self, cache: Any, **inputs: Any) -> Tensor:
+        """Return the logits of each row's last column, [B, V]; keys and values go into the cache."""
+        inputs[self._cache_name] = cache
         if "logits_to_keep" in self._taken:
             inputs["logits_to_keep"] = 1
         placed = {name: self._placed(value) for name, value in inputs.items() if self._takes(name)}

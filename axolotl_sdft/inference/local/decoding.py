@@ -58,7 +58,7 @@ class Prefill:
         known = _num_alike(self._shared_ids, own)
         if len(rows) > 1 and len(own) >= known + _LEAST_SHARED:
             cache = DynamicCache()
-            self._forward(input_ids=torch.tensor([own]), past_key_values=cache)
+            self._forward(input_ids=torch.tensor([own]), cache=cache)
             self._shared_ids, known = own, len(own)
             self._shared_states = [(layer.keys, layer.values) for layer in cache.layers]
         return known if known >= _LEAST_SHARED else 0
@@ -69,9 +69,7 @@ class Prefill:
             for layer, states in enumerate(self._shared_states):
                 key_BHPD, value_BHPD = (part[:, :, :num_shared].expand(len(rows), -1, -1, -1) for part in states)
                 cache.update(key_BHPD, value_BHPD, layer)
-        self._forward(
-            input_ids=_padded([row.ids[num_shared:-1] or row.ids[-1:] for row in rows]), past_key_values=cache
-        )
+        self._forward(input_ids=_padded([row.ids[num_shared:-1] or row.ids[-1:] for row in rows]), cache=cache)
         return cache
 
 
@@ -192,7 +190,7 @@ class ContinuousDecoder:
                 input_ids=torch.tensor([row.ids[-1:] for row in live]),
                 attention_mask=cache.attention_mask(),
                 position_ids=torch.tensor(cache.lengths)[:, None],
-                past_key_values=cache,
+                cache=cache,
             )
         cache.advance()
         return logits_BV

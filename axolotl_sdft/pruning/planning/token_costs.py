@@ -23,8 +23,8 @@ from axolotl_sdft.core.errors import first_line
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_CACHE_KEYS = ("past_key_values", "cache_params", "state")
-"""Under which transformers hands out what a model remembers of earlier tokens, and takes it back."""
+_CACHE_KEYS = ("cache", "past_key_values", "cache_params", "state")
+"""Under which transformers hands out what a model remembers of earlier tokens, and takes it back; newest name first."""
 
 _KERNEL_PACKAGES = ("fla", "mamba_ssm", "causal_conv1d")
 """Compiled kernels of recurrent layers. They must not run on tensors without content: a GPU would read at address 0."""
@@ -169,7 +169,8 @@ def _step(model: "PreTrainedModel", cache: dict[str, Any]) -> dict[str, Any]:
     caching = {"use_cache": True} if "use_cache" in inspect.signature(model.forward).parameters else {}
     with torch.no_grad():
         output = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device="meta"), **caching, **cache)
-    return {key: output[key] for key in _CACHE_KEYS if output.get(key) is not None}
+    found = list(output)  # from 5.24 on an output answers to the former names too, with a warning
+    return {key: output[key] for key in _CACHE_KEYS if key in found}
 
 
 def _num_bytes(thing: Any, seen: set[int] | None = None) -> int:

@@ -69,7 +69,7 @@ class FakeServer:
         self.choice, self.usage = choice or {}, usage
         self.chats, self.times, self.headers = [], [], []
         self.in_flight = self.most_in_flight = 0
-        self.port = 0
+        self.port, self._is_dead = 0, False
         self._loop, self._server, self._writers, self._tasks = asyncio.new_event_loop(), None, set(), set()
 
     def __enter__(self):
@@ -95,6 +95,7 @@ class FakeServer:
 
     def revive(self):
         """Listen, on the same port as before."""
+        self._is_dead = False
         self._server = self._run(asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024))
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -105,6 +106,7 @@ class FakeServer:
 
     def die_inside(self):
         """Like :meth:`die`, called while a chat is handled."""
+        self._is_dead = True
         self._server.close()
         for writer in self._writers:
             writer.transport.abort()
@@ -122,6 +124,9 @@ class FakeServer:
                 headers = dict(line.lower().split(": ", 1) for line in head.strip().split("\r\n")[1:])
                 raw = dict(line.split(": ", 1) for line in head.strip().split("\r\n")[1:])
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
+                if self._is_dead:  # what was accepted or sent before, and comes to be handled only now
+                    writer.transport.abort()
+                    return
                 self.headers.append(raw)
                 fault = await self._answer(method, path, raw, json.loads(body) if body else None)
                 if fault.is_reset:
