@@ -101,7 +101,7 @@ def test_pickled_weights_are_fetched_only_where_there_are_no_safetensors(tmp_pat
 STUCK = """
 import sys, time
 from axolotl_sdft import cut_layers
-from axolotl_sdft.pruning import tensor_writer
+from axolotl_sdft.pruning.checkpoint import tensor_writer
 
 copy_range = tensor_writer.copy_range
 
