@@ -70,6 +70,36 @@ def test_a_list_with_something_else_than_layers_of_the_seed_is_refused(seed_dir,
         check(seed_dir, peft_layers_to_transform=value)
 
 
+# LISA draws layers from those of the pruned model
+
+LISA = {"lisa_step_interval": 20, "lisa_layers_attribute": "model.layers"}
+
+
+@pytest.mark.parametrize("pruning", [{"drop_layers": (1, 2)}, {"num_layers": 2}])
+@pytest.mark.parametrize("path", [None, "model.layers", "base_model.model.model.layers"])
+def test_more_layers_to_draw_than_stay_are_refused(seed_dir, pruning, path):
+    cfg = LISA | {"lisa_n_layers": 5, "lisa_layers_attribute": path}
+    with pytest.raises(ConfigError, match=r"lisa_n_layers is 5, but layer_pruning leaves 4 of the 6 layers .* 4 at mo"):
+        check_layer_numbers(cfg, LayerPruningConfig(**pruning), seed_dir)
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        LISA | {"lisa_n_layers": 4},
+        LISA | {"lisa_n_layers": 5, "lisa_step_interval": None},  # then Axolotl draws none
+        LISA | {"lisa_n_layers": 5, "lisa_layers_attribute": "model.vision_tower.layers"},
+    ],
+)
+def test_layers_to_draw_that_are_there_are_let_through(seed_dir, cfg):
+    check(seed_dir, **cfg)
+
+
+def test_one_layer_by_number_to_draw_from_is_refused_like_any_path(seed_dir):
+    with pytest.raises(ConfigError, match=r"lisa_layers_attribute holds 'model\.layers\.4\.mlp\.experts'"):
+        check(seed_dir, **LISA | {"lisa_n_layers": 2, "lisa_layers_attribute": "model.layers.4.mlp.experts"})
+
+
 # Patterns with numbers are refused
 
 

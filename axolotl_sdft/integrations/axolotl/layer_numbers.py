@@ -63,12 +63,14 @@ def check_layer_numbers(cfg: Mapping[str, Any], config: LayerPruningConfig, seed
         CheckpointError: The layers can't be found in the seed model.
     """
     texts = [(key, text, matches) for key, text, matches in _patterns(cfg) if _may_name_a_layer(text)]
-    if not texts and cfg.get(_LIST) is None and not cfg.get(_REPLICATION):
+    if not texts and cfg.get(_LIST) is None and not cfg.get(_REPLICATION) and not _has_lisa(cfg):
         return
     layers = seed_layers(seed_dir)
     faults = list(dict.fromkeys(fault for text in texts for fault in _pattern_faults(*text, config, layers)))
     if cfg.get(_REPLICATION):
         faults.append(f"{_REPLICATION} and layer_pruning both change which layers there are; remove one of the two")
+    if _has_lisa(cfg):
+        faults += _lisa_faults(cfg, config, layers)
     if cfg.get(_LIST) is not None:
         listed = _listed(cfg[_LIST], layers.num_layers)
         faults += _removed_faults(_LIST, listed, config.drop_layers or ())
@@ -186,6 +188,24 @@ def _faults_before_scoring(what: str, hits: Sequence[set[Any]], config: LayerPru
             f"{what}, but layer_pruning.num_layers lets the scores choose which of layers {first} to {end - 1} go, "
             f"and those after them get other numbers; name the layers in layer_pruning.drop_layers to see which, "
             f"{_WAY_OUT}"
+        )
+
+
+def _has_lisa(cfg: Mapping[str, Any]) -> bool:
+    """Whether some of the layers, drawn anew from time to time, are trained (LISA, arXiv 2403.17919)."""
+    return bool(cfg.get("lisa_n_layers") and cfg.get("lisa_step_interval"))
+
+
+def _lisa_faults(cfg: Mapping[str, Any], config: LayerPruningConfig, layers: SeedLayers) -> Iterator[str]:
+    """Yield a fault where more layers are to be drawn than stay; they are drawn from those of the pruned model."""
+    wanted, path = cfg["lisa_n_layers"], str(cfg.get("lisa_layers_attribute") or "model.layers")
+    num_removed = len(config.drop_layers) if config.drop_layers is not None else config.num_layers or 0
+    num_left = layers.num_layers - num_removed
+    names_decoder = path.removeprefix("base_model.model.") + "." in layers.prefixes  # else it draws from another stack
+    if names_decoder and isinstance(wanted, int) and wanted > num_left:
+        yield (
+            f"lisa_n_layers is {wanted}, but layer_pruning leaves {num_left} of the {layers.num_layers} layers in "
+            f"{path} to draw from; set it to {num_left} at most, or remove fewer layers"
         )
 
 

@@ -18,15 +18,24 @@ from axolotl_sdft.pruning.scoring.scores import Batch, TokenAverage
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Run without dropout and gradients while open; every module's own mode comes back."""
+    """Run without dropout and gradients while open; every module's own mode comes back.
+
+    Modules of packed weights keep their mode: they have no dropout, and on a CPU those of bitsandbytes pack themselves
+    anew for inference as soon as they run in evaluation mode, which makes the gradients of a later training wrong.
+    """
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    for module in modes:
+        module.training = module.training and _has_packed_weights(module)
     try:
         with torch.no_grad():
             yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _has_packed_weights(module: nn.Module) -> bool:
+    return any(not parameter.is_floating_point() for parameter in module.parameters(recurse=False))
 
 
 def ids_and_mask(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
