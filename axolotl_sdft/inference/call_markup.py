@@ -41,6 +41,8 @@ _QUOTES = frozenset("`'\"")
 _NAME_KEYS, _ARGUMENT_KEYS = ("name", "function"), ("arguments", "parameters", "args")
 _WRAPPERS = ("function", "function_call", "tool_calls")
 _LONGEST_LIST = 20_000  # characters of a Python list of calls
+_DECODER = json.JSONDecoder()
+_MAY_BE_DATA = re.compile(r"\s*[{\[]")
 _SEPARATORS = re.compile(r"[\s;,]*")
 _BARE = "a bare list of calls"
 
@@ -51,8 +53,17 @@ def call_marks(text: str) -> Counter[str]:
     A text that is nothing but calls, as JSON or as a Python list such as ``[get_time(city="Oslo")]``, has a mark as
     well. Calls in running text, in a block of code or without a list around them have none.
     """
+    if not _may_hold_calls(text):
+        return Counter()
     marks = Counter(" ".join(found.group().split()) for found in _found(text))
     return marks if marks or not (_is_json_calls(text) or _is_python_calls(text)) else Counter({_BARE: 1})
+
+
+def _may_hold_calls(text: str) -> bool:
+    for hint in _MARKS:  # a generator in any() would cost more than the search
+        if hint in text:
+            return True
+    return _MAY_BE_DATA.match(text) is not None
 
 
 def markup_fault(answer: str, reference: str) -> str | None:
@@ -113,13 +124,13 @@ def _is_json_calls(text: str) -> bool:
 
 def _json_values(text: str) -> Iterator[Any]:
     """Yield the JSON values that a text is made of, and None where it is something else."""
-    decoder, place = json.JSONDecoder(), 0
+    place = 0
     while place < len(text):
         if text[place] not in "{[":
             yield None
             return
         try:
-            value, place = decoder.raw_decode(text, place)
+            value, place = _DECODER.raw_decode(text, place)
         except (ValueError, RecursionError):
             yield None
             return

@@ -113,11 +113,12 @@ BackendFactory: TypeAlias = Callable[..., Backend]
 
 
 _LATER_TEMPERATURE = 0.7
+_ENCODER = json.JSONEncoder(sort_keys=True)  # json.dumps would make one for each question
 
 
 def question_digest(messages: "Sequence[Message]") -> bytes:
     """Return 32 bytes that differ where two chats do."""
-    return hashlib.sha256(json.dumps(list(messages), sort_keys=True).encode()).digest()
+    return hashlib.sha256(_ENCODER.encode(list(messages)).encode()).digest()
 
 
 def sampling_seed(seed: int, messages: "Sequence[Message]", attempt: int = 0) -> int:

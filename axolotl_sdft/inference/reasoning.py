@@ -62,6 +62,9 @@ _SOLUTION = re.compile(
     re.DOTALL,
 )
 
+_FIRST_CHARACTERS = tuple({mark[0]: None for mark in (*_PARTS, *_PARTS.values(), *_SOLUTIONS, *_SOLUTIONS.values())})
+_HEADED = re.compile(rf"\s*{_SPEAKER}(?:{'|'.join(_HEADINGS)})")
+
 # Where chat templates open a turn, the name of the role belongs to the token.
 _OPENING = r"<\|im_start\|>[ \t]*\w*\n?|<\|start_header_id\|>\s*\w*\s*<\|end_header_id\|>|<start_of_turn>[ \t]*\w*\n?"
 # The wide bars are those of DeepSeek.
@@ -92,6 +95,8 @@ def framed(answer: str) -> Framed:
 
     A part that only ends in the answer counts as well: some chat templates write its beginning.
     """
+    if not _may_hold_marks(answer):
+        return Framed("", answer, "")
     place = _end_of_thinking(answer)
     before, rest = answer[:place], answer[place:]
     solution = _SOLUTION.fullmatch(rest)
@@ -99,6 +104,14 @@ def framed(answer: str) -> Framed:
         return Framed(before, rest, "")
     opening, text, closing = (part for part in solution.groups() if part is not None)
     return Framed(before + opening, text, closing)
+
+
+def _may_hold_marks(text: str) -> bool:
+    """Whether it is worth to look for what frames an answer: most texts hold none of the characters that begin it."""
+    for first in _FIRST_CHARACTERS:  # a generator in any() would cost more than the search
+        if first in text:
+            return True
+    return _HEADED.match(text) is not None
 
 
 def _end_of_thinking(answer: str) -> int:
@@ -121,7 +134,7 @@ def answer_alone(written: str) -> str:
 
 def is_unfinished_thought(written: str) -> bool:
     """Whether what a model wrote ends within its thinking part, so that it holds no answer."""
-    return _START.match(answer_alone(written)) is not None
+    return _may_hold_marks(written) and _START.match(answer_alone(written)) is not None
 
 
 def framed_raw(text: str) -> Framed:

@@ -203,8 +203,9 @@ def judge_row(row: dict[str, Any], row_format: RowFormat, policy: Policy, judged
         KeyError: An answer is missing.
     """
     settlements = []
-    left_alone = tuple(why for why in left_alone_of(row_format, row) if why.is_trained)
-    for turn in range(row_format.num_targets(row)):
+    num_targets = row_format.num_targets(row)
+    left_alone = tuple(why for why in left_alone_of(row_format, row, num_targets) if why.is_trained)
+    for turn in range(num_targets):
         settlement = policy.settle(judged, row_format.target(row, turn))
         if settlement.answer is not None:
             row = row_format.with_answer(row, turn, settlement.answer.text)

@@ -121,7 +121,7 @@ def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, di
     gap = (fmean(one for one, _ in told), fmean(other for _, other in told)) if told else None
     left_alone = LeftAloneCounts()
     for row in originals.values():
-        left_alone.add(left_alone_of(row_format, row))
+        left_alone.add(left_alone_of(row_format, row, row_format.num_targets(row)))
     ordered = tuple(sorted(shown, key=lambda one: (one.row, one.turn)))
     return Preview(ordered, len(originals), seconds, gap, left_alone)
 

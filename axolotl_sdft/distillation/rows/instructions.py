@@ -15,6 +15,7 @@ from axolotl_sdft.distillation.rows.wordings import Wording
 from axolotl_sdft.inference.interfaces import Message, Target
 from axolotl_sdft.inference.reasoning import framed, plain
 
+_ASKED = (str, int, float)
 _BESIDE = Wording("{instruction}\n\n{input}", "{instruction}")
 
 
@@ -66,9 +67,9 @@ class InstructionRows:
 
     def left_alone(self, row: dict[str, Any]) -> list[LeftAlone]:
         """Return why the answer is left as it is, such as that it is not text; nothing where it is a target."""
-        for column, kinds in ((self.instruction, str | int | float), (self.output, str)):
-            if not isinstance(row.get(column), kinds):
-                kind = "null" if row.get(column) is None else type(row[column]).__name__
+        for column, kinds in ((self.instruction, _ASKED), (self.output, str)):
+            if not isinstance(value := row.get(column), kinds):
+                kind = "null" if value is None else type(value).__name__
                 return [LeftAlone(f"column {column!r} holds no text ({kind})")]
         why = left_alone_for(row[self.output], self.leaves_calls)
         return [] if why is None else [why]

@@ -50,14 +50,14 @@ def left_alone_for(answer: str, leaves_calls: bool) -> LeftAlone | None:
     return UNFINISHED if is_unfinished_thought(answer) else None
 
 
-def left_alone_of(row_format: Any, row: dict[str, Any]) -> list[LeftAlone]:
+def left_alone_of(row_format: Any, row: dict[str, Any], num_targets: int) -> list[LeftAlone]:
     """Return why answers of a row are left alone, one entry for each; also where there is no answer at all.
 
-    Row formats of plugins may not tell.
+    Row formats of plugins may not tell. ``num_targets`` is how many answers of the row are not left alone.
     """
     tell = getattr(row_format, "left_alone", None)
     told = list(tell(row)) if tell else []
-    return told or ([] if row_format.num_targets(row) else [NO_ANSWER])
+    return told or ([] if num_targets else [NO_ANSWER])
 
 
 @dataclass
@@ -69,8 +69,9 @@ class LeftAloneCounts:
 
     def add(self, reasons: Sequence[LeftAlone]) -> None:
         """Count what is left alone of one row."""
-        self.answers.update(reasons)
-        self.rows.update(set(reasons))
+        if reasons:
+            self.answers.update(reasons)
+            self.rows.update(set(reasons))
 
     @property
     def num_trained(self) -> int:
