@@ -10,6 +10,7 @@ from axolotl_sdft.config.block import nearest_key_hint, parse_num_layers, parse_
 from axolotl_sdft.config.dynsdpb import DynSDPBConfig
 from axolotl_sdft.config.generation import GenerationConfig
 from axolotl_sdft.config.layer_pruning import CalibrationConfig, LayerPruningConfig
+from axolotl_sdft.config.logit_distillation import LogitDistillationConfig
 from axolotl_sdft.config.merging import MergeConfig
 from axolotl_sdft.config.recovery_report import (
     DraftingConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "GenerationConfig",
     "LayerPruningConfig",
     "LmEvalConfig",
+    "LogitDistillationConfig",
     "MergeConfig",
     "RecoveryReportConfig",
     "RowsConfig",

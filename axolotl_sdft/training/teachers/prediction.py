@@ -168,6 +168,15 @@ class Predictions:
             return Pass(logits_BTV, identity, None, None)
         return Pass(seen.calls[0].raw, self._finish, seen.calls[0].hidden, self._head)
 
+    def hidden_pass(self, seen: Watched) -> Pass | None:
+        """Return what a pass predicted of which logits were not made; None where its hidden states are unknown.
+
+        Only after :meth:`read` has seen another pass of the same model, whose head was given what its body gave.
+        """
+        if self._finish is None or self._head is None or seen.hidden is None:
+            return None
+        return Pass(None, self._finish, seen.hidden, self._head)
+
     @torch.no_grad()
     def _inspect(self, calls: list[HeadCall], logits_BTV: Tensor, rows_S: Tensor) -> None:
         self._is_inspected = True
