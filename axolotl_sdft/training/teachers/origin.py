@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.artifacts import read_json
+from axolotl_sdft.core.artifacts import read_json
+from axolotl_sdft.core.errors import CheckpointError, SdftError
 from axolotl_sdft.core.identity import model_identity
-from axolotl_sdft.errors import CheckpointError, SdftError
-from axolotl_sdft.pruning.cut import PROVENANCE_FILE, PRUNED_KEY, read_config
-from axolotl_sdft.pruning.seed import resolve_seed
+from axolotl_sdft.core.seed_folder import resolve_seed
+from axolotl_sdft.pruning.checkpoint.cut import PROVENANCE_FILE, PRUNED_KEY, read_config
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from axolotl_sdft.errors import CheckpointError, MissingExtraError, first_line
+from axolotl_sdft.core.errors import CheckpointError, MissingExtraError, first_line
 from axolotl_sdft.training.teachers.origin import SeedOrigin
 from axolotl_sdft.training.teachers.removed_layers import quiet_loading
 from axolotl_sdft.training.teachers.seed_config import seed_config

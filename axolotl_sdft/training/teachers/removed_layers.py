@@ -16,9 +16,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from axolotl_sdft.errors import CheckpointError, first_line
-from axolotl_sdft.pruning.cut import Cut, read_cut
-from axolotl_sdft.pruning.legacy_files import converted
+from axolotl_sdft.core.errors import CheckpointError, first_line
+from axolotl_sdft.pruning.checkpoint.cut import Cut, read_cut
+from axolotl_sdft.pruning.checkpoint.legacy_files import converted
 from axolotl_sdft.training.teachers.origin import SeedOrigin
 
 
@@ -38,9 +38,7 @@ def plan_layers(origin: SeedOrigin) -> Cut:
         ) from err
 
 
-def load_layers(
-    base: Any, origin: SeedOrigin, config: PreTrainedConfig, trust_remote_code: bool = False
-) -> nn.Module:
+def load_layers(base: Any, origin: SeedOrigin, config: PreTrainedConfig, trust_remote_code: bool = False) -> nn.Module:
     """Return a model of the layers that have to be read, where the student is, in its dtype and quantization.
 
     Args:
@@ -108,5 +106,3 @@ def quiet_loading() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if is_shown:
             transformers_logging.enable_progress_bar()
-
-

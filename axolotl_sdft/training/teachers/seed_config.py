@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from axolotl_sdft.errors import CheckpointError, ConfigError, first_line
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, first_line
 from axolotl_sdft.training.teachers.origin import SeedOrigin
 
 LOG = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ def own_kind(config: PreTrainedConfig, base: Any) -> PreTrainedConfig:
     found = next((kind for kind in (config, text) if type(kind).__name__ == type(base.config).__name__), None)
     if found is None:
         raise CheckpointError(
-            f"logit_distillation: the seed model is a {config.model_type}, the student a {base.config.model_type}; they "
-            "must be of one kind"
+            f"logit_distillation: the seed model is a {config.model_type}, the student a {base.config.model_type}; "
+            "they must be of one kind"
         )
     return found
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from axolotl_sdft.errors import CheckpointError, ConfigError
-from axolotl_sdft.pruning.loading import free_memory
-from axolotl_sdft.pruning.tensor_names import find_layer_prefix
+from axolotl_sdft.core.errors import CheckpointError, ConfigError
+from axolotl_sdft.pruning.checkpoint.tensor_names import find_layer_prefix
+from axolotl_sdft.pruning.scoring.loading import free_memory
 from axolotl_sdft.training.teachers.origin import SeedOrigin
 from axolotl_sdft.training.teachers.removed_layers import load_layers
 from axolotl_sdft.training.teachers.seed_config import seed_config
@@ -105,9 +105,7 @@ class _Sources:
     def is_removed(self, name: str) -> bool:
         """Whether a module comes from the seed checkpoint: its layer was removed, or a patch changed it."""
         layer, rest = self._layer(name)
-        return self.origin is not None and (
-            layer in self.origin.drop_layers or (layer, rest) in self.origin.patched
-        )
+        return self.origin is not None and (layer in self.origin.drop_layers or (layer, rest) in self.origin.patched)
 
     def has_layer(self, name: str) -> bool:
         return self._layer(name)[0] is not None

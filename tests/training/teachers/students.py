@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from axolotl_sdft.pruning.cut import PROVENANCE_FILE, cut_layers
+from axolotl_sdft.pruning.checkpoint.cut import PROVENANCE_FILE, cut_layers
 from tests.pruning.architectures import VOCABULARY, build, tiny_config
 
 IDS = torch.randint(3, VOCABULARY, (2, 16), generator=torch.Generator().manual_seed(1))
@@ -41,7 +41,7 @@ def logits(model: Any, ids: torch.Tensor = IDS, **inputs: Any) -> torch.Tensor:
 
 
 def patch_projection(folder: Path, layer: int, module: str = "mlp.down_proj") -> None:
-    """Change one projection of a pruned Llama as a patch does, and record that; the layer has the same number in both."""
+    """Change one projection of a pruned Llama as a patch does, and record that; its number is that in the seed too."""
     path = folder / "model.safetensors"
     tensors = load_file(path)
     tensors[f"model.layers.{layer}.{module}.weight"] *= 1.5

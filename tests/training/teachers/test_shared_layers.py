@@ -7,14 +7,25 @@ from typing import Any
 import pytest
 import torch
 
-from axolotl_sdft.errors import ConfigError
+from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.training.teachers.origin import find_origin
 from axolotl_sdft.training.teachers.shared_layers import base_model_of, build_shared_teacher
 from tests.training.teachers.students import IDS, adapted, load, logits, patch_projection, prune
 
 pytest.importorskip("peft")
 
-FAMILIES = ["llama", "qwen3", "gemma3_text", "gemma3", "smollm3", "qwen3_moe", "mixtral", "deepseek_v3", "gpt2", "gpt_oss"]
+FAMILIES = [
+    "llama",
+    "qwen3",
+    "gemma3_text",
+    "gemma3",
+    "smollm3",
+    "qwen3_moe",
+    "mixtral",
+    "deepseek_v3",
+    "gpt2",
+    "gpt_oss",
+]
 
 
 def teacher_of(student: Any, pruned: Path) -> torch.nn.Module:
@@ -45,7 +56,11 @@ def test_any_layers_may_be_gone(drop_layers: list[int], tmp_path: Path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"use_dora": True}, {"modules_to_save": ["embed_tokens", "lm_head"]}, {"target_modules": ["embed_tokens", "q_proj"]}],
+    [
+        {"use_dora": True},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+    ],
     ids=["dora", "trained copies", "embeddings"],
 )
 def test_any_adapter_that_leaves_the_base_weights_alone_will_do(settings: dict[str, Any], tmp_path: Path):
@@ -155,7 +170,9 @@ def test_an_adapter_that_changes_the_base_weights_is_refused(settings: dict[str,
 
 def test_a_student_whose_own_weights_are_trained_is_refused(tmp_path: Path):
     pruned = prune(tmp_path)
-    with pytest.raises(ConfigError, match=r"own weights are trained, model.embed_tokens.weight among them; set it to own"):
+    with pytest.raises(
+        ConfigError, match=r"own weights are trained, model.embed_tokens.weight among them; set it to own"
+    ):
         teacher_of(load(pruned), pruned)
 
 
