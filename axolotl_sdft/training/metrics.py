@@ -1,6 +1,6 @@
-"""The running figures of DynSDPB training, as token means between two logs."""
+"""The running figures of a distillation, as token means between two logs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,12 +9,19 @@ from axolotl_sdft.training.losses.dynsdpb import DynSDPBTerms
 
 _CE_SUM, _CE_TOKENS, _KL_TOKENS, *_TERM_PLACES = range(8)
 _TERMS = dict(zip(("kl", "alpha", "temperature", "uncertainty", "agreement"), _TERM_PLACES, strict=True))
+ALL_TERMS = tuple(_TERMS)
 
 
 class RunningFigures:
-    """Sums since the last log. They stay on the device, so that counting never waits for it."""
+    """Sums since the last log. They stay on the device, so that counting never waits for it.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: Comes before the name of each figure, with a slash.
+        terms: Which figures of the distilled tokens are given.
+    """
+
+    def __init__(self, prefix: str = "dynsdpb", terms: Sequence[str] = ALL_TERMS) -> None:
+        self._prefix, self._terms = prefix, {name: _TERMS[name] for name in terms}
         self._sums: Tensor | None = None
 
     def add_cross_entropy(self, loss_sum: Tensor, num_tokens: int) -> None:
@@ -55,7 +62,8 @@ class RunningFigures:
         values = sum_over_ranks(sums).tolist()
         figures = {}
         if values[_CE_TOKENS]:
-            figures["dynsdpb/ce"] = values[_CE_SUM] / values[_CE_TOKENS]
+            figures[f"{self._prefix}/ce"] = values[_CE_SUM] / values[_CE_TOKENS]
         if values[_KL_TOKENS]:
-            figures |= {f"dynsdpb/{name}": values[place] / values[_KL_TOKENS] for name, place in _TERMS.items()}
+            means = {name: values[place] / values[_KL_TOKENS] for name, place in self._terms.items()}
+            figures |= {f"{self._prefix}/{name}": mean for name, mean in means.items()}
         return figures

@@ -10,35 +10,25 @@ Shapes: B rows, T positions, N label tokens, V vocabulary.
 import logging
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.training.losses.dynsdpb import PresentPrediction, distil
-from axolotl_sdft.training.losses.labels import LabelLayout, label_layout, returned_logits
 from axolotl_sdft.training.metrics import RunningFigures
-from axolotl_sdft.training.support import (
-    parent_of,
-    refuse_parallelism,
-    refuse_prompt_tuning,
-    refuse_vain_distillation,
-)
+from axolotl_sdft.training.student import StudentMixin
+from axolotl_sdft.training.support import parent_of, refuse_parallelism, refuse_vain_distillation
 from axolotl_sdft.training.teachers.prediction import Pass, Predictions
 from axolotl_sdft.training.teachers.previous_prediction import FormerPrediction
 from axolotl_sdft.training.teachers.replay_buffer import MicroBatch, PreviousMiniBatch
 from axolotl_sdft.training.teachers.replay_buffer_file import load_memory, save_memory
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Parent
-else:
-    _Parent = object
-
 log = logging.getLogger(__name__)
 
 
-class DynSDPBMixin(_Parent):
+class DynSDPBMixin(StudentMixin):
     """Goes before a trainer among the bases: ``class MyTrainer(DynSDPBMixin, Trainer)``.
 
     The batch size keeps its meaning: new samples per step. Each sample goes through the model twice, in two
@@ -54,22 +44,14 @@ class DynSDPBMixin(_Parent):
         dynsdpb: Influence and temperature; the defaults when unset. All other arguments are the parent's.
     """
 
-    dynsdpb_label_layout: LabelLayout | None = None
-    """Where labels meet logits; set it in a subclass for a model whose class doesn't tell."""
-
-    _dynsdpb_asks_for_outputs = True
-    """Whether the parent is asked for the outputs of its pass, rather than watched alone."""
-
     def __init__(self, *args: Any, dynsdpb: DynSDPBConfig | None = None, **kwargs: Any) -> None:
         self._dynsdpb_given = dynsdpb
         self._dynsdpb_memory = PreviousMiniBatch()
         self._dynsdpb_predictions: Predictions | None = None
-        self._dynsdpb_found_layout: LabelLayout | None = None
         self._dynsdpb_figures = RunningFigures()
         self._dynsdpb_window_tokens: Tensor | int = 0
         self._dynsdpb_has_gradient = False
         super().__init__(*args, **kwargs)
-        refuse_prompt_tuning(self.model)
 
     @cached_property
     def dynsdpb_config(self) -> DynSDPBConfig:
@@ -104,7 +86,7 @@ class DynSDPBMixin(_Parent):
     def _dynsdpb_forget(self) -> None:
         self._dynsdpb_memory.clear()
         self._dynsdpb_predictions = None
-        self._dynsdpb_found_layout = None
+        self._found_layout = None
         self._dynsdpb_has_gradient = False
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -148,24 +130,25 @@ class DynSDPBMixin(_Parent):
             return super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
-        layout = self._dynsdpb_layout(inputs)
+        layout = self._label_layout(inputs)
         former = self._dynsdpb_memory.take()
         joined = self._dynsdpb_join(former, inputs)
         mask_BT = layout.mask(joined)
         predictions = self._dynsdpb_reader()
-        # A model compiled in place would be compiled anew for each hook.
-        is_watched = getattr(model, "_compiled_call_impl", None) is None
-        asks = return_outputs or self._dynsdpb_asks_for_outputs or not is_watched
-        with predictions.watched(model if is_watched else None) as watched:
-            result = super().compute_loss(model, joined, return_outputs=asks, num_items_in_batch=num_items_in_batch)
-        loss, outputs = result if asks else (result, None)
-        outputs = watched.trained_outputs(outputs)
-        if watched.num_uncounted and len(watched.outputs) == 1:
-            self._dynsdpb_asks_for_outputs = False  # the parent makes a pass of their own for them
-        seen = predictions.read(watched, returned_logits(outputs, mask_BT, layout), mask_BT, joined)
+        done = self._student_pass(
+            super().compute_loss,
+            model,
+            joined,
+            mask_BT,
+            predictions,
+            return_outputs=return_outputs,
+            num_items=num_items_in_batch,
+        )
+        loss, outputs, seen = done.loss, done.outputs, done.seen
         self._dynsdpb_check_gradient(loss, seen)
         rows_N = mask_BT.flatten().nonzero().squeeze(1).to(loss.device)
-        self._dynsdpb_count_cross_entropy(loss, len(rows_N), num_items_in_batch)
+        loss_sum = self._loss_sum(loss, len(rows_N), num_items_in_batch)
+        self._dynsdpb_figures.add_cross_entropy(loss_sum, len(rows_N))
         num_former = former.num_tokens if former else 0
         if former is not None and num_former:
             present = seen.present(rows_N[:num_former], is_constant=self.dynsdpb_config.alpha == 0)
@@ -174,6 +157,9 @@ class DynSDPBMixin(_Parent):
         kept = predictions.keep(seen, rows_N[num_former:])
         self._dynsdpb_memory.remember(inputs, kept, offload=self.dynsdpb_config.offload)
         return (loss, outputs) if return_outputs else loss
+
+    def _repeated_inputs(self, num_micro_batches: int) -> list[dict[str, Any]]:
+        return [micro_batch.inputs for micro_batch in self._dynsdpb_memory.window[:num_micro_batches]]
 
     def _dynsdpb_check_gradient(self, loss: Tensor, seen: Pass) -> None:
         alpha = self.dynsdpb_config.alpha
@@ -191,13 +177,6 @@ class DynSDPBMixin(_Parent):
             logs = {**logs, **figures}
         super().log(logs, *args, **kwargs)
 
-    def _dynsdpb_layout(self, inputs: dict[str, Any]) -> LabelLayout:
-        if self._dynsdpb_found_layout is None:
-            self._dynsdpb_found_layout = self.dynsdpb_label_layout or label_layout(
-                self.accelerator.unwrap_model(self.model), inputs
-            )
-        return self._dynsdpb_found_layout
-
     def _dynsdpb_join(self, former: MicroBatch | None, inputs: dict[str, Any]) -> dict[str, Any]:
         if former is None:
             return dict(inputs)  # trainers take labels out of what they are given, but these will be needed again
@@ -206,7 +185,7 @@ class DynSDPBMixin(_Parent):
         pad_ids = (getattr(source, "pad_token_id", None) for source in (self.processing_class, model_config))
         # Which token fills the rows makes no difference, so any token of the vocabulary will do.
         pad_token_id = next((pad_id for pad_id in pad_ids if isinstance(pad_id, int) and pad_id >= 0), 0)
-        return self._dynsdpb_layout(inputs).join(former.inputs, inputs, pad_token_id, one_row=one_row)
+        return self._label_layout(inputs).join(former.inputs, inputs, pad_token_id, one_row=one_row)
 
     @property
     def _dynsdpb_joins_end_to_end(self) -> bool:
@@ -215,16 +194,7 @@ class DynSDPBMixin(_Parent):
 
     def _dynsdpb_reader(self) -> Predictions:
         if self._dynsdpb_predictions is None:
-            model = self.accelerator.unwrap_model(self.model)
-            deepspeed = getattr(self.accelerator.state, "deepspeed_plugin", None)
-            is_sharded = self.is_fsdp_enabled or getattr(deepspeed, "zero_stage", 0) == 3
-            is_compiled = self.args.torch_compile or getattr(model, "_compiled_call_impl", None) is not None
-            self._dynsdpb_predictions = Predictions(
-                model,
-                self.dynsdpb_config,
-                can_watch=not (is_sharded or is_compiled or hasattr(self.model, "_orig_mod")),
-                context=self.accelerator.autocast,
-            )
+            self._dynsdpb_predictions = self._student_reader(self.dynsdpb_config)
         return self._dynsdpb_predictions
 
     def _dynsdpb_term(
@@ -236,44 +206,9 @@ class DynSDPBMixin(_Parent):
             return torch.zeros(())
         labels_N = None
         if self.dynsdpb_config.only_correct:
-            labels_N = self._dynsdpb_layout(former.inputs).trained(former.inputs).to(present.raw.device)
+            labels_N = self._label_layout(former.inputs).trained(former.inputs).to(present.raw.device)
         terms = distil(present, prediction, self.dynsdpb_config, labels_N)
         self._dynsdpb_figures.add_distillation(terms)
-        if self._dynsdpb_is_window_mean(num_items):
-            return terms.kl_sum * self._dynsdpb_rank_scale(num_items) / self._dynsdpb_window_tokens
-        return terms.kl_sum * self._dynsdpb_mean_scale(num_items) / terms.num_tokens
-
-    def _dynsdpb_is_window_mean(self, num_items: Any) -> bool:
-        """Whether the parent's loss is a share of the window's mean, rather than the mean of one micro-batch."""
-        declared = getattr(self, "loss_is_scaled_for_ga", None)  # since transformers 5.20
-        if declared is not None:
-            return bool(declared)
-        if self._dynsdpb_is_models_own_mean():
-            return False
-        return num_items is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func is not None)
-
-    def _dynsdpb_is_models_own_mean(self) -> bool:
-        is_models_own = self.label_smoother is None and self.compute_loss_func is None
-        return is_models_own and self._dynsdpb_found_layout is not None and self._dynsdpb_found_layout.has_own_mean
-
-    def _dynsdpb_mean_scale(self, num_items: Any) -> int:
-        """Return by what the parent multiplies the mean of one micro-batch: it takes it for a share of the window's."""
-        is_mistaken = self._dynsdpb_is_models_own_mean() and self.model_accepts_loss_kwargs
-        return self._dynsdpb_rank_scale(num_items) if is_mistaken else 1
-
-    def _dynsdpb_rank_scale(self, num_items: Any) -> int:
-        """Return by what the parent multiplies a loss that it has divided by the tokens of all ranks.
-
-        Gradients are averaged over ranks, which divides once more.
-        """
-        if num_items is None or not self.args.average_tokens_across_devices:
-            return 1
-        parallelism = getattr(self.accelerator, "parallelism_config", None)
-        return self.accelerator.num_processes // (parallelism.tp_size if parallelism is not None else 1)
-
-    def _dynsdpb_count_cross_entropy(self, loss: Tensor, num_tokens: int, num_items: Any) -> None:
-        if self._dynsdpb_is_window_mean(num_items) and num_items is not None:
-            loss_sum = loss.detach() * num_items / self._dynsdpb_rank_scale(num_items)
-        else:
-            loss_sum = loss.detach() * num_tokens / self._dynsdpb_mean_scale(num_items)
-        self._dynsdpb_figures.add_cross_entropy(loss_sum, num_tokens)
+        if self._is_window_mean(num_items):
+            return terms.kl_sum * self._rank_scale(num_items) / self._dynsdpb_window_tokens
+        return terms.kl_sum * self._mean_scale(num_items) / terms.num_tokens

@@ -6,6 +6,7 @@ term of the loss that no parameter can learn from changes nothing, while all tha
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,6 +17,20 @@ from axolotl_sdft.core.errors import ConfigError
 
 _INTO_THE_ROW = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "CPT")
 """PEFT's ways of prompt tuning that put virtual tokens before those of the row; others put them into the cache."""
+
+
+@contextmanager
+def errors_of(block: str) -> Iterator[None]:
+    """Let errors that speak of ``dynsdpb`` name another block while this is open, and that block's trainers.
+
+    Raises:
+        ConfigError: The same as inside, with the names of this block.
+    """
+    try:
+        yield
+    except ConfigError as err:
+        title = "".join(part.capitalize() for part in block.split("_")) if block != "dynsdpb" else "DynSDPB"
+        raise type(err)(str(err).replace("dynsdpb", block).replace("DynSDPB", title)) from err
 
 
 def refuse_prompt_tuning(model: Any) -> None:
@@ -86,9 +101,10 @@ def refuse_vain_distillation(trainer: Any, parent: type, loss: Tensor, predictio
 
 
 def parent_of(trainer: Any, mixin: type) -> type:
-    """Return the class that computes the loss once ``mixin`` is left aside."""
+    """Return the class that computes the loss once ``mixin``, and others of this package below it, are left aside."""
     after = type(trainer).__mro__[type(trainer).__mro__.index(mixin) + 1 :]
-    return next(kind for kind in after if "compute_loss" in vars(kind))
+    kinds = [kind for kind in after if "compute_loss" in vars(kind)]
+    return next((kind for kind in kinds if not kind.__module__.startswith("axolotl_sdft.")), kinds[0])
 
 
 def _described(trainer: Any, parent: type) -> str:

@@ -1,4 +1,4 @@
-"""Trainers that train with DynSDPB: for transformers, and for Axolotl. That for TRL is in ``trl_trainer``."""
+"""Trainers that distil: for transformers, and for Axolotl. Those for TRL are in ``trl_trainer`` and ``logit_trl``."""
 
 from functools import cache
 from typing import Any
@@ -7,6 +7,7 @@ from transformers import Trainer
 
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.core.errors import ConfigError, MissingExtraError
+from axolotl_sdft.training.logit_mixin import LogitDistillationMixin
 from axolotl_sdft.training.mixin import DynSDPBMixin
 
 
@@ -27,6 +28,30 @@ class DynSDPBTrainer(DynSDPBMixin, Trainer):
         ...     args=TrainingArguments("out", per_device_train_batch_size=2, report_to="none", use_cpu=True),
         ...     train_dataset=rows,
         ...     dynsdpb=DynSDPBConfig(alpha=0.5, temperature=3.0),
+        ... )
+        >>> trainer.train().global_step
+        12
+    """
+
+
+class LogitDistillationTrainer(LogitDistillationMixin, Trainer):
+    """``transformers.Trainer`` in which the unpruned seed model teaches the student. For causal language models.
+
+    With LoRA and other adapters the teacher shares the student's layers, and needs only the memory of those that were
+    removed.
+
+    Example:
+        >>> from peft import LoraConfig, get_peft_model
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+        >>> from axolotl_sdft import LogitDistillationConfig, LogitDistillationTrainer
+        >>> sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes))
+        >>> rows = [{"input_ids": [1, 5, 9, 3], "labels": [-100, 5, 9, 3]}] * 8
+        >>> trainer = LogitDistillationTrainer(
+        ...     model=get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"])),
+        ...     args=TrainingArguments("out", per_device_train_batch_size=2, report_to="none", use_cpu=True),
+        ...     train_dataset=rows,
+        ...     logit_distillation=LogitDistillationConfig(alpha=0.5),
         ... )
         >>> trainer.train().global_step
         12

@@ -96,7 +96,7 @@ class DynSDPBSFTTrainer(DynSDPBMixin, SFTTrainer):
     """
 
     # From TRL 1.15 on it makes another pass for them, without gradients.
-    _dynsdpb_asks_for_outputs = False
+    _asks_for_outputs = False
 
     def __init__(
         self, model: Any, args: Any = None, *others: Any, dynsdpb: DynSDPBConfig | None = None, **kwargs: Any

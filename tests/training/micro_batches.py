@@ -12,6 +12,7 @@ from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.training.trainers import DynSDPBTrainer
 
 MicroBatches = list[dict[str, Tensor]]
+_OF_THE_TRAINER = ("dynsdpb", "logit_distillation", "seed_model", "eval_dataset", "processing_class")
 STATIC = DynSDPBConfig(alpha=0.8, temperature=2.0, dynamic_alpha=False, dynamic_temperature=False)
 
 
@@ -58,7 +59,7 @@ def train(
     trainer_class: type[Trainer], model: torch.nn.Module, epochs: list[MicroBatches], tmp_path: Path, **settings: Any
 ) -> Trainer:
     """Train on what is given; keywords of the trainer itself are told from those of its arguments by name."""
-    own = {name: settings.pop(name) for name in ("dynsdpb", "eval_dataset") if name in settings}
+    own = {name: settings.pop(name) for name in _OF_THE_TRAINER if name in settings}
     checkpoint = settings.pop("resume_from_checkpoint", None)
     quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1}
     plain = {"optim": "sgd", "learning_rate": 0.3, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}

@@ -263,7 +263,7 @@ def test_the_layout_follows_from_the_class_of_the_model(model: Any, labels: Tens
         (BertForSequenceClassification, {"num_labels": 1}, [0.5], "predicts a number .*num_labels 1.*split the range"),
         (BertForSequenceClassification, {"problem_type": "regression"}, [0.5], "problem_type 'regression'"),
         (BertForSequenceClassification, {}, [[0.0, 1.0]], r"shape \(1, 2\) are fractions.*multi_label_classification"),
-        (BertForMaskedLM, {}, [[3]], "BertForMaskedLM has the loss of ForMaskedLM.*dynsdpb_label_layout"),
+        (BertForMaskedLM, {}, [[3]], "BertForMaskedLM has the loss of ForMaskedLM.*distillation_label_layout"),
     ],
 )
 def test_what_is_no_distribution_over_classes_is_refused(
@@ -296,7 +296,7 @@ def test_labels_of_another_shape_are_refused(layout: Any, inputs: dict[str, Tens
 
 def test_a_trainer_may_say_itself_how_labels_lie(tmp_path: Path):
     class MaskedTokensTrainer(DynSDPBTrainer):
-        dynsdpb_label_layout = SamePosition()
+        distillation_label_layout = SamePosition()
 
     model = make_model((BertForMaskedLM, BertConfig))
     trainer = train(MaskedTokensTrainer, model, [an_epoch("tokens")], tmp_path, dynsdpb=STATIC)
@@ -308,10 +308,10 @@ def test_ranks_multiply_the_distillation_as_the_parent_multiplies_its_loss():
     trainer.args = SimpleNamespace(average_tokens_across_devices=True)
     trainer.accelerator = SimpleNamespace(num_processes=3, parallelism_config=None)
     trainer.label_smoother = trainer.compute_loss_func = None
-    trainer.model_accepts_loss_kwargs, trainer._dynsdpb_found_layout = True, PerRow()
-    assert (trainer._dynsdpb_mean_scale(torch.tensor(8)), trainer._dynsdpb_mean_scale(None)) == (3, 1)
+    trainer.model_accepts_loss_kwargs, trainer._found_layout = True, PerRow()
+    assert (trainer._mean_scale(torch.tensor(8)), trainer._mean_scale(None)) == (3, 1)
     trainer.model_accepts_loss_kwargs = False
-    assert trainer._dynsdpb_mean_scale(torch.tensor(8)) == 1
+    assert trainer._mean_scale(torch.tensor(8)) == 1
 
 
 def test_an_adapter_on_an_encoder_is_distilled_with_its_new_classifier(tmp_path: Path):

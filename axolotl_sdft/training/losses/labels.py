@@ -162,7 +162,7 @@ def label_layout(model: Any, inputs: Mapping[str, Any]) -> LabelLayout:
     kind = f"the loss of {loss_type}" if not is_causal else "an encoder and a decoder"
     raise ConfigError(
         f"dynsdpb: {type(model).__name__} has {kind}, but distilled are causal language models, token classification "
-        "and sequence classification; train it without dynsdpb, or say how its labels lie in dynsdpb_label_layout"
+        "and sequence classification; train it without dynsdpb, or say how its labels lie in distillation_label_layout"
     )
 
 

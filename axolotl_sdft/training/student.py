@@ -1,0 +1,144 @@
+"""What all distillations need of a trainer: what the student predicts in the parent's own pass, and how it averages.
+
+Shapes: B rows, T positions, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from axolotl_sdft.config import DynSDPBConfig
+from axolotl_sdft.training.losses.labels import LabelLayout, label_layout, returned_logits
+from axolotl_sdft.training.support import errors_of, refuse_prompt_tuning
+from axolotl_sdft.training.teachers.prediction import Pass, Predictions
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Parent
+else:
+    _Parent = object
+
+
+@dataclass(frozen=True)
+class StudentPass:
+    """The parent's loss on a batch, and what the model predicted on the way."""
+
+    loss: Tensor
+    outputs: Any
+    """What the model returned, as far as gradients can pass it; None where nothing was asked for or seen."""
+
+    seen: Pass
+
+
+class StudentMixin(_Parent):
+    """Goes before a trainer among the bases; it changes nothing by itself."""
+
+    distillation_label_layout: LabelLayout | None = None
+    """Where labels meet logits; set it in a subclass for a model whose class doesn't tell."""
+
+    _block = "dynsdpb"
+    """The YAML block that errors name."""
+
+    _asks_for_outputs = True
+    """Whether the parent is asked for the outputs of its pass, rather than watched alone."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._found_layout: LabelLayout | None = None
+        super().__init__(*args, **kwargs)
+        with errors_of(self._block):
+            refuse_prompt_tuning(self.model)
+
+    def _label_layout(self, inputs: dict[str, Any]) -> LabelLayout:
+        if self._found_layout is None:
+            self._found_layout = self.distillation_label_layout or label_layout(
+                self.accelerator.unwrap_model(self.model), inputs
+            )
+        return self._found_layout
+
+    def _repeated_inputs(self, num_micro_batches: int) -> list[dict[str, Any]]:
+        """Return the micro-batches of the step before that the next one, of so many, will repeat."""
+        return []
+
+    def _student_reader(self, config: DynSDPBConfig) -> Predictions:
+        """Return what reads the student's predictions, as leanly as the way it is run allows."""
+        model = self.accelerator.unwrap_model(self.model)
+        deepspeed = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        is_sharded = self.is_fsdp_enabled or getattr(deepspeed, "zero_stage", 0) == 3
+        is_compiled = self.args.torch_compile or getattr(model, "_compiled_call_impl", None) is not None
+        return Predictions(
+            model,
+            config,
+            can_watch=not (is_sharded or is_compiled or hasattr(self.model, "_orig_mod")),
+            context=self.accelerator.autocast,
+        )
+
+    def _student_pass(
+        self,
+        compute_loss: Callable[..., Any],
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        mask_BT: Tensor,
+        reader: Predictions,
+        *,
+        return_outputs: bool,
+        num_items: Any,
+    ) -> StudentPass:
+        """Let the parent compute its loss, and read the predictions off its pass.
+
+        Args:
+            compute_loss: The parent's.
+            model: As the parent is given it, with its wrappers.
+            inputs: The batch; the parent may take things out of it.
+            mask_BT: Where predictions are distilled.
+            reader: Made by :meth:`_student_reader`.
+            return_outputs: The caller needs the outputs.
+            num_items: The parent's count of tokens.
+        """
+        layout = self._label_layout(inputs)
+        # A model compiled in place would be compiled anew for each hook.
+        is_watched = getattr(model, "_compiled_call_impl", None) is None
+        asks = return_outputs or self._asks_for_outputs or not is_watched
+        with reader.watched(model if is_watched else None) as watched:
+            result = compute_loss(model, inputs, return_outputs=asks, num_items_in_batch=num_items)
+        loss, outputs = result if asks else (result, None)
+        outputs = watched.trained_outputs(outputs)
+        if watched.num_uncounted and len(watched.outputs) == 1:
+            self._asks_for_outputs = False  # the parent makes a pass of their own for them
+        seen = reader.read(watched, returned_logits(outputs, mask_BT, layout), mask_BT, inputs)
+        return StudentPass(loss, outputs, seen)
+
+    def _is_window_mean(self, num_items: Any) -> bool:
+        """Whether the parent's loss is a share of the window's mean, rather than the mean of one micro-batch."""
+        declared = getattr(self, "loss_is_scaled_for_ga", None)  # since transformers 5.20
+        if declared is not None:
+            return bool(declared)
+        if self._is_models_own_mean():
+            return False
+        return num_items is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func is not None)
+
+    def _is_models_own_mean(self) -> bool:
+        is_models_own = self.label_smoother is None and self.compute_loss_func is None
+        return is_models_own and self._found_layout is not None and self._found_layout.has_own_mean
+
+    def _mean_scale(self, num_items: Any) -> int:
+        """Return by what the parent multiplies the mean of one micro-batch: it takes it for a share of the window's."""
+        is_mistaken = self._is_models_own_mean() and self.model_accepts_loss_kwargs
+        return self._rank_scale(num_items) if is_mistaken else 1
+
+    def _rank_scale(self, num_items: Any) -> int:
+        """Return by what the parent multiplies a loss that it has divided by the tokens of all ranks.
+
+        Gradients are averaged over ranks, which divides once more.
+        """
+        if num_items is None or not self.args.average_tokens_across_devices:
+            return 1
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
+        return self.accelerator.num_processes // (parallelism.tp_size if parallelism is not None else 1)
+
+    def _loss_sum(self, loss: Tensor, num_tokens: int, num_items: Any) -> Tensor:
+        """Return the parent's loss on a micro-batch as a sum over its label tokens, as a constant."""
+        if self._is_window_mean(num_items) and num_items is not None:
+            return loss.detach() * num_items / self._rank_scale(num_items)
+        return loss.detach() * num_tokens / self._mean_scale(num_items)
