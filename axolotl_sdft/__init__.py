@@ -10,7 +10,7 @@ from axolotl_sdft._version import __version__
 from axolotl_sdft.core.safe_output import keep_log_lines_printable
 
 if TYPE_CHECKING:
-    from axolotl_sdft.config import DynSDPBConfig, LayerPruningConfig, SelfDistillationConfig
+    from axolotl_sdft.config import DynSDPBConfig, LayerPruningConfig, LogitDistillationConfig, SelfDistillationConfig
     from axolotl_sdft.distillation.pipeline import distill_dataset
     from axolotl_sdft.evaluation.merging.merge import merge_models
     from axolotl_sdft.integrations.axolotl.plugin import SDFTPlugin
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from axolotl_sdft.pruning.planning.plan import PruningPlan, plan_pruning
     from axolotl_sdft.pruning.scoring.scores import LayerScores, score_layers
     from axolotl_sdft.training.losses.dynsdpb import dynsdpb_loss
+    from axolotl_sdft.training.logit_mixin import LogitDistillationMixin
     from axolotl_sdft.training.mixin import DynSDPBMixin
-    from axolotl_sdft.training.trainers import DynSDPBTrainer
+    from axolotl_sdft.training.trainers import DynSDPBTrainer, LogitDistillationTrainer
     from axolotl_sdft.training.trl_trainer import DynSDPBSFTConfig, DynSDPBSFTTrainer
 
 _HOME_OF = {
@@ -30,6 +31,9 @@ _HOME_OF = {
     "DynSDPBTrainer": "axolotl_sdft.training.trainers",
     "LayerPruningConfig": "axolotl_sdft.config.layer_pruning",
     "LayerScores": "axolotl_sdft.pruning.scoring.scores",
+    "LogitDistillationConfig": "axolotl_sdft.config.logit_distillation",
+    "LogitDistillationMixin": "axolotl_sdft.training.logit_mixin",
+    "LogitDistillationTrainer": "axolotl_sdft.training.trainers",
     "PruningPlan": "axolotl_sdft.pruning.planning.plan",
     "SDFTPlugin": "axolotl_sdft.integrations.axolotl.plugin",
     "SelfDistillationConfig": "axolotl_sdft.config.self_distillation",
@@ -49,6 +53,9 @@ __all__ = [
     "DynSDPBTrainer",
     "LayerPruningConfig",
     "LayerScores",
+    "LogitDistillationConfig",
+    "LogitDistillationMixin",
+    "LogitDistillationTrainer",
     "PruningPlan",
     "SDFTPlugin",
     "SelfDistillationConfig",

@@ -1,16 +1,17 @@
 """The seed model loaded beside the student, where the student's own layers are trained."""
 
+import copy
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import BitsAndBytesConfig
 
 from axolotl_sdft.core.errors import CheckpointError, MissingExtraError, first_line
 from axolotl_sdft.training.teachers.origin import SeedOrigin
 from axolotl_sdft.training.teachers.removed_layers import quiet_loading
 from axolotl_sdft.training.teachers.seed_config import seed_config
-
-_BITS = (4, 8)
 
 
 def load_own_teacher(
@@ -71,11 +72,6 @@ def quantization_of(base: Any, bits: int | None) -> Any:
     Raises:
         MissingExtraError: bitsandbytes is not installed.
     """
-    import copy
-    import importlib.util
-
-    import torch
-
     if bits is None:
         own = getattr(base.config, "quantization_config", None)
         return None if own is None or isinstance(own, dict) else copy.deepcopy(own)
@@ -84,9 +80,6 @@ def quantization_of(base: Any, bits: int | None) -> Any:
             f"logit_distillation.load_in_{bits}bit is true, but bitsandbytes is not installed; pip install "
             f"'axolotl-sdft[large]', or remove load_in_{bits}bit"
         )
-    from transformers import BitsAndBytesConfig
-
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
-    compute = base.dtype if base.dtype != torch.float16 else torch.float16
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=base.dtype)

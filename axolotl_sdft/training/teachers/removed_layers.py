@@ -74,8 +74,9 @@ def load_layers(base: Any, origin: SeedOrigin, config: PreTrainedConfig, trust_r
 def _own_part(settings: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
     """Return the settings of the text part where the student's class takes those alone."""
     text = settings.get("text_config")
-    is_part = isinstance(text, dict) and text.get("model_type") == config.model_type != settings.get("model_type")
-    return text if is_part else settings
+    if isinstance(text, dict) and text.get("model_type") == config.model_type != settings.get("model_type"):
+        return text
+    return settings
 
 
 @contextmanager

@@ -27,10 +27,9 @@ _CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
 """PEFT's ways of starting an adapter that take something out of the base weights."""
 
 
-def base_model_of(model: nn.Module) -> Any:
+def base_model_of(model: Any) -> Any:
     """Return the model below an adapter; the model itself where it has none."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def unshareable_reason(model: nn.Module) -> str | None:
