@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from axolotl_sdft.pruning.checkpoint.cut import cut_layers
     from axolotl_sdft.pruning.planning.plan import PruningPlan, plan_pruning
     from axolotl_sdft.pruning.scoring.scores import LayerScores, score_layers
-    from axolotl_sdft.training.losses.dynsdpb import dynsdpb_loss
     from axolotl_sdft.training.logit_mixin import LogitDistillationMixin
+    from axolotl_sdft.training.losses.dynsdpb import dynsdpb_loss
     from axolotl_sdft.training.mixin import DynSDPBMixin
     from axolotl_sdft.training.trainers import DynSDPBTrainer, LogitDistillationTrainer
     from axolotl_sdft.training.trl_trainer import DynSDPBSFTConfig, DynSDPBSFTTrainer
