@@ -153,7 +153,7 @@ def test_of_two_processes_one_makes_the_artifact_and_the_other_waits_for_it(tmp_
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    answers = [process.communicate(timeout=30)[0].strip() for process in processes]
+    answers = [process.communicate(timeout=600)[0].strip() for process in processes]
     assert sorted(answers) == ["False", "True"]
     assert (tmp_path / "log").read_text() == "made\n"
 

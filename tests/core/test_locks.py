@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import multiprocessing
@@ -9,13 +10,14 @@ import os
 import socket
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
 from axolotl_sdft.core import locks
 from axolotl_sdft.core.artifacts import find_or_make
 from axolotl_sdft.core.errors import ArtifactError
-from axolotl_sdft.core.locks import only_one
+from axolotl_sdft.core.locks import Heartbeat, Waiting, Watch, only_one
 
 WITHOUT_LOCKS = [
     OSError(errno.ENOLCK, "No locks available"),
@@ -41,6 +43,40 @@ def held_by_a_thread(path, hold_s, taken):
         taken.append(time.monotonic())
         time.sleep(hold_s)
         taken.append(time.monotonic())
+
+
+@contextmanager
+def held_elsewhere(path):
+    """A thread that holds the lock until the event that this gives is set, at the latest when the block ends."""
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold():
+        with only_one(path, "the work"):
+            is_held.set()
+            is_over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait()
+    try:
+        yield is_over
+    finally:
+        is_over.set()
+        thread.join()
+
+
+class Clock:
+    """Time that goes on only while somebody sleeps."""
+
+    def __init__(self, while_asleep=lambda: None):
+        self.now, self._while_asleep = 0.0, while_asleep
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self._while_asleep()
 
 
 def test_without_locks_a_file_takes_their_place_which_is_said(tmp_path, no_locks, caplog):
@@ -93,20 +129,14 @@ def test_the_file_of_a_process_elsewhere_that_lives_is_left_alone(tmp_path, no_l
     monkeypatch.setattr(locks, "_STALE_S", 0.5)
     held = tmp_path / "lock.held"
     held.write_text(json.dumps({"host": "elsewhere", "process": 1, "id": "x"}))
-    is_over = threading.Event()
+    beats = itertools.count()
+    clock = Clock(while_asleep=lambda: os.utime(held, ns=(next(beats), next(beats))))
+    monkeypatch.setattr(locks, "time", clock)
 
-    def live():
-        while not is_over.wait(0.05):
-            os.utime(held)
+    with pytest.raises(ArtifactError, match="busy"), only_one(tmp_path / "lock", "the work", busy="busy"):
+        pass
 
-    alive = threading.Thread(target=live)
-    alive.start()
-    try:
-        with pytest.raises(ArtifactError, match="busy"), only_one(tmp_path / "lock", "the work", busy="busy"):
-            pass
-    finally:
-        is_over.set()
-        alive.join()
+    assert clock.now > locks._STALE_S
 
 
 def test_another_fault_of_the_lock_is_one_clear_error(tmp_path, monkeypatch):
@@ -121,17 +151,23 @@ def test_another_fault_of_the_lock_is_one_clear_error(tmp_path, monkeypatch):
         pass
 
 
+def say_and(act, say):
+    """Return what logs and then acts."""
+
+    def both(*args):
+        say(*args)
+        act()
+
+    return both
+
+
 def test_who_waits_says_for_what_and_on_whom(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(locks, "_REMIND_S", 0.2)
     caplog.set_level(logging.INFO)
-    spans = []
-    first = threading.Thread(target=held_by_a_thread, args=(tmp_path / "lock", 1.0, spans))
-    first.start()
-    while not spans:
-        time.sleep(0.01)
-    with only_one(tmp_path / "lock", "the work"):
-        pass
-    first.join()
+    with held_elsewhere(tmp_path / "lock") as is_over:
+        monkeypatch.setattr(locks.LOG, "info", say_and(is_over.set, locks.LOG.info))
+        with only_one(tmp_path / "lock", "the work"):
+            pass
 
     assert f"s: process {os.getpid()} on {socket.gethostname()!r} is at it; the lock {tmp_path / 'lock'}" in caplog.text
 
@@ -144,28 +180,40 @@ def on_two_machines(monkeypatch, patience="0.3"):
 
 def test_a_wait_for_another_machine_without_a_sign_of_life_comes_to_an_end(tmp_path, monkeypatch):
     on_two_machines(monkeypatch)
-    monkeypatch.setattr(locks, "_HEARTBEAT_S", 60)
-    spans = []
-    first = threading.Thread(target=held_by_a_thread, args=(tmp_path / "lock", 1.5, spans))
-    first.start()
-    while not spans:
-        time.sleep(0.01)
+    monkeypatch.setattr(locks, "_HEARTBEAT_S", 10**6)
     with (
-        pytest.raises(ArtifactError, match=r"waited . s for the work .*must be on a disk that all of them share"),
+        held_elsewhere(tmp_path / "lock"),
+        pytest.raises(ArtifactError, match=r"waited \d+ s for the work .*must be on a disk that all of them share"),
         only_one(tmp_path / "lock", "the work"),
     ):
         pass
-    first.join()
 
 
 def test_a_wait_for_another_machine_that_lives_goes_on(tmp_path, monkeypatch):
-    on_two_machines(monkeypatch)
-    monkeypatch.setattr(locks, "_HEARTBEAT_S", 0.05)
-    spans = []
-    first = threading.Thread(target=held_by_a_thread, args=(tmp_path / "lock", 1.0, spans))
-    first.start()
-    while not spans:
-        time.sleep(0.01)
-    with only_one(tmp_path / "lock", "the work"):
-        assert len(spans) == 2
-    first.join()
+    on_two_machines(monkeypatch, patience="100")
+    clock = Clock()
+    monkeypatch.setattr(locks, "time", clock)
+    sign = tmp_path / "lock.owner"
+    waiting = Waiting("the work", "here", lambda: "someone", Watch(sign))
+    for beat in range(5):
+        clock.now += 90
+        sign.touch()
+        os.utime(sign, (beat, beat))
+        waiting.go_on()
+    clock.now += 101
+    with pytest.raises(ArtifactError, match=r"waited 551 s for the work .* the last 101 s without a sign of life"):
+        waiting.go_on()
+
+
+def test_a_process_that_lives_shows_it_again_and_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_HEARTBEAT_S", 0.01)
+    sign = tmp_path / "sign"
+    sign.touch()
+    heartbeat = Heartbeat(sign)
+    try:
+        for _ in range(3):
+            os.utime(sign, (0, 0))
+            while sign.stat().st_mtime == 0:
+                time.sleep(0.01)
+    finally:
+        heartbeat.stop()

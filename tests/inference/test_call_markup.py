@@ -112,4 +112,4 @@ def test_any_text_can_be_read_and_has_no_fault_beside_itself(text):
 def test_long_texts_are_read_in_linear_time(piece):
     started = time.monotonic()
     call_marks(piece * (100_000 // len(piece)))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 60  # a quadratic reading takes many minutes

@@ -93,7 +93,7 @@ def results_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ranks = [start_rank(rank, port, folder) for rank in (0, 1)]
-    assert [rank.wait(timeout=180) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=900) for rank in ranks] == [0, 0]
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 

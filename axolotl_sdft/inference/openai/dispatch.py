@@ -5,6 +5,7 @@ in two queues: work in a deque that the loop draws from by itself, results in a 
 """
 
 import asyncio
+import inspect
 import itertools
 import logging
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Generato
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import anyio
 
@@ -43,7 +44,9 @@ async def cancel_all(tasks: Collection[asyncio.Task[Any]]) -> None:
     """Return when tasks have ended."""
     while left := [task for task in tasks if not task.done()]:
         for task in left:
-            task.cancel()
+            # A task group wraps what it runs: cancelled before its first step, the inner coroutine is never awaited.
+            if inspect.getcoroutinestate(cast("Coroutine[Any, Any, Any]", task.get_coro())) != inspect.CORO_CREATED:
+                task.cancel()
         # Told again and again: a task that was just connecting can lose the first word.
         await asyncio.wait(left, timeout=0.1)
 

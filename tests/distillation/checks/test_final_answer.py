@@ -173,7 +173,7 @@ def test_an_expression_that_takes_too_long_is_rejected_in_any_thread():
     worker = threading.Thread(target=lambda: reasons.append(numeric_answer(written(HANGS), target)))
     started = time.monotonic()
     worker.start()
-    worker.join(60)
+    worker.join(600)
     assert time.monotonic() - started < 10  # 2 s on an idle machine
     assert reasons != [None]
 

@@ -206,7 +206,7 @@ def test_what_a_plugin_s_check_needs_is_tested_before_any_work_starts(plugged):
 
 def test_a_judge_behind_a_server_is_a_check_with_a_threshold(plugged, judge_url):
     def score(answer: Answer, target: Target) -> float:
-        reply = httpx.post(judge_url, json={"question": target.instruction, "answer": answer.text}, timeout=10)
+        reply = httpx.post(judge_url, json={"question": target.instruction, "answer": answer.text}, timeout=600)
         return float(reply.raise_for_status().json()["score"])
 
     plugged(judge=scored_check(score, min_score=0.5))

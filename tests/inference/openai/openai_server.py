@@ -44,6 +44,7 @@ class FakeServer:
         model, root: What it serves.
         key: The key that it wants.
         reply_s: How long an answer takes.
+        waits_for: No row is answered before so many were in flight at once.
         tokenize: Splits a text into ids; without it there is no ``/tokenize``.
         score: Gives each id of a prompt its log-probability; without it, text completions ignore ``echo``.
         refused_fields: Fields of a chat request that it doesn't know.
@@ -58,6 +59,7 @@ class FakeServer:
         root=None,
         key=None,
         reply_s=0.0,
+        waits_for=0,
         tokenize=None,
         score=None,
         refused_fields=(),
@@ -66,7 +68,7 @@ class FakeServer:
     ):
         self.fault, self.model, self.root, self.key, self.reply_s = fault, model, root, key, reply_s
         self.tokenize, self.score, self.refused_fields = tokenize, score, refused_fields
-        self.choice, self.usage = choice or {}, usage
+        self.choice, self.usage, self.waits_for = choice or {}, usage, waits_for
         self.chats, self.times, self.headers = [], [], []
         self.in_flight = self.most_in_flight = 0
         self.port, self._is_dead = 0, False
@@ -112,7 +114,7 @@ class FakeServer:
             writer.transport.abort()
 
     def _run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(600)
 
     async def _serve(self, reader, writer):
         self._writers.add(writer)
@@ -178,9 +180,17 @@ class FakeServer:
             delay_s = self.reply_s if fault is None else fault.delay_s
             if delay_s:
                 await asyncio.sleep(delay_s)
+            if fault is None and text != CANARY_TEXT:
+                await self._wait_for_others()
         finally:
             self.in_flight -= 1
         return fault or self._reply(text, body)
+
+    async def _wait_for_others(self):
+        for _ in range(60_000):  # a client that never sends so many gets its answer after a minute or more
+            if self.most_in_flight >= self.waits_for:
+                return
+            await asyncio.sleep(0.001)
 
     def _reply(self, text, body):
         choice = {"message": {"role": "assistant", "content": f"re: {text}"}, "finish_reason": "stop"}

@@ -85,7 +85,7 @@ def once_per_row(fault):
 
 
 def test_every_row_gets_its_own_answer_and_the_server_stays_full(backend_for):
-    with FakeServer(reply_s=0.02) as server:
+    with FakeServer(waits_for=8) as server:
         assert answers_of(backend_for(server, concurrency=8), prompts(60)) == right_answers(60)
     assert server.most_in_flight == 8
     assert sorted(server.texts()) == sorted(f"row {row}" for row in range(60))
@@ -193,31 +193,38 @@ def test_an_answer_that_is_not_finished_fails_with_the_reason_and_is_not_asked_f
         RUBBISH,
         HALF,
         RESET,
-        SILENCE,
         OTHER_MODEL,
     ],
     ids=lambda fault: f"{fault.status}-{fault.body[:12].decode()}",
 )
 def test_a_request_that_fails_once_is_sent_again(backend_for, fault):
     with FakeServer(once_per_row(fault)) as server:
-        backend = backend_for(server, concurrency=4, timeout_s=0.5)
+        backend = backend_for(server, concurrency=4)
         assert answers_of(backend, prompts(6)) == right_answers(6)
     assert sorted(server.texts()) == sorted(2 * [f"row {row}" for row in range(6)])
 
 
+def test_a_request_without_an_answer_is_sent_again(backend_for):
+    with FakeServer(once_per_row(SILENCE)) as server:
+        backend = backend_for(server, concurrency=4, timeout_s=2)
+        assert answers_of(backend, prompts(4)) == right_answers(4)
+    # On a busy machine the answer to the second request may come too late as well.
+    assert all(server.texts().count(f"row {row}") >= 2 for row in range(4))
+
+
 def test_a_server_that_asks_for_a_pause_gets_it_while_the_other_one_works(backend_for):
-    pause = Fault(429, {"Retry-After": "0.4"})
+    pause = Fault(429, {"Retry-After": "1"})
     # Its first chat is the handshake, its third is the row that it puts off.
     busy, idle = FakeServer(lambda text, number: pause if number == 2 else None), FakeServer(reply_s=0.05)
     with busy, idle:
         assert answers_of(backend_for(busy, idle, concurrency=1), prompts(40)) == right_answers(40)
     put_off_at, next_at = busy.times[2:4]
-    assert next_at - put_off_at >= 0.4
+    assert next_at - put_off_at >= 1
     assert any(put_off_at < at < next_at for at in idle.times)
 
 
 def test_a_server_that_takes_few_at_once_is_soon_sent_no_more_than_that(backend_for):
-    server = FakeServer(reply_s=0.03)
+    server = FakeServer(reply_s=0.03, waits_for=4)
     server.fault = lambda text, number: Fault(429) if server.in_flight > 3 else None
     with server:
         assert answers_of(backend_for(server, concurrency=32), prompts(60)) == right_answers(60)
@@ -361,8 +368,8 @@ def test_when_all_servers_die_one_error_says_so_after_all_that_was_answered(back
 def test_a_server_that_never_answers_is_dead_though_it_lists_its_models(backend_for):
     with FakeServer() as server:
         server.fault = lambda text, number: SILENCE if number >= 3 else None
-        backend = backend_for(server, concurrency=2, max_retries=1, timeout_s=0.1)
-        with pytest.raises(ServerError, match=r"no server answers any more \(.*no answer within 0.1 s"):
+        backend = backend_for(server, concurrency=2, max_retries=1, timeout_s=2)
+        with pytest.raises(ServerError, match=r"no server answers any more \(.*no answer within 2 s"):
             answers_of(backend, prompts(8))
 
 
@@ -456,7 +463,7 @@ def test_it_works_where_an_event_loop_runs_already_as_in_a_notebook(backend_for)
 
 def test_several_ranks_share_the_requests_in_flight(backend_for, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with FakeServer(reply_s=0.01) as server:
+    with FakeServer(waits_for=2) as server:
         assert answers_of(backend_for(server, concurrency=8), prompts(12)) == right_answers(12)
     assert server.most_in_flight == 2
 

@@ -29,7 +29,7 @@ def check(seed_dir):
 
     def check(*servers, seed=seed_dir, **settings):
         urls = [server if isinstance(server, str) else server.url for server in servers]
-        config = GenerationConfig(**{"backend": "openai", "base_urls": urls, "timeout_s": 1.0, **settings})
+        config = GenerationConfig(**{"backend": "openai", "base_urls": urls, **settings})
         with contextlib.closing(OpenAIBackend(seed, config)) as backend:
             backend.check()
 

@@ -121,7 +121,7 @@ def test_one_shard_that_fails_stops_the_others(sharded, monkeypatch):
     def copy(_source, _offset, _target, num_bytes, stop):
         if num_bytes == 20:
             raise OSError(errno.ENOSPC, "No space left on device")
-        if stop.wait(timeout=60):
+        if stop.wait(timeout=600):
             stopped.set()
 
     monkeypatch.setattr(tensor_writer, "copy_range", copy)
