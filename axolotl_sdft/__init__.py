@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from axolotl_sdft.training.losses.dynsdpb import dynsdpb_loss
     from axolotl_sdft.training.mixin import DynSDPBMixin
     from axolotl_sdft.training.trainers import DynSDPBTrainer, LogitDistillationTrainer
-    from axolotl_sdft.training.trl_trainer import DynSDPBSFTConfig, DynSDPBSFTTrainer
+    from axolotl_sdft.training.trl_trainer import (
+        DynSDPBSFTConfig,
+        DynSDPBSFTTrainer,
+        LogitDistillationSFTConfig,
+        LogitDistillationSFTTrainer,
+    )
 
 _HOME_OF = {
     "DynSDPBConfig": "axolotl_sdft.config.dynsdpb",
@@ -33,6 +38,8 @@ _HOME_OF = {
     "LayerScores": "axolotl_sdft.pruning.scoring.scores",
     "LogitDistillationConfig": "axolotl_sdft.config.logit_distillation",
     "LogitDistillationMixin": "axolotl_sdft.training.logit_mixin",
+    "LogitDistillationSFTConfig": "axolotl_sdft.training.trl_trainer",
+    "LogitDistillationSFTTrainer": "axolotl_sdft.training.trl_trainer",
     "LogitDistillationTrainer": "axolotl_sdft.training.trainers",
     "PruningPlan": "axolotl_sdft.pruning.planning.plan",
     "SDFTPlugin": "axolotl_sdft.integrations.axolotl.plugin",
@@ -55,6 +62,8 @@ __all__ = [
     "LayerScores",
     "LogitDistillationConfig",
     "LogitDistillationMixin",
+    "LogitDistillationSFTConfig",
+    "LogitDistillationSFTTrainer",
     "LogitDistillationTrainer",
     "PruningPlan",
     "SDFTPlugin",

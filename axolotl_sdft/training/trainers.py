@@ -1,4 +1,4 @@
-"""Trainers that distil: for transformers, and for Axolotl. Those for TRL are in ``trl_trainer`` and ``logit_trl``."""
+"""Trainers that distil: for transformers, and for Axolotl. Those for TRL: ``trl_trainer``."""
 
 from functools import cache
 from typing import Any
