@@ -106,6 +106,24 @@ def indexed_files(folder: Path, index: str) -> dict[str, str]:
     return weight_map
 
 
+def read_config(model_dir: Path) -> dict[str, Any]:
+    """Return the ``config.json`` of a checkpoint.
+
+    Raises:
+        CheckpointError: The folder, or the file in it, is missing or broken.
+    """
+    if not model_dir.is_dir():
+        raise CheckpointError(f"{model_dir} is no folder; name the folder of a checkpoint")
+    path = own_path(model_dir, "config.json")
+    if not path.exists():
+        there = ", ".join(sorted(path.name for path in model_dir.iterdir())[:8]) or "nothing"
+        raise CheckpointError(f"{model_dir} has no config.json, so it is no checkpoint; it holds {there}")
+    config = read_json_file(path)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{model_dir / 'config.json'} holds a {type(config).__name__} instead of settings")
+    return config
+
+
 def read_json_file(path: Path) -> Any:
     """Return the value of a JSON file that came with a model.
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.errors import CheckpointError, MissingExtraError, first_line
-from axolotl_sdft.core.model_folder import resolve_seed
+from axolotl_sdft.core.model_folder import read_config, resolve_seed
+from axolotl_sdft.core.trained_on import moved_base
 from axolotl_sdft.evaluation.spec import ReportedModel
-from axolotl_sdft.pruning.checkpoint.cut import read_config
-from axolotl_sdft.pruning.checkpoint.trained_on import moved_base
 from axolotl_sdft.pruning.planning.savings import number_format
 
 

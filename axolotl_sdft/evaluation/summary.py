@@ -7,10 +7,10 @@ from typing import Any
 
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.texts import shortened
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.distillation.output.report import REPORT_FILE
 from axolotl_sdft.distillation.rows.left_alone import reasons_named
-from axolotl_sdft.pruning.checkpoint.cut import PROVENANCE_FILE
 
 _SHOWN_CHARS = 400
 

@@ -95,7 +95,7 @@ def _adapter_loader(model_dir: Path) -> Any:
         raise MissingExtraError(
             f"{model_dir} holds an adapter; install peft: pip install 'axolotl-sdft[lora]'"
         ) from err
-    from axolotl_sdft.pruning.checkpoint.trained_on import moved_base
+    from axolotl_sdft.core.trained_on import moved_base
 
     base_dir = moved_base(model_dir)
     return AutoPeftModelForCausalLM if base_dir is None else _MovedAdapterLoader(base_dir)

@@ -12,20 +12,10 @@ from axolotl_sdft.config import LayerPruningConfig, parse_size
 from axolotl_sdft.core.artifacts import atomic_folder, find_or_make, fingerprint, read_json, write_json
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError
 from axolotl_sdft.core.identity import model_identity
-from axolotl_sdft.core.model_folder import slug
+from axolotl_sdft.core.model_folder import read_config, slug
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PROVENANCE_FOLDER, PRUNED_KEY
 from axolotl_sdft.pruning.checkpoint.architecture import layer_count
-from axolotl_sdft.pruning.checkpoint.cut import (
-    OUTPUT_KEY,
-    PROVENANCE_FILE,
-    PROVENANCE_FOLDER,
-    PRUNED_KEY,
-    SCORES_FILE,
-    Cut,
-    check_room,
-    read_config,
-    read_cut,
-    write_cut,
-)
+from axolotl_sdft.pruning.checkpoint.cut import OUTPUT_KEY, SCORES_FILE, Cut, check_room, read_cut, write_cut
 from axolotl_sdft.pruning.planning.plan import (
     PruningPlan,
     avoided_lines,

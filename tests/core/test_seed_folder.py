@@ -26,9 +26,9 @@ def test_of_a_folder_only_the_last_name_is_kept(tmp_path, monkeypatch):
     assert {slug(name) for name in names} == {"SmolLM2-135M"}
 
 
-def test_a_folder_is_its_own_seed(checkpoint, monkeypatch):
-    monkeypatch.chdir(checkpoint().parent)
-    assert resolve_seed(checkpoint().name) == checkpoint()
+def test_a_folder_is_its_own_seed(tiny_llama_dir, monkeypatch):
+    monkeypatch.chdir(tiny_llama_dir.parent)
+    assert resolve_seed(tiny_llama_dir.name) == tiny_llama_dir
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ def test_a_seed_that_is_nowhere_is_refused_by_its_key(base_model, revision, mess
         resolve_seed(base_model, revision)
 
 
-def test_a_hub_id_in_the_cache_is_found_without_a_connection(checkpoint, tmp_path, monkeypatch):
+def test_a_hub_id_in_the_cache_is_found_without_a_connection(tiny_llama_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--org--seed"
-    shutil.copytree(checkpoint(), repository / "snapshots" / ("a" * 40))
+    shutil.copytree(tiny_llama_dir, repository / "snapshots" / ("a" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
     assert resolve_seed("org/seed").name == "a" * 40

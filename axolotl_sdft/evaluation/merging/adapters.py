@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.core.artifacts import read_json, write_json
 from axolotl_sdft.core.errors import CheckpointError, ConfigError
 from axolotl_sdft.core.model_folder import own_path
+from axolotl_sdft.core.trained_on import moved_base
 from axolotl_sdft.evaluation.merging.same_model import has_tokenizer
 from axolotl_sdft.evaluation.merging.slerp import Blend, Overlap, linear_factors
-from axolotl_sdft.pruning.checkpoint.trained_on import moved_base
 
 if TYPE_CHECKING:
     from torch import Tensor

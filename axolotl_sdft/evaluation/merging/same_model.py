@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, first_line
+from axolotl_sdft.core.model_folder import read_config
+from axolotl_sdft.core.trained_on import PRUNED_KEY
 from axolotl_sdft.pruning.checkpoint.architecture import layer_count
-from axolotl_sdft.pruning.checkpoint.cut import PRUNED_KEY, read_config
 
 LOG = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, MissingExtraError
+from axolotl_sdft.core.trained_on import trained_on
 from axolotl_sdft.distillation.output.corrections import refuse_existing, write_corrections
 from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.distillation.output.report import REPORT_FILE
@@ -22,7 +23,6 @@ from axolotl_sdft.integrations.axolotl.rules import check_plugin, check_rules
 from axolotl_sdft.integrations.axolotl.seed_model import seed_dir_of
 from axolotl_sdft.integrations.axolotl.stages import pruning_task
 from axolotl_sdft.pruning.checkpoint.cut import SCORES_FILE
-from axolotl_sdft.pruning.checkpoint.trained_on import trained_on
 from axolotl_sdft.pruning.planning.plan import PruningPlan
 from axolotl_sdft.pruning.planning.plots import write_plots
 from axolotl_sdft.pruning.planning.report import report_lines

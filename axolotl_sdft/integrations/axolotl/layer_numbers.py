@@ -15,8 +15,8 @@ from typing import Any
 
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.model_folder import read_config
 from axolotl_sdft.pruning.checkpoint.architecture import find_layer_prefix, layer_count, num_extra_layers
-from axolotl_sdft.pruning.checkpoint.cut import read_config
 from axolotl_sdft.pruning.checkpoint.legacy_files import is_legacy, read_legacy_checkpoint
 from axolotl_sdft.pruning.checkpoint.tensor_files import read_checkpoint
 

@@ -16,8 +16,7 @@ from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, SdftError
 from axolotl_sdft.core.identity import model_identity
-from axolotl_sdft.pruning.checkpoint.cut import PROVENANCE_FILE
-from axolotl_sdft.pruning.checkpoint.trained_on import TrainedOn, pruning_marker, trained_on
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE, TrainedOn, pruning_marker, trained_on
 from axolotl_sdft.pruning.pipeline import PruningTask, shaping_settings
 from axolotl_sdft.pruning.planning.plan import num_dropped
 

@@ -9,6 +9,7 @@ from axolotl_sdft.config import LayerPruningConfig, SelfDistillationConfig
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, read_json
 from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.core.runtime import rank
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, read_blocks
 from axolotl_sdft.integrations.axolotl.calibration import calibration_entries, calibration_texts
@@ -29,9 +30,7 @@ from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, rewr
 from axolotl_sdft.integrations.axolotl.rules import check_rules
 from axolotl_sdft.integrations.axolotl.seed_model import seed_dir_of
 from axolotl_sdft.plugins.registry import METRICS, registry
-from axolotl_sdft.pruning.checkpoint.cut import PROVENANCE_FILE
 from axolotl_sdft.pruning.checkpoint.model_card import CARD_FILE
-from axolotl_sdft.pruning.checkpoint.trained_on import moved_base, record_training, trained_on
 from axolotl_sdft.pruning.scoring.scores import metric_needs_text
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from axolotl_sdft.core.artifacts import (
     package_versions,
     write_json,
 )
-from axolotl_sdft.core.errors import ArtifactError, CheckpointError
-from axolotl_sdft.core.model_folder import own_path, read_json_file
+from axolotl_sdft.core.errors import ArtifactError
+from axolotl_sdft.core.model_folder import own_path, read_config, read_json_file
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PROVENANCE_FOLDER, PRUNED_KEY
 from axolotl_sdft.pruning.checkpoint.architecture import (
     find_layer_prefix,
     layer_count,
@@ -39,13 +40,7 @@ from axolotl_sdft.pruning.checkpoint.tensor_files import StoredTensor, read_chec
 from axolotl_sdft.pruning.checkpoint.tensor_writer import writing_checkpoint
 from axolotl_sdft.pruning.planning.plan import validate_drop_layers
 
-PROVENANCE_FOLDER = "provenance"
-"""Holds what is said of a checkpoint beside its model card. Axolotl copies the files of a checkpoint into what it
-merges, where this would be about another model; it leaves folders out."""
-PROVENANCE_FILE = f"{PROVENANCE_FOLDER}/layer_pruning.json"
 SCORES_FILE = "scores.json"
-PRUNED_KEY = "axolotl_sdft_pruning"
-"""Key in ``config.json`` that holds the pruning's settings, fingerprinted. transformers keeps it through training."""
 
 OUTPUT_KEY = "layer_pruning.output_dir"
 
@@ -143,24 +138,6 @@ def _found(source_dir: str | Path) -> tuple[Path, dict[str, Any]]:
 
     snapshot = resolve_seed(source_dir, key="source_dir")
     return snapshot, {"seed_model": source_dir, "seed_dir": str(snapshot)}
-
-
-def read_config(source_dir: Path) -> dict[str, Any]:
-    """Return the ``config.json`` of a checkpoint.
-
-    Raises:
-        CheckpointError: The folder, or the file in it, is missing or broken.
-    """
-    if not source_dir.is_dir():
-        raise CheckpointError(f"{source_dir} is no folder; name the folder of a checkpoint")
-    path = own_path(source_dir, "config.json")
-    if not path.exists():
-        there = ", ".join(sorted(path.name for path in source_dir.iterdir())[:8]) or "nothing"
-        raise CheckpointError(f"{source_dir} has no config.json, so it is no checkpoint; it holds {there}")
-    config = read_json_file(path)
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{source_dir / 'config.json'} holds a {type(config).__name__} instead of settings")
-    return config
 
 
 def read_cut(source_dir: Path, drop_layers: Collection[int]) -> Cut:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from axolotl_sdft.core.model_folder import read_config
 from axolotl_sdft.pruning.checkpoint.architecture import (
     find_layer_prefix,
     first_number_prefix,
     layer_count,
     num_extra_layers,
 )
-from axolotl_sdft.pruning.checkpoint.cut import Cut, read_config, read_cut
+from axolotl_sdft.pruning.checkpoint.cut import Cut, read_cut
 from axolotl_sdft.pruning.checkpoint.derived_config import TEXT_CONFIGS
 from axolotl_sdft.pruning.checkpoint.legacy_files import is_legacy, read_legacy_checkpoint
 from axolotl_sdft.pruning.checkpoint.tensor_files import StoredTensor, read_checkpoint

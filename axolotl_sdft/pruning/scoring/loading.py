@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, MissingExtraError, first_line
+from axolotl_sdft.core.model_folder import read_config
 from axolotl_sdft.core.runtime import compute_dtype, local_device
-from axolotl_sdft.pruning.checkpoint.cut import read_config
 
 if TYPE_CHECKING:
     import torch

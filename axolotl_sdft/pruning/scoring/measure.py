@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.config import LayerPruningConfig
-from axolotl_sdft.pruning.checkpoint.cut import read_config
+from axolotl_sdft.core.model_folder import read_config
 from axolotl_sdft.pruning.scoring.loading import (
     check_loading,
     free_memory,

@@ -8,8 +8,8 @@ from typing import Any
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.errors import CheckpointError, SdftError
 from axolotl_sdft.core.identity import model_identity
-from axolotl_sdft.core.model_folder import resolve_seed
-from axolotl_sdft.pruning.checkpoint.cut import PROVENANCE_FILE, PRUNED_KEY, read_config
+from axolotl_sdft.core.model_folder import read_config, resolve_seed
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PRUNED_KEY
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from axolotl_sdft.core.errors import CheckpointError, ConfigError
+from axolotl_sdft.core.trained_on import PRUNED_KEY
 from axolotl_sdft.evaluation.merging import checkpoints
 from axolotl_sdft.evaluation.merging.merge import merge_models
-from axolotl_sdft.pruning.checkpoint.cut import PRUNED_KEY
 from tests.evaluation.merging.references import save_variant, slow_slerp, tensors_of, two_models
 from tests.pruning.conftest import edit_config, load, logits, save_tiny_model, token_ids
 

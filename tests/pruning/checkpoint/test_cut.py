@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from axolotl_sdft import cut_layers
 from axolotl_sdft.core import artifacts
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.pruning.checkpoint import tensor_writer
-from axolotl_sdft.pruning.checkpoint.cut import PROVENANCE_FILE
 from tests.pruning.conftest import (
     FAMILIES,
     NUM_LAYERS,

@@ -17,7 +17,7 @@ from axolotl_sdft import cut_layers
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.errors import CheckpointError
 from axolotl_sdft.core.model_folder import resolve_seed
-from axolotl_sdft.pruning.checkpoint.cut import PROVENANCE_FILE
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.pruning.checkpoint.tensor_files import StoredTensor
 from tests.pruning.conftest import layers_skipped, load, logits, save_tiny_model, snapshot, token_ids
 

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from axolotl_sdft.pruning.checkpoint.cut import PROVENANCE_FILE, cut_layers
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE
+from axolotl_sdft.pruning.checkpoint.cut import cut_layers
 from tests.pruning.architectures import VOCABULARY, build, tiny_config
 
 IDS = torch.randint(3, VOCABULARY, (2, 16), generator=torch.Generator().manual_seed(1))

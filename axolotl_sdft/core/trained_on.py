@@ -16,7 +16,13 @@ from typing import Any
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError
 from axolotl_sdft.core.identity import file_digests
-from axolotl_sdft.pruning.checkpoint.cut import PROVENANCE_FILE, PRUNED_KEY
+
+PROVENANCE_FOLDER = "provenance"
+"""Holds what is said of a checkpoint beside its model card. Axolotl copies the files of a checkpoint into what it
+merges, where this would be about another model; it leaves folders out."""
+PROVENANCE_FILE = f"{PROVENANCE_FOLDER}/layer_pruning.json"
+PRUNED_KEY = "axolotl_sdft_pruning"
+"""Key in ``config.json`` that holds the pruning's settings, fingerprinted. transformers keeps it through training."""
 
 RECORD_FILE = "sdft_trained_on.json"
 _ADAPTER_FILE = "adapter_config.json"
