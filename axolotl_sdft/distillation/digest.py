@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.core.plain_values import plain_value
 from axolotl_sdft.distillation.interfaces import RowFormat, Template
-from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, left_alone_of
+from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, targets_of
 from axolotl_sdft.inference.interfaces import question_digest
 
 if TYPE_CHECKING:
@@ -55,11 +55,12 @@ def digest_dataset(dataset: "Dataset", row_format: RowFormat, template: Template
     num_targets, left_alone = np.zeros(len(dataset), np.int32), LeftAloneCounts()
     first_questions = np.zeros((len(dataset), 32), np.uint8)
     for start in range(0, len(dataset), _SLICE_ROWS):
-        for index, row in enumerate(rows_between(dataset, start, start + _SLICE_ROWS), start):
-            rows.update(encoded(row))
-            num_targets[index] = num_in_row = row_format.num_targets(row)
-            left_alone.add(left_alone_of(row_format, row, num_in_row))
-            for turn in range(num_in_row):
+        columns = dataset[start : min(start + _SLICE_ROWS, len(dataset))]
+        rows.update(encoded(sorted(columns.items())))  # all at once: row by row takes several times as long
+        for index, row in enumerate(as_rows(columns), start):
+            num_targets[index], reasons = targets_of(row_format, row)
+            left_alone.add(reasons)
+            for turn in range(num_targets[index]):
                 digest = question_digest(template(row_format.target(row, turn)))
                 requests.update(digest)
                 if turn == 0:

@@ -10,7 +10,7 @@ from axolotl_sdft.distillation.checks import first_rejection
 from axolotl_sdft.distillation.checks.form import empty, truncated
 from axolotl_sdft.distillation.checks.function_calls import function_call
 from axolotl_sdft.distillation.interfaces import AnswerCheck, RowFormat
-from axolotl_sdft.distillation.rows.left_alone import LeftAlone, LeftAloneCounts, left_alone_of
+from axolotl_sdft.distillation.rows.left_alone import LeftAlone, LeftAloneCounts, targets_of
 from axolotl_sdft.inference.call_markup import markup_fault
 from axolotl_sdft.inference.interfaces import Answer, Target
 from axolotl_sdft.inference.reasoning import answer_alone, is_unfinished_thought
@@ -203,8 +203,8 @@ def judge_row(row: dict[str, Any], row_format: RowFormat, policy: Policy, judged
         KeyError: An answer is missing.
     """
     settlements = []
-    num_targets = row_format.num_targets(row)
-    left_alone = tuple(why for why in left_alone_of(row_format, row, num_targets) if why.is_trained)
+    num_targets, reasons = targets_of(row_format, row)
+    left_alone = tuple(why for why in reasons if why.is_trained)
     for turn in range(num_targets):
         settlement = policy.settle(judged, row_format.target(row, turn))
         if settlement.answer is not None:

@@ -17,7 +17,7 @@ from axolotl_sdft.distillation.generation.journal_files import StoredAnswer, Sto
 from axolotl_sdft.distillation.generation.judging import Judging
 from axolotl_sdft.distillation.generation.selection import Settlement
 from axolotl_sdft.distillation.output.gap import measure_answers
-from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, left_alone_of
+from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, targets_of
 from axolotl_sdft.inference.interfaces import Answer, Backend, Prompt, Target
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, di
     gap = (fmean(one for one, _ in told), fmean(other for _, other in told)) if told else None
     left_alone = LeftAloneCounts()
     for row in originals.values():
-        left_alone.add(left_alone_of(row_format, row, row_format.num_targets(row)))
+        left_alone.add(targets_of(row_format, row)[1])
     ordered = tuple(sorted(shown, key=lambda one: (one.row, one.turn)))
     return Preview(ordered, len(originals), seconds, gap, left_alone)
 

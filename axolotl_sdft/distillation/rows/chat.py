@@ -103,6 +103,11 @@ class ChatRows:
         """
         return len(self._places(row, self._conversation(row)))
 
+    def count_targets(self, row: dict[str, Any]) -> tuple[int, list[LeftAlone]]:
+        """Return what :meth:`num_targets` and :meth:`left_alone` do, in half the time; they raise the same."""
+        fates = [why for _, why in self._fates(row, self._conversation(row))]
+        return fates.count(None), [why for why in fates if why is not None]
+
     def left_alone(self, row: dict[str, Any]) -> list[LeftAlone]:
         """Return why each trained turn that can't be rewritten is left as it is; also of assistant turns not trained.
 
@@ -211,7 +216,7 @@ class ChatRows:
 
     def _role(self, message: Mapping[str, Any]) -> Any:
         said = message.get(self.role)
-        return self.roles.get(said, said) if isinstance(said, str) else said
+        return self.roles.get(said, said) if self.roles and isinstance(said, str) else said
 
     def _calls(self, message: Mapping[str, Any]) -> list[Any]:
         """Return the calls that a turn makes under a key of their own."""

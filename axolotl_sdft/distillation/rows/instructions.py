@@ -65,6 +65,11 @@ class InstructionRows:
         """Return 1, or 0 when :meth:`left_alone` tells why not."""
         return int(not self.left_alone(row))
 
+    def count_targets(self, row: dict[str, Any]) -> tuple[int, list[LeftAlone]]:
+        """Return what :meth:`num_targets` and :meth:`left_alone` do, in half the time."""
+        told = self.left_alone(row)
+        return int(not told), told
+
     def left_alone(self, row: dict[str, Any]) -> list[LeftAlone]:
         """Return why the answer is left as it is, such as that it is not text; nothing where it is a target."""
         for column, kinds in ((self.instruction, _ASKED), (self.output, str)):

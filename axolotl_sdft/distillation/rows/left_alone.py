@@ -50,14 +50,18 @@ def left_alone_for(answer: str, leaves_calls: bool) -> LeftAlone | None:
     return UNFINISHED if is_unfinished_thought(answer) else None
 
 
-def left_alone_of(row_format: Any, row: dict[str, Any], num_targets: int) -> list[LeftAlone]:
-    """Return why answers of a row are left alone, one entry for each; also where there is no answer at all.
+def targets_of(row_format: Any, row: dict[str, Any]) -> tuple[int, Sequence[LeftAlone]]:
+    """Return how many answers of a row are targets, and why others are left alone, one entry for each of those.
 
-    Row formats of plugins may not tell. ``num_targets`` is how many answers of the row are not left alone.
+    A row without any answer has an entry as well. Row formats of plugins may not tell why.
     """
-    tell = getattr(row_format, "left_alone", None)
-    told = list(tell(row)) if tell else []
-    return told or ([] if num_targets else [NO_ANSWER])
+    count = getattr(row_format, "count_targets", None)
+    if count is not None:
+        num_targets, told = count(row)
+    else:
+        tell = getattr(row_format, "left_alone", None)
+        num_targets, told = row_format.num_targets(row), list(tell(row)) if tell else []
+    return num_targets, told or ([] if num_targets else [NO_ANSWER])
 
 
 @dataclass
