@@ -7,11 +7,10 @@ of these, the last sentence that holds a number and is not a note.
 import re
 
 from axolotl_sdft.core.texts import shortened
-from axolotl_sdft.distillation.checks.math_worker import import_math_verify
+from axolotl_sdft.distillation.checks.math_worker import Allowance, import_math_verify
 from axolotl_sdft.distillation.checks.options import prepared_by
 from axolotl_sdft.distillation.checks.results import (
     Result,
-    deadline_in,
     may_hold_result,
     read_formula,
     read_result,
@@ -135,7 +134,7 @@ def _read_box(text: str, box: int) -> Result | None:
     return None
 
 
-_SECONDS = 2.0  # for all comparisons of an answer; one that takes longer is rejected
+_SECONDS = 2.0  # of computing, for all comparisons of an answer; one that takes longer is rejected
 
 
 @prepared_by(import_math_verify)
@@ -153,9 +152,9 @@ def numeric_answer(answer: Answer, target: Target) -> str | None:
     results = stated_results(answer.text, target.instruction)
     if not results:
         return f"no number, reference {shortened(expected.source)}"
-    deadline = deadline_in(_SECONDS)
+    allowance = Allowance(_SECONDS)
     for result in reversed(results):
-        if not same_result(result, expected, deadline):
+        if not same_result(result, expected, allowance):
             is_last = result is results[-1]
             named = shortened(result.source, 40)
             named = named if is_last else f"{named} and {shortened(results[-1].source, 40)}"

@@ -2,7 +2,8 @@
 
 math-verify hands expressions to sympy, which may compute for hours inside one call of C code. Its own limit is a signal
 handler: it works in the main thread alone, and not while C code runs. So the work is done in a process of its own, and
-an alarm of the operating system ends that process when time is up.
+an alarm of the operating system ends that process when time is up. The time is what the process computes, not what the
+clock shows: the same answer gets the same verdict however busy the machine is.
 """
 
 import atexit
@@ -15,13 +16,17 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from axolotl_sdft.core.errors import MissingExtraError
 
 _MAX_MEMORY = 4 << 30  # bytes of address space; large powers would take all there is
 _MAX_LENGTH = 300  # characters of an expression; longer ones are no answer that is meant to be read
-_GRACE = 1.0  # seconds beyond the limit until a process without an alarm is killed from outside
+_HAS_ALARM = hasattr(signal, "setitimer")
+# Seconds of the clock beyond the limit until the process is killed from outside. With an alarm that only matters where
+# it does not compute at all.
+_GRACE_S = 60.0 if _HAS_ALARM else 1.0
 _WORKER = "from axolotl_sdft.distillation.checks.math_worker import serve; serve()"
 
 
@@ -43,6 +48,14 @@ def import_math_verify() -> Any:
     return math_verify
 
 
+@dataclass
+class Allowance:
+    """How long all comparisons of one answer may take together."""
+
+    left_s: float
+    """Seconds of computing that are left."""
+
+
 class MathWorker:
     """A process that compares expressions; started at the first question, and again after one that took too long."""
 
@@ -52,17 +65,23 @@ class MathWorker:
         self._owner = 0
         atexit.register(self.close)
 
-    def are_equal(self, first: str, second: str, seconds: float) -> bool | None:
-        """Say whether two LaTeX expressions have the same value; None where ``seconds`` do not suffice to tell."""
-        if max(len(first), len(second)) > _MAX_LENGTH:
+    def are_equal(self, first: str, second: str, allowance: Allowance) -> bool | None:
+        """Say whether two LaTeX expressions have the same value; None where the allowance does not suffice to tell.
+
+        What the comparison took is gone from the allowance afterwards.
+        """
+        if max(len(first), len(second)) > _MAX_LENGTH or allowance.left_s <= 0:
             return None
         with self._lock:
-            process = self._started()
-            reply = _asked(process, json.dumps([first, second, max(seconds, 0.05)]), seconds + _GRACE)
+            process, left_s = self._started(), allowance.left_s
+            reply = _asked(process, json.dumps([first, second, left_s]), left_s + _GRACE_S)
             if not reply:
                 self.close()
+                allowance.left_s = 0.0
                 return None
-            return bool(json.loads(reply))
+            is_equal, seconds = json.loads(reply)
+            allowance.left_s -= seconds
+            return bool(is_equal)
 
     def close(self) -> None:
         """End the process, if this one started it."""
@@ -85,7 +104,7 @@ class MathWorker:
                 env={**os.environ, "PYTHONPATH": paths},
             )
             self._owner = os.getpid()
-            _read_line(self._process, seconds=120)  # imports take seconds, which no answer is to blame for
+            _read_line(self._process, seconds=600)  # imports take seconds, which no answer is to blame for
         return self._process
 
 
@@ -97,19 +116,21 @@ def serve() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     replies, sys.stdout = sys.stdout, sys.stderr
+    _equal(math_verify, "x+1", "1+x")  # what the first comparison loads is no part of its time
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
         first, second, seconds = json.loads(line)
+        started = time.process_time()
         _set_alarm(seconds)
         equal = _equal(math_verify, first, second)
         _set_alarm(0)
-        print(json.dumps(equal), file=replies, flush=True)
+        print(json.dumps([equal, time.process_time() - started]), file=replies, flush=True)
 
 
 def _set_alarm(seconds: float) -> None:
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process, whatever it is doing
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+    if _HAS_ALARM:
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process, whatever it is doing
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _equal(math_verify: Any, first: str, second: str) -> bool:
@@ -148,8 +169,3 @@ def _end(process: "subprocess.Popen[str]") -> None:
     for pipe in (process.stdin, process.stdout):
         with contextlib.suppress(OSError):
             pipe.close()  # type: ignore[union-attr]
-
-
-def remaining(deadline: float) -> float:
-    """Return the seconds until a time of ``time.monotonic()``, none of them negative."""
-    return max(0.0, deadline - time.monotonic())

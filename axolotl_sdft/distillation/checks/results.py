@@ -4,11 +4,10 @@ Two results are the same when all of their parts are. What can't be told apart b
 """
 
 import re
-import time
 from dataclasses import dataclass
 from fractions import Fraction
 
-from axolotl_sdft.distillation.checks.math_worker import MathWorker, remaining
+from axolotl_sdft.distillation.checks.math_worker import Allowance, MathWorker
 from axolotl_sdft.distillation.checks.plain_numbers import START
 from axolotl_sdft.distillation.checks.quantities import Quantity, find_quantities, plain_text
 
@@ -140,14 +139,14 @@ def read_formula(text: str) -> Result | None:
     return Result(text.strip(), formula=text.strip()) if text.strip() else None
 
 
-def same_result(first: Result, second: Result, deadline: float) -> bool:
-    """Say whether two results are the same; what can't be told until ``deadline`` (``time.monotonic``) is not."""
+def same_result(first: Result, second: Result, allowance: Allowance) -> bool:
+    """Say whether two results are the same; what can't be told within the allowance is not."""
     if first.letter and second.letter and first.letter != second.letter:
         return False
     if first.letter and second.letter and not (first.quantities and second.quantities):
         return True
     if first.formula or second.formula:
-        return _same_formula(first, second, deadline)
+        return _same_formula(first, second, allowance)
     if not first.quantities or not second.quantities or first.bound != second.bound:
         return False
     if first.form == second.form == "names" and set(first.names) == set(second.names):
@@ -163,13 +162,13 @@ def same_result(first: Result, second: Result, deadline: float) -> bool:
     return all(mine.same_as(theirs) for mine, theirs in zip(first.quantities, second.quantities, strict=True))
 
 
-def _same_formula(first: Result, second: Result, deadline: float) -> bool:
+def _same_formula(first: Result, second: Result, allowance: Allowance) -> bool:
     mine, theirs = (_tidied(each.formula or each.source) for each in (first, second))
     if "".join(mine.split()) == "".join(theirs.split()):
         return True
     if not re.search(r"[\d\\^+*/=-]|\b[a-z]\b", mine + theirs) or first.bound or second.bound:
         return False  # words
-    return bool(_WORKER.are_equal(mine, theirs, remaining(deadline)))
+    return bool(_WORKER.are_equal(mine, theirs, allowance))
 
 
 def _tidied(formula: str) -> str:
@@ -382,8 +381,3 @@ def _read_tuple(side: str, quantities: list[Quantity], is_first: bool) -> tuple[
             return None
         parts.append(inside[0])
     return found[0][0] + found[0][-1], parts
-
-
-def deadline_in(seconds: float) -> float:
-    """Return the time of ``time.monotonic()`` that is ``seconds`` away."""
-    return time.monotonic() + seconds

@@ -1,8 +1,8 @@
 """Which final numbers are equal, and where the final number of an answer is."""
 
+import signal
 import sys
 import threading
-import time
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from axolotl_sdft.core.errors import MissingExtraError
 from axolotl_sdft.distillation.checks import numeric_answer, resolve_checks
-from axolotl_sdft.distillation.checks.math_worker import MathWorker
+from axolotl_sdft.distillation.checks.math_worker import Allowance, MathWorker
 from tests.distillation.checks.samples import asked, written
 
 
@@ -169,20 +169,42 @@ HANGS = r"\boxed{\left(x+\sqrt{x+\sqrt{2}}\right)^{900}}"
 def test_an_expression_that_takes_too_long_is_rejected_in_any_thread():
     reasons: list[str | None] = []
     target = asked(reference=r"\boxed{\left(\sqrt{\sqrt{2}+x}+x\right)^{901}}")
-    numeric_answer(written(r"\boxed{\sqrt{3}}"), target)  # so that the imports are not measured
     worker = threading.Thread(target=lambda: reasons.append(numeric_answer(written(HANGS), target)))
-    started = time.monotonic()
     worker.start()
     worker.join(600)
-    assert time.monotonic() - started < 10  # 2 s on an idle machine
+    assert len(reasons) == 1
     assert reasons != [None]
 
 
 def test_the_worker_ends_a_comparison_when_its_time_is_up_and_answers_the_next():
     worker = MathWorker()
-    assert worker.are_equal("2^{3}", "8", 20) is True
-    assert worker.are_equal("9^{9^{9^{9}}}", "9^{9^{9^{8}}}", 0.5) is None
-    assert worker.are_equal(r"\frac{1}{2}", "0.4", 20) is False
+    assert worker.are_equal("2^{3}", "8", Allowance(20)) is True
+    assert worker.are_equal("9^{9^{9^{9}}}", "9^{9^{9^{8}}}", Allowance(0.5)) is None
+    assert worker.are_equal(r"\frac{1}{2}", "0.4", Allowance(20)) is False
+    worker.close()
+
+
+def test_the_comparisons_of_an_answer_share_one_allowance_of_computing():
+    worker, allowance = MathWorker(), Allowance(20)
+    assert worker.are_equal(r"\sqrt{8}", r"2\sqrt{2}", allowance) is True
+    assert 15 < allowance.left_s < 20
+    allowance.left_s = 0.3
+    assert worker.are_equal("9^{9^{9^{9}}}", "9^{9^{9^{8}}}", allowance) is None
+    assert allowance.left_s == 0
+    assert worker.are_equal("2^{3}", "8", allowance) is None
+    worker.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="the system can't halt a process")
+def test_a_machine_that_is_busy_with_other_things_takes_nothing_from_the_allowance():
+    worker = MathWorker()
+    assert worker.are_equal("2^{3}", "8", Allowance(20)) is True
+    process = worker._process
+    process.send_signal(signal.SIGSTOP)
+    halted = threading.Timer(1.5, process.send_signal, [signal.SIGCONT])
+    halted.start()
+    assert worker.are_equal(r"\sqrt{8}", r"2\sqrt{2}", Allowance(1.0)) is True
+    halted.join()
     worker.close()
 
 
