@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from axolotl_sdft.cli.settings_reference import plain_help
 from axolotl_sdft.core.errors import SdftError
 from axolotl_sdft.core.texts import printable
 
@@ -26,6 +25,8 @@ class SdftCommand(click.Command):
         """Write the example, then the keys of the block."""
         super().format_epilog(ctx, formatter)
         if self._block is not None:
+            from axolotl_sdft.cli.settings_reference import plain_help
+
             formatter.write(f"\nKeys of the {self._block} block:\n\n{plain_help(self._block)}\n")
 
     def invoke(self, ctx: click.Context) -> Any:

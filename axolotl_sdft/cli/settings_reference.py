@@ -202,10 +202,6 @@ def _yaml_text(value: Any) -> str:
     return str(value)
 
 
-if __name__ == "__main__":
-    main()
-
-
 def templates_table() -> str:
     """Return the built-in templates as a Markdown table, without a line break at its end."""
     rows = []
@@ -256,3 +252,7 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("``", "`").replace("|", r"\|")
+
+
+if __name__ == "__main__":
+    main()
