@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from axolotl_sdft.evaluation.merging.merge import merge_models
     from axolotl_sdft.integrations.axolotl.plugin import SDFTPlugin
     from axolotl_sdft.pruning.checkpoint.cut import cut_layers
+    from axolotl_sdft.pruning.patching.fit import fit_patch
+    from axolotl_sdft.pruning.patching.record import LayerPatch
     from axolotl_sdft.pruning.planning.plan import PruningPlan, plan_pruning
     from axolotl_sdft.pruning.scoring.scores import LayerScores, score_layers
     from axolotl_sdft.training.logit_mixin import LogitDistillationMixin
@@ -35,6 +37,7 @@ _HOME_OF = {
     "DynSDPBSFTTrainer": "axolotl_sdft.training.trl_trainer",
     "DynSDPBTrainer": "axolotl_sdft.training.trainers",
     "LayerPruningConfig": "axolotl_sdft.config.layer_pruning",
+    "LayerPatch": "axolotl_sdft.pruning.patching.record",
     "LayerScores": "axolotl_sdft.pruning.scoring.scores",
     "LogitDistillationConfig": "axolotl_sdft.config.logit_distillation",
     "LogitDistillationMixin": "axolotl_sdft.training.logit_mixin",
@@ -47,6 +50,7 @@ _HOME_OF = {
     "cut_layers": "axolotl_sdft.pruning.checkpoint.cut",
     "distill_dataset": "axolotl_sdft.distillation.pipeline",
     "dynsdpb_loss": "axolotl_sdft.training.losses.dynsdpb",
+    "fit_patch": "axolotl_sdft.pruning.patching.fit",
     "merge_models": "axolotl_sdft.evaluation.merging.merge",
     "plan_pruning": "axolotl_sdft.pruning.planning.plan",
     "score_layers": "axolotl_sdft.pruning.scoring.scores",
@@ -58,6 +62,7 @@ __all__ = [
     "DynSDPBSFTConfig",
     "DynSDPBSFTTrainer",
     "DynSDPBTrainer",
+    "LayerPatch",
     "LayerPruningConfig",
     "LayerScores",
     "LogitDistillationConfig",
@@ -72,6 +77,7 @@ __all__ = [
     "cut_layers",
     "distill_dataset",
     "dynsdpb_loss",
+    "fit_patch",
     "merge_models",
     "plan_pruning",
     "score_layers",

@@ -8,7 +8,7 @@ from axolotl_sdft.config.block import Block, parse_num_layers, parse_size
 
 
 class CalibrationConfig(Block):
-    """The text that the layers are scored on. Without a ``path``: the training set."""
+    """The text that layers are scored and patches fitted on. Without a ``path``: the training set."""
 
     path: str | None = None
     """Dataset to read: a file, a folder or a Hub id. Unset: the entries of ``datasets``."""
@@ -42,7 +42,7 @@ class LayerPruningConfig(Block):
     ``drop_layers``."""
 
     drop_layers: tuple[int, ...] | None = None
-    """The layers to remove, counted from 0; nothing is scored. Either this or ``num_layers``."""
+    """The layers to remove, counted from 0; none is scored. Either this or ``num_layers``."""
 
     metric: str = "angular_distance"
     """How layers are scored: ``angular_distance`` (the block that turns the hidden states least), ``block_influence``
@@ -59,12 +59,17 @@ class LayerPruningConfig(Block):
     protect_last: int = Field(0, ge=0)
     """This many of the last layers are never chosen."""
 
+    patch: Literal["linear", "none"] = "linear"
+    """What takes over for the layers that go. ``linear``: the last projection of the layer before each cut is
+    multiplied by a map that is fitted on the calibration text, where that brings the model nearer to the seed model on
+    held-out text; no tensor is added. ``none``: nothing, the bare cut."""
+
     calibration: CalibrationConfig = CalibrationConfig()
-    """The text that the layers are scored on."""
+    """The text that the layers are scored and the patch is fitted on."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the seed model while it is scored; the checkpoint keeps its own. ``auto``: the checkpoint's on
-    an accelerator, what the hardware computes fast in on a CPU."""
+    """Number format of the seed model while it is scored and the patch is fitted; the checkpoint keeps its own.
+    ``auto``: the checkpoint's on an accelerator, what the hardware computes fast in on a CPU."""
 
     device_map: str | dict[str, Any] | None = None
     """Where the seed model's parts are while it is scored, as transformers takes it, such as ``auto`` for a model

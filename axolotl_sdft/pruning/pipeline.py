@@ -10,12 +10,14 @@ from typing import Any
 
 from axolotl_sdft.config import LayerPruningConfig, parse_size
 from axolotl_sdft.core.artifacts import atomic_folder, find_or_make, fingerprint, read_json, write_json
-from axolotl_sdft.core.errors import ArtifactError, CheckpointError
+from axolotl_sdft.core.errors import ArtifactError, CheckpointError, SdftError
 from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.core.model_folder import read_config, slug
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PROVENANCE_FOLDER, PRUNED_KEY
 from axolotl_sdft.pruning.checkpoint.architecture import layer_count
 from axolotl_sdft.pruning.checkpoint.cut import OUTPUT_KEY, SCORES_FILE, Cut, check_room, read_cut, write_cut
+from axolotl_sdft.pruning.patching.record import LayerPatch, bare_patch
+from axolotl_sdft.pruning.patching.text import patch_lines
 from axolotl_sdft.pruning.planning.plan import (
     PruningPlan,
     avoided_lines,
@@ -32,7 +34,7 @@ from axolotl_sdft.pruning.scoring.scores import Batch, LayerScores, metric_needs
 LOG = logging.getLogger(__name__)
 
 _MAX_TRIALS = 4
-_FORMAT = 2
+_FORMAT = 3
 """Counts up when the same settings give another checkpoint, or a default that is left out of them means another."""
 
 
@@ -47,7 +49,7 @@ class PruningTask:
     calibration_fingerprint: str
     """Changes with the calibration text."""
     load_batches: Callable[[], Sequence[Batch]]
-    """Called when the layers are scored, unless the metric reads no text."""
+    """Called when layers are scored, unless the metric reads no text, and when a patch is fitted."""
     root: Path
     """Folder of the scores' folder and, unless ``output_dir`` is set, of the pruned checkpoint's."""
     trust_remote_code: bool = False
@@ -204,12 +206,12 @@ class PruningTask:
     @cached_property
     def _identity(self) -> dict[str, Any]:
         """All that shapes the result."""
-        is_scored = self.config.drop_layers is None
+        reads_text = self.config.drop_layers is None or self.config.patch != "none"
         return {
             "format": _FORMAT,
             "seed": self._seed_fingerprint,
             "settings": self._settings,
-            "calibration_text": self.calibration_fingerprint if is_scored else None,
+            "calibration_text": self.calibration_fingerprint if reads_text else None,
         }
 
     def _refuse_what_is_there(self) -> None:
@@ -233,9 +235,10 @@ class PruningTask:
             self._verify(cut)
         cut = dataclasses.replace(cut, config=cut.config | {PRUNED_KEY: fingerprint(self._settings)})
         check_room(cut, self.output_dir)
+        patch = self._patch(cut)
         with atomic_folder(self.output_dir) as folder:
             max_shard_bytes = parse_size(self.config.max_shard_size)
-            write_cut(cut, folder, max_shard_bytes, self._provenance(plan, scores))
+            write_cut(cut, folder, max_shard_bytes, self._provenance(plan, scores), patch)
             if scores is not None:
                 write_json(folder / PROVENANCE_FOLDER / SCORES_FILE, scores.to_json())
         LOG.info(
@@ -248,6 +251,31 @@ class PruningTask:
             cut.parameters_after / 1e6,
             self.output_dir,
         )
+
+    def _patch(self, cut: Cut) -> LayerPatch | None:
+        """Return what is folded into the layers before each cut; None where the settings ask for nothing."""
+        if self.config.patch == "none":
+            return None
+        patch = self._fitted_patch(cut)
+        for is_applied, line in patch_lines(patch.to_json()):
+            LOG.log(logging.INFO if is_applied else logging.WARNING, "%s", line)
+        return patch
+
+    def _fitted_patch(self, cut: Cut) -> LayerPatch:
+        from axolotl_sdft.pruning.patching.stage import fitted_patch
+
+        try:
+            batches = self._batches
+        except SdftError as err:
+            if "patch" in self.config.model_fields_set:  # asked for, not just the default
+                raise
+            return bare_patch(cut.drop_layers, f"no calibration text to fit it on ({err})")
+        stored = (cut.tensors, cut.layer_prefix)
+        return fitted_patch(self.seed_dir, cut.drop_layers, stored, self.config, batches, self.trust_remote_code)
+
+    @cached_property
+    def _batches(self) -> Sequence[Batch]:
+        return self.load_batches()
 
     def _provenance(self, plan: PruningPlan, scores: LayerScores | None) -> dict[str, Any]:
         return self._identity | {
@@ -268,7 +296,7 @@ class PruningTask:
         return measured_scores(
             self.seed_dir,
             self.config,
-            self.load_batches,
+            lambda: self._batches,
             self._num_dropped,
             trust_remote_code=self.trust_remote_code,
             may_go=lambda layers: self._removable.reason_in_config(layers) is None,
@@ -285,11 +313,15 @@ class PruningTask:
 
 def shaping_settings(config: LayerPruningConfig, *, with_defaults: bool = False) -> dict[str, Any]:
     """Return the settings that shape the pruned checkpoint, without defaults, so that a new setting changes nothing."""
-    if config.drop_layers is not None:
-        return {"drop_layers": sorted(config.drop_layers), "max_shard_size": config.max_shard_size}
-    unrelated: dict[str, Any] = dict.fromkeys(("drop_layers", "output_dir", "device_map"), True)
+    if config.drop_layers is not None and config.patch == "none":
+        named = {"drop_layers": sorted(config.drop_layers), "max_shard_size": config.max_shard_size}
+        return named | {"patch": config.patch}
+    unrelated: dict[str, Any] = dict.fromkeys(("output_dir", "device_map"), True)
     unrelated["calibration"] = {"batch_size"}
-    settings = config.model_dump(mode="json", exclude=unrelated, exclude_defaults=not with_defaults)
+    if config.drop_layers is not None:
+        config = config.model_copy(update={"drop_layers": tuple(sorted(config.drop_layers))})
+        unrelated |= dict.fromkeys(("metric", "token_average", "protect_first", "protect_last"), True)
+    settings = config.model_dump(mode="json", exclude=unrelated, exclude_none=True, exclude_defaults=not with_defaults)
     # A calibration block that differs from the default in its batch size alone is empty by now.
     return {key: value for key, value in settings.items() if value != {}}
 

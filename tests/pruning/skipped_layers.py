@@ -4,13 +4,15 @@ import inspect
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from axolotl_sdft import cut_layers
+from axolotl_sdft import LayerPatch, cut_layers, fit_patch
 from axolotl_sdft.pruning.checkpoint.architecture import first_number_prefix, is_text_path, layer_count
 from axolotl_sdft.pruning.checkpoint.verify import verify_cut
 from tests.pruning.architectures import VOCABULARY
@@ -95,6 +97,63 @@ def check_cut(seed: PreTrainedModel, seed_dir: Path, drop_layers: Collection[int
     assert effect > 0, f"skipping {drop_layers} changes nothing"
     assert difference <= _TOLERANCE * effect, f"without {drop_layers} the logits differ by {difference} of {effect}"
     return pruned
+
+
+def check_patch(
+    seed: PreTrainedModel, seed_dir: Path, drop_layers: Collection[int], bare_dir: Path, reason: str | None
+) -> None:
+    """Require that a patch changes one tensor of the bare cut for each cut, and acts as its map does.
+
+    Args:
+        seed: The unpruned model, loaded from ``seed_dir``.
+        seed_dir: Its checkpoint.
+        drop_layers: The layers that go.
+        bare_dir: The checkpoint of the bare cut.
+        reason: Part of why a layer of this type takes no patch; None: all do.
+    """
+    batches = [{"input_ids": ids} for ids in token_ids(rows=6).split(2)]
+    patch = fit_patch(seed, batches, drop_layers, ridge=0.1, hold_out=False)
+    for cut in patch.cuts:
+        assert cut.is_applied or (reason is not None and reason in str(cut.reason)), cut.reason
+    assert reason is None or len(patch.applied) < len(patch.cuts), f"{patch.applied} are patched nevertheless"
+    if not patch.applied:
+        return
+    patched_dir = bare_dir.with_name("patched")
+    cut_layers(seed_dir, drop_layers, patched_dir, patch=patch)
+    bare, patched = (_tensors(folder) for folder in (bare_dir, patched_dir))
+    assert bare.keys() == patched.keys()
+    assert sum(not torch.equal(bare[name], patched[name]) for name in bare) == len(patch.applied)
+    with skipped(seed, drop_layers, num_layers_of(seed_dir)):
+        unpatched = logits(seed)
+        with _mapped(seed, patch, num_layers_of(seed_dir)):
+            expected = logits(seed)
+    effect = (expected - unpatched).abs().max()
+    difference = (expected - logits(loaded(type(seed), patched_dir))).abs().max()
+    assert difference <= 1e-3 * effect, f"with a patch the logits differ by {difference} of {effect}"
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+@contextmanager
+def _mapped(model: PreTrainedModel, patch: LayerPatch, num_layers: int) -> Iterator[None]:
+    """While open, each patched projection's output M + bias is M T + bias."""
+    (layers,) = layer_lists(model, num_layers)
+    hooks = []
+    for cut in patch.applied:
+        module = layers[cut.projection.layer].get_submodule(cut.projection.path)
+        bias = 0 if getattr(module, "bias", None) is None else module.bias.detach()
+        hooks.append(module.register_forward_hook(partial(_followed_by, cut.correction.float(), bias)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _followed_by(correction: torch.Tensor, bias: Any, _module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+    return output + (output - bias) @ correction
 
 
 def check_config(seed_dir: Path, drop_layers: Collection[int], pruned_dir: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_run_again_finds_it_without_scoring(checkpoint, tmp_path):
 
 
 def test_named_layers_are_cut_without_scoring(checkpoint, tmp_path):
-    folder = task(checkpoint(), tmp_path, {"drop_layers": (4, 1)}, load_batches=no_batches).run()
+    folder = task(checkpoint(), tmp_path, {"drop_layers": (4, 1), "patch": "none"}, load_batches=no_batches).run()
     provenance = read(folder, "provenance/layer_pruning.json")
     assert (provenance["drop_layers"], provenance["metric"], provenance["scores"]) == ([1, 4], None, None)
     assert not (folder / "provenance/scores.json").exists()
@@ -84,6 +85,7 @@ CHANGES = [
     {"dtype": "float32"},
     {"load_in_4bit": True},
     {"max_shard_size": "4KB"},
+    {"patch": "none"},
     {"calibration": {"sequence_len": 64}},
     {"calibration": {"num_samples": 3}},
     {"calibration": {"path": "other.txt"}},
@@ -103,7 +105,16 @@ def test_batch_size_and_calibration_text_count_only_as_far_as_they_matter(checkp
     assert folder({"num_layers": 2}) == folder({"num_layers": 2, "calibration": {"batch_size": 1}})
     assert folder({"num_layers": 2}) == folder({"num_layers": 2, "device_map": "auto"})
     assert folder({"num_layers": 2}) != folder({"num_layers": 2}, text="text-2")
-    assert folder({"drop_layers": (1, 3)}) == folder({"drop_layers": (3, 1), "metric": "any"}, text="text-2")
+    bare = {"drop_layers": (1, 3), "patch": "none"}
+    assert folder(bare) == folder(bare | {"drop_layers": (3, 1), "metric": "any"}, text="text-2")
+
+
+def test_named_layers_with_a_patch_depend_on_the_text_and_not_on_the_metric(checkpoint, tmp_path):
+    def folder(settings, **more):
+        return task(checkpoint(), tmp_path, {"drop_layers": (1, 3)} | settings, **more).output_dir
+
+    assert folder({}) == folder({"drop_layers": (3, 1), "metric": "any", "token_average": "last"})
+    assert len({folder({}), folder({}, text="text-2"), folder({"dtype": "float32"}), folder({"patch": "none"})}) == 4
 
 
 def test_a_fraction_of_the_layers_is_counted_in_the_folder_s_name(checkpoint, tmp_path):
@@ -156,11 +167,11 @@ def test_a_checkpoint_that_another_process_makes_meanwhile_is_used(checkpoint, t
 
 
 def test_the_plan_alone_writes_no_checkpoint_and_agrees_with_the_run(checkpoint, tmp_path):
-    pruning = task(checkpoint(), tmp_path / "root", {"num_layers": 3, "metric": "block_influence"})
+    pruning = task(checkpoint(), tmp_path / "root", {"num_layers": 3, "metric": "block_influence", "patch": "none"})
     plan = pruning.plan()
     name = pruning.scores_dir.name
     assert snapshot(tmp_path / "root") == [name, f"{name}/scores.json", f"{name}/scoring.json"]
-    folder = task(checkpoint(), tmp_path / "root", {"num_layers": 3, "metric": "block_influence"}, no_batches).run()
+    folder = dataclasses.replace(pruning, load_batches=no_batches).run()
     assert list(plan.drop_layers) == read(folder, "provenance/layer_pruning.json")["drop_layers"]
 
 

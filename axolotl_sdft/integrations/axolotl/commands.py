@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from axolotl_sdft.artifacts import read_json
 from axolotl_sdft.config import LayerPruningConfig
+from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, MissingExtraError
 from axolotl_sdft.core.trained_on import trained_on
 from axolotl_sdft.distillation.output.corrections import refuse_existing, write_corrections
@@ -23,6 +25,8 @@ from axolotl_sdft.integrations.axolotl.rules import check_plugin, check_rules
 from axolotl_sdft.integrations.axolotl.seed_model import seed_dir_of
 from axolotl_sdft.integrations.axolotl.stages import pruning_task
 from axolotl_sdft.pruning.checkpoint.cut import SCORES_FILE
+from axolotl_sdft.pruning.patching.text import patch_lines
+from axolotl_sdft.pruning.pipeline import PruningTask
 from axolotl_sdft.pruning.planning.plan import PruningPlan
 from axolotl_sdft.pruning.planning.plots import write_plots
 from axolotl_sdft.pruning.planning.report import report_lines
@@ -74,8 +78,20 @@ def _prune(cfg: Any, dry_run: bool) -> Iterator[str]:
     if scores is not None:
         yield f"scores: {task.scores_dir / SCORES_FILE}"
         yield from _picture_lines(task.seed_name, plan, scores, config, task.scores_dir)
+    yield from _patch_lines(task, config)
     if pruned_dir is not None:
         yield f"pruned checkpoint: {pruned_dir}"
+
+
+def _patch_lines(task: PruningTask, config: LayerPruningConfig) -> Iterator[str]:
+    """Yield what the pruned checkpoint says of its patch, if it is there."""
+    if config.patch == "none":
+        yield "patch: none (layer_pruning.patch)"
+    elif task.is_done:
+        record = read_json(task.output_dir / PROVENANCE_FILE).get("patch")
+        yield from (f"patch: {line}" for _, line in patch_lines(record))
+    else:
+        yield "patch: fitted when the checkpoint is written (layer_pruning.patch: none for the bare cut)"
 
 
 def _picture_lines(

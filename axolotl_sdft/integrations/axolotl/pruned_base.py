@@ -169,6 +169,9 @@ def changes_since(trained: TrainedOn, cfg: Mapping[str, Any], config: LayerPruni
     yield from _seed_changes(trained, provenance, cfg)
     dropped = provenance.get("drop_layers") or []
     if config.drop_layers is not None:
+        patch = (provenance.get("settings") or {}).get("patch", "linear")
+        if config.patch != patch:
+            yield f"layer_pruning.patch is {config.patch!r}, was {patch!r}"
         if sorted(config.drop_layers) != dropped:
             yield f"layer_pruning.drop_layers is {sorted(config.drop_layers)}, was {dropped}"
         return

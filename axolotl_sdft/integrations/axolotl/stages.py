@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import LayerPruningConfig, SelfDistillationConfig
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, read_json
-from axolotl_sdft.core.errors import ConfigError, SdftError
+from axolotl_sdft.core.errors import ConfigError, DatasetError, SdftError
 from axolotl_sdft.core.runtime import rank
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
 from axolotl_sdft.integrations.axolotl import compat
@@ -223,7 +223,8 @@ def pruning_task(cfg: Any, config: LayerPruningConfig) -> "PruningTask":
 
     registry().resolve(METRICS, config.metric, "layer_pruning.metric")
     calibration = config.calibration
-    reads_text = config.drop_layers is None and metric_needs_text(config.metric)
+    scores_text = config.drop_layers is None and metric_needs_text(config.metric)
+    reads_text = scores_text or config.patch != "none"
     entries = calibration_entries(cfg, calibration) if reads_text else []
     seed_dir = seed_dir_of(cfg)
     trust_remote_code = bool(cfg.get("trust_remote_code"))
@@ -231,6 +232,11 @@ def pruning_task(cfg: Any, config: LayerPruningConfig) -> "PruningTask":
     def load_batches() -> Any:
         from axolotl_sdft.pruning.scoring.calibration import encode_texts
 
+        if not entries:
+            raise DatasetError(
+                "neither datasets, pretraining_dataset nor layer_pruning.calibration.path is set; set the last, or "
+                "layer_pruning.patch: none"
+            )
         texts = calibration_texts(cfg, entries, calibration, seed_dir)
         return encode_texts(texts, seed_dir, calibration, trust_remote_code=trust_remote_code)
 

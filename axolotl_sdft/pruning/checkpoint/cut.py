@@ -38,6 +38,8 @@ from axolotl_sdft.pruning.checkpoint.quantization import (
 )
 from axolotl_sdft.pruning.checkpoint.tensor_files import StoredTensor, read_checkpoint
 from axolotl_sdft.pruning.checkpoint.tensor_writer import writing_checkpoint
+from axolotl_sdft.pruning.patching.apply import patched_tensors, require_same_layers
+from axolotl_sdft.pruning.patching.record import LayerPatch
 from axolotl_sdft.pruning.planning.plan import validate_drop_layers
 
 SCORES_FILE = "scores.json"
@@ -70,6 +72,8 @@ class Cut:
     parameters_before: int
     rewritten_files: Mapping[str, Any] = field(default_factory=dict)
     """JSON files beside ``config.json`` whose text names layers, by name, with their new content."""
+    layer_prefix: str = ""
+    """What comes before the layer number in the old names of tensors, such as ``model.layers.``."""
     is_legacy: bool = False
     """Whether the weights are pickled, so that they are turned into safetensors first."""
 
@@ -91,12 +95,14 @@ def cut_layers(
     *,
     max_shard_size: str = "5GB",
     provenance: dict[str, Any] | None = None,
+    patch: LayerPatch | None = None,
 ) -> Path:
     """Write a checkpoint without some of its layers and return its folder, which is written whole or not at all.
 
-    The weights that stay keep every bit; later layers move up, also in quantization settings that name layers by
-    number. Of a model that sees or hears, the text decoder is cut and the rest stays. Tokenizer, chat template, other
-    settings, custom code and licence come along, and a provenance file says where the model comes from.
+    The weights that stay keep every bit, but for the one before each cut that a patch is folded into; later layers move
+    up, also in quantization settings that name layers by number. Of a model that sees or hears, the text decoder is cut
+    and the rest stays. Tokenizer, chat template, other settings, custom code and licence come along, and a provenance
+    file says where the model comes from.
 
     A cut that was killed leaves a hidden folder beside ``output_dir``, which the next cut to the same place removes. It
     then begins anew: a cut takes about as long as copying the files.
@@ -108,9 +114,10 @@ def cut_layers(
         output_dir: Folder to make; it must not exist.
         max_shard_size: Largest weight file, such as ``500MB`` or ``5GB``.
         provenance: Added to the provenance file.
+        patch: What :func:`~axolotl_sdft.fit_patch` gave for the same layers of this model. None: the bare cut.
 
     Raises:
-        ConfigError: A layer is not there, or none would stay.
+        ConfigError: A layer is not there, or none would stay, or the patch was fitted for others.
         CheckpointError: The source is incomplete, or its architecture can't be cut soundly, with the reason.
         ArtifactError: ``output_dir`` exists, can't be written or lacks the space.
 
@@ -118,6 +125,8 @@ def cut_layers(
         >>> cut_layers("models/SmolLM2-135M-Instruct", [13, 14, 15], "models/SmolLM2-121M-Instruct")
     """
     max_shard_bytes = parse_size(max_shard_size)
+    if patch is not None:
+        require_same_layers(patch, sorted(set(drop_layers)))
     target = Path(output_dir).expanduser().absolute()
     if target.exists():  # before a download
         raise ArtifactError(f"{target} exists already; delete it or name another folder")
@@ -125,7 +134,7 @@ def cut_layers(
     with _begun(folder, drop_layers) as (cut, pruned_config):
         check_room(cut, target)
         with atomic_folder(target) as temporary:
-            _write(cut, temporary, max_shard_bytes, origin | (provenance or {}), pruned_config)
+            _write(cut, temporary, max_shard_bytes, origin | (provenance or {}), pruned_config, patch)
     return target
 
 
@@ -182,6 +191,7 @@ def _begun(source_dir: Path, drop_layers: Collection[int]) -> Iterator[tuple[Cut
                 metadata=metadata,
                 parameters_before=sum(tensor.num_parameters for tensor in tensors),
                 rewritten_files=_rewritten_files(source_dir, layers),
+                layer_prefix=prefix,
                 is_legacy=legacy,
             ),
             pruned_config,
@@ -209,28 +219,42 @@ def check_room(cut: Cut, target: Path) -> None:
     ensure_free_space(target.parent, cut.num_bytes * (2 if cut.is_legacy else 1), OUTPUT_KEY)
 
 
-def write_cut(cut: Cut, folder: Path, max_shard_bytes: int, provenance: dict[str, Any] | None = None) -> None:
-    """Write a cut into an empty folder.
+def write_cut(
+    cut: Cut,
+    folder: Path,
+    max_shard_bytes: int,
+    provenance: dict[str, Any] | None = None,
+    patch: LayerPatch | None = None,
+) -> None:
+    """Write a cut into an empty folder, with a patch for the same layers folded in.
 
     Raises:
         CheckpointError: A weight file of the source is broken.
     """
-    _write(cut, folder, max_shard_bytes, provenance or {}, lambda: cut.config)
+    _write(cut, folder, max_shard_bytes, provenance or {}, lambda: cut.config, patch)
 
 
 def _write(
-    cut: Cut, folder: Path, max_shard_bytes: int, provenance: dict[str, Any], config: Callable[[], dict[str, Any]]
+    cut: Cut,
+    folder: Path,
+    max_shard_bytes: int,
+    provenance: dict[str, Any],
+    config: Callable[[], dict[str, Any]],
+    patch: LayerPatch | None,
 ) -> None:
     with ExitStack() as stack:
         tensors: Sequence[tuple[str, StoredTensor]] = cut.tensors
         if cut.is_legacy:
             scratch = stack.enter_context(TemporaryDirectory(prefix=".converted-", dir=folder))
             tensors = converted(tensors, Path(scratch))
+        if patch is not None and patch.applied:
+            scratch = stack.enter_context(TemporaryDirectory(prefix=".patched-", dir=folder))
+            tensors = patched_tensors(tensors, cut.layer_prefix, patch, Path(scratch))
         stack.enter_context(writing_checkpoint(folder, tensors, cut.metadata, max_shard_bytes))
         # The weights are being copied already; a config that is refused stops that.
         write_json(folder / "config.json", config())
         _copy_files(cut, folder)
-        complete = _provenance(cut) | provenance
+        complete = _provenance(cut) | {"patch": patch.to_json() if patch is not None else None} | provenance
         (folder / PROVENANCE_FOLDER).mkdir()
         write_json(folder / PROVENANCE_FILE, complete)
         write_model_card(folder, cut.source_dir, complete)

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from axolotl_sdft.pruning.patching.text import card_cell
+
 CARD_FILE = "README.md"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -53,6 +55,7 @@ this card on, such as one into which a LoRA adapter was merged; then the layers 
 | Layers left | {provenance["num_layers_after"]} of {before} |
 | Parameters | {_millions(provenance["parameters_after"])} of {_millions(provenance["parameters_before"])} |
 | Layers chosen by | {_chooser(provenance)} |
+| Patch | {card_cell(provenance.get("patch"))} |
 | Versions | {_versions(provenance)} |
 """
 

@@ -4,7 +4,7 @@ Shapes: B rows, T tokens of a row, C places of a chunk, V vocabulary.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +34,9 @@ def summed_nll(model: PreTrainedModel, batch: Batch, token_average: TokenAverage
     predicted_BT = predicted_tokens(mask_BT, token_average)
     if not predicted_BT.any():
         return 0.0
-    logits_of = _logits_by_chunk(model, ids_BT, mask_BT)
-    width = max(1, _CHUNK_LOGITS // (ids_BT.shape[0] * _vocabulary(model)))
+    logits_of = logits_by_chunk(model, ids_BT, mask_BT)
     total = 0.0
-    for start in range(0, predicted_BT.shape[1], width):
-        chunk = slice(start, min(start + width, predicted_BT.shape[1]))
+    for chunk in chunks_of(model, *predicted_BT.shape):
         logits_BCV = logits_of(chunk)
         wide = torch.promote_types(logits_BCV.dtype, torch.float32)
         target_BC = ids_BT[:, 1:][:, chunk].to(logits_BCV.device)
@@ -46,6 +44,13 @@ def summed_nll(model: PreTrainedModel, batch: Batch, token_average: TokenAverage
         counted_BC = predicted_BT[:, chunk].flatten().to(nll_BC.device)
         total += float(nll_BC[counted_BC].double().sum())
     return total
+
+
+def chunks_of(model: PreTrainedModel, num_rows: int, length: int) -> Iterator[slice]:
+    """Yield ranges of places in rows of so many tokens, the logits of each of which fit into 128 MiB."""
+    width = max(1, _CHUNK_LOGITS // (num_rows * _vocabulary(model)))
+    for start in range(0, length, width):
+        yield slice(start, min(start + width, length))
 
 
 def _vocabulary(model: PreTrainedModel) -> int:
@@ -76,7 +81,7 @@ def check_predicts_next_token(model: PreTrainedModel, batch: Batch) -> None:
         raise CheckpointError(f"{fault}it sees the tokens that it would have to predict, as encoders do{way_out}")
 
 
-def _logits_by_chunk(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Callable[[slice], Tensor]:
+def logits_by_chunk(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Callable[[slice], Tensor]:
     """Run the body once; return what gives the logits [B, C, V] of a range of places."""
     has_body = model.base_model is not model and "logits_to_keep" in inspect.signature(model.forward).parameters
     if not has_body:

@@ -9,7 +9,7 @@ from axolotl_sdft import cut_layers
 from axolotl_sdft.core.errors import CheckpointError
 from axolotl_sdft.pruning.checkpoint.architecture import prune_config
 from tests.pruning.architectures import build, tiny_config
-from tests.pruning.skipped_layers import check_config, check_cut, check_generation, loaded, logits
+from tests.pruning.skipped_layers import check_config, check_cut, check_generation, check_patch, loaded, logits
 
 NOT_BUILT = {
     "gemma3n": "the vision tower needs the package timm",
@@ -100,6 +100,29 @@ NOT_TRIED = {
 """Types that no tiny model has been written for yet."""
 
 
+_EXPERTS = """
+    afmoe aria_text axk1 axk2 cohere2_moe dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 dots1
+    ernie4_5_moe exaone_moe flex_olmo glm4_moe glm4_moe_lite glm_moe_dsa gpt_oss granitemoe granitemoe_swa
+    granitemoehybrid granitemoeshared hunyuan_v1_moe hy_v3 inkling_text jamba jetmoe laguna lfm2_moe llama4
+    llama4_text longcat_flash mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text mixtral olmoe phimoe qwen2_moe
+    qwen3_5_moe qwen3_5_moe_text qwen3_moe qwen3_next qwen4_exp qwen4_exp_text solar_open zaya
+"""
+_NOT_A_SUM = """
+    bart bert bert-generation big_bird blenderbot-small camembert data2vec-text electra ernie exaone4 gemma2
+    gemma3 gemma3_text gemma4_unified gemma4_unified_text git glm4 hyperclovax marian mvp olmo2 olmo3
+    olmo_hybrid plbart prophetnet rembert roberta roc_bert roformer rwkv trocr xlm-roberta xlnet xmod
+"""
+WITHOUT_PATCH = {
+    **dict.fromkeys(_EXPERTS.split(), "is a mixture of experts"),
+    **dict.fromkeys(_NOT_A_SUM.split(), "is more than a sum of its input and a projection"),
+    "cpmant": "run on more or fewer places than there are tokens",
+    "mllama": "does not run once on hidden states",
+    "openai-gpt": "can't be run layer by layer",
+    "reformer": "can't be run layer by layer",
+}
+"""Types of which some layer before a cut takes no patch, with the reason; dense layers among experts take one."""
+
+
 @pytest.fixture
 def seed(request, tmp_path):
     """A tiny random model of a type, loaded from the checkpoint in ``seed``."""
@@ -128,12 +151,13 @@ def skip_if_kernels_need_a_gpu(model):
     indirect=["seed"],
     ids=lambda name: name,
 )
-def test_a_cut_model_equals_the_original_with_those_layers_skipped(seed, model_type, tmp_path):
+def test_a_cut_model_equals_the_original_with_those_layers_skipped_or_patched(seed, model_type, tmp_path):
     skip_if_kernels_need_a_gpu(seed)
     for drop_layers in OTHER_DROP_SETS.get(model_type, DROP_SETS):
         pruned_dir = tmp_path / f"without {drop_layers}"
         pruned = check_cut(seed, tmp_path / "seed", drop_layers, pruned_dir)
         check_config(tmp_path / "seed", drop_layers, pruned_dir)
+    check_patch(seed, tmp_path / "seed", drop_layers, pruned_dir, WITHOUT_PATCH.get(model_type))
     if model_type not in CANNOT_GENERATE:
         check_generation(seed, pruned, tmp_path / "seed", drop_layers, model_type not in CACHE_DIFFERS)
 

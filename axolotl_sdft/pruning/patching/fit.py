@@ -1,0 +1,236 @@
+"""Fits the patch of a cut on calibration text: a ridge least-squares map, after ReplaceMe (arXiv 2505.02819).
+
+Several cuts are patched one after the other, front to back: the projection's outputs are those of the model that has
+been cut and patched so far, and the map is to lead from there to what the seed model has behind the layers that go.
+A map is kept only if the model with it is nearer to the seed model on text that it was not fitted on.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import torch
+from transformers import PreTrainedModel
+
+from axolotl_sdft.core.errors import DatasetError, SdftError, first_line
+from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.pruning.patching.choice import divergences, num_tokens, split_held_out
+from axolotl_sdft.pruning.patching.cut_model import CutModel, opened
+from axolotl_sdft.pruning.patching.projection import find_projection
+from axolotl_sdft.pruning.patching.record import (
+    CutPatch,
+    LayerPatch,
+    Projection,
+    UnpatchableError,
+    bare_patch,
+    neighbours,
+)
+from axolotl_sdft.pruning.patching.sums import RIDGE, FitSums
+from axolotl_sdft.pruning.patching.text import span
+from axolotl_sdft.pruning.planning.plan import validate_drop_layers
+from axolotl_sdft.pruning.scoring.boundaries import decoder_layers
+from axolotl_sdft.pruning.scoring.scores import Batch
+
+LOG = logging.getLogger(__name__)
+
+TOKENS_PER_UNIT = 8
+"""A fit on fewer tokens than this many times the hidden size is warned of."""
+
+Refusal = Callable[[Projection], str | None]
+"""Says why a projection can't be written, or None."""
+
+
+def _never(_projection: Projection) -> str | None:
+    return None
+
+
+def fit_patch(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    drop_layers: Collection[int],
+    *,
+    ridge: float = RIDGE,
+    hold_out: bool = True,
+    refuse: Refusal = _never,
+) -> LayerPatch:
+    """Return the patch that lets the layer before each cut stand in for the layers that go, as far as a map can.
+
+    The model comes back as it was. In memory are one micro-batch and two float64 matrices [D, D], with D the hidden
+    size. What can't be patched stays bare, with the reason.
+
+    Args:
+        model: The unpruned model, on the device or devices where it is to run.
+        batches: Calibration text as micro-batches of ``input_ids`` and ``attention_mask``, each [rows, tokens]. It
+            should hold at least eight times as many tokens as the hidden size.
+        drop_layers: The layers that go, counted from 0.
+        ridge: Weight of the ridge that pulls the map to the identity, as a share of the mean square of the outputs.
+        hold_out: Fit on nine tenths of the rows only, and let the rest decide whether a map is kept. Otherwise every
+            map is kept.
+        refuse: Says of a projection why it can't be written, or None.
+
+    Raises:
+        ConfigError: A layer is not there, or none would stay.
+        CheckpointError: The model's layers can't be found.
+        DatasetError: There is no text.
+
+    Example:
+        >>> patch = fit_patch(model, batches, [13, 14, 15])
+        >>> patch.divergence_bare, patch.divergence_patched
+        >>> cut_layers("models/SmolLM2-135M-Instruct", [13, 14, 15], "patched", patch=patch)
+    """
+    layers = decoder_layers(model)
+    validate_drop_layers(tuple(sorted(set(drop_layers))), len(layers), "drop_layers")
+    if not any(int(batch["input_ids"].numel()) for batch in batches):
+        raise DatasetError("layer_pruning.calibration gave no token to fit a patch on; check its path, split and type")
+    fit_on, held_out = split_held_out(batches) if hold_out else (list(batches), [])
+    if hold_out and not held_out:
+        return bare_patch(drop_layers, "the calibration holds a single row, which can't be fitted on and held out too")
+    cuts = [_with_projection(model, cut, fit_on[0], refuse) for cut in neighbours(drop_layers)]
+    if not any(cut.projection for cut in cuts):
+        return LayerPatch(tuple(cuts))
+    try:
+        with opened(model, fit_on[0]) as cut_model:
+            with _failure_explained(), cut_model.as_cut(drop_layers):
+                cut_model.run_row(fit_on[0])
+            return _Fitting(cut_model, fit_on, held_out, ridge).run(cuts)
+    except UnpatchableError as err:
+        return LayerPatch(tuple(cut.without_map(cut.reason or str(err)) for cut in cuts))
+
+
+def _with_projection(model: PreTrainedModel, removed: tuple[int, ...], probe: Batch, refuse: Refusal) -> CutPatch:
+    try:
+        if removed[0] == 0:
+            raise UnpatchableError("the cut begins with layer 0, so there is no layer before it")
+        with _failure_explained():
+            projection = find_projection(model, decoder_layers(model), removed[0] - 1, probe)
+        reason = refuse(projection)
+        if reason is not None:
+            raise UnpatchableError(reason)
+    except UnpatchableError as err:
+        return CutPatch(removed, reason=str(err))
+    return CutPatch(removed, projection)
+
+
+@contextmanager
+def _failure_explained() -> Iterator[None]:
+    """Say that a model can't be run in parts, such as one whose layers hand on more than hidden states.
+
+    Raises:
+        UnpatchableError: It can't.
+    """
+    try:
+        yield
+    except (SdftError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as err:  # a model may raise anything where it gets less than it expects
+        raise UnpatchableError(
+            f"the model can't be run layer by layer ({type(err).__name__}: {first_line(err)})"
+        ) from err
+
+
+class _Fitting:
+    """The cuts of one model, patched one after the other."""
+
+    def __init__(self, cut_model: CutModel, fit_on: Sequence[Batch], held_out: Sequence[Batch], ridge: float) -> None:
+        # The longest rows first: they hold the most tokens, which tell what norm is usual.
+        self._cut_model, self._fit_on, self._held_out = cut_model, fit_on[::-1], held_out
+        self._ridge = ridge
+
+    def run(self, cuts: Sequence[CutPatch]) -> LayerPatch:
+        """Return the cuts with their maps, each kept if it brings the model nearer to the seed, and so must all."""
+        done: list[CutPatch] = []
+        for cut in cuts:
+            fitted = cut if cut.projection is None else self._fitted(cut, done)
+            # Cuts that come later are not made yet: a model that they have ruined would tell nothing.
+            done.append(self._judged(fitted, done) if fitted.is_applied and self._held_out else fitted)
+        _warn_of_few_tokens(done)
+        return self._with_divergences(done) if self._held_out else LayerPatch(tuple(done))
+
+    def _judged(self, fitted: CutPatch, before: Sequence[CutPatch]) -> CutPatch:
+        bare = replace(fitted, correction=None)
+        without, found = self._divergences([*before, bare], [*before, fitted])
+        fitted = replace(fitted, divergence_without=without, divergence_with=found)
+        return fitted if found < without else fitted.without_map(_not_nearer(found, without))
+
+    def _with_divergences(self, cuts: Sequence[CutPatch]) -> LayerPatch:
+        """Return the patch with both figures of the whole model, and bare where all maps together are no help."""
+        bare = patched = None
+        if len(cuts) == 1:
+            bare, patched = cuts[0].divergence_without, cuts[0].divergence_with
+        elif any(cut.is_applied for cut in cuts):
+            bare, patched = self._divergences([replace(cut, correction=None) for cut in cuts], cuts)
+        return _decided(cuts, bare, patched, sum(num_tokens(batch) for batch in self._held_out))
+
+    def _divergences(self, bare: Sequence[CutPatch], patched: Sequence[CutPatch]) -> tuple[float, float]:
+        """Return KL(seed || model) of the model with these cuts made, without their maps and with them."""
+        gone = [layer for cut in patched for layer in cut.removed]
+        variants = [partial(self._cut_model.as_cut, gone, cuts) for cuts in (bare, patched)]
+        without, found = divergences(self._cut_model.model, self._held_out, variants)
+        return without, found
+
+    def _fitted(self, cut: CutPatch, before: Sequence[CutPatch]) -> CutPatch:
+        assert cut.projection is not None
+        sums: FitSums | None = None
+        total = sum(batch["input_ids"].numel() for batch in self._fit_on)
+        with progress(f"fitting the patch of {span(cut.removed)}", total, "tokens", LOG) as shown:
+            for batch in self._fit_on:
+                sums = self._with_batch(sums, cut, before, batch)
+                shown.advance(batch["input_ids"].numel())
+        assert sums is not None
+        return _solved(cut, sums, self._ridge)
+
+    def _with_batch(self, sums: FitSums | None, cut: CutPatch, before: Sequence[CutPatch], batch: Batch) -> FitSums:
+        projection = cut.projection
+        assert projection is not None
+        gone = [layer for earlier in before for layer in earlier.removed]
+        end_ND, outputs_ND, hidden_ND = self._cut_model.around(projection, batch, cut.removed[-1])
+        if gone:
+            with self._cut_model.as_cut(gone, before):
+                _, outputs_ND, hidden_ND = self._cut_model.around(projection, batch, projection.layer)
+        if sums is None:
+            device = end_ND.device if end_ND.device.type != "mps" else torch.device("cpu")
+            sums = FitSums(end_ND.shape[-1], device)
+        changes_ND = end_ND.to(sums.device).double() - hidden_ND.to(sums.device).double()
+        sums.add(outputs_ND.to(sums.device).double() * projection.scale, changes_ND)
+        return sums
+
+
+def _solved(cut: CutPatch, sums: FitSums, ridge: float) -> CutPatch:
+    cut = replace(cut, num_tokens=sums.num_tokens, num_sinks=sums.num_sinks)
+    try:
+        correction, num_directions = sums.correction(ridge)
+    except RuntimeError as err:
+        return cut.without_map(f"the fit has no solution ({first_line(err)})")
+    if not correction.isfinite().all():
+        return cut.without_map("hidden states overflow or are no numbers; set layer_pruning.dtype to float32")
+    return replace(cut, correction=correction, num_directions=num_directions)
+
+
+def _warn_of_few_tokens(cuts: Sequence[CutPatch]) -> None:
+    fitted = [(cut.num_tokens, len(cut.correction)) for cut in cuts if cut.correction is not None]
+    for num_tokens_fitted, width in fitted[:1]:
+        if num_tokens_fitted < TOKENS_PER_UNIT * width:
+            LOG.warning(
+                "the patch was fitted on %d tokens, fewer than %d times the hidden size of %d; raise "
+                "layer_pruning.calibration.num_samples",
+                *(num_tokens_fitted, TOKENS_PER_UNIT, width),
+            )
+
+
+def _decided(cuts: Sequence[CutPatch], bare: float | None, patched: float | None, num_held_out: int) -> LayerPatch:
+    """Return the patch if it brings the model nearer to the seed, else that of the bare cut."""
+    if bare is None or patched is None:
+        return LayerPatch(tuple(cuts))
+    if patched < bare:
+        return LayerPatch(tuple(cuts), bare, patched, num_held_out)
+    reason = _not_nearer(patched, bare)
+    return LayerPatch(tuple(cut.without_map(cut.reason or reason) for cut in cuts), bare, bare, num_held_out)
+
+
+def _not_nearer(found: float, without: float) -> str:
+    return (
+        f"the patched model is not nearer to the seed model on held-out text than without: KL {found:.4g} nats per "
+        f"token, {without:.4g} without"
+    )

@@ -1,0 +1,132 @@
+"""What a patch is and how it came about. No torch is imported here."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from axolotl_sdft.core.errors import SdftError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class UnpatchableError(SdftError, ValueError):
+    """A cut can't be patched. The text is the reason."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The linear map of a layer whose output is added to the hidden states last, such as ``mlp.down_proj``."""
+
+    layer: int
+    """The layer that it belongs to, counted from 0 in the unpruned model."""
+    path: str
+    """Its module path inside the layer."""
+    scale: float
+    """The factor with which its output is added: 1, or a residual multiplier."""
+    is_transposed: bool
+    """Whether its weight is stored as [in, out], as GPT-2 has it, instead of [out, in]."""
+
+
+@dataclass(frozen=True)
+class CutPatch:
+    """What was done about one run of neighbouring layers that go."""
+
+    removed: tuple[int, ...]
+    """The layers that go, counted from 0 in the unpruned model."""
+    projection: Projection | None = None
+    """Where the map is folded in."""
+    correction: "Tensor | None" = None
+    """T - I in float64 on the CPU, [D, D]: the projection's output M becomes M T. None: nothing is folded in."""
+    num_tokens: int = 0
+    """Tokens that the map was fitted on."""
+    num_sinks: int = 0
+    """Attention sinks that were left out of the fit."""
+    num_directions: int = 0
+    """Directions of the sinks along which the map changes nothing."""
+    divergence_without: float | None = None
+    """KL(seed || pruned) per held-out token in nats without this map, with those of the cuts before it."""
+    divergence_with: float | None = None
+    """The same with it."""
+    reason: str | None = None
+    """Why nothing is folded in."""
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether a map is folded in."""
+        return self.correction is not None
+
+    def without_map(self, reason: str) -> "CutPatch":
+        """Return the same cut left bare, for this reason."""
+        return replace(self, correction=None, reason=reason)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the map itself as a dict that ``json`` can write."""
+        where = self.projection
+        return {
+            "removed": list(self.removed),
+            "applied": self.is_applied,
+            "layer": where.layer if where is not None else None,
+            "module": where.path if where is not None else None,
+            "num_tokens": self.num_tokens,
+            "num_sinks": self.num_sinks,
+            "num_directions": self.num_directions,
+            "divergence_without": self.divergence_without,
+            "divergence_with": self.divergence_with,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class LayerPatch:
+    """What is folded into the layers before each cut, and how much nearer to the seed model that brings the model."""
+
+    cuts: tuple[CutPatch, ...]
+    """One for each run of neighbouring layers that go, front to back."""
+    divergence_bare: float | None = None
+    """KL(seed || pruned) in nats per held-out token of the bare cut; None where it was not measured."""
+    divergence_patched: float | None = None
+    """The same after what is folded in."""
+    num_held_out: int = 0
+    """Held-out tokens that the two are averaged over."""
+
+    @property
+    def drop_layers(self) -> tuple[int, ...]:
+        """The layers that go."""
+        return tuple(layer for cut in self.cuts for layer in cut.removed)
+
+    @property
+    def applied(self) -> tuple[CutPatch, ...]:
+        """The cuts that something is folded in for."""
+        return tuple(cut for cut in self.cuts if cut.is_applied)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a provenance file says of the patch."""
+        return {
+            "divergence_bare": self.divergence_bare,
+            "divergence_patched": self.divergence_patched,
+            "num_held_out_tokens": self.num_held_out,
+            "cuts": [cut.to_json() for cut in self.cuts],
+        }
+
+
+def bare_patch(drop_layers: Collection[int], reason: str) -> LayerPatch:
+    """Return the patch that leaves every cut bare for one reason."""
+    return LayerPatch(tuple(CutPatch(removed, reason=reason) for removed in neighbours(drop_layers)))
+
+
+def neighbours(layers: Collection[int]) -> Iterator[tuple[int, ...]]:
+    """Yield the runs of neighbouring layers, front to back.
+
+    Example:
+        >>> list(neighbours({5, 2, 3}))
+        [(2, 3), (5,)]
+    """
+    run: list[int] = []
+    for layer in sorted(layers):
+        if run and layer != run[-1] + 1:
+            yield tuple(run)
+            run = []
+        run.append(layer)
+    if run:
+        yield tuple(run)
