@@ -33,6 +33,7 @@ def test_layer_pruning_with_only_a_number_of_layers_scores_the_training_set_by_a
         "token_average": "all",
         "protect_first": 0,
         "protect_last": 0,
+        "patch": "linear",
         "calibration": {
             "path": None,
             "name": None,

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.artifacts import read_json
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, MissingExtraError
