@@ -254,7 +254,8 @@ def _write(
         # The weights are being copied already; a config that is refused stops that.
         write_json(folder / "config.json", config())
         _copy_files(cut, folder)
-        complete = _provenance(cut) | {"patch": patch.to_json() if patch is not None else None} | provenance
+        patched = {} if patch is None else {"patch": patch.to_json()}
+        complete = _provenance(cut) | patched | provenance
         (folder / PROVENANCE_FOLDER).mkdir()
         write_json(folder / PROVENANCE_FILE, complete)
         write_model_card(folder, cut.source_dir, complete)

@@ -38,7 +38,7 @@ def pruned(seed_dir, root, load_batches=text, **settings):
 
 
 def record(folder):
-    return json.loads((folder / "provenance" / "layer_pruning.json").read_text())["patch"]
+    return json.loads((folder / "provenance" / "layer_pruning.json").read_text()).get("patch")
 
 
 def changed(first_dir, second_dir):
