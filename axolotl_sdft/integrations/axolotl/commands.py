@@ -8,7 +8,7 @@ from typing import Any
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, MissingExtraError
-from axolotl_sdft.core.trained_on import trained_on
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE, trained_on
 from axolotl_sdft.distillation.output.corrections import refuse_existing, write_corrections
 from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.distillation.output.report import REPORT_FILE

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.errors import CheckpointError
+from axolotl_sdft.core.model_folder import read_config
 from axolotl_sdft.pruning.patching.apply import NamedTensor, stored_projection
 from axolotl_sdft.pruning.patching.record import LayerPatch, Projection, UnpatchableError, bare_patch
 from axolotl_sdft.pruning.scoring.loading import (
@@ -41,7 +42,6 @@ def fitted_patch(
         DatasetError: There is no text.
         CheckpointError: Memory ran out.
     """
-    from axolotl_sdft.pruning.checkpoint.cut import read_config
     from axolotl_sdft.pruning.patching.fit import fit_patch
 
     def why_not_stored(projection: Projection) -> str | None:
