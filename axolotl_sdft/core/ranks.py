@@ -9,6 +9,7 @@ one who has seen mine is alive now.
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,10 +18,13 @@ from typing import Any
 
 from axolotl_sdft.core.errors import ArtifactError, first_line
 from axolotl_sdft.core.locks import Heartbeat, Waiting, Watch, identify, only_one
+from axolotl_sdft.core.runtime import is_multi_node
 
 LOG = logging.getLogger(__name__)
 
 _MIN_POLL_S, _MAX_POLL_S = 0.02, 0.5
+_LOOK_ASIDE_S = 5.0
+_LAUNCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
 
 class RankGroup:
@@ -30,6 +34,7 @@ class RankGroup:
         self.rank, self.world_size = rank, world_size
         self._folder, self._what = folder, what
         self._own: dict[str, Any] = {**identify(), "world_size": world_size, "seen": {}, "reached": {}}
+        self._own |= {"launch": _launch(), "has_met": False}
         self._ids: dict[int, str] = {rank: self._own["id"]}
 
     @property
@@ -58,12 +63,14 @@ class RankGroup:
         """Return when all ranks are there.
 
         Raises:
-            ArtifactError: One does not come, on another machine, for longer than one is patient.
+            ArtifactError: One waits in another folder, since what it is about to make is another thing; or one does not
+                come, on another machine, for longer than one is patient.
         """
         if self.world_size == 1:
             return
         self._write()
-        self._wait(self._met, "the start")
+        self._wait(self._met, "the start", self._look_aside())
+        self._own["has_met"] = True
         self._ids |= {int(rank): seen for rank, seen in self._own["seen"].items()}
 
     def end(self, error: BaseException | None) -> None:
@@ -73,7 +80,12 @@ class RankGroup:
             with suppress(OSError):
                 self._write()
 
-    def _wait(self, look: Callable[[int], str | None], point: str) -> dict[int, str]:
+    def _wait(
+        self,
+        look: Callable[[int], str | None],
+        point: str,
+        meanwhile: Callable[[list[int]], None] = lambda missing: None,
+    ) -> dict[int, str]:
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         found: dict[int, str] = {self.rank: self._own["reached"].get(point, "")}
         missing = list(others)
@@ -93,6 +105,7 @@ class RankGroup:
             if not missing:
                 return found
             waiting.go_on()
+            meanwhile(missing)
             time.sleep(poll_s)
             poll_s = min(_MAX_POLL_S, 1.5 * poll_s)
 
@@ -106,6 +119,45 @@ class RankGroup:
             self._write()
         seen = entry.get("seen")
         return entry["id"] if isinstance(seen, dict) and seen.get(str(self.rank)) == self.run_id else None
+
+    def _look_aside(self) -> Callable[[list[int]], None]:
+        """Return what finds ranks that wait in other folders: the folder's name says what is to be made."""
+        first_seen: dict[Path, int] = {}
+        looked, started = time.monotonic(), self.path(self.rank).stat().st_mtime_ns
+
+        def look(missing: list[int]) -> None:
+            nonlocal looked
+            if time.monotonic() - looked < _LOOK_ASIDE_S:
+                return
+            looked = time.monotonic()
+            for rank in missing:
+                for path in self._folder.parent.glob(f"*/{self.path(rank).name}"):
+                    if path.parent != self._folder and self._is_lost(path, first_seen, started):
+                        raise ArtifactError(self._apart(rank, path.parent))
+
+        return look
+
+    def _is_lost(self, path: Path, first_seen: dict[Path, int], started: int) -> bool:
+        """Say whether a file is of a rank of this start that lives, or has just ended, and has met nobody."""
+        entry = _read(path)
+        if entry is None or entry.get("has_met") is not False or entry.get("world_size") != self.world_size:
+            return False
+        if not self._own["launch"] or entry.get("launch") != self._own["launch"]:
+            return False
+        try:
+            changed = path.stat().st_mtime_ns
+        except OSError:
+            return False
+        if entry.get("ended") and changed > started:  # it found out first, and told so
+            return True
+        return first_seen.setdefault(path, changed) != changed  # one that was killed leaves its file as it is
+
+    def _apart(self, rank: int, folder: Path) -> str:
+        return (
+            f"{self._what}: rank {self.rank} waits in {self._folder} and rank {rank} in {folder}, since they don't see "
+            "the same rows, settings or seed model. Let all ranks read the same files, whole, and rows whose content "
+            "and order are the same in each process (no set, no hash() of a text), and start all of them again"
+        )
 
     def _value(self, rank: int, point: str) -> str | None:
         entry = self._entry(rank)
@@ -126,11 +178,7 @@ class RankGroup:
 
     def _entry(self, rank: int) -> dict[str, Any] | None:
         """Return what a rank has written; None where there is nothing that can be read."""
-        try:
-            entry = json.loads(self.path(rank).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return None
-        return entry if isinstance(entry, dict) and isinstance(entry.get("id"), str) else None
+        return _read(self.path(rank))
 
     def _described(self, missing: list[int]) -> str:
         said = []
@@ -150,6 +198,20 @@ class RankGroup:
             raise ArtifactError(f"{path} can't be written ({err.strerror or err}); make room and start again") from err
 
 
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("id"), str) else None
+
+
+def _launch() -> list[str | int]:
+    """Return what all ranks of one start have in common, and no other ones that live; empty where nothing tells."""
+    common: list[str | int] = [os.environ[name] for name in _LAUNCH_VARIABLES if name in os.environ]
+    return common if is_multi_node() else [*common, socket.gethostname(), os.getppid()]
+
+
 @contextmanager
 def together(folder: Path, rank: int, world_size: int, what: str, busy: str) -> Iterator[RankGroup]:
     """Give the group of all ranks of this run, once all of them are there.
@@ -162,7 +224,8 @@ def together(folder: Path, rank: int, world_size: int, what: str, busy: str) -> 
         busy: What is said where another run is at the same work.
 
     Raises:
-        ArtifactError: Another run is at the same work; or a rank on another machine does not come.
+        ArtifactError: Another run is at the same work; or a rank is about to make another thing; or one on another
+            machine does not come.
     """
     folder.mkdir(parents=True, exist_ok=True)
     group = RankGroup(folder, rank, world_size, what)

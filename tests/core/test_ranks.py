@@ -1,12 +1,13 @@
 """The processes of one run find each other, keep in step, and don't take one of another run for their own."""
 
 import json
+import os
 import threading
 import time
 
 import pytest
 
-from axolotl_sdft.core import ranks
+from axolotl_sdft.core import locks, ranks
 from axolotl_sdft.core.errors import ArtifactError
 from axolotl_sdft.core.ranks import together
 
@@ -93,6 +94,85 @@ def test_a_rank_that_stops_ends_the_wait_of_the_others_with_its_reason(tmp_path)
     assert "rank 1 on " in results[0]
     assert "has stopped: ArtifactError: the disk is full" in results[0]
     assert "has stopped" in results[2]
+
+
+@pytest.fixture
+def looks_aside_at_once(monkeypatch):
+    monkeypatch.setattr(ranks, "_LOOK_ASIDE_S", 0)
+    monkeypatch.setattr(locks, "_HEARTBEAT_S", 0.05)
+
+
+@pytest.mark.usefixtures("looks_aside_at_once")
+def test_ranks_that_are_about_to_make_different_things_are_told_so(tmp_path):
+    results = {}
+
+    def run(rank):
+        try:
+            with together(tmp_path / f".made-of-{rank}.ranks", rank, 2, "rewriting", "busy"):
+                results[rank] = "met"
+        except ArtifactError as err:
+            results[rank] = str(err)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(600)
+
+    for mine, other in ((0, 1), (1, 0)):
+        assert f"rewriting: rank {mine} waits in {tmp_path}/.made-of-{mine}.ranks" in results[mine]
+        assert f"rank {other} in {tmp_path}/.made-of-{other}.ranks" in results[mine]
+        assert "they don't see the same rows, settings or seed model" in results[mine]
+
+
+def a_rank_and_a_file_elsewhere(root):
+    """Rank 0 of two, which has begun to wait, and the file of rank 1 where it makes another thing."""
+    group = ranks.RankGroup(root / ".mine.ranks", 0, 2, "rewriting")
+    other = root / ".other.ranks" / "rank-00001.json"
+    for folder in (root / ".mine.ranks", other.parent):
+        folder.mkdir()
+    group._write()
+    os.utime(group.path(0), (100, 100))
+    return group, other
+
+
+@pytest.mark.usefixtures("looks_aside_at_once")
+@pytest.mark.parametrize("other", [{"launch": ["another"]}, {"has_met": True}, {"world_size": 5}, {"has_met": None}])
+def test_a_living_rank_of_another_run_or_of_work_that_goes_on_is_not_taken_for_one_that_is_missing(tmp_path, other):
+    group, path = a_rank_and_a_file_elsewhere(tmp_path)
+    look = group._look_aside()
+
+    def live(beat, entry):
+        path.write_text(json.dumps(entry))
+        os.utime(path, (beat, beat))
+        look([1])
+
+    for beat in (1, 2):
+        live(beat, group._own | other)
+    live(3, group._own)
+    with pytest.raises(ArtifactError, match=r"rank 0 waits in .*mine\.ranks and rank 1 in .*other\.ranks"):
+        live(4, group._own)
+
+
+@pytest.mark.usefixtures("looks_aside_at_once")
+@pytest.mark.parametrize("left", [{}, {"ended": "KeyError: 1"}])
+def test_the_file_that_a_dead_rank_has_left_elsewhere_is_not_taken_for_one_that_is_missing(tmp_path, left):
+    group, path = a_rank_and_a_file_elsewhere(tmp_path)
+    path.write_text(json.dumps(group._own | left))
+    os.utime(path, (99, 99))
+    look = group._look_aside()
+    for _ in range(3):
+        look([1])
+
+
+@pytest.mark.usefixtures("looks_aside_at_once")
+def test_a_rank_elsewhere_that_has_ended_since_this_one_began_to_wait_is_told_of(tmp_path):
+    group, path = a_rank_and_a_file_elsewhere(tmp_path)
+    look = group._look_aside()
+    path.write_text(json.dumps(group._own | {"ended": "ArtifactError: rank 1 waits elsewhere"}))
+    os.utime(path, (101, 101))
+    with pytest.raises(ArtifactError, match="they don't see the same rows"):
+        look([1])
 
 
 def test_machines_without_a_shared_disk_are_told_so(tmp_path, monkeypatch):

@@ -120,6 +120,17 @@ def test_a_rank_that_outlived_its_run_keeps_a_smaller_run_from_doing_its_work_tw
         survivor.kill()
 
 
+def test_ranks_that_see_another_seed_model_stop_rather_than_wait_for_each_other(tmp_path):
+    first = runs.start(tmp_path, RANK="0", WORLD_SIZE="2")
+    runs.wait_until(lambda: list(tmp_path.glob("out/.*.ranks/rank-00000.json")), lambda: first.describe("waits"), first)
+    (tmp_path / "seed" / "config.json").write_text('{"copied": "later"}')
+    second = runs.start(tmp_path, RANK="1", WORLD_SIZE="2")
+
+    assert [first.end(), second.end()] == [1, 1]
+    for process in (first, second):
+        assert "they don't see the same rows, settings or seed model" in process.log.read_text()
+
+
 @pytest.mark.usefixtures("echo_plugin")
 def test_a_seed_model_that_changes_during_the_run_stops_it_before_the_dataset_is_built(tmp_path, monkeypatch):
     spec, usual = runs.echo_spec(tmp_path, num_rows=4), echo_backend.EchoBackend.answer
