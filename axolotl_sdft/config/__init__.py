@@ -50,6 +50,7 @@ __all__ = [
 BLOCKS: dict[str, type[BaseModel]] = {
     "layer_pruning": LayerPruningConfig,
     "self_distillation": SelfDistillationConfig,
+    "logit_distillation": LogitDistillationConfig,
     "dynsdpb": DynSDPBConfig,
     "merge": MergeConfig,
     "recovery_report": RecoveryReportConfig,

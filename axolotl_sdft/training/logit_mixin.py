@@ -101,6 +101,10 @@ class LogitDistillationMixin(StudentMixin):
         form = "shares the student's own layers" if self._logit_plan.is_shared else "is a model of its own"
         log.info("logit_distillation: the teacher %s (%s)", form, self._logit_plan.reason)
 
+    def _logit_complete(self, teacher: torch.nn.Module) -> torch.nn.Module:
+        """Return the teacher as this trainer can run it."""
+        return teacher
+
     def _logit_refuse_sharding(self) -> None:
         deepspeed = getattr(self.accelerator.state, "deepspeed_plugin", None)
         sharding = "FSDP" if self.is_fsdp_enabled else "DeepSpeed ZeRO stage 3" if _zero_stage(deepspeed) == 3 else None
@@ -230,7 +234,7 @@ class LogitDistillationMixin(StudentMixin):
         if self._logit_teacher is None:
             assert self._logit_plan is not None
             # Loaded as late as this, the student is on its device and in its final precision.
-            model = self._logit_plan.load(self.accelerator.unwrap_model(self.model))
+            model = self._logit_complete(self._logit_plan.load(self.accelerator.unwrap_model(self.model)))
             self._logit_teacher = SeedTeacher(model, self._logit_comparison("auto"), self.accelerator.autocast)
         return self._logit_teacher
 

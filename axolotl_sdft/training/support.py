@@ -46,13 +46,13 @@ def refuse_prompt_tuning(model: Any) -> None:
         raise ConfigError(fault)
 
 
-def prompt_tuning_fault(key: str, kind: str) -> str | None:
-    """Return why this kind of adapter can't be trained with DynSDPB, and the way out; None where it can."""
+def prompt_tuning_fault(key: str, kind: str, block: str = "dynsdpb") -> str | None:
+    """Return why this kind of adapter can't be trained with a block, and the way out; None where it can."""
     if re.sub(r"\W", "_", kind).upper() not in _INTO_THE_ROW:
         return None
     return (
-        f"dynsdpb: {key} is {kind}, which puts virtual tokens before each row, so its predictions no longer lie where "
-        "its labels do; use LoRA or PREFIX_TUNING, or train without the dynsdpb block"
+        f"{block}: {key} is {kind}, which puts virtual tokens before each row, so its predictions no longer lie where "
+        f"its labels do; use LoRA or PREFIX_TUNING, or train without the {block} block"
     )
 
 

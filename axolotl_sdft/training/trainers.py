@@ -1,12 +1,16 @@
 """Trainers that distil: for transformers, and for Axolotl. Those for TRL: ``trl_trainer``."""
 
 from functools import cache
-from typing import Any
+from types import MethodType
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
+from torch import nn
 from transformers import Trainer
 
-from axolotl_sdft.config import DynSDPBConfig
+from axolotl_sdft.config import DynSDPBConfig, LogitDistillationConfig
 from axolotl_sdft.core.errors import ConfigError, MissingExtraError
+from axolotl_sdft.core.model_folder import resolve_seed
 from axolotl_sdft.training.logit_mixin import LogitDistillationMixin
 from axolotl_sdft.training.mixin import DynSDPBMixin
 
@@ -58,11 +62,55 @@ class LogitDistillationTrainer(LogitDistillationMixin, Trainer):
     """
 
 
+class _DynSDPBFromConfig(DynSDPBMixin):
+    """Takes its settings from Axolotl's configuration."""
+
+    def _dynsdpb_settings(self) -> DynSDPBConfig:
+        return self._dynsdpb_given or _from_axolotl(self, "dynsdpb", DynSDPBConfig)
+
+
+class _LogitDistillationFromConfig(LogitDistillationMixin):
+    """Takes its settings and the seed model from Axolotl's configuration."""
+
+    def _logit_settings(self) -> LogitDistillationConfig:
+        return self._logit_given or _from_axolotl(self, "logit_distillation", LogitDistillationConfig)
+
+    def _logit_settings_are_known(self) -> bool:
+        return self._logit_given is not None  # Axolotl sets its configuration once the trainer is made
+
+    def _logit_prepare(self) -> None:
+        cfg = getattr(self, "axolotl_cfg", None)
+        if self._logit_seed_model is None and cfg is not None and cfg.get("sdft_seed_model"):
+            self._logit_seed_model = resolve_seed(cfg["sdft_seed_model"], cfg.get("revision_of_model"))
+        super()._logit_prepare()
+
+    def _logit_complete(self, teacher: nn.Module) -> nn.Module:
+        return undo_lora_kernels(teacher, self.accelerator.unwrap_model(self.model))
+
+
+_Config = TypeVar("_Config", bound=BaseModel)
+
+
+def _from_axolotl(trainer: Any, block: str, kind: type[_Config]) -> _Config:
+    if trainer.axolotl_cfg is None:
+        raise ConfigError(
+            f"{block}: the settings were asked for before trainer.axolotl_cfg was set; set it, or pass "
+            f"{block}={kind.__name__}(...) to the trainer"
+        )
+    return kind.model_validate(dict(trainer.axolotl_cfg.get(block) or {}))
+
+
+_FROM_CONFIG = {"dynsdpb": _DynSDPBFromConfig, "logit_distillation": _LogitDistillationFromConfig}
+
+
 @cache
-def axolotl_trainer_class() -> type[Any]:
-    """Return Axolotl's trainer with DynSDPB, its settings read from the ``dynsdpb`` block.
+def axolotl_trainer_class(*blocks: str) -> type[Any]:
+    """Return Axolotl's trainer with DynSDPB, logit distillation or both, set up by the blocks of its configuration.
 
     Made on demand, because Axolotl's plugins are imported before its trainers may be.
+
+    Args:
+        blocks: ``dynsdpb``, ``logit_distillation`` or both; the former when none is named.
 
     Raises:
         MissingExtraError: Axolotl is not installed.
@@ -72,23 +120,28 @@ def axolotl_trainer_class() -> type[Any]:
     except ModuleNotFoundError as err:
         raise MissingExtraError(
             f"the Axolotl trainer needs the module {err.name!r}; pip install 'axolotl-sdft[axolotl]', or use "
-            "DynSDPBTrainer"
+            "DynSDPBTrainer or LogitDistillationTrainer"
         ) from err
+    named = [name for name in _FROM_CONFIG if name in (blocks or ("dynsdpb",))]
+    title = "".join("DynSDPB" if name == "dynsdpb" else "LogitDistillation" for name in named)
+    # Newer Axolotl logs exp(loss) as perplexity, which what is added to the loss would falsify.
+    content = {"reports_token_perplexity": False, "__doc__": f"Axolotl's trainer with {' and '.join(named)}."}
+    return type(f"{title}AxolotlTrainer", (*(_FROM_CONFIG[name] for name in named), AxolotlTrainer), content)
 
-    class DynSDPBAxolotlTrainer(DynSDPBMixin, AxolotlTrainer):
-        """Axolotl's trainer that distils each mini-batch from the logits of the iteration before."""
 
-        # Newer Axolotl logs exp(loss) as perplexity, which the distillation term would falsify.
-        reports_token_perplexity = False
+def undo_lora_kernels(teacher: nn.Module, student: nn.Module) -> nn.Module:
+    """Give a teacher's attention the plain projections that Axolotl's LoRA kernels have replaced in the student.
 
-        def _dynsdpb_settings(self) -> DynSDPBConfig:
-            if self._dynsdpb_given is not None:
-                return self._dynsdpb_given
-            if self.axolotl_cfg is None:
-                raise ConfigError(
-                    "dynsdpb: the settings were asked for before trainer.axolotl_cfg was set; set it, or pass "
-                    "dynsdpb=DynSDPBConfig(...) to the trainer"
-                )
-            return DynSDPBConfig.model_validate(dict(self.axolotl_cfg.dynsdpb or {}))
+    They rewrite the forward pass of the class, which then asks each instance how to project. Returns the teacher.
+    """
+    rewritten = {type(module) for module in student.modules() if "apply_qkv" in vars(module)}
+    for module in teacher.modules():
+        if type(module) in rewritten:
+            from axolotl.monkeypatch import lora_kernels
 
-    return DynSDPBAxolotlTrainer
+            plain = lora_kernels.original_apply_qkv
+            if getattr(module, "v_proj", None) is None:
+                plain = lora_kernels.original_apply_qkv_optional_v
+            methods = {"apply_qkv": plain, "apply_o": lora_kernels.original_apply_o}
+            vars(module).update({name: MethodType(function, module) for name, function in methods.items()})
+    return teacher

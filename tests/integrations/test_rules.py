@@ -129,3 +129,45 @@ def test_blocks_that_training_would_drop_since_the_plugin_is_not_listed_are_name
 )
 def test_blocks_that_have_their_effect_need_nothing_more(cfg):
     check_plugin(cfg, read_blocks(cfg))
+
+
+def test_logit_distillation_goes_with_all_other_stages():
+    check(layer_pruning={"num_layers": 2}, self_distillation={}, dynsdpb={}, logit_distillation={}, adapter="lora")
+    check(logit_distillation={"teacher": "own"}, relora=True, adapter="lora")
+    check(logit_distillation={"alpha": 0}, fsdp_config={"reshard_after_forward": True})
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({"rl": "dpo"}, "logit_distillation trains with a supervised trainer, but rl is 'dpo'"),
+        ({"trainer_cls": "my.Trainer"}, "logit_distillation brings a trainer, but trainer_cls is 'my.Trainer'"),
+        ({"use_dft": True}, r"logit_distillation and use_dft \(True\) each define the training loss"),
+        ({"adapter": "prompt-tuning"}, "logit_distillation: adapter is prompt-tuning.* without the logit_distillation"),
+        ({"context_parallel_size": 2}, "logit_distillation matches the tokens of whole sequences"),
+        ({"fsdp_config": {"offload": True}}, "needs whole layers on each rank, but fsdp_config spreads them"),
+        ({"deepspeed": ZERO_3}, r"whole layers on each rank, but deepspeed \(ZeRO stage 3\) spreads them"),
+        ({"tensor_parallel_size": 2}, "whole layers on each rank, but tensor_parallel_size spreads them"),
+        (
+            {**LIGER_WITHOUT_LOGITS, "torch_compile": True},
+            "logit_distillation runs the output head itself where liger_fused_linear_cross_entropy leaves",
+        ),
+        ({"relora": True, "adapter": "lora"}, r"the layers that logit_distillation.teacher \(auto\) would share"),
+    ],
+)
+def test_what_keeps_the_seed_model_from_teaching_is_refused(cfg, message):
+    with pytest.raises(ConfigError, match=message):
+        check(logit_distillation={}, **cfg)
+
+
+def test_layers_that_are_trained_can_not_be_shared():
+    with pytest.raises(
+        ConfigError, match=r"teacher is shared, but adapter is not set.*own or auto, or set adapter: lora"
+    ):
+        check(logit_distillation={"teacher": "shared"})
+
+
+def test_another_trainer_is_refused_for_each_block_that_brings_one():
+    with pytest.raises(ConfigError) as caught:
+        check({"kd.KDPlugin": "KDTrainer"}, logit_distillation={}, dynsdpb={})
+    assert str(caught.value).count("kd.KDPlugin (KDTrainer) each bring a trainer; remove one of the two") == 2

@@ -299,6 +299,6 @@ def test_axolotls_trainer_takes_its_settings_from_the_block():
     trainer._dynsdpb_given = None
     with pytest.raises(ConfigError, match=r"before trainer.axolotl_cfg was set"):
         trainer.dynsdpb_config  # noqa: B018
-    trainer.axolotl_cfg = SimpleNamespace(dynsdpb={"alpha": 0.25})
+    trainer.axolotl_cfg = {"dynsdpb": {"alpha": 0.25}}
     assert trainer.dynsdpb_config == DynSDPBConfig(alpha=0.25)
     assert axolotl_trainer_class() is trainer_class

@@ -11,6 +11,7 @@ from axolotl_sdft.config import (
     BLOCKS,
     DynSDPBConfig,
     LayerPruningConfig,
+    LogitDistillationConfig,
     MergeConfig,
     RecoveryReportConfig,
     SelfDistillationConfig,
@@ -22,6 +23,10 @@ SEED_KEY = "sdft_seed_model"
 """Where the plugin keeps the seed model after ``base_model`` has become the pruned checkpoint."""
 
 
+STAGES = ("layer_pruning", "self_distillation", "logit_distillation", "dynsdpb")
+"""The blocks of which each switches on a stage of training."""
+
+
 @dataclass(frozen=True)
 class Blocks:
     """The blocks of a configuration; None where one is not there."""
@@ -29,13 +34,24 @@ class Blocks:
     layer_pruning: LayerPruningConfig | None
     self_distillation: SelfDistillationConfig | None
     dynsdpb: DynSDPBConfig | None
+    logit_distillation: LogitDistillationConfig | None = None
     merge: MergeConfig | None = None
     recovery_report: RecoveryReportConfig | None = None
 
     @property
     def has_stage(self) -> bool:
         """Whether a stage of training is on. The other blocks only say what commands of their own do."""
-        return any(block is not None for block in (self.layer_pruning, self.self_distillation, self.dynsdpb))
+        return bool(self.named_stages)
+
+    @property
+    def trainer_blocks(self) -> tuple[str, ...]:
+        """The blocks that bring a trainer, by name."""
+        return tuple(name for name in self.named_stages if name in ("logit_distillation", "dynsdpb"))
+
+    @property
+    def named_stages(self) -> list[str]:
+        """The blocks of the stages that are on, by name."""
+        return [name for name in STAGES if getattr(self, name) is not None]
 
 
 def read_blocks(cfg: Mapping[str, Any]) -> Blocks:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from axolotl_sdft.config import (
     DynSDPBConfig,
     LayerPruningConfig,
+    LogitDistillationConfig,
     MergeConfig,
     RecoveryReportConfig,
     SelfDistillationConfig,
@@ -33,6 +34,9 @@ class SDFTArgs(BaseModel):
     self_distillation: SelfDistillationConfig | None = Field(
         None, description="Let the unpruned base_model rewrite the answers of datasets in its own words."
     )
+    logit_distillation: LogitDistillationConfig | None = Field(
+        None, description="Let the unpruned base_model teach the pruned student, token by token."
+    )
     dynsdpb: DynSDPBConfig | None = Field(
         None, description="Distil each mini-batch from the model's own logits of the iteration before."
     )
@@ -49,7 +53,7 @@ class SDFTArgs(BaseModel):
 
 
 class SDFTPlugin(BasePlugin):
-    """Layer pruning, self-distilled datasets and DynSDPB training, each switched on by its block in the YAML."""
+    """Layer pruning, self-distilled datasets, logit distillation and DynSDPB, each switched on by its block."""
 
     def register(self, cfg: Any) -> None:
         """Check the configuration and swap in the pruned checkpoint: every command that loads a model comes here."""
@@ -74,9 +78,10 @@ class SDFTPlugin(BasePlugin):
         add_model_card(cfg, Path(output_path))
 
     def get_trainer_cls(self, cfg: Any) -> Any:
-        """Return the DynSDPB trainer, or None to leave Axolotl's own."""
-        if read_blocks(cfg).dynsdpb is None:
+        """Return the trainer of the blocks that distil while it trains, or None to leave Axolotl's own."""
+        blocks = read_blocks(cfg)
+        if not blocks.trainer_blocks:
             return None
         from axolotl_sdft.training.trainers import axolotl_trainer_class
 
-        return axolotl_trainer_class()
+        return axolotl_trainer_class(*blocks.trainer_blocks)

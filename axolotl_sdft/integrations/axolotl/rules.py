@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from axolotl_sdft.config import LogitDistillationConfig
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.integrations.axolotl.blocks import Blocks
 from axolotl_sdft.pruning.scoring.scores import metric_needs_text
@@ -31,8 +32,10 @@ def check_rules(cfg: Mapping[str, Any], blocks: Blocks, other_trainers: Mapping[
         faults.append("base_model is not set; name the seed model, a folder or a Hub id")
     if blocks.self_distillation is not None:
         faults += _self_distillation_faults(cfg)
-    if blocks.dynsdpb is not None:
-        faults += _dynsdpb_faults(cfg, other_trainers)
+    for block in blocks.trainer_blocks:
+        faults += _trainer_faults(cfg, block, other_trainers)
+    if blocks.logit_distillation is not None and blocks.logit_distillation.alpha > 0:
+        faults += _logit_distillation_faults(cfg, blocks.logit_distillation)
     if blocks.layer_pruning is not None:
         faults += _layer_pruning_faults(cfg, blocks)
     if faults:
@@ -45,12 +48,7 @@ def check_plugin(cfg: Mapping[str, Any], blocks: Blocks) -> None:
     Raises:
         ConfigError: One message: the blocks, and what to add to ``plugins``.
     """
-    stages = {
-        "layer_pruning": blocks.layer_pruning,
-        "self_distillation": blocks.self_distillation,
-        "dynsdpb": blocks.dynsdpb,
-    }
-    named = [name for name, block in stages.items() if block is not None]
+    named = blocks.named_stages
     plugins = cfg.get("plugins")
     if not named or (isinstance(plugins, list | tuple) and any(str(name) in _OWN_PLUGIN for name in plugins)):
         return
@@ -102,29 +100,49 @@ def _self_distillation_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _dynsdpb_faults(cfg: Mapping[str, Any], other_trainers: Mapping[str, str]) -> Iterator[str]:
+def _trainer_faults(cfg: Mapping[str, Any], block: str, other_trainers: Mapping[str, str]) -> Iterator[str]:
     for key in ("rl", "reward_model", "process_reward_model"):
         if cfg.get(key):
-            yield f"dynsdpb trains with a supervised trainer, but {key} is {cfg[key]!r}; remove one of the two"
+            yield f"{block} trains with a supervised trainer, but {key} is {cfg[key]!r}; remove one of the two"
     for plugin, trainer in other_trainers.items():
-        yield f"dynsdpb and the plugin {plugin} ({trainer}) each bring a trainer; remove one of the two"
+        yield f"{block} and the plugin {plugin} ({trainer}) each bring a trainer; remove one of the two"
     if cfg.get("trainer_cls"):
-        yield f"dynsdpb brings a trainer, but trainer_cls is {cfg['trainer_cls']!r}; remove one of the two"
+        yield f"{block} brings a trainer, but trainer_cls is {cfg['trainer_cls']!r}; remove one of the two"
     without_logits, cut_up = _loss_without_logits(cfg), _what_cuts_up_the_head(cfg)
     if without_logits and cut_up:
         yield (
-            f"dynsdpb runs the output head itself where {without_logits} leaves the model without logits, but with "
+            f"{block} runs the output head itself where {without_logits} leaves the model without logits, but with "
             f"{cut_up} no process has the whole head to run; switch off one of the two"
         )
     for key in ("use_eaft", "use_dft", "orpo_alpha", "diffusion_lm"):
         if cfg.get(key):
-            yield f"dynsdpb and {key} ({cfg[key]!r}) each define the training loss; remove one of the two"
-    yield from filter(None, (prompt_tuning_fault(key, kind) for key, kind in _adapters(cfg)))
+            yield f"{block} and {key} ({cfg[key]!r}) each define the training loss; remove one of the two"
+    yield from filter(None, (prompt_tuning_fault(key, kind, block) for key, kind in _adapters(cfg)))
     size = cfg.get("context_parallel_size") or cfg.get("sequence_parallel_degree") or 1
     if size > 1:
         yield (
-            f"dynsdpb matches the tokens of whole sequences, but context_parallel_size is {size}, which gives each "
+            f"{block} matches the tokens of whole sequences, but context_parallel_size is {size}, which gives each "
             "rank a part of every sequence; set it to 1"
+        )
+
+
+def _logit_distillation_faults(cfg: Mapping[str, Any], config: LogitDistillationConfig) -> Iterator[str]:
+    cut_up = _what_cuts_up_the_layers(cfg)
+    if cut_up:
+        yield (
+            f"logit_distillation needs whole layers on each rank, but {cut_up} spreads them over the ranks; train with "
+            "DDP (adapter: qlora saves memory, too), or remove one of the two"
+        )
+    has_adapter = any(True for _ in _adapters(cfg))
+    if config.teacher == "shared" and not has_adapter:
+        yield (
+            "logit_distillation.teacher is shared, but adapter is not set, so the layers that it would share are "
+            "trained; set it to own or auto, or set adapter: lora"
+        )
+    if cfg.get("relora") and config.teacher != "own":
+        yield (
+            f"relora merges its adapters into the layers that logit_distillation.teacher ({config.teacher}) would "
+            "share; set it to own"
         )
 
 
@@ -156,6 +174,14 @@ def _what_cuts_up_the_head(cfg: Mapping[str, Any]) -> str | None:
         if cfg.get(key):
             return key
     return "deepspeed (ZeRO stage 3)" if _zero_stage(cfg.get("deepspeed")) == 3 else None
+
+
+def _what_cuts_up_the_layers(cfg: Mapping[str, Any]) -> str | None:
+    """Return the setting by which no process holds whole layers; None where each does."""
+    found = next((key for key in ("fsdp", "fsdp_config") if cfg.get(key)), None)
+    if found is None and (cfg.get("tensor_parallel_size") or 1) > 1:
+        found = "tensor_parallel_size"
+    return found or ("deepspeed (ZeRO stage 3)" if _zero_stage(cfg.get("deepspeed")) == 3 else None)
 
 
 def _zero_stage(deepspeed: Any) -> int:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.config import LayerPruningConfig, SelfDistillationConfig
+from axolotl_sdft.config import LayerPruningConfig, LogitDistillationConfig, SelfDistillationConfig
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, read_json
 from axolotl_sdft.core.errors import ConfigError, DatasetError, SdftError
 from axolotl_sdft.core.runtime import rank
@@ -57,7 +57,7 @@ def prepare(cfg: Any, own_plugin: object) -> None:
     if not blocks.has_stage:
         LOG.warning("axolotl_sdft.SDFTPlugin is listed, but none of its blocks is set; it does nothing")
     else:
-        check_rules(cfg, blocks, compat.other_trainers(cfg, own_plugin) if blocks.dynsdpb else {})
+        check_rules(cfg, blocks, compat.other_trainers(cfg, own_plugin) if blocks.trainer_blocks else {})
     if compat.makes_artifacts(cfg):
         _prepare_training(cfg, blocks)
     else:
@@ -73,6 +73,21 @@ def _prepare_training(cfg: Any, blocks: Blocks) -> None:
         prune_base_model(cfg, blocks.layer_pruning)
     else:
         refuse_other_start(cfg, None)
+    if blocks.logit_distillation is not None:
+        _check_teacher(cfg, blocks.logit_distillation)
+
+
+def _check_teacher(cfg: Any, config: LogitDistillationConfig) -> None:
+    """Refuse a seed model that is gone, or that can't be the teacher, before rows are rewritten. Loads nothing."""
+    if config.alpha == 0:
+        return
+    from axolotl_sdft.training.teachers.origin import find_origin
+
+    origin = find_origin(cfg.base_model, seed_dir_of(cfg) if cfg.get(SEED_KEY) else None)
+    if config.teacher == "shared" and origin is not None:
+        from axolotl_sdft.training.teachers.removed_layers import plan_layers
+
+        plan_layers(origin)
 
 
 def _prepare_use(cfg: Any, blocks: Blocks, command: str) -> None:
