@@ -1,0 +1,66 @@
+"""A seed model that can't teach ends a run before its first stage."""
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("axolotl")
+
+from axolotl.utils.dict import DictDefault
+
+from axolotl_sdft import SDFTPlugin, cut_layers
+from axolotl_sdft.core.errors import CheckpointError
+from axolotl_sdft.integrations.axolotl import compat
+from axolotl_sdft.integrations.axolotl.stages import prepare
+
+
+@pytest.fixture
+def pruned_dir(tiny_llama_dir, tmp_path):
+    shutil.copytree(tiny_llama_dir, tmp_path / "seed")
+    return cut_layers(tmp_path / "seed", [2, 3], tmp_path / "pruned")
+
+
+def prepared(command, monkeypatch, **config):
+    monkeypatch.setattr(compat, "running_command", lambda: command)
+    cfg = DictDefault({"plugins": ["axolotl_sdft.SDFTPlugin"], "output_dir": "out", **config})
+    prepare(cfg, own_plugin=None)
+    return cfg
+
+
+def test_a_seed_model_that_is_there_may_teach(pruned_dir, monkeypatch):
+    for teacher in ("auto", "shared", "own"):
+        block = {"teacher": teacher}
+        cfg = prepared("train", monkeypatch, base_model=str(pruned_dir), adapter="lora", logit_distillation=block)
+        assert cfg.base_model == str(pruned_dir)
+
+
+def test_a_seed_model_that_was_moved_is_named_before_training(pruned_dir, monkeypatch):
+    pruned_dir.with_name("seed").rename(pruned_dir.with_name("elsewhere"))
+    config = {"base_model": str(pruned_dir), "logit_distillation": {}}
+    with pytest.raises(
+        CheckpointError, match=r"seed model that .*pruned was pruned from, .*seed, which is gone or was"
+    ):
+        prepared("train", monkeypatch, **config)
+    prepared("train", monkeypatch, **config | {"logit_distillation": {"alpha": 0}})
+    prepared("merge-lora", monkeypatch, **config)
+
+
+def test_another_model_in_the_place_of_the_seed_model_is_refused(pruned_dir, monkeypatch):
+    path = pruned_dir / "provenance/layer_pruning.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": "0" * 64}))
+    with pytest.raises(CheckpointError, match=r"but .*seed holds another model by now; put the former one back"):
+        prepared("train", monkeypatch, base_model=str(pruned_dir), logit_distillation={})
+
+
+@pytest.mark.parametrize(
+    ("blocks", "name"),
+    [
+        ({"logit_distillation": {}}, "LogitDistillationAxolotlTrainer"),
+        ({"dynsdpb": {}}, "DynSDPBAxolotlTrainer"),
+        ({"dynsdpb": {}, "logit_distillation": {}}, "DynSDPBLogitDistillationAxolotlTrainer"),
+    ],
+)
+def test_the_blocks_choose_the_trainer(blocks, name):
+    assert SDFTPlugin().get_trainer_cls(blocks).__name__ == name
+    assert SDFTPlugin().get_trainer_cls({}) is None
