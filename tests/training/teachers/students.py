@@ -1,16 +1,13 @@
 """Seed models, pruned students with adapters, and batches for the tests of teachers."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from axolotl_sdft.core.trained_on import PROVENANCE_FILE
-from axolotl_sdft.pruning.checkpoint.cut import cut_layers
+from axolotl_sdft import cut_layers, fit_patch
 from tests.pruning.architectures import VOCABULARY, build, tiny_config
 
 IDS = torch.randint(3, VOCABULARY, (2, 16), generator=torch.Generator().manual_seed(1))
@@ -41,12 +38,11 @@ def logits(model: Any, ids: torch.Tensor = IDS, **inputs: Any) -> torch.Tensor:
         return model(input_ids=ids, **inputs).logits
 
 
-def patch_projection(folder: Path, layer: int, module: str = "mlp.down_proj") -> None:
-    """Change one projection of a pruned Llama as a patch does, and record that; its number is that in the seed too."""
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    tensors[f"model.layers.{layer}.{module}.weight"] *= 1.5
-    save_file(tensors, path, metadata={"format": "pt"})
-    provenance = json.loads((folder / PROVENANCE_FILE).read_text())
-    provenance["patch"] = {"cuts": [{"applied": True, "layer": layer, "module": module}]}
-    (folder / PROVENANCE_FILE).write_text(json.dumps(provenance))
+def prune_and_patch(folder: Path, family: str, drop_layers: Sequence[int]) -> Path:
+    """The same with a linear patch folded into the layer before each cut."""
+    seed = build(tiny_config(family))
+    seed.save_pretrained(folder / "seed")
+    batches = [{"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}]
+    patch = fit_patch(seed, batches, drop_layers, hold_out=False)
+    assert len(patch.applied) == len(patch.cuts)
+    return cut_layers(folder / "seed", drop_layers, folder / "pruned", patch=patch)

@@ -9,8 +9,8 @@ import torch
 
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.training.teachers.origin import find_origin
-from axolotl_sdft.training.teachers.shared_layers import base_model_of, build_shared_teacher
-from tests.training.teachers.students import IDS, adapted, load, logits, patch_projection, prune
+from axolotl_sdft.training.teachers.shared_layers import build_shared_teacher
+from tests.training.teachers.students import IDS, adapted, load, logits, prune, prune_and_patch
 
 pytest.importorskip("peft")
 
@@ -95,15 +95,20 @@ def test_only_the_removed_layers_take_memory(tmp_path: Path):
     assert sum(weight.numel() for weight in extra) == expected
 
 
-def test_a_patched_projection_comes_from_the_seed_checkpoint(tmp_path: Path):
-    pruned = prune(tmp_path)
-    patch_projection(pruned, layer=1)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_patched_projection_comes_from_the_seed_checkpoint(family: str, tmp_path: Path):
+    pruned = prune_and_patch(tmp_path, family, [1, 3, 4])
     student = adapted(load(pruned))
     teacher = teacher_of(student, pruned)
     assert torch.equal(logits(teacher), logits(load(tmp_path / "seed").eval()))
-    layer, own = base_model_of(student).model.layers[1], teacher.model.layers[1]
-    assert own.mlp.down_proj.weight is not layer.mlp.down_proj.base_layer.weight
-    assert own.mlp.up_proj.weight is layer.mlp.up_proj.base_layer.weight
+    # Layers 0 and 2 are patched; of the seed's six layers, 0, 2 and 5 are left.
+    shared = {id(weight) for weight in student.parameters()}
+    own = {name for name, weight in teacher.named_parameters() if id(weight) not in shared}
+    patched = {"llama": "mlp.down_proj.weight", "gpt2": "mlp.c_proj.weight"}[family]
+    prefix = {"llama": "model.layers.", "gpt2": "transformer.h."}[family]
+    kept = {name for name in own if name.startswith((f"{prefix}0.", f"{prefix}2.", f"{prefix}5."))}
+    assert {f"{prefix}0.{patched}", f"{prefix}2.{patched}"} <= kept
+    assert all(".mlp." in name for name in kept)
 
 
 def test_packed_rows_and_padding_are_seen_as_the_seed_model_sees_them(tmp_path: Path):
