@@ -8,6 +8,7 @@ their lines count only where the same one comes again and again without another 
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.inference.interfaces import Answer, Target
@@ -112,7 +113,15 @@ def _counted(text: str) -> int:
     counted = 0
     while counted < len(shapes) and shapes[-counted - 1] == shapes[-1]:
         counted += 1
-    return counted
+    return 0 if _is_table(tokens[len(tokens) - counted :]) else counted
+
+
+def _is_table(rows: Sequence[str]) -> bool:
+    """Whether tokens of several numbers each, as in ``|3|9| |4|16|``, say more than how far they have counted."""
+    numbers = [[int(number[:15]) for number in _NUMBER.findall(row)] for row in rows]
+    columns = list(zip(*numbers, strict=True))
+    steps = [{later - earlier for earlier, later in pairwise(column)} for column in columns]
+    return len(columns) > 1 and any(len(each) > 1 for each in steps)
 
 
 def _repeated_line(text: str, reference: str, instruction: str) -> str | None:

@@ -23,10 +23,31 @@ _SCALES = {
     **{"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12},
     **{"k": 1000, "mn": 10**6, "bn": 10**9},
 }
+_SCALES |= {
+    word: scale
+    for scale, words in (
+        (1000, "thousands mil mille mila tausend duizend tusen ribu тысяча тысячи тысяч тыс"),
+        (10**5, "lakh lakhs"),
+        (10**6, "millions millón millones millon millionen mio milhão milhões milione milioni miljoen"),
+        (10**6, "миллион миллиона миллионов млн juta milyon"),
+        (10**7, "crore crores"),
+        (10**9, "billions milliarde milliarden mrd milliard milliards miliardo miliardi miljard milyar"),
+        (10**9, "bilhão bilhões миллиард миллиарда миллиардов млрд"),
+        (10**12, "trillions"),
+    )
+    for word in words.split()
+}
+_SCALES |= {"hundreds": 100, "dozens": 12}
+# Those of scripts without spaces, unless they begin a unit: 千克 is a kilogram, 百分 a percent.
+_JOINED_SCALES = {"百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "만": 10**4}
+_JOINED_SCALES |= {"亿": 10**8, "億": 10**8, "억": 10**8, "兆": 10**12, "조": 10**12}
+_JOINED_SCALE = re.compile(r"\s?(百(?!分)|千(?![克米瓦卡])|[万萬만亿億억兆조])")
+_UNSPACED = "\u0e01-\u0e4e\u0e80-\u0ece\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7}
 _PARTS |= {"eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000}
 _WORD = re.compile(r"[\s-]*\b([A-Za-z]+)\b")
-_SCALE = re.compile(r"[\s-]*\b((?i:hundred|thousand|million|billion|trillion|dozen|mn|bn))s?\b|([kKMB])(?!\w)")
+_SCALE_NAMES = "|".join(sorted((name for name in _SCALES if len(name) > 1), key=len, reverse=True))
+_SCALE = re.compile(rf"[\s-]*\b((?i:{_SCALE_NAMES}))(?!\w)|([kKMB])(?!\w)")
 _MIXED = re.compile(r"[ -](?P<top>\d{1,3})\s?[/\u2044]\s?(?P<bottom>\d{1,3})(?!\d|[/.]\d)")
 _DIVISOR = re.compile(r"\s?[/\u2044]\s?(?=[\d.])")
 _PART_NAME = "half|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|tenths?"
@@ -37,7 +58,7 @@ _A = re.compile(
 )
 _NUMBER_WORDS = "|".join((*_SMALL, *_TENS))
 START = re.compile(
-    rf"(?<![\w.])(?:\d|\.\d)|[{''.join(_GLYPHS)}]"
+    rf"(?:(?<![\w.])|(?<=[{_UNSPACED}]))(?:\d|\.\d)|[{''.join(_GLYPHS)}]"
     rf"|\b(?:{_NUMBER_WORDS}|half|an?\s+(?:hundred|thousand|million|billion|dozen|{_PART_NAME}))\b",
     re.IGNORECASE,
 )
@@ -147,6 +168,13 @@ def _may_follow(total: int, value: int) -> bool:
 
 def _scaled(text: str, value: Fraction, end: int) -> tuple[Fraction, int]:
     """Multiply by the words that follow, as in "2 hundred thousand" and "five thousand two hundred"."""
+    while (joined := _JOINED_SCALE.match(text, end)) is not None:
+        scale = _JOINED_SCALES[joined[1]]
+        value, end = value * scale, joined.end()
+        rest = _read_digits(text, end)  # 3万5000 is 35,000
+        if rest is not None:
+            small, small_end = _scaled(text, *rest)
+            value, end = (value + small, small_end) if small < scale else (value, end)
     while (found := _SCALE.match(text, end)) is not None:
         name = (found[1] or {"M": "mn", "B": "bn"}.get(found[2], found[2])).lower()
         value, end = value * _SCALES[name], found.end()

@@ -51,7 +51,10 @@ _GOES_ON = re.compile(
 _BRACED = r"\{((?:[^{}]|\{[^{}]*\}){0,200})\}"
 _SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b", "0123456789-")
 _SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+")
+_WIDE = {0xFF01 + place: 0x21 + place for place in range(94)}  # as Chinese and Japanese keyboards write ASCII
 _PLAINER = (
+    (re.compile(r"(?<![\w\\])sqrt\s?\(([^()]{1,40})\)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<=[\d)])\s?\*?\s?pi\b"), r"\\pi"),
     (re.compile(r"<<[^<>]{0,200}>>"), ""),  # annotations of a calculator
     (re.compile(r"(?<![\d)\s])\*\*|\*\*(?![\d(\s])|__|(?<=\d)\*\*(?=\s|$)|`"), ""),
     (re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|operatorname)\s*" + _BRACED), r" \1 "),
@@ -126,6 +129,7 @@ class Quantity:
 
 def plain_text(text: str) -> str:
     """Return a text without the markup of LaTeX and Markdown around its numbers."""
+    text = text.translate(_WIDE)
     text = _SUPERSCRIPT.sub(lambda found: "^" + found[0].translate(_SUPERSCRIPTS), text)
     for pattern, plain in _PLAINER:
         text = pattern.sub(plain, text)

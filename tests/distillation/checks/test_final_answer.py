@@ -37,6 +37,51 @@ def test_equal_numbers_are_equal_however_they_are_written(text: str, reference: 
 
 
 @pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("总共需要36块砖。", "36"),
+        ("合計は\uff11\uff0c\uff12\uff15\uff10\uff0e\uff15円です。", "1250.5"),
+        ("ผลรวมคือ36", "36"),
+        ("봉지마다 4개, 모두36개", "36"),
+        ("一共5万元。", "50000"),
+        ("総額は3億2千万円です。", "320000000"),
+        ("모두 7만 원입니다.", "70000"),
+        ("他走了3千米。", "3"),  # a unit, not thousands
+        ("Cuesta 4 mil euros.", "4000"),
+        ("Son 1,5 millones.", "1500000"),
+        ("Es kostet 4 Mio. Euro.", "4000000"),
+        ("Das sind 6 Milliarden.", "6e9"),
+        ("Cela fait 6 milliards.", "6e9"),
+        ("Это 9 тысяч.", "9000"),
+        ("It costs 3 lakh rupees.", "300000"),
+        ("It costs 1.5 crore.", "15000000"),
+    ],
+)
+def test_numbers_are_read_in_other_languages_and_scripts(text: str, reference: str):
+    assert numeric_answer(written(text), asked(reference=reference)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("一共5万元。", "5"),
+        ("모두 7만 원입니다.", "7"),
+        ("Cuesta 4 mil euros.", "4"),
+        ("Son 2 millones.", "2"),
+        ("Es kostet 4 Mio. Euro.", "4"),
+        ("Это 9 млрд.", "9"),
+        ("It costs 3 lakh rupees.", "3"),
+        ("The side is 5.", "#### sqrt(5)"),
+        ("The area is 9.", "#### 9*pi"),
+        ("The area is 9 pi.", "9"),
+        ("She lives in house B36", "36"),  # a letter of a script with spaces is a part of the word
+    ],
+)
+def test_a_scale_a_root_or_pi_is_never_left_out(text: str, reference: str):
+    assert numeric_answer(written(text), asked(reference=reference)) is not None
+
+
+@pytest.mark.parametrize(
     ("text", "reference", "reason"),
     [
         ("The answer is 17.", "The answer is 18.", "answer 17, reference 18"),

@@ -30,6 +30,8 @@ def test_an_answer_that_runs_in_circles_is_repetition(text: str):
         "if a:\n    return 1\nif b:\n    return 2\nif c:\n    return 3\n}\n}\n}\n}",
         "No, no, no! Tea, tea, tea. Yes, yes, yes.",
         "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |\n| 5 | 6 |",
+        "|n|n^3|\n|---|---|\n" + "".join(f"|{number}|{number**3}|\n" for number in range(70)),
+        "".join(f"{number},{number * 7 % 31}\n" for number in range(70)),
     ],
 )
 def test_a_list_a_table_or_code_is_no_repetition(text: str):
@@ -50,6 +52,7 @@ def test_a_list_a_table_or_code_is_no_repetition(text: str):
         " ".join(f"#cup{number}" for number in range(80)),
         " ".join(f"#{word}" for word in ("tea", "mate", "milk", "cake") * 20),
         "Cups: " + ", ".join(str(number) for number in range(1, 200)),
+        "".join(f"|{number}|{number + 5}|\n" for number in range(70)),
         "\u0e0a\u0e32" + "\u0e23\u0e49\u0e2d\u0e19" * 30,
         "\u8336" + "\u5f88\u70ed" * 40,
         "\u304a\u8336\u306f\u71b1\u3044\u3002" * 12,
