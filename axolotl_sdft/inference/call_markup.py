@@ -21,13 +21,14 @@ _TAG = (
 )
 _TAGS = (
     rf"{_TAG}|<function={_NAME}>|</function>|<parameter={_NAME}>"  # Llama, Qwen-Coder
-    r"|<(?:\uff5cDSML\uff5c)?invoke[ ]name=|</(?:\uff5cDSML\uff5c)?invoke>"  # Anthropic, MiniMax, DeepSeek
+    r"|<(?:\uff5cDSML\uff5c|\w{1,20}:)?invoke[ ]name=|</(?:\uff5cDSML\uff5c|\w{1,20}:)?invoke>"  # Anthropic, Step
     rf"|<\|recipient\|>[ ]?(?!all\b){_NAME}"  # functionary
 )
 _MARKS = {
     "<": re.compile(_TAGS),
     "[TOOL_CALLS]": re.compile(r"\[TOOL_CALLS\]"),  # Mistral
     "to=functions.": re.compile(rf"\bto=functions\.{_NAME}"),  # gpt-oss
+    "\u273fFUNCTION\u273f": re.compile(r"\u273fFUNCTION\u273f"),  # Qwen-Agent
     "functools[": re.compile(r"\bfunctools\["),  # Phi
     ">>>": re.compile(rf"^>>>(?!all\b){_NAME}[ \t]*$(?=\s*[{{\[])", re.MULTILINE),  # functionary
     "```tool_": re.compile(r"^[ \t]*```tool_(?:code|calls?)\b", re.MULTILINE),  # Gemma

@@ -23,6 +23,8 @@ CALLS = [
     "<\uff5ctool\u2581calls\u2581begin\uff5c><\uff5ctool\u2581call\u2581begin\uff5c>function<\uff5ctool\u2581sep\uff5c>tide",
     '<|tool_calls_section_begin|><|tool_call_begin|>functions.tide:0<|tool_call_argument_begin|>{"port": "Brest"}',
     '<function_calls>\n<invoke name="tide">\n<parameter name="port">Brest</parameter>\n</invoke>\n</function_calls>',
+    '<steptml:toolcall><steptml:invoke name="tide"><port>Brest</port></steptml:invoke></steptml:toolcall>',
+    '\u273fFUNCTION\u273f: tide\n\u273fARGS\u273f: {"port": "Brest"}',
     "<start_function_call>call:tide{port:Brest}<end_function_call>",
     '<|channel|>commentary to=functions.tide <|constrain|>json<|message|>{"port": "Brest"}<|call|>',
     '>>>tide\n{"port": "Brest"}',
