@@ -29,18 +29,18 @@ class DynSDPBConfig(Block):
     """How the present prediction is held against the former one: ``forward_kl`` covers all that the former held likely,
     ``reverse_kl`` avoids what it held unlikely, ``jsd`` (Jensen-Shannon, weight 0.5) lies between and is bounded."""
 
-    only_correct: bool = False
+    teacher_correct_only: bool = False
     """Distil only tokens whose label was the former prediction's likeliest one; a wrong teacher has no influence."""
 
-    memory: Literal["auto", "hidden_states", "logits", "top_k"] = "auto"
+    teacher_storage: Literal["auto", "hidden_states", "logits", "top_k"] = "auto"
     """What is kept of the former prediction. ``hidden_states`` (exact, small) needs a frozen output head, as with LoRA;
     ``logits`` (exact) works always; ``top_k`` approximates. ``auto``: hidden states where they are exact, else
     logits."""
 
     top_k: int = Field(64, ge=1)
-    """Tokens kept for each position; all others share one bucket. Only with ``memory: top_k``."""
+    """Tokens kept for each position; all others share one bucket. Only with ``teacher_storage: top_k``."""
 
-    offload: bool = False
+    cpu_offload: bool = False
     """Keep the former prediction in the memory of the CPU, and bring it back chunk by chunk."""
 
     chunk_tokens: int = Field(64, ge=1)

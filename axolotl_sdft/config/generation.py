@@ -92,11 +92,11 @@ class GenerationConfig(Block):
     """Chat template of a seed model that has none, as Jinja text. Unset: the template that the configuration's own
     ``chat_template`` names. Servers of backend ``openai`` must be started with it. The seed's own template stays."""
 
-    batch_tokens: int = Field(32768, ge=1)
+    max_batch_tokens: int = Field(32768, ge=1)
     """Token budget of backend ``transformers``: rows written at once times the longest prompt plus ``max_new_tokens``.
     Where memory runs out all the same, half as many rows go on."""
 
-    batch_rows: int = Field(64, ge=1)
+    max_batch_size: int = Field(64, ge=1)
     """Most rows that backend ``transformers`` writes at once."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -140,7 +140,7 @@ class GenerationConfig(Block):
 
     SPEED_ONLY: ClassVar[frozenset[str]] = frozenset(
         {
-            *("batch_tokens", "batch_rows", "device_map", "trust_remote_code"),
+            *("max_batch_tokens", "max_batch_size", "device_map", "trust_remote_code"),
             *("base_urls", "api_key_env", "concurrency", "timeout_s", "max_retries"),
         }
     )

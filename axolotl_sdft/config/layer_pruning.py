@@ -49,7 +49,7 @@ class LayerPruningConfig(Block):
     (single layers), ``perplexity`` (one after the other, the layer whose removal hurts least; many passes), ``last``
     (the deepest layers but the last, no scoring), or what a plugin registers."""
 
-    token_average: Literal["all", "last"] = "all"
+    token_reduction: Literal["all", "last"] = "all"
     """Average the score over all tokens of the calibration text, or over the last token of each row. Padding never
     counts."""
 

@@ -40,25 +40,25 @@ class SelfDistillationConfig(Block):
     ``exact_match``, ``normalized_match``, or what a plugin registers. A check with options is written as
     ``length_ratio: {min: 0.5, max: 2.0}``."""
 
-    candidates: int = Field(1, ge=1, le=64)
-    """How many answers the seed model may sample for each original one. Above 1 needs ``generation.temperature``."""
+    max_attempts: int = Field(1, ge=1, le=128)
+    """How many answers the seed model may be asked for until one passes the checks. All but the first are sampled, even
+    where ``generation.temperature`` is 0."""
 
-    choose: Literal["first", "likeliest"] = "first"
-    """Which candidate is taken: the first that passes the checks, later ones being made only where earlier ones fail;
-    or, of all of them, the one that passes and is likeliest per token under the seed model."""
+    selection: Literal["first", "max_logprob"] = "first"
+    """Which answer is taken: the ``first`` that passes the checks; or, with ``max_logprob``, all are asked for, and of
+    those that pass the one with the highest mean log-probability per token under the seed model is taken."""
 
-    on_reject: Literal["original", "drop", "retry"] = "original"
-    """A row whose rewritten answer fails a check keeps its original answer, or is left out. ``retry``: the seed model
-    is asked again, sampling even where ``temperature`` is 0, up to ``retries`` times; then the original answer is
-    kept."""
+    min_attempts: int | None = Field(None, ge=2, le=128)
+    """With ``selection: max_logprob``: how many answers are asked for in any case; further ones, up to
+    ``max_attempts``, only where none of them passes. Unset: all ``max_attempts``."""
 
-    retries: int = Field(2, ge=1, le=64)
-    """How often a rejected answer is asked for again. Only with ``on_reject: retry``."""
+    on_reject: Literal["original", "drop"] = "original"
+    """What becomes of a row none of whose answers passes: it keeps its original answer, or is left out."""
 
     generation: GenerationConfig = GenerationConfig()
     """How the seed model writes its answers."""
 
-    gap_samples: int = Field(256, ge=0)
+    nll_samples: int = Field(256, ge=0)
     """Rows, spread evenly, on which the distribution gap is measured before and after; 0 leaves it out."""
 
     output_dir: str | None = None
@@ -80,17 +80,27 @@ class SelfDistillationConfig(Block):
         return tuple(next(iter(check)) if _is_name_without_options(check) else check for check in checks)
 
     @model_validator(mode="after")
-    def _candidates_and_retries_can_differ(self) -> "SelfDistillationConfig":
-        if self.candidates > 1 and self.generation.temperature == 0.0:
+    def _max_logprob_has_answers_to_compare(self) -> "SelfDistillationConfig":
+        if self.selection == "first":
+            if self.min_attempts is not None:
+                raise ValueError(
+                    f"min_attempts is {self.min_attempts}, but selection is first, which asks again only after a "
+                    "rejection; set selection: max_logprob, or remove min_attempts"
+                )
+            return self
+        if self.max_attempts == 1:
             raise ValueError(
-                f"candidates is {self.candidates}, but generation.temperature 0.0 would give the same answer each "
-                "time; set generation.temperature, such as 0.7, or candidates: 1"
+                "selection is max_logprob, but max_attempts is 1; set max_attempts above 1, or remove selection"
             )
-        if self.choose == "likeliest" and self.candidates == 1:
-            raise ValueError("choose is likeliest, but candidates is 1; set candidates above 1 or remove choose")
-        if self.retries != type(self).model_fields["retries"].default and self.on_reject != "retry":
+        if self.generation.temperature == 0.0:  # what is sampled is rarely more likely than what was taken greedily
             raise ValueError(
-                f"retries is {self.retries}, but on_reject is {self.on_reject}; set on_reject: retry or remove retries"
+                "selection is max_logprob, but generation.temperature is 0.0, whose first answer takes the most likely "
+                "token each time; set generation.temperature, such as 0.7, or selection: first"
+            )
+        if self.min_attempts is not None and self.min_attempts > self.max_attempts:
+            raise ValueError(
+                f"min_attempts is {self.min_attempts}, above max_attempts {self.max_attempts}; lower min_attempts, or "
+                "raise max_attempts"
             )
         return self
 

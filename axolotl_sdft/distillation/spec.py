@@ -107,9 +107,7 @@ class DistillationSpec:
     @cached_property
     def policy(self) -> Policy:
         """How often answers are asked for, and which one is taken."""
-        config = self.config
-        retries = config.retries if config.on_reject == "retry" else 0
-        return Policy(config.candidates, config.choose, retries)
+        return Policy.of(self.config)
 
     @cached_property
     def seed_fingerprint(self) -> str:
@@ -154,8 +152,8 @@ class DistillationSpec:
     def dataset_dir(self) -> Path:
         """Folder of the distilled dataset, once none of its answers has failed."""
         config, policy = self.config, self.policy
-        is_sampled = config.generation.temperature > 0 or policy.num_attempts > 1
-        judging = [self._settings["checks"], policy.candidates, policy.choose, policy.retries]
+        is_sampled = config.generation.temperature > 0 or policy.max_attempts > 1
+        judging = [self._settings["checks"], policy.max_attempts, policy.min_attempts]
         content = [self.content.requests_digest, self.content.rows_digest]
         seed = config.generation.seed if is_sampled else None
         return (

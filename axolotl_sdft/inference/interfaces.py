@@ -67,7 +67,7 @@ class Prompt:
     """The whole chat that the seed model's own chat template wraps."""
 
     attempt: int = 0
-    """Number of the candidate or retry, counted from 0. All prompts of a batch have the same.
+    """Number of the attempt, counted from 0. All prompts of a batch have the same.
 
     The sampling depends on it: see :func:`~axolotl_sdft.inference.interfaces.sampling_seed` and
     ``attempt_temperature``.
@@ -127,7 +127,7 @@ def sampling_seed(seed: int, messages: "Sequence[Message]", attempt: int = 0) ->
     Args:
         seed: ``generation.seed``.
         messages: The chat that is answered.
-        attempt: Number of the candidate or retry, counted from 0.
+        attempt: Number of the attempt, counted from 0.
     """
     digest = hashlib.sha256(f"{seed} {question_digest(messages).hex()} {attempt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
@@ -155,7 +155,7 @@ class Sampling:
 
         Args:
             digest: Of the chat, by :func:`question_digest`.
-            attempt: Number of the candidate or retry, counted from 0.
+            attempt: Number of the attempt, counted from 0.
         """
         seed = self.seed if attempt_temperature(self.temperature, attempt) > 0 else None
         return hashlib.sha256(b"%b %d %b" % (digest, attempt, str(seed).encode())).digest()[:16]

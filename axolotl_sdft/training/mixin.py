@@ -75,7 +75,7 @@ class DynSDPBMixin(StudentMixin):
     def _dynsdpb_resume(self, checkpoint: Path) -> None:
         """Remember what was saved with the checkpoint, on all ranks or on none: they count tokens together."""
         place = (checkpoint, self.args.process_index, self.args.world_size, self.args.device)
-        window = load_memory(*place, offload=self.dynsdpb_config.offload)
+        window = load_memory(*place, cpu_offload=self.dynsdpb_config.cpu_offload)
         if self.args.world_size > 1:
             lengths = self.accelerator.gather(torch.tensor([len(window)], device=self.args.device)).tolist()
             if window and 0 in lengths:
@@ -155,7 +155,7 @@ class DynSDPBMixin(StudentMixin):
             term = self._dynsdpb_term(present, former, predictions.recall(former.kept), num_items_in_batch)
             loss = loss + term.to(loss)
         kept = predictions.keep(seen, rows_N[num_former:])
-        self._dynsdpb_memory.remember(inputs, kept, offload=self.dynsdpb_config.offload)
+        self._dynsdpb_memory.remember(inputs, kept, cpu_offload=self.dynsdpb_config.cpu_offload)
         return (loss, outputs) if return_outputs else loss
 
     def _repeated_inputs(self, num_micro_batches: int) -> list[dict[str, Any]]:
@@ -205,7 +205,7 @@ class DynSDPBMixin(StudentMixin):
             log.warning("dynsdpb: what the checkpoint remembers can't be read here; its last step is not distilled")
             return torch.zeros(())
         labels_N = None
-        if self.dynsdpb_config.only_correct:
+        if self.dynsdpb_config.teacher_correct_only:
             labels_N = self._label_layout(former.inputs).trained(former.inputs).to(present.raw.device)
         terms = distil(present, prediction, self.dynsdpb_config, labels_N)
         self._dynsdpb_figures.add_distillation(terms)

@@ -52,7 +52,7 @@ class InstantBackend:
     """Answers at once with a few of the prompt's own words."""
 
     def __init__(self, model_dir: Path, config: Any) -> None:
-        self._batch_rows = config.batch_rows
+        self._batch_rows = config.max_batch_size
 
     def check(self) -> None:
         """Find nothing wrong."""
@@ -200,15 +200,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", help="how many rows; several numbers give several lines")
     parser.add_argument("--batch-rows", type=int, default=16, help="prompts in a batch; 1 is what servers get")
-    parser.add_argument("--candidates", type=int, default=1)
+    parser.add_argument("--max-attempts", type=int, default=1)
     parser.add_argument("--scan-only", action="store_true", help="read the rows and stop")
     parser.add_argument("--step", choices=("make", "rewrite", "restart", "scan"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
         print(json.dumps(_run_step(arguments.step, Path(arguments.rows[0]), arguments.rows[1])))
         return
-    generation = {"backend": "instant", "batch_rows": arguments.batch_rows, "temperature": 0.7}
-    settings = json.dumps({"generation": generation, "candidates": arguments.candidates})
+    generation = {"backend": "instant", "max_batch_size": arguments.batch_rows, "temperature": 0.7}
+    settings = json.dumps({"generation": generation, "max_attempts": arguments.max_attempts})
     columns = SCAN_COLUMNS if arguments.scan_only else COLUMNS
     print("| " + " | ".join(columns.values()) + " |\n|" + "---:|" * len(columns))
     for num_rows in map(int, arguments.rows or ("10000", "100000")):

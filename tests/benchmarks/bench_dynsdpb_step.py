@@ -87,7 +87,7 @@ def _rows(model: Any, count: int, options: argparse.Namespace) -> list[dict[str,
 def _dynsdpb_settings(options: argparse.Namespace) -> dict[str, Any]:
     from axolotl_sdft import DynSDPBConfig
 
-    return {"dynsdpb": DynSDPBConfig(memory=options.memory, chunk_tokens=options.chunk_tokens)}
+    return {"dynsdpb": DynSDPBConfig(teacher_storage=options.memory, chunk_tokens=options.chunk_tokens)}
 
 
 def _trainer_class(way: str) -> type[Any]:

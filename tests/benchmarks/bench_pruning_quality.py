@@ -116,7 +116,7 @@ def _task(options: argparse.Namespace, metric: str, average: str, most: int, cou
     """
     rows = _rows(options.calibration, options.calibration_rows)
     calibration = {"sequence_len": options.sequence_len, "num_samples": options.calibration_rows}
-    settings = {"metric": metric, "token_average": average, "dtype": options.dtype, "calibration": calibration}
+    settings = {"metric": metric, "token_reduction": average, "dtype": options.dtype, "calibration": calibration}
 
     def load_batches() -> Any:
         tokenizer = AutoTokenizer.from_pretrained(options.model_dir)

@@ -53,7 +53,7 @@ WAYS = (
     Way("cross-entropy on joined batches (`alpha: 0`)", {"alpha": 0.0}),
     Way("static (DLB)", STATIC),
     Way("dynamic", DYNAMIC),
-    Way("dynamic, `only_correct`", {"only_correct": True}),
+    Way("dynamic, `teacher_correct_only`", {"teacher_correct_only": True}),
     Way("plain, twice the epochs and the batch", None, batch_factor=2),
 )
 SMOLLM2_WAYS = (PLAIN, *(way for way in WAYS if way.dynsdpb in (STATIC, DYNAMIC, {"alpha": 0.0})))
@@ -65,7 +65,7 @@ SEARCHED = (WAYS[1], *MORE_INFLUENCE)
 CHAIN_WAYS = (
     *(way for way in WAYS if way.batch_factor == 1),
     *MORE_INFLUENCE,
-    Way("dynamic, `alpha: 30`, `only_correct`", {"alpha": 30.0, "only_correct": True}),
+    Way("dynamic, `alpha: 30`, `teacher_correct_only`", {"alpha": 30.0, "teacher_correct_only": True}),
     *(
         Way(f"{title}, {share} of the learning rate", dynsdpb, rate_factor=factor)
         for share, factor in (("a third", 1 / 3), ("a tenth", 0.1))

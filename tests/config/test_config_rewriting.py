@@ -132,7 +132,7 @@ def test_arguments_of_vllm_that_can_not_work_are_refused(settings, message):
 def test_answers_are_shaped_by_the_settings_of_the_model_and_not_by_those_of_memory_and_speed():
     args = {"gpu_memory_utilization": 0.8, "max_num_seqs": 64}
     plain = GenerationConfig(backend="vllm")
-    tuned = GenerationConfig(backend="vllm", batch_rows=4, device_map="auto", concurrency=8, vllm_args=args)
+    tuned = GenerationConfig(backend="vllm", max_batch_size=4, device_map="auto", concurrency=8, vllm_args=args)
     quantized = GenerationConfig(backend="vllm", vllm_args={**args, "quantization": "fp8"})
 
     assert tuned.shaping_answers() == plain.shaping_answers()
@@ -277,21 +277,36 @@ def test_an_example_needs_all_three_texts():
         SelfDistillationConfig(examples=[{"instruction": "Tea?", "refrence": "Yes.", "answer": "Yes."}])
 
 
-def test_rejected_answers_can_be_asked_for_again_and_candidates_sampled():
-    config = SelfDistillationConfig(on_reject="retry", retries=5)
-    assert (config.candidates, config.choose, config.retries) == (1, "first", 5)
-    sampled = SelfDistillationConfig(candidates=4, choose="likeliest", generation={"temperature": 0.7})
-    assert (sampled.candidates, sampled.choose) == (4, "likeliest")
+def test_answers_can_be_asked_for_again_and_the_most_likely_one_taken():
+    config = SelfDistillationConfig(max_attempts=6)  # without a temperature: only the later ones are sampled
+    assert (config.max_attempts, config.selection, config.min_attempts) == (6, "first", None)
+    sampled = SelfDistillationConfig(max_attempts=4, selection="max_logprob", generation={"temperature": 0.7})
+    assert (sampled.max_attempts, sampled.selection) == (4, "max_logprob")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"candidates": 4}, r"candidates is 4, but generation.temperature 0.0 would give the same .*, such as 0.7"),
-        ({"choose": "likeliest"}, r"choose is likeliest, but candidates is 1; set candidates above 1"),
-        ({"retries": 3}, r"retries is 3, but on_reject is original; set on_reject: retry"),
+        ({"selection": "max_logprob"}, r"selection is max_logprob, but max_attempts is 1; set max_attempts above 1"),
+        (
+            {"selection": "max_logprob", "max_attempts": 4},
+            r"generation\.temperature is 0\.0, .*, such as 0\.7, or selec",
+        ),
+        (
+            {"max_attempts": 4, "min_attempts": 2},
+            r"min_attempts is 2, but selection is first, .*selection: max_logprob",
+        ),
+        (
+            {
+                "max_attempts": 4,
+                "min_attempts": 5,
+                "selection": "max_logprob",
+                "generation": {"temperature": 0.7},
+            },
+            r"min_attempts is 5, above max_attempts 4; lower min_attempts, or raise max_attempts",
+        ),
     ],
 )
-def test_candidates_and_retries_that_could_not_differ_are_refused(settings, message):
+def test_attempts_that_have_nothing_to_select_from_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
         SelfDistillationConfig(**settings)

@@ -130,7 +130,7 @@ def test_a_name_of_a_secret_is_known(name):
         ),
         *(
             "skip_special_tokens",
-            "batch_tokens",
+            "max_batch_tokens",
             "monkey",
             "keyboard",
             "tokens_per_second",

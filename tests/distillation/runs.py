@@ -58,7 +58,7 @@ def make_seed(root):
 
 def echo_spec(root, num_rows=NUM_ROWS):
     """The work of all runs: answers that end in a 7 are rejected, and asked for twice more."""
-    settings = {"template": "plain", "checks": ("no_seven",), "on_reject": "retry", "generation": {"backend": "echo"}}
+    settings = {"template": "plain", "checks": ("no_seven",), "max_attempts": 3, "generation": {"backend": "echo"}}
     config = SelfDistillationConfig(output_dir=str(root / "out"), **settings)
     return DistillationSpec(chat_rows(num_rows), config, make_seed(root), {"type": "chat_template"}, "seed")
 

@@ -149,9 +149,9 @@ def test_any_change_of_what_shapes_the_answers_makes_a_dataset_of_its_own(tmp_pa
     ("settings", "shares_answers"),
     [
         ({"on_reject": "drop"}, True),
-        ({"on_reject": "retry"}, True),
+        ({"max_attempts": 3}, True),
         ({"checks": ("no_seven",)}, True),
-        ({"generation": {"backend": "echo", "temperature": 0.7}, "candidates": 2}, False),
+        ({"generation": {"backend": "echo", "temperature": 0.7}, "max_attempts": 2}, False),
     ],
 )
 def test_settings_that_choose_among_answers_make_another_dataset_of_the_same_first_ones(
@@ -166,7 +166,7 @@ def test_settings_that_choose_among_answers_make_another_dataset_of_the_same_fir
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_settings_that_change_the_speed_alone_find_the_same_dataset(tmp_path, seed_dir):
-    fast = {"backend": "echo", "batch_rows": 3, "batch_tokens": 99, "concurrency": 7, "timeout_s": 1.0}
+    fast = {"backend": "echo", "max_batch_size": 3, "max_batch_tokens": 99, "concurrency": 7, "timeout_s": 1.0}
 
     specs = [
         DistillationSpec(

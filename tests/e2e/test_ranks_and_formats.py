@@ -18,7 +18,7 @@ def without_lora(config):
 
 def test_two_processes_prune_once_share_the_rows_and_train_together(tmp_path, base_config, alpaca_file):
     plugins = ["tests.e2e.cpu_ranks.CpuRanksPlugin", *base_config["plugins"]]
-    generation = {"max_new_tokens": 6, "batch_rows": 4}
+    generation = {"max_new_tokens": 6, "max_batch_size": 4}
     distillation = base_config["self_distillation"] | {"generation": generation}
     config = write_config(tmp_path, base_config | {"plugins": plugins, "self_distillation": distillation})
 

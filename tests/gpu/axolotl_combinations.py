@@ -94,7 +94,9 @@ CASES: dict[str, Case] = {
         _LORA | _LIGER | {"liger_fused_linear_cross_entropy": True}, packages=["liger_kernel"]
     ),
     "liger_without_logits_full": Case(
-        _LIGER | {"liger_fused_linear_cross_entropy": True}, packages=["liger_kernel"], dynsdpb={"memory": "top_k"}
+        _LIGER | {"liger_fused_linear_cross_entropy": True},
+        packages=["liger_kernel"],
+        dynsdpb={"teacher_storage": "top_k"},
     ),
     "cut_cross_entropy": Case(_LORA | _CUT_CROSS_ENTROPY, packages=["cut_cross_entropy"]),
     "cut_cross_entropy_full": Case(_CUT_CROSS_ENTROPY, packages=["cut_cross_entropy"]),
@@ -102,9 +104,9 @@ CASES: dict[str, Case] = {
         _LORA | _CUT_CROSS_ENTROPY | _FSDP2, gpus=2, refusal="no process has the whole head to run"
     ),
     "torch_compile": Case(_LORA | {"torch_compile": True}),
-    "memory_on_the_cpu": Case(_LORA, dynsdpb={"offload": True}),
-    "memory_of_logits": Case(_LORA, dynsdpb={"memory": "logits", "offload": True}),
-    "memory_of_top_k": Case(_LORA, dynsdpb={"memory": "top_k"}),
+    "memory_on_the_cpu": Case(_LORA, dynsdpb={"cpu_offload": True}),
+    "memory_of_logits": Case(_LORA, dynsdpb={"teacher_storage": "logits", "cpu_offload": True}),
+    "memory_of_top_k": Case(_LORA, dynsdpb={"teacher_storage": "top_k"}),
     "ddp": Case(_LORA, gpus=2),
     "fsdp2": Case(_FSDP2, gpus=2),
     "fsdp2_lora": Case(_LORA | _FSDP2, gpus=2),

@@ -15,7 +15,7 @@ from axolotl_sdft.integrations.axolotl.overrides import (
     take_out_overrides,
 )
 
-TOP = {"template": "notes", "checks": ["leak"], "generation": {"max_new_tokens": 300, "batch_rows": 4}}
+TOP = {"template": "notes", "checks": ["leak"], "generation": {"max_new_tokens": 300, "max_batch_size": 4}}
 
 
 def cfg_with(*overrides, top=TOP):
@@ -33,7 +33,7 @@ def test_a_dataset_without_a_block_takes_the_top_level_one():
 def test_a_dataset_changes_what_it_names_and_keeps_the_rest():
     own = dataset_config(cfg_with(None, {"template": "code", "generation": {"max_new_tokens": 20}}), 1).settings()
     assert (own.template, own.checks) == ("code", ("leak",))
-    assert (own.generation.max_new_tokens, own.generation.batch_rows) == (20, 4)
+    assert (own.generation.max_new_tokens, own.generation.max_batch_size) == (20, 4)
 
 
 def test_the_settings_of_a_dataset_equal_the_same_ones_written_at_the_top():
@@ -48,7 +48,7 @@ def test_the_settings_of_a_dataset_equal_the_same_ones_written_at_the_top():
         ({"enable": False}, r"datasets\[1\].self_distillation: unknown key 'enable'; did you mean 'enabled'\?"),
         ({"enabled": "perhaps"}, r"datasets\[1\].self_distillation.enabled is 'perhaps': "),
         ({"generation": {"max_new_tokens": 0}}, r"datasets\[1\].self_distillation.generation.max_new_tokens is 0: "),
-        ({"candidates": 2}, r"datasets\[1\].self_distillation: candidates is 2, but generation.temperature 0.0"),
+        ({"min_attempts": 2}, r"datasets\[1\].self_distillation: min_attempts is 2, but selection is first"),
         (False, r"datasets\[1\].self_distillation is False; write its keys under it, such as enabled: false"),
     ],
 )
@@ -59,7 +59,7 @@ def test_a_wrong_block_is_named_with_its_dataset(own, message):
 
 def test_all_wrong_blocks_are_told_at_once():
     with pytest.raises(ConfigError) as caught:
-        check_overrides(cfg_with({"choose": "best"}, {"templat": "x"}))
+        check_overrides(cfg_with({"selection": "best"}, {"templat": "x"}))
     assert [line[:11] for line in str(caught.value).splitlines()] == ["datasets[0]", "datasets[1]"]
 
 

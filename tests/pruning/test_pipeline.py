@@ -79,7 +79,7 @@ def test_named_layers_are_cut_without_scoring(checkpoint, tmp_path):
 CHANGES = [
     {"num_layers": 3},
     {"metric": "block_influence"},
-    {"token_average": "last"},
+    {"token_reduction": "last"},
     {"protect_first": 1},
     {"protect_last": 1},
     {"dtype": "float32"},
@@ -139,10 +139,10 @@ def test_a_folder_named_by_the_user_is_absolute_and_used(checkpoint, tmp_path, m
 def test_a_folder_with_other_settings_is_refused_with_what_differs(checkpoint, tmp_path):
     settings = {"num_layers": 2, "output_dir": str(tmp_path / "out")}
     task(checkpoint(), tmp_path, settings).run()
-    changed = task(checkpoint(), tmp_path, settings | {"token_average": "last"}, no_batches, text="text-2")
+    changed = task(checkpoint(), tmp_path, settings | {"token_reduction": "last"}, no_batches, text="text-2")
     assert not changed.is_done
     message = (
-        r"output_dir: .*out is there, but .*differs in settings\.token_average, calibration_text; delete the folder"
+        r"output_dir: .*out is there, but .*differs in settings\.token_reduction, calibration_text; delete the folder"
     )
     with pytest.raises(ArtifactError, match=message):
         changed.run()

@@ -195,7 +195,7 @@ def test_only_correct_distils_the_rows_whose_class_the_former_prediction_had_rig
     batch, model = texts(5, 4, 3, 6, seed=1), make_model(SEQUENCE[0])
     with torch.no_grad():
         share = (model(**batch).logits.argmax(-1) == batch["labels"]).float().mean().item()
-    config = STATIC.model_copy(update={"only_correct": True})
+    config = STATIC.model_copy(update={"teacher_correct_only": True})
     trainer = train(DynSDPBTrainer, model, [[batch, texts(4, seed=2)]], tmp_path, dynsdpb=config)
     assert 0 < share < 1
     assert train_logs(trainer)[1]["dynsdpb/alpha"] == pytest.approx(0.8 * share, rel=1e-5)

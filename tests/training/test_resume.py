@@ -67,7 +67,7 @@ def parameters(trainer: DynSDPBTrainer) -> dict[str, torch.Tensor]:
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, make: Any, memory: str, kept: str, step: int, num_micro_batches: int
 ):
-    config = DynSDPBConfig(alpha=0.8, memory=memory, top_k=5)
+    config = DynSDPBConfig(alpha=0.8, teacher_storage=memory, top_k=5)
     whole = run(make(), tmp_path, dynsdpb=config)
     checkpoint = tmp_path / f"checkpoint-{step}"
     saved = torch.load(checkpoint / "dynsdpb_memory.pt")

@@ -213,10 +213,10 @@ def test_each_setting_is_a_field_with_the_same_default_and_text():
 
 
 def test_the_settings_are_read_from_a_command_line(tmp_path: Path):
-    line = f"--output_dir {tmp_path} --dynsdpb_alpha 0.25 --no_dynsdpb_dynamic_alpha --dynsdpb_memory top_k --use_cpu"
+    line = f"--output_dir {tmp_path} --dynsdpb_alpha 0.25 --no_dynsdpb_dynamic_alpha --dynsdpb_teacher_storage top_k"
     parser = TrlParser((DynSDPBSFTConfig,))
-    [args] = parser.parse_args_and_config([*line.split(), "--report_to", "none", "--bf16", "False"])
-    assert args.dynsdpb_config == DynSDPBConfig(alpha=0.25, dynamic_alpha=False, memory="top_k")
+    [args] = parser.parse_args_and_config([*line.split(), "--use_cpu", "--report_to", "none", "--bf16", "False"])
+    assert args.dynsdpb_config == DynSDPBConfig(alpha=0.25, dynamic_alpha=False, teacher_storage="top_k")
     assert "--dynsdpb_divergence {forward_kl,reverse_kl,jsd}" in parser.format_help()
 
 
@@ -245,7 +245,12 @@ def adapters() -> dict[str, Any]:
 @pytest.mark.parametrize("has_adapters", [False, True])
 @pytest.mark.parametrize("memory", ["auto", "logits", "top_k"])
 def test_a_loss_without_logits_trains_the_same_model_as_one_with_them(tmp_path: Path, has_adapters: bool, memory: str):
-    settings = {"dynsdpb_memory": memory, "dynsdpb_top_k": 64, "dynsdpb_chunk_tokens": 3, "num_train_epochs": 2}
+    settings = {
+        "dynsdpb_teacher_storage": memory,
+        "dynsdpb_top_k": 64,
+        "dynsdpb_chunk_tokens": 3,
+        "num_train_epochs": 2,
+    }
     models = []
     for loss in ({"compute_loss_func": plain_loss}, {}):
         own = adapters() if has_adapters else {}

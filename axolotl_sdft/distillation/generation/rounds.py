@@ -121,7 +121,7 @@ class Generation:
     def run(self, writer: JournalWriter) -> None:
         """Generate every answer of this rank's share that the journal lacks, and wait for those of other ranks."""
         for turn in range(self._spec.content.most_targets):
-            for attempt in range(self._spec.policy.num_attempts):
+            for attempt in range(self._spec.policy.max_attempts):
                 if self._group.world_size > 1 and (turn or attempt):
                     self._judge_share(turn, attempt)
                     self._meet(f"judged before answer {turn}, attempt {attempt}", writer)
@@ -185,16 +185,16 @@ class Generation:
                 f"backend {self._spec.config.generation.backend!r} ended without {len(meter.expected)} of the answers "
                 "it was asked for; generate() must yield every batch that it draws"
             )
-        if attempt == 0 and self._spec.policy.choose == "likeliest" and not meter.has_likelihoods:
+        if attempt == 0 and self._spec.policy.compares and not meter.has_likelihoods:
             LOG.warning(
-                "%s: self_distillation.choose is likeliest, but backend %s gives no log-probabilities; "
-                "taking the first candidate that passes",
+                "%s: self_distillation.selection is max_logprob, but backend %s gives no log-probabilities; "
+                "taking the first answer that passes",
                 *(self._spec.where, self._spec.config.generation.backend),
             )
 
     def _described(self, turn: int, attempt: int) -> str:
         details = [f"answer {turn + 1} of each row"] if self._spec.content.most_targets > 1 else []
-        details += [f"attempt {attempt + 1}"] if self._spec.policy.num_attempts > 1 else []
+        details += [f"attempt {attempt + 1}"] if self._spec.policy.max_attempts > 1 else []
         return f"{self._spec.where}: rewriting" + (f" ({', '.join(details)})" if details else "")
 
     def _num_open(self, turn: int, attempt: int) -> int:

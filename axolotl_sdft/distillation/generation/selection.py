@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
+from axolotl_sdft.config import SelfDistillationConfig
 from axolotl_sdft.core.texts import is_blank, one_line, printable
 from axolotl_sdft.distillation.checks import first_rejection
 from axolotl_sdft.distillation.checks.form import empty, truncated
@@ -77,20 +78,27 @@ def without_thinking(answer: Answer) -> Answer:
 
 @dataclass(frozen=True)
 class Policy:
-    """How often an answer is asked for, and which attempt is taken."""
+    """How often an answer is asked for: the most likely one that passes is taken, of equal ones the first."""
 
-    candidates: int = 1
-    choose: Literal["first", "likeliest"] = "first"
-    retries: int = 0
+    max_attempts: int = 1
+    min_attempts: int = 1
+    """Attempts that are made whatever becomes of them; further ones only while none has passed."""
+
+    @classmethod
+    def of(cls, config: SelfDistillationConfig) -> "Policy":
+        """Return what settings ask for."""
+        if config.selection == "first":
+            return cls(config.max_attempts)
+        return cls(config.max_attempts, config.min_attempts or config.max_attempts)
 
     @property
-    def num_attempts(self) -> int:
-        """The most attempts for one answer."""
-        return self.candidates + self.retries
+    def compares(self) -> bool:
+        """Whether several answers can pass, so that the most likely one is taken."""
+        return self.min_attempts > 1
 
     def is_always_asked(self, attempt: int) -> bool:
         """Whether an attempt is made whatever became of those before it."""
-        return attempt == 0 or (self.choose == "likeliest" and attempt < self.candidates)
+        return attempt < self.min_attempts
 
     def settle(self, judged: Judged, target: Target, num_attempts: int | None = None) -> "Settlement":
         """Take one of the attempts at an answer, looking at them in order and as far as needed.
@@ -103,7 +111,7 @@ class Policy:
         Raises:
             KeyError: An attempt that is needed is missing.
         """
-        most = self.num_attempts if num_attempts is None else num_attempts
+        most = self.max_attempts if num_attempts is None else num_attempts
         rejections: list[Rejection] = []
         answer: Answer | None = None
         passing: list[tuple[int, Answer]] = []

@@ -13,7 +13,7 @@ from axolotl_sdft.core.texts import one_line
 
 CARD_FILE = "README.md"
 
-_SHAPING = ("template", "checks", "candidates", "choose", "on_reject", "retries")
+_SHAPING = ("template", "checks", "max_attempts", "selection", "min_attempts", "on_reject")
 _SHAPING_GENERATION = ("backend", "model", "max_new_tokens", "temperature", "top_p", "seed", "dtype")
 
 
@@ -141,9 +141,7 @@ def _gap(gap: dict[str, Any] | None) -> str:
 
 
 def _fate(on_reject: str) -> str:
-    if on_reject == "drop":
-        return "took its whole row with it"
-    return ("was asked for again, and at last left" if on_reject == "retry" else "left") + " the original in its place"
+    return "took its whole row with it" if on_reject == "drop" else "left the original in its place"
 
 
 def _code(text: str) -> str:

@@ -108,7 +108,7 @@ def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, di
         for index, row in originals.items()
         for turn in range(row_format.num_targets(row))
     }
-    measures = bool(spec.config.gap_samples)
+    measures = bool(spec.config.nll_samples)
     if measures and before:  # one answer, so that the model is loaded before the clock starts
         first = next(iter(before.values()))
         backend.answer_nll([(first, first.reference)])
@@ -163,7 +163,7 @@ def _generate(
     answers: _Memory,
 ) -> None:
     """Add as many attempts at one turn of the rows as the settings ask for."""
-    for attempt in range(spec.policy.num_attempts):
+    for attempt in range(spec.policy.max_attempts):
         keys: dict[tuple[int, int], bytes] = {}
         prompts = []
         for index, target in targets.items():

@@ -118,8 +118,8 @@ def self_data(target: Target) -> list[Message]:
 def unaided(target: Target) -> list[Message]:
     """Ask the question as it stands; the original answer is not shown, and only the checks know it.
 
-    For self-training on the model's own right answers: goes with ``candidates``, a temperature, ``on_reject: drop`` and
-    a check that tells right from wrong, such as ``numeric_answer``.
+    For self-training on the model's own right answers: goes with ``max_attempts``, a temperature, ``on_reject: drop``
+    and a check that tells right from wrong, such as ``numeric_answer``.
     """
     return list(target.context)
 

@@ -65,7 +65,7 @@ class TransformersBackend:
         require_template_arguments(self._tokenizer, self._model_dir, self._config.template_arguments)
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-        """Split prompts, longest first, so that rows times (prompt + new tokens) stays within ``batch_tokens``."""
+        """Split prompts, longest first, so that rows times (prompt + new tokens) stays within ``max_batch_tokens``."""
         lengths = {prompt.key: self._length(prompt.messages) for prompt in prompts}
         ordered = sorted(prompts, key=lambda prompt: (-lengths[prompt.key], prompt.key))
         batches: list[list[Prompt]] = []
@@ -73,8 +73,8 @@ class TransformersBackend:
         for prompt in ordered:
             if not batches or len(batches[-1]) >= capacity:
                 row_tokens = lengths[prompt.key] + self._config.max_new_tokens
-                fitting = max(1, self._config.batch_tokens // row_tokens)
-                capacity = min(self._config.batch_rows, _BATCH_ROWS, fitting)
+                fitting = max(1, self._config.max_batch_tokens // row_tokens)
+                capacity = min(self._config.max_batch_size, _BATCH_ROWS, fitting)
                 batches.append([])
             batches[-1].append(prompt)
         return batches
@@ -135,7 +135,7 @@ class TransformersBackend:
         """Return the fast decoder where the model fits it, else the one that leaves all to transformers."""
         penalty = getattr(self._model.generation_config, "repetition_penalty", None) or 1.0
         choose = TokenChooser(self._config.top_p, penalty)
-        limits = (self._config.batch_rows, self._config.batch_tokens)
+        limits = (self._config.max_batch_size, self._config.max_batch_tokens)
         reason = self._unfit_because()
         if reason is None:
             return ContinuousDecoder(self._model, choose, self._end_ids, *limits)

@@ -205,7 +205,7 @@ class ContinuousDecoder:
         self._most_rows = len(in_flight) // 2
         LOG.warning(
             "memory ran out with %d rows in flight; going on with %d. A lower "
-            "self_distillation.generation.batch_tokens avoids this",
+            "self_distillation.generation.max_batch_tokens avoids this",
             *(len(in_flight), self._most_rows),
         )
         waiting.put_back(in_flight)

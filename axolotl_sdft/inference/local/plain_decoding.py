@@ -104,7 +104,7 @@ class PlainDecoder:
         self._most_rows = len(batch) // 2
         LOG.warning(
             "memory ran out with a batch of %d rows; going on with %d. A lower "
-            "self_distillation.generation.batch_tokens avoids this",
+            "self_distillation.generation.max_batch_tokens avoids this",
             *(len(batch), self._most_rows),
         )
 

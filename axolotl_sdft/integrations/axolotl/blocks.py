@@ -35,7 +35,7 @@ class Blocks:
     self_distillation: SelfDistillationConfig | None
     dynsdpb: DynSDPBConfig | None
     logit_distillation: LogitDistillationConfig | None = None
-    merge: MergeConfig | None = None
+    model_merge: MergeConfig | None = None
     recovery_report: RecoveryReportConfig | None = None
 
     @property

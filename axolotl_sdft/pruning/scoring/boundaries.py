@@ -27,7 +27,7 @@ from axolotl_sdft.pruning.scoring.running import (
     ids_and_mask,
     run,
 )
-from axolotl_sdft.pruning.scoring.scores import Batch, TokenAverage
+from axolotl_sdft.pruning.scoring.scores import Batch, TokenReduction
 
 LOG = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 def mean_over_tokens(
     model: PreTrainedModel,
     batches: Sequence[Batch],
-    token_average: TokenAverage,
+    token_reduction: TokenReduction,
     of_cosines: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, int]:
     """Return the mean of a function of the cosines between boundaries over tokens, and how many tokens there were.
@@ -71,7 +71,7 @@ def mean_over_tokens(
     Args:
         model: A decoder or encoder.
         batches: ``input_ids`` and ``attention_mask``, each [B, T].
-        token_average: Which tokens count: all that are no padding, or the last of each row.
+        token_reduction: Which tokens count: all that are no padding, or the last of each row.
         of_cosines: Applied to cosines [C, K, K]; returns the same shape.
 
     Returns:
@@ -87,7 +87,7 @@ def mean_over_tokens(
     total = sum(batch["input_ids"].numel() for batch in batches)
     with evaluating(model), progress("scoring layers", total, "tokens", LOG) as shown:
         for batch in batches:
-            num_tokens += _add_batch(sum_KK, _boundaries(model, layers, batch, token_average), of_cosines)
+            num_tokens += _add_batch(sum_KK, _boundaries(model, layers, batch, token_reduction), of_cosines)
             shown.advance(batch["input_ids"].numel())
     if num_tokens == 0:
         raise DatasetError("layer_pruning.calibration gave no token to measure; check its path, split and type")
@@ -102,11 +102,11 @@ def _add_batch(sum_KK: Tensor, boundaries_KND: list[Tensor], of_cosines: Callabl
 
 
 def _boundaries(
-    model: PreTrainedModel, layers: nn.ModuleList, batch: Batch, token_average: TokenAverage
+    model: PreTrainedModel, layers: nn.ModuleList, batch: Batch, token_reduction: TokenReduction
 ) -> list[Tensor]:
     """Return the K boundaries of the tokens that count, each [N, D]."""
     ids_BT, mask_BT = ids_and_mask(model, batch)
-    kept_BT = counted_tokens(mask_BT, token_average)
+    kept_BT = counted_tokens(mask_BT, token_reduction)
     seen: list[tuple[int, Tensor]] = []
 
     def keep(boundary: int, hidden_BTD: Tensor) -> None:

@@ -27,7 +27,7 @@ def scoring_identity(seed_fingerprint: str, config: LayerPruningConfig, calibrat
     if not metric_needs_text(config.metric):
         return identity
     return identity | {
-        "token_average": config.token_average,
+        "token_reduction": config.token_reduction,
         "calibration": config.calibration.model_dump(mode="json", exclude={"batch_size"}, exclude_defaults=True),
         "calibration_text": calibration_fingerprint,
         "dtype": config.dtype,
@@ -73,7 +73,7 @@ def measured_scores(
             model,
             batches,
             config.metric,
-            config.token_average,
+            config.token_reduction,
             num_layers=num_layers,
             **protected,
             may_go=may_go,

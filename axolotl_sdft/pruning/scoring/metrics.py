@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def angular_distance(model: "PreTrainedModel", batches: Sequence[Batch], options: ScoringOptions) -> LayerScores:
     """Return the mean angle between what enters and what leaves each block, over pi: 0 for none, 1 for opposite.
 
-    arXiv 2403.17887, equation 7, as used by arXiv 2410.09982. There the last token counts (``token_average="last"``).
+    arXiv 2403.17887, equation 7, as used by arXiv 2410.09982. There the last token counts (``token_reduction="last"``).
     """
     mean_KK, num_tokens = _mean_over_tokens(model, batches, options, lambda cosines: cosines.arccos() / math.pi)
     return _scores("angular_distance", mean_KK, num_tokens, contiguous=True)
@@ -64,7 +64,7 @@ def _mean_over_tokens(
 ) -> "tuple[Tensor, int]":
     from axolotl_sdft.pruning.scoring.boundaries import mean_over_tokens
 
-    return mean_over_tokens(model, batches, options.token_average, of_cosines)
+    return mean_over_tokens(model, batches, options.token_reduction, of_cosines)
 
 
 def _scores(metric: str, mean_KK: "Tensor", num_tokens: int, *, contiguous: bool) -> LayerScores:

@@ -14,24 +14,24 @@ from transformers import PreTrainedModel
 from axolotl_sdft.core.errors import CheckpointError
 from axolotl_sdft.inference.forwarding import patched_forward
 from axolotl_sdft.pruning.scoring.running import counted_tokens, ids_and_mask, run
-from axolotl_sdft.pruning.scoring.scores import Batch, TokenAverage
+from axolotl_sdft.pruning.scoring.scores import Batch, TokenReduction
 
 _CHUNK_LOGITS = 2**25  # numbers of a chunk in float32: 128 MiB
 
 
-def predicted_tokens(mask_BT: Tensor, token_average: TokenAverage) -> Tensor:
+def predicted_tokens(mask_BT: Tensor, token_reduction: TokenReduction) -> Tensor:
     """Mark the tokens whose prediction counts, [B, T - 1]: those that count and follow a real token."""
-    return counted_tokens(mask_BT, token_average)[:, 1:] & mask_BT[:, :-1]
+    return counted_tokens(mask_BT, token_reduction)[:, 1:] & mask_BT[:, :-1]
 
 
-def summed_nll(model: PreTrainedModel, batch: Batch, token_average: TokenAverage) -> float:
+def summed_nll(model: PreTrainedModel, batch: Batch, token_reduction: TokenReduction) -> float:
     """Return the negative log-likelihood of the tokens that count, in nats, summed over a micro-batch.
 
     The model's own forward turns hidden states into logits, with whatever it does beside the head, for as many places
     at a time as fit into 128 MiB.
     """
     ids_BT, mask_BT = ids_and_mask(model, batch)
-    predicted_BT = predicted_tokens(mask_BT, token_average)
+    predicted_BT = predicted_tokens(mask_BT, token_reduction)
     if not predicted_BT.any():
         return 0.0
     logits_of = logits_by_chunk(model, ids_BT, mask_BT)

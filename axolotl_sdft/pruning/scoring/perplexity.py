@@ -30,7 +30,7 @@ def greedy_removals(model: PreTrainedModel, batches: Sequence[Batch], options: S
 
     The cost of n layers is ``exp`` of the mean negative log-likelihood per token without them. Each step removes the
     layer without which it is least; the lower layer wins a tie. A token counts when it follows a real one; with
-    ``token_average="last"``, only the last of each row does.
+    ``token_reduction="last"``, only the last of each row does.
 
     Raises:
         ConfigError: ``num_layers`` is not given, or the protected layers leave fewer.
@@ -72,7 +72,7 @@ def _num_steps(options: ScoringOptions, num_layers: int) -> int:
 
 def _num_predicted(model: PreTrainedModel, batches: Sequence[Batch], options: ScoringOptions) -> int:
     masks = (ids_and_mask(model, batch)[1] for batch in batches)
-    count = sum(int(predicted_tokens(mask_BT, options.token_average).sum()) for mask_BT in masks)
+    count = sum(int(predicted_tokens(mask_BT, options.token_reduction).sum()) for mask_BT in masks)
     if count == 0:
         raise DatasetError(
             "layer_pruning.calibration gave no token that follows another, so none can be predicted; check its path, "
@@ -109,7 +109,7 @@ def _nll_without_each(
         for layer in sums:
             before = switch.num_runs
             switch.set_run({*removed, layer}, hold=layer, resume=resume)
-            sums[layer] += summed_nll(model, batch, options.token_average)
+            sums[layer] += summed_nll(model, batch, options.token_reduction)
             resume = layer
             shown.advance(switch.num_runs - before)
     return sums

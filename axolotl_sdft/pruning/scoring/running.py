@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from axolotl_sdft.core.errors import CheckpointError
-from axolotl_sdft.pruning.scoring.scores import Batch, TokenAverage
+from axolotl_sdft.pruning.scoring.scores import Batch, TokenReduction
 
 
 @contextmanager
@@ -47,9 +47,9 @@ def ids_and_mask(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     return ids_BT, batch["attention_mask"].to(device).bool()
 
 
-def counted_tokens(mask_BT: Tensor, token_average: TokenAverage) -> Tensor:
+def counted_tokens(mask_BT: Tensor, token_reduction: TokenReduction) -> Tensor:
     """Mark the tokens that count, [B, T]: all real ones, or the last real one of each row that has any."""
-    if token_average == "all":
+    if token_reduction == "all":
         return mask_BT
     positions_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device) * mask_BT
     last_BT = torch.zeros_like(mask_BT).scatter_(1, positions_BT.argmax(1, keepdim=True), True)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-TokenAverage: TypeAlias = Literal["all", "last"]
+TokenReduction: TypeAlias = Literal["all", "last"]
 
 Batch: TypeAlias = "dict[str, Tensor]"
 """One micro-batch: ``input_ids`` and ``attention_mask``, each [rows, tokens]."""
@@ -64,7 +64,7 @@ def _any_layers(_layers: Sequence[int]) -> bool:
 class ScoringOptions:
     """What a metric is told besides the model and the text."""
 
-    token_average: TokenAverage = "all"
+    token_reduction: TokenReduction = "all"
     """Average over all tokens, or over the last one of each row. Tokens that ``attention_mask`` hides never count."""
 
     num_layers: int | None = None
@@ -138,7 +138,7 @@ def score_layers(
     model: "PreTrainedModel",
     batches: Sequence[Batch],
     metric: str = "angular_distance",
-    token_average: TokenAverage = "all",
+    token_reduction: TokenReduction = "all",
     *,
     num_layers: int | None = None,
     protect_first: int = 0,
@@ -154,7 +154,7 @@ def score_layers(
         model: A decoder or encoder of transformers, on the device or devices where it is to run.
         batches: Calibration text as micro-batches of ``input_ids`` and ``attention_mask``, each [rows, tokens].
         metric: A registered name.
-        token_average: Average over all tokens, or over the last one of each row.
+        token_reduction: Average over all tokens, or over the last one of each row.
         num_layers: How many layers are to go; greedy metrics such as ``perplexity`` need it.
         protect_first: How many of the first layers a greedy metric leaves alone.
         protect_last: How many of the last layers a greedy metric leaves alone.
@@ -173,7 +173,7 @@ def score_layers(
         >>> scores.block_costs[3][5]  # of removing layers 3 and 4
     """
     measure = registry().resolve(METRICS, metric, _METRIC_KEY)
-    options = ScoringOptions(token_average, num_layers, protect_first, protect_last, known, may_go)
+    options = ScoringOptions(token_reduction, num_layers, protect_first, protect_last, known, may_go)
     scores = measure(model, batches, options)
     if not isinstance(scores, LayerScores):
         raise PluginError(f"metric {metric!r} returned a {type(scores).__name__}; it must return LayerScores")

@@ -21,7 +21,7 @@ class Chunks:
     Args:
         finish: Makes logits of what the output head gives.
         config: The settings.
-        labels_N: The right tokens; only needed with ``only_correct``.
+        labels_N: The right tokens; only needed with ``teacher_correct_only``.
         former: The former prediction.
         like: Tells the device, and whether to compute in double precision.
     """
@@ -86,7 +86,7 @@ def any_divergence(
 ) -> ChunkTerms:
     """Return the terms of a chunk for any of the divergences, over the vocabulary or over buckets of it."""
     alpha_C, temperature_C = influence(former.uncertainty, config), former.temperature
-    if config.only_correct and labels_C is not None:
+    if config.teacher_correct_only and labels_C is not None:
         alpha_C = alpha_C * (former.top == labels_C)
     log_probs_CV = (student_CV / temperature_C[:, None]).log_softmax(-1)
     divergence_C, gradient_CV = divergence_and_gradient(

@@ -49,7 +49,7 @@ class DynSDPBTerms:
     """Sum of the plain ``D``, in nats, without alpha and tau^2; for logging, as are all below."""
 
     alpha_sum: Tensor
-    """Sum of the influences; with ``only_correct``, a former prediction that was wrong has none."""
+    """Sum of the influences; with ``teacher_correct_only``, a former prediction that was wrong has none."""
 
     temperature_sum: Tensor
     """Sum of the temperatures."""
@@ -92,7 +92,7 @@ def dynsdpb_loss(
         student_logits_NV: What the model predicts now, [tokens, vocabulary].
         teacher_logits_NV: What it predicted for the same tokens one iteration before.
         config: Influence, temperature, divergence and the number of tokens computed at a time.
-        labels_N: The tokens that are right; only needed with ``only_correct``.
+        labels_N: The tokens that are right; only needed with ``teacher_correct_only``.
 
     Raises:
         ConfigError: The two are not of one shape [N, V], or the labels are missing.
@@ -112,10 +112,12 @@ def distil(
     """Return the divergence of the present prediction from a former one in any form, summed over tokens.
 
     Raises:
-        ConfigError: ``only_correct`` is set and the labels are missing.
+        ConfigError: ``teacher_correct_only`` is set and the labels are missing.
     """
-    if config.only_correct and labels_N is None:
-        raise ConfigError("dynsdpb.only_correct needs the labels of the tokens; pass labels_N, or set it to false")
+    if config.teacher_correct_only and labels_N is None:
+        raise ConfigError(
+            "dynsdpb.teacher_correct_only needs the labels of the tokens; pass labels_N, or set it to false"
+        )
     work = _Work(present, config, labels_N)
     sums = _Distillation.apply(present.raw, former, work, *work.head_parameters)
     if work.is_late and present.raw.requires_grad:

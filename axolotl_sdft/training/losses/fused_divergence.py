@@ -54,7 +54,7 @@ class FullVocabularyKL:
         Args:
             student_CV: Present logits, in full precision.
             teacher_CV: Former logits, over at least two tokens of a vocabulary.
-            labels_C: The right tokens; only needed with ``only_correct``.
+            labels_C: The right tokens; only needed with ``teacher_correct_only``.
         """
         # Where both are impossible the difference of two infinities would be no number.
         lowest = torch.finfo(student_CV.dtype).min / 100  # so that it can be divided by the lowest temperature
@@ -65,7 +65,7 @@ class FullVocabularyKL:
 
         confidence = _confidence(largest_C2, tokens_C2, before_CV, weight_CV, now_CV)
         alpha_C = influence(confidence.uncertainty, self._config)
-        if labels_C is not None and self._config.only_correct:
+        if labels_C is not None and self._config.teacher_correct_only:
             alpha_C = alpha_C * (confidence.top == labels_C)
         temperature_C = temperature(confidence.discrimination, self._config)
         temperature_C1 = temperature_C[:, None]

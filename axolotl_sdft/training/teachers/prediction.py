@@ -122,22 +122,21 @@ class Predictions:
     ) -> None:
         self._model, self._config, self._model_config = model, config, getattr(model, "config", None)
         head = find_head(model)
-        if config.memory == "hidden_states" and head is not None and not is_frozen(head):
+        if config.teacher_storage == "hidden_states" and head is not None and not is_frozen(head):
             raise ConfigError(
-                "dynsdpb.memory is hidden_states, but the output head is trained, so one iteration later it would make "
-                "other logits of them; freeze it (as LoRA does), or set memory: logits"
+                "dynsdpb.teacher_storage is hidden_states, but the output head is trained, so one iteration later it "
+                "would make other logits of them; freeze it (as LoRA does), or set teacher_storage: logits"
             )
         self._head = OutputHead(head, context) if head is not None and can_watch else None
         self._body = find_body(model) if self._head is not None else None
         self._finish: Finish | None = None
         self._is_inspected = False
-        wants_hidden = config.memory in ("auto", "hidden_states")
+        wants_hidden = config.teacher_storage in ("auto", "hidden_states")
         can_hidden = self._head is not None and is_frozen(self._head.module)
-        self.form = (
-            "hidden_states" if wants_hidden and can_hidden else "top_k" if config.memory == "top_k" else "logits"
-        )
+        otherwise = "top_k" if config.teacher_storage == "top_k" else "logits"
+        self.form = "hidden_states" if wants_hidden and can_hidden else otherwise
         """What is kept: ``hidden_states``, ``logits`` or ``top_k``."""
-        if config.memory == "hidden_states" and not can_hidden:
+        if config.teacher_storage == "hidden_states" and not can_hidden:
             self._warn("the output head can't be run outside of the model (sharded or compiled)")
 
     def watched(self, model: nn.Module | None = None) -> AbstractContextManager[Watched]:

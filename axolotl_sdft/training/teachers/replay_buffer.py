@@ -69,14 +69,16 @@ class PreviousMiniBatch:
         """Return the former micro-batch at the next place of the window, and forget it; None when there is none."""
         return self._former.popleft() if self._former else None
 
-    def remember(self, inputs: dict[str, Any], kept: dict[str, Tensor], *, offload: bool = False) -> None:
+    def remember(self, inputs: dict[str, Any], kept: dict[str, Tensor], *, cpu_offload: bool = False) -> None:
         """Add a micro-batch to the present window: its inputs, and what is kept of its prediction, as constants.
 
-        With ``offload`` what is kept moves to the CPU, while the device goes on working.
+        With ``cpu_offload`` what is kept moves to the CPU, while the device goes on working.
         """
         constants = {name: value.detach() if torch.is_tensor(value) else value for name, value in inputs.items()}
         kept = {name: value.detach() for name, value in kept.items()}
-        self._present.append(MicroBatch(constants, {name: _on_cpu(kept[name]) for name in kept} if offload else kept))
+        self._present.append(
+            MicroBatch(constants, {name: _on_cpu(kept[name]) for name in kept} if cpu_offload else kept)
+        )
 
     def restore(self, window: Sequence[MicroBatch]) -> None:
         """Take these micro-batches for the present window, as if they had been remembered one by one."""

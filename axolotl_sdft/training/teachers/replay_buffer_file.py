@@ -33,7 +33,7 @@ def save_memory(window: Sequence[MicroBatch], checkpoint_dir: Path, rank: int, w
 
 
 def load_memory(
-    checkpoint_dir: Path, rank: int, world_size: int, device: torch.device, *, offload: bool = False
+    checkpoint_dir: Path, rank: int, world_size: int, device: torch.device, *, cpu_offload: bool = False
 ) -> list[MicroBatch]:
     """Return the window that :func:`save_memory` wrote; none, with a warning, where no file fits.
 
@@ -42,7 +42,7 @@ def load_memory(
         rank: That of this process.
         world_size: How many processes there are; what others than these many have saved does not fit.
         device: Where inputs, and what is kept, are put.
-        offload: What is kept stays on the CPU instead.
+        cpu_offload: What is kept stays on the CPU instead.
     """
     path = memory_path(checkpoint_dir, rank, world_size)
     reason = "is missing (it is only saved along with the optimizer, and for the same number of processes)"
@@ -52,14 +52,14 @@ def load_memory(
         except (pickle.UnpicklingError, EOFError, RuntimeError) as err:
             content, reason = {}, f"can't be read ({err})"
         if content.get("format") == _FORMAT and content.get("world_size") == world_size:
-            return [_placed(micro_batch, device, offload) for micro_batch in content["micro_batches"]]
+            return [_placed(micro_batch, device, cpu_offload) for micro_batch in content["micro_batches"]]
         if content:
             reason = f"was saved by {content.get('world_size')} processes, not {world_size}, or in another format"
     log.warning("dynsdpb: %s %s; the first step repeats nothing", path, reason)
     return []
 
 
-def _placed(saved: dict[str, dict[str, torch.Tensor]], device: torch.device, offload: bool) -> MicroBatch:
+def _placed(saved: dict[str, dict[str, torch.Tensor]], device: torch.device, cpu_offload: bool) -> MicroBatch:
     inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in saved["inputs"].items()}
-    kept = saved["kept"] if offload else {name: value.to(device) for name, value in saved["kept"].items()}
+    kept = saved["kept"] if cpu_offload else {name: value.to(device) for name, value in saved["kept"].items()}
     return MicroBatch(inputs, kept)

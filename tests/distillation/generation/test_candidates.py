@@ -42,12 +42,12 @@ def asked():
     return sorted((*prompt.key, prompt.attempt) for prompt in echo_backend.ASKED)
 
 
-def test_the_first_candidate_that_passes_is_taken_and_no_later_one_is_asked_for(tmp_path, seed_dir, script):
+def test_the_first_answer_that_passes_is_taken_and_no_later_one_is_asked_for(tmp_path, seed_dir, script):
     script[0, 0, 0] = answer("good at once")
     script |= {(1, 0, 0): answer("bad"), (1, 0, 1): answer("good then")}
     script |= {(2, 0, 0): answer("bad"), (2, 0, 1): answer("worse"), (2, 0, 2): answer("worst")}
 
-    distilled, summary = rewritten(tmp_path, seed_dir, num_rows=3, candidates=3)
+    distilled, summary = rewritten(tmp_path, seed_dir, num_rows=3, max_attempts=3)
 
     assert distilled["output"] == ["good at once", "good then", "original 2"]
     assert distilled["sdft_reasons"] == [[""], [""], ["good: is worst"]]
@@ -58,61 +58,61 @@ def test_the_first_candidate_that_passes_is_taken_and_no_later_one_is_asked_for(
     assert summary["acceptance"] == round(2 / 3, 4)
 
 
-def test_the_likeliest_of_those_that_pass_is_taken(tmp_path, seed_dir, script):
+def test_the_most_likely_of_those_that_pass_is_taken(tmp_path, seed_dir, script):
     script |= {
         (0, 0, 0): answer("good", -0.9),
         (0, 0, 1): answer("good and likely", -0.2),
         (0, 0, 2): answer("bad", -0.1),
     }
 
-    distilled, summary = rewritten(tmp_path, seed_dir, candidates=3, choose="likeliest")
+    distilled, summary = rewritten(tmp_path, seed_dir, max_attempts=3, selection="max_logprob")
 
     assert distilled["output"] == ["good and likely"]
     assert asked() == [(0, 0, 0), (0, 0, 1), (0, 0, 2)]
     assert summary["attempts"] == 3
 
 
-def test_without_log_probabilities_the_likeliest_is_the_first_and_a_warning_says_so(tmp_path, seed_dir, script, caplog):
+def test_without_log_probabilities_the_first_is_taken_and_a_warning_says_so(tmp_path, seed_dir, script, caplog):
     script |= {(0, 0, 0): answer("bad"), (0, 0, 1): answer("good one"), (0, 0, 2): answer("good two")}
 
-    distilled, _ = rewritten(tmp_path, seed_dir, candidates=3, choose="likeliest")
+    distilled, _ = rewritten(tmp_path, seed_dir, max_attempts=3, selection="max_logprob")
 
     assert distilled["output"] == ["good one"]
-    assert [record.message for record in caplog.records if "likeliest" in record.message] == [
-        "dataset: self_distillation.choose is likeliest, but backend scripted gives no log-probabilities; "
-        "taking the first candidate that passes"
+    assert [record.message for record in caplog.records if "max_logprob" in record.message] == [
+        "dataset: self_distillation.selection is max_logprob, but backend scripted gives no log-probabilities; "
+        "taking the first answer that passes"
     ]
 
 
-def test_a_retry_asks_again_after_a_rejection_and_then_keeps_the_original(tmp_path, seed_dir, script):
+def test_after_a_rejection_it_is_asked_again_and_at_last_the_original_is_kept(tmp_path, seed_dir, script):
     script |= {(0, 0, 0): answer("bad"), (0, 0, 1): answer("good in the end")}
     script |= {(1, 0, attempt): answer(f"bad {attempt}") for attempt in range(4)}
 
     greedy = {"backend": "scripted", "temperature": 0.0}
-    distilled, _ = rewritten(tmp_path, seed_dir, num_rows=2, on_reject="retry", retries=3, generation=greedy)
+    distilled, _ = rewritten(tmp_path, seed_dir, num_rows=2, max_attempts=4, generation=greedy)
 
     assert distilled["output"] == ["good in the end", "original 1"]
     assert distilled["sdft_source"] == ["distilled", "original"]
     assert distilled["sdft_reasons"] == [[""], ["good: is bad 3"]]
 
 
-def test_retries_come_after_all_candidates_of_which_the_likeliest_is_wanted(tmp_path, seed_dir, script):
+def test_beyond_min_attempts_it_is_asked_again_only_while_none_passes(tmp_path, seed_dir, script):
     script |= {(0, 0, 0): answer("good", -3.0), (0, 0, 1): answer("good too", -1.0)}
     script |= {(1, 0, 0): answer("bad", -1.0), (1, 0, 1): answer("bad", -1.0), (1, 0, 2): answer("good late", -9.0)}
 
-    settings = {"candidates": 2, "choose": "likeliest", "on_reject": "retry"}
+    settings = {"max_attempts": 4, "min_attempts": 2, "selection": "max_logprob"}
     distilled, _ = rewritten(tmp_path, seed_dir, num_rows=2, **settings)
 
     assert distilled["output"] == ["good too", "good late"]
     assert (0, 0, 2) not in asked()
 
 
-def test_the_first_answers_are_used_again_when_retries_are_switched_on(tmp_path, seed_dir, script):
+def test_the_first_answers_are_used_again_when_more_attempts_are_allowed(tmp_path, seed_dir, script):
     script |= {(0, 0, 0): answer("bad"), (0, 0, 1): answer("good")}
     first, _ = rewritten(tmp_path, seed_dir)
     echo_backend.ASKED.clear()
 
-    second, _ = rewritten(tmp_path, seed_dir, on_reject="retry")
+    second, _ = rewritten(tmp_path, seed_dir, max_attempts=3)
 
     assert (first["output"], second["output"]) == (["original 0"], ["good"])
     assert asked() == [(0, 0, 1)]
@@ -120,10 +120,10 @@ def test_the_first_answers_are_used_again_when_retries_are_switched_on(tmp_path,
 
 def test_other_checks_find_the_later_attempts_as_well_and_ask_only_for_further_ones(tmp_path, seed_dir, script):
     script |= {(0, 0, 0): answer("bad"), (0, 0, 1): answer("good 7"), (0, 0, 2): answer("good")}
-    rewritten(tmp_path, seed_dir, candidates=3)
+    rewritten(tmp_path, seed_dir, max_attempts=3)
     echo_backend.ASKED.clear()
 
-    distilled, _ = rewritten(tmp_path, seed_dir, candidates=3, checks=("good", "no_seven"))
+    distilled, _ = rewritten(tmp_path, seed_dir, max_attempts=3, checks=("good", "no_seven"))
 
     assert distilled["output"] == ["good"]
     assert asked() == [(0, 0, 2)]
@@ -133,7 +133,7 @@ def test_a_later_turn_is_asked_after_the_attempt_that_was_taken(tmp_path, seed_d
     script |= {(0, 0, 0): answer("bad"), (0, 0, 1): answer("good one"), (0, 1, 0): answer("good two")}
     turns = [("user", "first"), ("assistant", "one"), ("user", "second"), ("assistant", "two")]
     rows = Dataset.from_list([{"messages": [{"role": role, "content": content} for role, content in turns]}])
-    settings = {"template": "plain", "checks": ("good",), "generation": SAMPLED, "candidates": 2}
+    settings = {"template": "plain", "checks": ("good",), "generation": SAMPLED, "max_attempts": 2}
     config = SelfDistillationConfig(output_dir=str(tmp_path), **settings)
 
     run_distillation(DistillationSpec(rows, config, seed_dir, {"type": "chat_template"}, "seed"))
@@ -169,23 +169,47 @@ def test_the_embedded_backend_samples_each_later_attempt_differently_and_repeats
     assert [texts(attempt) for attempt in range(4)] == attempts
 
 
+def test_a_row_none_of_whose_answers_passes_can_be_dropped_after_several_attempts(tmp_path, seed_dir, script):
+    script |= {(0, 0, 0): answer("bad"), (0, 0, 1): answer("good")}
+    script |= {(1, 0, 0): answer("bad"), (1, 0, 1): answer("worse")}
+
+    distilled, summary = rewritten(tmp_path, seed_dir, num_rows=2, max_attempts=2, on_reject="drop")
+
+    assert distilled["output"] == ["good"]
+    assert (summary["rows_dropped"], summary["attempts"]) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "max_attempts", "min_attempts"),
+    [
+        ({}, 1, 1),
+        ({"max_attempts": 5}, 5, 1),
+        ({"max_attempts": 5, "selection": "max_logprob"}, 5, 5),
+        ({"max_attempts": 5, "selection": "max_logprob", "min_attempts": 2}, 5, 2),
+    ],
+)
+def test_settings_say_how_many_answers_are_asked_for(settings, max_attempts, min_attempts):
+    policy = Policy.of(SelfDistillationConfig(generation={"temperature": 0.7}, **settings))
+
+    assert (policy.max_attempts, policy.min_attempts) == (max_attempts, min_attempts)
+
+
 @given(
     answers=st.lists(st.tuples(st.sampled_from(["good", "bad"]), st.floats(-5, 0) | st.none()), min_size=6, max_size=6),
-    candidates=st.integers(1, 4),
-    choose=st.sampled_from(["first", "likeliest"]),
-    retries=st.integers(0, 2),
+    always=st.integers(1, 4),
+    further=st.integers(0, 2),
 )
-def test_settling_agrees_with_trying_all_attempts_one_after_the_other(answers, candidates, choose, retries):
+def test_settling_agrees_with_trying_all_attempts_one_after_the_other(answers, always, further):
     def judged(target, attempt):
         text, logprob = answers[attempt]
         return Answer(text, "stop", 1, logprob), None if text == "good" else ("good", "bad")
 
-    good = [place for place in range(candidates + retries) if answers[place][0] == "good"]
+    good = [place for place in range(always + further) if answers[place][0] == "good"]
     expected = good[0] if good else None
-    if choose == "likeliest" and good and good[0] < candidates:
-        known = [place for place in good if place < candidates and answers[place][1] is not None]
+    if good and good[0] < always:
+        known = [place for place in good if place < always and answers[place][1] is not None]
         expected = max(known, key=lambda place: answers[place][1], default=good[0])
 
-    policy = Policy(candidates, choose, retries)
+    policy = Policy(max_attempts=always + further, min_attempts=always)
 
     assert policy.settle(judged, Target(({"role": "user", "content": "?"},), "x")).attempt == expected

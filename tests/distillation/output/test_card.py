@@ -21,7 +21,7 @@ def made(tmp_path, seed_dir, **settings):
 
 def summary(**changes):
     generation = {"backend": "openai", "max_new_tokens": 9, "base_urls": ["http://host:1"], "api_key_env": "MY_KEY"}
-    settings = {"template": "plain", "checks": ["leak"], "candidates": 1, "choose": "first", "retries": 2}
+    settings = {"template": "plain", "checks": ["leak"], "max_attempts": 3, "selection": "first"}
     provenance = {
         "seed_model": "org/seed",
         "seed_model_fingerprint": "0123456789ab",

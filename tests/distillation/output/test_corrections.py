@@ -31,9 +31,9 @@ def answer(text, finish_reason="stop"):
 
 
 def finished_task(tmp_path, seed_dir, rows, row_type=ALONE, **settings):
-    settings = {"template": "unaided", "checks": CHECKS, "candidates": 3} | settings
+    settings = {"template": "unaided", "checks": CHECKS, "max_attempts": 3} | settings
     generation = {"backend": "scripted", "temperature": 0.7}
-    config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), generation=generation, gap_samples=0, **settings)
+    config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), generation=generation, nll_samples=0, **settings)
     spec = DistillationSpec(Dataset.from_list(rows), config, seed_dir, {"type": row_type}, "seed")
     run_distillation(spec)
     return spec
@@ -74,7 +74,7 @@ def test_an_attempt_that_was_cut_off_or_is_empty_or_failed_is_not_corrected(tmp_
 
 def test_with_all_candidates_made_a_wrong_one_after_a_right_one_is_corrected_too(tmp_path, seed_dir, script):
     script |= {(0, 0, 0): answer("24 legs"), (0, 0, 1): answer("It is 9."), (0, 0, 2): answer("24")}
-    (row,) = correction_rows(finished_task(tmp_path, seed_dir, [ROW], choose="likeliest"))
+    (row,) = correction_rows(finished_task(tmp_path, seed_dir, [ROW], selection="max_logprob"))
     assert [turn[1] for turn in turns(row)][1::2] == ["It is 9.", "24 legs"]
 
 

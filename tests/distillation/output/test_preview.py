@@ -49,7 +49,7 @@ def test_every_turn_of_a_row_is_shown_in_order_after_those_before_it_as_they_wil
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_a_preview_takes_the_answers_that_a_full_run_would_take(tmp_path, seed_dir):
-    settings = {"checks": ("no_seven",), "on_reject": "retry"}
+    settings = {"checks": ("no_seven",), "max_attempts": 3}
     spec = task_of(tmp_path, seed_dir, alpaca_rows(9), **settings)
 
     previewed = preview(spec, 9)
@@ -67,7 +67,7 @@ def test_a_rejected_answer_is_asked_for_again_as_the_settings_say(tmp_path, seed
     ASKED.clear()
     SCRIPT.clear()
     SCRIPT.update({(0, 0, attempt): Answer(text, "stop", 1) for attempt, text in enumerate(("bad", "good", "unused"))})
-    settings = {"checks": ("good",), "on_reject": "retry", "generation": {"backend": "scripted"}}
+    settings = {"checks": ("good",), "max_attempts": 3, "generation": {"backend": "scripted"}}
 
     previewed = preview(task_of(tmp_path, seed_dir, alpaca_rows(1), **settings), 1)
 
@@ -81,7 +81,7 @@ def test_a_preview_counts_and_measures_its_answers(tmp_path, seed_dir):
 
     assert (previewed.num_rows, previewed.num_accepted, previewed.rejections) == (9, 8, {"no_seven": 1})
     assert previewed.gap == (8.0, pytest.approx((8 * 30 + 8) / 9))  # the echo backend counts characters
-    assert preview(task_of(tmp_path, seed_dir, alpaca_rows(9), gap_samples=0), 2).gap is None
+    assert preview(task_of(tmp_path, seed_dir, alpaca_rows(9), nll_samples=0), 2).gap is None
 
 
 @pytest.mark.usefixtures("echo_plugin")

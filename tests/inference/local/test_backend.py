@@ -31,7 +31,7 @@ def answers_by_row(backend, batches):
 
 
 def test_a_batch_holds_as_many_rows_as_the_token_budget_allows_for_its_longest(tiny_llama_dir):
-    backend = backend_for(tiny_llama_dir, max_new_tokens=10, batch_tokens=200, batch_rows=3)
+    backend = backend_for(tiny_llama_dir, max_new_tokens=10, max_batch_tokens=200, max_batch_size=3)
     texts = ["word " * 60, "word " * 2, "word " * 30, "word", "word " * 3, "word " * 4, "word " * 5]
     asked = prompts(*texts)
     lengths = {prompt.key: len(backend._prompt_ids(prompt.messages)) for prompt in asked}
@@ -85,7 +85,7 @@ def test_a_greedy_first_attempt_has_no_log_probability_and_a_second_one_which_is
 
 
 def test_each_batch_comes_whole_as_soon_as_its_last_row_is_done(tiny_llama_dir):
-    backend = backend_for(tiny_llama_dir, max_new_tokens=3, batch_rows=2)
+    backend = backend_for(tiny_llama_dir, max_new_tokens=3, max_batch_size=2)
     asked = prompts("One", "Two", "Three", "Four", "Five")
     drawn = []
 

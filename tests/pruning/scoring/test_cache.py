@@ -44,7 +44,7 @@ def test_the_scores_say_what_they_were_made_from(checkpoint, tmp_path):
     assert pruning.scores_dir.parent == tmp_path
     assert pruning.scores_dir.name.startswith("org--seed-llama-scores-")
     assert provenance["seed_model"] == "org/seed-llama"
-    assert (provenance["metric"], provenance["token_average"], provenance["dtype"]) == (
+    assert (provenance["metric"], provenance["token_reduction"], provenance["dtype"]) == (
         "angular_distance",
         "all",
         "auto",
@@ -57,7 +57,7 @@ def test_the_scores_say_what_they_were_made_from(checkpoint, tmp_path):
     "change",
     [
         {"metric": "block_influence"},
-        {"token_average": "last"},
+        {"token_reduction": "last"},
         {"calibration": {"sequence_len": 64}},
         {"dtype": "bfloat16"},
         {"load_in_4bit": True},

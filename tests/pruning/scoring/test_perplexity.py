@@ -57,13 +57,13 @@ def slow_order(model, count, allowed, **options):
     return tuple(order), costs
 
 
-@pytest.mark.parametrize("token_average", ["all", "last"])
-def test_the_order_and_the_perplexities_equal_a_model_whose_layers_are_deleted(model, token_average):
-    found = score_layers(model, [batch_of(ROWS[:1]), batch_of(ROWS[1:])], "perplexity", token_average, num_layers=4)
-    order, costs = slow_order(model, 4, range(NUM_LAYERS), last_only=token_average == "last")
+@pytest.mark.parametrize("token_reduction", ["all", "last"])
+def test_the_order_and_the_perplexities_equal_a_model_whose_layers_are_deleted(model, token_reduction):
+    found = score_layers(model, [batch_of(ROWS[:1]), batch_of(ROWS[1:])], "perplexity", token_reduction, num_layers=4)
+    order, costs = slow_order(model, 4, range(NUM_LAYERS), last_only=token_reduction == "last")
     assert found.removal_order == order
     assert found.removal_costs == pytest.approx(costs, rel=1e-9)
-    assert (found.block_costs, found.num_tokens) == ((), 9 if token_average == "all" else 2)
+    assert (found.block_costs, found.num_tokens) == ((), 9 if token_reduction == "all" else 2)
 
 
 def test_protected_layers_stay_whatever_they_cost(model):

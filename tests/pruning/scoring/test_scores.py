@@ -63,7 +63,7 @@ def angle(cosine):
 @pytest.mark.parametrize(("metric", "of_cosine"), [("angular_distance", angle), ("block_influence", lambda c: 1 - c)])
 def test_scores_equal_a_slow_reference(model, metric, of_cosine, last_only):
     model.double()
-    found = score_layers(model, [padded(ROWS)], metric, token_average="last" if last_only else "all")
+    found = score_layers(model, [padded(ROWS)], metric, token_reduction="last" if last_only else "all")
     assert found.metric == metric
     assert found.num_layers == NUM_LAYERS
     assert found.num_tokens == (3 if last_only else 12)
@@ -88,11 +88,11 @@ def test_the_last_boundary_is_before_the_final_norm(model):
     assert score_layers(model, [padded(ROWS)]) == before
 
 
-@pytest.mark.parametrize("token_average", ["all", "last"])
-def test_padding_has_no_influence(model, token_average):
-    expected = score_layers(model, [padded([row]) for row in ROWS], token_average=token_average)
+@pytest.mark.parametrize("token_reduction", ["all", "last"])
+def test_padding_has_no_influence(model, token_reduction):
+    expected = score_layers(model, [padded([row]) for row in ROWS], token_reduction=token_reduction)
     for side, pad in [("right", 0), ("right", 17), ("left", 0), ("left", 17)]:
-        found = score_layers(model, [padded(ROWS, side, pad)], token_average=token_average)
+        found = score_layers(model, [padded(ROWS, side, pad)], token_reduction=token_reduction)
         assert found.num_tokens == expected.num_tokens
         torch.testing.assert_close(torch.tensor(found.block_costs), torch.tensor(expected.block_costs))
 

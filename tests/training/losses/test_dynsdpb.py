@@ -120,7 +120,7 @@ def test_the_forward_divergence_asks_for_all_that_was_likely_and_the_reverse_for
 
 
 def test_only_tokens_that_the_former_prediction_had_right_are_distilled():
-    config = STATIC.model_copy(update={"only_correct": True})
+    config = STATIC.model_copy(update={"teacher_correct_only": True})
     student, teacher = logits_of([0.25, 0.75], [0.25, 0.75]).requires_grad_(), logits_of([0.6, 0.4], [0.4, 0.6])
     terms = dynsdpb_loss(student, teacher, config, labels_N=torch.tensor([0, 0]))
     terms.kl_sum.backward()
@@ -132,8 +132,8 @@ def test_only_tokens_that_the_former_prediction_had_right_are_distilled():
 
 
 def test_only_correct_needs_labels():
-    with pytest.raises(ConfigError, match=r"only_correct needs the labels.*pass labels_N, or set it to false"):
-        dynsdpb_loss(torch.zeros(1, 2), torch.zeros(1, 2), DynSDPBConfig(only_correct=True))
+    with pytest.raises(ConfigError, match=r"teacher_correct_only needs the labels.*pass labels_N, or set it to false"):
+        dynsdpb_loss(torch.zeros(1, 2), torch.zeros(1, 2), DynSDPBConfig(teacher_correct_only=True))
 
 
 def test_agreement_and_uncertainty_are_summed_for_the_log():
@@ -230,7 +230,7 @@ def test_a_token_that_both_predictions_rule_out_adds_nothing(divergence: str):
 
 
 def test_the_lean_way_gives_what_the_general_one_gives():
-    config = DynSDPBConfig(alpha=1.3, temperature=3.0, temperature_min=0.5, only_correct=True)
+    config = DynSDPBConfig(alpha=1.3, temperature=3.0, temperature_min=0.5, teacher_correct_only=True)
     student, teacher, labels = random_logits(9, 6, 0), random_logits(9, 6, 1), torch.arange(9) % 6
     terms = FullVocabularyKL(config).terms(student, teacher, labels)
     former = FormerLogits(teacher).chunk(slice(0, 9), config, student.device, torch.float64)

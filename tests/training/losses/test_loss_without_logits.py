@@ -62,7 +62,7 @@ def without_logits(model: Any, scale: float = 1.0) -> Any:
     "settings", [{}, {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}], ids=["plain", "accumulation"]
 )
 def test_the_same_model_is_trained_as_through_logits(tmp_path: Path, make: Any, memory: str, settings: dict[str, Any]):
-    config = DynSDPBConfig(alpha=0.8, memory=memory, top_k=64, chunk_tokens=3)
+    config = DynSDPBConfig(alpha=0.8, teacher_storage=memory, top_k=64, chunk_tokens=3)
     runs = [
         train(DynSDPBTrainer, model, [EPOCH] * 2, tmp_path, dynsdpb=config, **settings)
         for model in (make(), without_logits(make()))

@@ -60,7 +60,7 @@ FORMS = {
 
 @pytest.mark.parametrize(("make", "memory", "form"), FORMS.values(), ids=FORMS)
 def test_the_cheapest_exact_form_is_kept_and_read_back(make: Any, memory: str, form: str):
-    model, config = make(), DynSDPBConfig(memory=memory, top_k=64, chunk_tokens=3)
+    model, config = make(), DynSDPBConfig(teacher_storage=memory, top_k=64, chunk_tokens=3)
     predictions = Predictions(model, config)
     seen, rows, logits = read(predictions, model, EPOCH[0])
     kept = predictions.keep(seen, rows)
@@ -75,14 +75,16 @@ def test_the_cheapest_exact_form_is_kept_and_read_back(make: Any, memory: str, f
 
 
 def test_hidden_states_of_a_trained_head_are_refused():
-    with pytest.raises(ConfigError, match=r"memory is hidden_states, but the output head is trained.*memory: logits"):
-        Predictions(make_llama(), DynSDPBConfig(memory="hidden_states"))
+    with pytest.raises(
+        ConfigError, match=r"teacher_storage is hidden_states, but the output head is trained.*teacher_storage: logits"
+    ):
+        Predictions(make_llama(), DynSDPBConfig(teacher_storage="hidden_states"))
 
 
 def test_a_head_that_cannot_be_run_apart_leaves_logits(caplog: pytest.LogCaptureFixture):
     model = frozen_head()
     with caplog.at_level(logging.WARNING):
-        predictions = Predictions(model, DynSDPBConfig(memory="hidden_states"), can_watch=False)
+        predictions = Predictions(model, DynSDPBConfig(teacher_storage="hidden_states"), can_watch=False)
     seen, rows, logits = read(predictions, model, EPOCH[0])
     assert "sharded or compiled" in caplog.text
     assert torch.equal(predictions.keep(seen, rows)["logits"], logits)
@@ -149,7 +151,7 @@ RUNS = {
 def test_however_the_former_prediction_is_kept_the_same_model_is_trained(
     tmp_path: Path, make: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    configs = [DynSDPBConfig(alpha=0.8, memory=memory, top_k=64) for memory in ("auto", "logits", "top_k")]
+    configs = [DynSDPBConfig(alpha=0.8, teacher_storage=memory, top_k=64) for memory in ("auto", "logits", "top_k")]
     runs = [train(DynSDPBTrainer, make(), [EPOCH], tmp_path, dynsdpb=config, **settings) for config in configs]
     # The slow way: the gradient of the distillation term is a second one of full size, beside that of the loss.
     monkeypatch.setattr("axolotl_sdft.training.teachers.prediction.find_head", lambda model: None)
@@ -163,7 +165,14 @@ def test_however_the_former_prediction_is_kept_the_same_model_is_trained(
 def test_mixed_precision_trains_the_same_model_from_hidden_states_and_from_logits(tmp_path: Path):
     settings = {"bf16": True, "learning_rate": 0.05}
     hidden, logits = (
-        train(DynSDPBTrainer, lora(make_llama()), [EPOCH], tmp_path, dynsdpb=DynSDPBConfig(memory=memory), **settings)
+        train(
+            DynSDPBTrainer,
+            lora(make_llama()),
+            [EPOCH],
+            tmp_path,
+            dynsdpb=DynSDPBConfig(teacher_storage=memory),
+            **settings,
+        )
         for memory in ("hidden_states", "logits")
     )
     torch.testing.assert_close(
@@ -176,7 +185,7 @@ def test_only_tokens_that_were_right_before_are_distilled_in_training(tmp_path: 
     model = make_llama()
     with torch.no_grad():
         right = model(**batch).logits[:, :-1].argmax(-1) == batch["labels"][:, 1:]
-    config = DynSDPBConfig(alpha=2.0, dynamic_alpha=False, only_correct=True)
+    config = DynSDPBConfig(alpha=2.0, dynamic_alpha=False, teacher_correct_only=True)
     trainer = train(DynSDPBTrainer, model, [[batch, EPOCH[1]]], tmp_path, dynsdpb=config)
     share = right.sum().item() / label_mask(batch).sum().item()
     assert train_logs(trainer)[1]["dynsdpb/alpha"] == pytest.approx(2.0 * share)

@@ -94,7 +94,7 @@ def test_a_restored_window_is_repeated_as_if_it_had_been_remembered():
 def test_what_is_offloaded_is_on_the_cpu_and_equal():
     memory, logits = PreviousMiniBatch(), torch.randn(2, 3)
     memory.begin_window(1)
-    memory.remember({}, {"logits": logits}, offload=True)
+    memory.remember({}, {"logits": logits}, cpu_offload=True)
     kept = memory.window[0].kept["logits"]
     assert (kept.device.type, kept.tolist()) == ("cpu", logits.tolist())
 
