@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
@@ -126,6 +126,10 @@ def _with_table(markdown: str, block_name: str) -> str:
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[SettingRow]:
     for name, field in model.model_fields.items():
         key, nested = f"{prefix}.{name}", _nested_block(field.annotation)
+        variants = _variants(field.annotation)
+        if variants:
+            yield from _variant_rows(variants, key)
+            continue
         is_optional = nested is not None and nested is not field.annotation
         if nested is None or is_optional:  # that an optional block is there already says something
             description = " ".join((field.description or "").split())
@@ -135,11 +139,37 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[SettingRow]:
             yield from _rows(nested, key)
 
 
+def _variant_rows(models: Sequence[type[BaseModel]], prefix: str) -> Iterator[SettingRow]:
+    """Yield the settings of blocks one of which a key such as ``backend`` chooses; a key of several makes one row."""
+    first = models[0].model_fields
+    chooser = next(name for name in first if len({str(model.model_fields[name].annotation) for model in models}) > 1)
+    for name in dict.fromkeys(name for model in models for name in model.model_fields):
+        owners = [model for model in models if name in model.model_fields]
+        fields = [model.model_fields[name] for model in owners]
+        choices = [model.model_fields[chooser].default for model in owners]
+        named = [f"``{choice}``" if isinstance(choice, str) else "a plugin's" for choice in choices]
+        condition = "" if len(owners) == len(models) else f"Only with ``{chooser}`` {' or '.join(named)}. "
+        type_text = " or ".join(dict.fromkeys(_bounded(field) for field in fields))
+        description = " ".join((fields[0].description or "").split())
+        yield SettingRow(f"{prefix}.{name}", type_text, _default_text(fields[0]), condition + description)
+
+
+def _variants(annotation: Any) -> list[type[BaseModel]]:
+    """Return the blocks of a union of several, one of which a key chooses; else nothing."""
+    candidates = [each.__origin__ if get_origin(each) is Annotated else each for each in _alternatives(annotation)]
+    blocks = [each for each in candidates if inspect.isclass(each) and issubclass(each, BaseModel)]
+    return blocks if len(blocks) == len(candidates) > 1 else []
+
+
 def _nested_block(annotation: Any) -> type[BaseModel] | None:
     """Return the block that an annotation stands for, alone or with its absence; else None."""
-    candidates = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    candidates = _alternatives(annotation)
     blocks = [each for each in candidates if inspect.isclass(each) and issubclass(each, BaseModel)]
     return blocks[0] if blocks and all(each in (blocks[0], type(None)) for each in candidates) else None
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _bounded(field: FieldInfo) -> str:

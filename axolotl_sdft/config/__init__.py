@@ -6,6 +6,14 @@ strings here: which ones exist depends on the plugins installed, so :mod:`axolot
 
 from pydantic import BaseModel
 
+from axolotl_sdft.config.backends import (
+    Generation,
+    PluginGeneration,
+    TransformersGeneration,
+    VLLMGeneration,
+    generation_config,
+    yaml_path,
+)
 from axolotl_sdft.config.block import nearest_key_hint, parse_num_layers, parse_size
 from axolotl_sdft.config.dynsdpb import DynSDPBConfig
 from axolotl_sdft.config.generation import GenerationConfig
@@ -23,6 +31,7 @@ from axolotl_sdft.config.recovery_report import (
     TaskConfig,
 )
 from axolotl_sdft.config.self_distillation import ExampleConfig, SelfDistillationConfig
+from axolotl_sdft.config.servers import OpenAIGeneration
 
 __all__ = [
     "BLOCKS",
@@ -32,19 +41,26 @@ __all__ = [
     "ExactMatchConfig",
     "ExampleConfig",
     "GeneralPromptsConfig",
+    "Generation",
     "GenerationConfig",
     "LayerPruningConfig",
     "LmEvalConfig",
     "LogitDistillationConfig",
     "MergeConfig",
+    "OpenAIGeneration",
+    "PluginGeneration",
     "RecoveryReportConfig",
     "RowsConfig",
     "SelfDistillationConfig",
     "SpeedConfig",
     "TaskConfig",
+    "TransformersGeneration",
+    "VLLMGeneration",
+    "generation_config",
     "nearest_key_hint",
     "parse_num_layers",
     "parse_size",
+    "yaml_path",
 ]
 
 BLOCKS: dict[str, type[BaseModel]] = {

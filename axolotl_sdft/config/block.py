@@ -26,8 +26,13 @@ class Block(BaseModel):
         if isinstance(data, dict):
             for key in data:
                 if key not in cls.model_fields:
-                    raise ValueError(f"unknown key {str(key)!r}; {nearest_key_hint(str(key), cls.model_fields)}")
+                    raise ValueError(cls.unknown_key(str(key)))
         return data
+
+    @classmethod
+    def unknown_key(cls, key: str) -> str:
+        """Return what is wrong with a key that the block does not have, and what may be meant."""
+        return f"unknown key {key!r}; {nearest_key_hint(key, cls.model_fields)}"
 
 
 def parse_num_layers(value: Any) -> int | float:

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from axolotl_sdft.config.backends import Generation, TransformersGeneration
 from axolotl_sdft.config.block import Block
-from axolotl_sdft.config.generation import GenerationConfig
 
 
 class ExampleConfig(Block):
@@ -55,7 +55,7 @@ class SelfDistillationConfig(Block):
     on_reject: Literal["original", "drop"] = "original"
     """What becomes of a row none of whose answers passes: it keeps its original answer, or is left out."""
 
-    generation: GenerationConfig = GenerationConfig()
+    generation: Generation = TransformersGeneration()
     """How the seed model writes its answers."""
 
     nll_samples: int = Field(256, ge=0)

@@ -145,7 +145,7 @@ class DistillationSpec:
     def answers_dir(self) -> Path:
         """Folder of the journal: all that this seed model answered with these settings, whatever dataset asked."""
         generation = self.config.generation.shaping_answers()
-        del generation["seed"]  # it counts where an answer is sampled, and is a part of that answer's key
+        generation.pop("seed", None)  # it counts where an answer is sampled, and is a part of that answer's key
         return self.root / f"answers-{fingerprint([_JOURNAL_FORMAT, self.seed_fingerprint, generation])}"
 
     @cached_property

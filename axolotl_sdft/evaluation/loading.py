@@ -30,13 +30,13 @@ def load_model(
         CheckpointError: It can't be loaded or merged; the message names the model, its folder and the reason.
         MissingExtraError: It is an adapter, and peft is not installed.
     """
-    from axolotl_sdft.config import GenerationConfig
+    from axolotl_sdft.config import TransformersGeneration
     from axolotl_sdft.inference.loading import load_seed_model
     from axolotl_sdft.inference.prompts import load_tokenizer
 
     base_dir = weights_dir(model)
     with _failure_explained(model):
-        settings = GenerationConfig(dtype=_number_format(base_dir, dtype), trust_remote_code=trust_remote_code)
+        settings = TransformersGeneration(dtype=_number_format(base_dir, dtype), trust_remote_code=trust_remote_code)
         loaded = load_seed_model(model.folder, settings)
         if model.is_adapter:
             loaded = loaded.merge_and_unload().eval()

@@ -91,11 +91,11 @@ def _models(artifacts: Artifacts) -> Iterator[tuple[str, Path]]:
 
 def answer_of(model_dir: Path, prompt: str, max_new_tokens: int) -> str:
     """Return a model's greedy answer to a prompt; a folder with a LoRA adapter loads with its base model."""
-    from axolotl_sdft.config import GenerationConfig
+    from axolotl_sdft.config import TransformersGeneration
     from axolotl_sdft.inference.backends import transformers_backend
     from axolotl_sdft.inference.interfaces import Prompt
 
-    backend = transformers_backend(model_dir, GenerationConfig(max_new_tokens=max_new_tokens))
+    backend = transformers_backend(model_dir, TransformersGeneration(max_new_tokens=max_new_tokens))
     batches = backend.batches([Prompt((0, 0), ({"role": "user", "content": prompt},))])
     answer = next(iter(backend.generate(batches)))[1][0]
     backend.close()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import OpenAIGeneration, TransformersGeneration, VLLMGeneration
 from axolotl_sdft.inference.interfaces import Backend, BackendFactory
 from axolotl_sdft.plugins.specifications import hookimpl
 
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def transformers_backend(model_dir: Path, config: GenerationConfig) -> Backend:
+def transformers_backend(model_dir: Path, config: TransformersGeneration) -> Backend:
     """Return the backend that generates in this process with transformers; the model loads on first use."""
     from axolotl_sdft.inference.local.backend import TransformersBackend
 
     return TransformersBackend(model_dir, config)
 
 
-def vllm_backend(model_dir: Path, config: GenerationConfig) -> Backend:
+def vllm_backend(model_dir: Path, config: VLLMGeneration) -> Backend:
     """Return the backend that generates with vLLM; its engine starts on first use."""
     from axolotl_sdft.inference.vllm.backend import VLLMBackend
 
     return VLLMBackend(model_dir, config)
 
 
-def openai_backend(model_dir: Path, config: GenerationConfig) -> Backend:
+def openai_backend(model_dir: Path, config: OpenAIGeneration) -> Backend:
     """Return the backend that asks the servers of ``base_urls``; nothing is sent before it is used."""
     from axolotl_sdft.inference.openai.backend import OpenAIBackend
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import TransformersGeneration
 from axolotl_sdft.core.errors import CheckpointError, MissingExtraError
 from axolotl_sdft.core.runtime import compute_dtype, local_device
 
@@ -17,7 +17,7 @@ LOG = logging.getLogger(__name__)
 _CONTEXT_LENGTHS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions", "seq_length")
 
 
-def load_seed_model(model_dir: Path, config: GenerationConfig) -> Any:
+def load_seed_model(model_dir: Path, config: TransformersGeneration) -> Any:
     """Return the seed model in evaluation mode on this process's own device, or spread by ``device_map``.
 
     A seed model that is quantized already is loaded as it is, a LoRA adapter on top of the base model that it names.
@@ -27,11 +27,11 @@ def load_seed_model(model_dir: Path, config: GenerationConfig) -> Any:
         MissingExtraError: It is an adapter and peft is not installed, or ``device_map`` is set and accelerate is not.
     """
     device = local_device()
-    settings = _settings(model_dir, config, device)
-    loader = _loader(model_dir, config.trust_remote_code)
+    settings, trusts = _settings(model_dir, config, device), bool(config.trust_remote_code)
+    loader = _loader(model_dir, trusts)
     LOG.info("loading %s with %s on %s", model_dir, settings, device)
     try:
-        model = loader.from_pretrained(model_dir, trust_remote_code=config.trust_remote_code, **settings)
+        model = loader.from_pretrained(model_dir, trust_remote_code=trusts, **settings)
     except torch.cuda.OutOfMemoryError:  # says best itself what is the matter
         raise
     except Exception as err:  # transformers raises many kinds for files that do not fit together
@@ -53,7 +53,7 @@ def context_length(model: Any) -> int | None:
     return None
 
 
-def _settings(model_dir: Path, config: GenerationConfig, device: torch.device) -> dict[str, Any]:
+def _settings(model_dir: Path, config: TransformersGeneration, device: torch.device) -> dict[str, Any]:
     is_quantized = "quantization_config" in _read_json(model_dir / "config.json")
     settings: dict[str, Any] = {"dtype": "auto" if is_quantized else compute_dtype(config.dtype, device)}
     if config.device_map is not None:

@@ -197,7 +197,7 @@ class LogitDistillationMixin(StudentMixin):
             return total * self._rank_scale(num_items) / count
         return total * self._mean_scale(num_items) / terms.num_tokens
 
-    def _logit_comparison(self, memory: Any) -> DynSDPBConfig:
+    def _logit_comparison(self, storage: Any) -> DynSDPBConfig:
         """Return how predictions are compared, in the terms of the divergence that is shared with DynSDPB."""
         config = self.logit_distillation_config
         return DynSDPBConfig(
@@ -206,7 +206,7 @@ class LogitDistillationMixin(StudentMixin):
             dynamic_alpha=False,
             dynamic_temperature=False,
             divergence=config.divergence,
-            memory=memory,
+            teacher_storage=storage,
             chunk_tokens=config.chunk_tokens,
         )
 

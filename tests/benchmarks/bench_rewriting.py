@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import TransformersGeneration
 from axolotl_sdft.distillation.templates import resolve_template
 from axolotl_sdft.inference.interfaces import Backend, Prompt, Target
 from axolotl_sdft.inference.local.backend import TransformersBackend
@@ -48,7 +48,7 @@ def read_prompts(data: Path, num_rows: int) -> list[Prompt]:
     return prompts
 
 
-def one_by_one(model_dir: Path, config: GenerationConfig) -> Way:
+def one_by_one(model_dir: Path, config: TransformersGeneration) -> Way:
     """The reference way; returns how many tokens were written."""
     tokenizer = load_tokenizer(model_dir)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
@@ -125,7 +125,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     prompts = read_prompts(arguments.data, arguments.rows)
-    config = GenerationConfig(max_new_tokens=arguments.new_tokens)
+    config = TransformersGeneration(max_new_tokens=arguments.new_tokens)
     with contextlib.ExitStack() as stack:
         embedded = stack.enter_context(contextlib.closing(TransformersBackend(arguments.model_dir, config)))
         ways = {ONE_BY_ONE: one_by_one(arguments.model_dir, config), EMBEDDED: through(embedded)}

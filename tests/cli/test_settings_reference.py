@@ -52,6 +52,30 @@ def test_a_block_that_may_be_absent_has_a_row_of_its_own_before_its_keys(define)
     ]
 
 
+def test_blocks_one_of_which_a_key_chooses_have_one_row_for_each_setting_that_says_for_which(define):
+    shared = {"seed": (int, Field(42, description="Random seed."))}
+    here = create_model("Here", kind=(Literal["here"], Field("here", description="Which.")), **shared)
+    there = create_model("There", kind=(Literal["there"], "there"), **shared, url=(str, Field(description="Where.")))
+    own = create_model("Own", kind=(str, ...), **shared, url=(str, Field(description="Unused.")))
+    define(place=(here | there | own, here()))
+
+    assert [tuple(row) for row in settings_rows("sample")] == [
+        ("sample.place.kind", "here or there or str", "here", "Which."),
+        ("sample.place.seed", "int", "42", "Random seed."),
+        ("sample.place.url", "str", "required", "Only with ``kind`` ``there`` or a plugin's. Where."),
+    ]
+
+
+def test_the_settings_of_each_backend_are_listed_with_its_name():
+    texts = {row.key.rpartition(".")[2]: row.description for row in settings_rows("self_distillation")}
+
+    assert texts["base_urls"].startswith("Only with ``backend`` ``openai``. ")
+    assert texts["vllm_args"].startswith("Only with ``backend`` ``vllm``. ")
+    assert texts["dtype"].startswith("Only with ``backend`` ``transformers`` or ``vllm`` or a plugin's. ")
+    assert texts["options"].startswith("Only with ``backend`` a plugin's. ")
+    assert "Only with" not in texts["max_new_tokens"]
+
+
 def test_a_row_holds_key_bounded_type_default_and_text():
     rows = {row.key: tuple(row) for row in settings_rows("layer_pruning")}
     assert rows["layer_pruning.calibration.sequence_len"] == (

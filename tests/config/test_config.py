@@ -6,14 +6,15 @@ from pydantic import ValidationError
 from axolotl_sdft.config import (
     CalibrationConfig,
     DynSDPBConfig,
-    GenerationConfig,
     LayerPruningConfig,
+    OpenAIGeneration,
     SelfDistillationConfig,
+    TransformersGeneration,
     nearest_key_hint,
     parse_size,
 )
 
-MODELS = (CalibrationConfig, LayerPruningConfig, GenerationConfig, SelfDistillationConfig, DynSDPBConfig)
+MODELS = (CalibrationConfig, LayerPruningConfig, TransformersGeneration, SelfDistillationConfig, DynSDPBConfig)
 BYTES_PER_UNIT = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -72,15 +73,7 @@ def test_an_empty_self_distillation_block_rewrites_greedily_and_keeps_originals_
             "max_batch_size": 64,
             "dtype": "auto",
             "device_map": None,
-            "trust_remote_code": False,
-            "base_urls": (),
-            "model": None,
-            "api_key_env": "OPENAI_API_KEY",
-            "concurrency": 64,
-            "timeout_s": 600.0,
-            "max_retries": 8,
-            "extra_body": {},
-            "vllm_args": {},
+            "trust_remote_code": None,
         },
         "nll_samples": 256,
         "output_dir": None,
@@ -132,21 +125,21 @@ def test_a_block_can_not_be_changed_once_it_is_read(model):
         (LayerPruningConfig, "token_reduction", "first", "'all' or 'last'"),
         (LayerPruningConfig, "protect_first", -1, "greater than or equal to 0"),
         (LayerPruningConfig, "protect_last", -1, "greater than or equal to 0"),
-        (GenerationConfig, "max_new_tokens", 0, "greater than or equal to 1"),
-        (GenerationConfig, "temperature", -0.1, "greater than or equal to 0"),
-        (GenerationConfig, "temperature", 5.1, "less than or equal to 5"),
-        (GenerationConfig, "top_p", 0.0, "greater than 0"),
-        (GenerationConfig, "top_p", 1.1, "less than or equal to 1"),
-        (GenerationConfig, "seed", -1, "greater than or equal to 0"),
-        (GenerationConfig, "max_batch_tokens", 0, "greater than or equal to 1"),
-        (GenerationConfig, "max_batch_size", 0, "greater than or equal to 1"),
-        (GenerationConfig, "concurrency", 0, "greater than or equal to 1"),
-        (GenerationConfig, "concurrency", 4097, "less than or equal to 4096"),
-        (GenerationConfig, "timeout_s", 0.0, "greater than 0"),
-        (GenerationConfig, "timeout_s", float("inf"), "less than or equal to 86400"),
-        (GenerationConfig, "max_retries", -1, "greater than or equal to 0"),
-        (GenerationConfig, "max_retries", 101, "less than or equal to 100"),
-        (GenerationConfig, "dtype", "int8", "'auto', 'float32', 'bfloat16' or 'float16'"),
+        (TransformersGeneration, "max_new_tokens", 0, "greater than or equal to 1"),
+        (TransformersGeneration, "temperature", -0.1, "greater than or equal to 0"),
+        (TransformersGeneration, "temperature", 5.1, "less than or equal to 5"),
+        (TransformersGeneration, "top_p", 0.0, "greater than 0"),
+        (TransformersGeneration, "top_p", 1.1, "less than or equal to 1"),
+        (TransformersGeneration, "seed", -1, "greater than or equal to 0"),
+        (TransformersGeneration, "max_batch_tokens", 0, "greater than or equal to 1"),
+        (TransformersGeneration, "max_batch_size", 0, "greater than or equal to 1"),
+        (OpenAIGeneration, "concurrency", 0, "greater than or equal to 1"),
+        (OpenAIGeneration, "concurrency", 4097, "less than or equal to 4096"),
+        (OpenAIGeneration, "timeout_s", 0.0, "greater than 0"),
+        (OpenAIGeneration, "timeout_s", float("inf"), "less than or equal to 86400"),
+        (OpenAIGeneration, "max_retries", -1, "greater than or equal to 0"),
+        (OpenAIGeneration, "max_retries", 101, "less than or equal to 100"),
+        (TransformersGeneration, "dtype", "int8", "'auto', 'float32', 'bfloat16' or 'float16'"),
         (SelfDistillationConfig, "on_reject", "keep", "'original' or 'drop'"),
         (SelfDistillationConfig, "max_attempts", 129, "less than or equal to 128"),
         (SelfDistillationConfig, "selection", "best", "'first' or 'max_logprob'"),
@@ -178,14 +171,18 @@ def test_an_unknown_key_names_the_nearest_known_one():
 
 
 def test_an_unknown_key_in_a_nested_block_names_the_nested_block_and_its_nearest_key():
-    with pytest.raises(ValidationError, match=r"generation\n.*unknown key 'max_token'; did you mean 'max_new_tokens'"):
+    with pytest.raises(
+        ValidationError, match=r"generation\S*\n.*unknown key 'max_token'; did you mean 'max_new_tokens'"
+    ):
         SelfDistillationConfig.model_validate({"generation": {"max_token": 5}})
     with pytest.raises(ValidationError, match=r"calibration\n.*unknown key 'num_sample'; did you mean 'num_samples'\?"):
         LayerPruningConfig.model_validate({"num_layers": 1, "calibration": {"num_sample": 5}})
 
 
 def test_an_unknown_key_far_from_all_known_ones_lists_them():
-    with pytest.raises(ValidationError, match=r"unknown key 'zzz'; known keys: alpha, chunk_tokens, divergence"):
+    with pytest.raises(
+        ValidationError, match=r"unknown key 'zzz'; known keys: alpha, chunk_tokens, cpu_offload, divergence"
+    ):
         DynSDPBConfig.model_validate({"zzz": 1})
 
 

@@ -1,18 +1,25 @@
 import pytest
 from pydantic import ValidationError
 
-from axolotl_sdft.config import GenerationConfig, SelfDistillationConfig
-from axolotl_sdft.core.artifacts import fingerprint
+from axolotl_sdft.config import (
+    GenerationConfig,
+    OpenAIGeneration,
+    PluginGeneration,
+    SelfDistillationConfig,
+    TransformersGeneration,
+    VLLMGeneration,
+    generation_config,
+)
 
 
 def test_top_p_without_sampling_is_refused():
     with pytest.raises(ValidationError, match=r"top_p is 0\.9, but temperature 0\.0 does not sample; set temp"):
-        GenerationConfig(top_p=0.9)
-    assert GenerationConfig(top_p=0.9, temperature=0.7).top_p == 0.9
+        TransformersGeneration(top_p=0.9)
+    assert TransformersGeneration(top_p=0.9, temperature=0.7).top_p == 0.9
 
 
 def test_one_server_may_be_written_without_a_list_and_a_slash_at_the_end_does_not_count():
-    config = GenerationConfig.model_validate({"backend": "openai", "base_urls": "http://gpu1:8000/v1/"})
+    config = generation_config({"backend": "openai", "base_urls": "http://gpu1:8000/v1/"})
     assert config.base_urls == ("http://gpu1:8000/v1",)
 
 
@@ -45,13 +52,13 @@ def test_one_server_may_be_written_without_a_list_and_a_slash_at_the_end_does_no
 )
 def test_what_is_no_address_of_a_server_is_refused(url, message):
     with pytest.raises(ValidationError, match=message):
-        GenerationConfig(backend="openai", base_urls=(url,))
+        OpenAIGeneration(base_urls=(url,))
 
 
 @pytest.mark.parametrize("url", ["https://me:secret@host/v1", "me:secret@host/v1"])
 def test_a_password_in_an_address_is_refused_and_not_repeated(url):
     with pytest.raises(ValidationError, match="base_urls holds") as caught:
-        GenerationConfig(backend="openai", base_urls=(url,))
+        OpenAIGeneration(base_urls=(url,))
     assert "secret" not in str(caught.value)
 
 
@@ -68,12 +75,12 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(url):
     ],
 )
 def test_an_unusual_address_that_can_be_asked_is_taken(url, kept):
-    assert GenerationConfig(backend="openai", base_urls=(url,)).base_urls == (kept,)
+    assert OpenAIGeneration(base_urls=(url,)).base_urls == (kept,)
 
 
 def test_a_query_is_refused_and_not_repeated():
     with pytest.raises(ValidationError, match="leave out what follows the path") as caught:
-        GenerationConfig(backend="openai", base_urls=("https://host/v1?key=secret",))
+        OpenAIGeneration(base_urls=("https://host/v1?key=secret",))
     assert "secret" not in str(caught.value)
 
 
@@ -81,7 +88,7 @@ def test_template_arguments_that_disagree_are_told_but_not_if_they_are_secrets()
     with pytest.raises(
         ValidationError, match=r"sets api_key: '\*\*\*', but .* sets api_key: '\*\*\*'; remove one"
     ) as caught:
-        GenerationConfig(
+        generation_config(
             **{"backend": "openai", "base_urls": ("http://a/v1",), "chat_template_kwargs": {"api_key": "hidden1"}},
             extra_body={"chat_template_kwargs": {"api_key": "hidden2"}},
         )
@@ -90,13 +97,13 @@ def test_template_arguments_that_disagree_are_told_but_not_if_they_are_secrets()
 
 def test_one_server_named_twice_is_refused():
     with pytest.raises(ValidationError, match=r"base_urls names one server twice: http://a/v1, http://a/v1"):
-        GenerationConfig(backend="openai", base_urls=("http://a/v1", "http://a/v1/"))
+        OpenAIGeneration(base_urls=("http://a/v1", "http://a/v1/"))
 
 
 @pytest.mark.parametrize("name", ["sk-1234", "hf_AbCd", "", "MY KEY"])
 def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated(name):
     with pytest.raises(ValidationError, match="api_key_env is the name of an environment variable") as caught:
-        GenerationConfig(api_key_env=name)
+        OpenAIGeneration(api_key_env=name)
     assert not name or name not in str(caught.value)
 
 
@@ -104,60 +111,99 @@ def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated(na
     ("settings", "message"),
     [
         ({"backend": "openai"}, r"backend openai needs base_urls.* such as \[http://localhost:8000/v1\]"),
-        ({"base_urls": ("http://a/v1",)}, "base_urls is set, but backend 'transformers' asks no server; set back"),
-        ({"model": "llama"}, "model is set, but backend 'transformers' asks no server; .* or remove model"),
-        ({"extra_body": {"stop": ["x"]}}, "extra_body is set, but backend 'transformers' asks no server"),
         ({"extra_body": {"seed": 1}}, r"extra_body sets 'seed', which generation\.seed sets"),
         ({"extra_body": {"stream": True}}, "extra_body sets 'stream', but answers are read whole"),
     ],
 )
 def test_settings_of_servers_that_can_not_work_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
-        GenerationConfig(**settings)
+        generation_config(SERVED | settings if settings.keys() == {"extra_body"} else settings)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"vllm_args": {"enforce_eager": True}}, "the backend is 'transformers'; set backend: vllm, or remove"),
+        ({"base_urls": ["http://a/v1"]}, "unknown key 'base_urls': backend transformers has none; set backend: openai"),
+        ({"backend": "transformers", "extra_body": {}}, "backend transformers has none; .*or remove extra_body"),
+        ({"backend": "vllm", "max_batch_size": 8}, "'max_batch_size': backend vllm has none; set backend: transformer"),
+        ({"backend": "vllm", "trust_remote_code": True}, "backend vllm has none; set backend: transformers, or remove"),
+        ({"backend": "mine", "concurrency": 8}, "the backend of a plugin has none; set backend: openai, or remove"),
+        ({"vllm_args": {"enforce_eager": True}}, "backend transformers has none; set backend: vllm, or remove vllm_a"),
+        ({"backend": "openai", "dtype": "auto"}, "openai has none; set backend: (transformers or vllm|vllm or transf)"),
+        ({"max_new_token": 8}, "unknown key 'max_new_token'; did you mean 'max_new_tokens'"),
+    ],
+)
+def test_a_setting_of_another_backend_is_unknown_and_its_backend_is_named(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        SelfDistillationConfig(generation=settings)
+
+
+def test_the_settings_are_those_of_the_backend_that_is_named():
+    def kind(**settings):
+        return type(SelfDistillationConfig(generation=settings).generation)
+
+    assert kind() is kind(backend="transformers") is TransformersGeneration
+    assert kind(backend="vllm") is VLLMGeneration
+    assert kind(backend="openai", base_urls=["http://a/v1"]) is OpenAIGeneration
+    assert kind(backend="mine") is PluginGeneration
+
+
+@pytest.mark.parametrize("settings", [VLLMGeneration(seed=7), PluginGeneration(backend="mine", options={"a": 1})])
+def test_the_settings_of_a_backend_can_be_given_as_its_class(settings):
+    config = SelfDistillationConfig(generation=settings)
+
+    assert config.generation == settings
+    assert SelfDistillationConfig.model_validate(config.model_dump()).generation == settings
+
+
+def test_a_plugins_own_options_shape_its_answers_and_its_batches_do_not():
+    plain = PluginGeneration(backend="mine")
+
+    assert plain.shaping_answers() == {"backend": "mine"}
+    assert PluginGeneration(backend="mine", max_batch_size=2).shaping_answers() == plain.shaping_answers()
+    with_options = PluginGeneration(backend="mine", options={"beams": 4})
+    assert with_options.shaping_answers() == {"backend": "mine", "options": {"beams": 4}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
         ({"backend": "vllm", "vllm_args": {"dtype": "half"}}, r"vllm_args sets 'dtype', which generation\.dtype sets"),
         ({"backend": "vllm", "vllm_args": {"model": "x"}}, "vllm_args sets 'model', which base_model sets"),
     ],
 )
 def test_arguments_of_vllm_that_can_not_work_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
-        GenerationConfig(**settings)
+        generation_config(**settings)
 
 
 def test_answers_are_shaped_by_the_settings_of_the_model_and_not_by_those_of_memory_and_speed():
     args = {"gpu_memory_utilization": 0.8, "max_num_seqs": 64}
-    plain = GenerationConfig(backend="vllm")
-    tuned = GenerationConfig(backend="vllm", max_batch_size=4, device_map="auto", concurrency=8, vllm_args=args)
-    quantized = GenerationConfig(backend="vllm", vllm_args={**args, "quantization": "fp8"})
+    plain = VLLMGeneration()
+    tuned = VLLMGeneration(vllm_args=args)
+    quantized = VLLMGeneration(vllm_args={**args, "quantization": "fp8"})
+    embedded = TransformersGeneration(max_batch_size=4, max_batch_tokens=99, device_map="auto", trust_remote_code=True)
+    served = OpenAIGeneration(base_urls="http://b/v1", concurrency=8, timeout_s=1.0, max_retries=2, api_key_env="KEY")
 
     assert tuned.shaping_answers() == plain.shaping_answers()
     assert quantized.shaping_answers() == plain.shaping_answers() | {"vllm_args": {"quantization": "fp8"}}
-    assert plain.shaping_answers()["temperature"] == 0.0
+    assert embedded.shaping_answers() == TransformersGeneration().shaping_answers() == {"backend": "transformers"}
+    assert served.shaping_answers() == generation_config(SERVED).shaping_answers() == {"backend": "openai"}
+
+
+def test_a_setting_counts_where_it_is_not_the_default():
+    settings = {"max_new_tokens": 8, "temperature": 0.5, "top_p": 0.9, "seed": 1, "dtype": "float32"}
+
+    assert TransformersGeneration(**settings).shaping_answers() == {"backend": "transformers", **settings}
+    assert TransformersGeneration(max_new_tokens=512).shaping_answers() == {"backend": "transformers"}
 
 
 SERVED = {"backend": "openai", "base_urls": ("http://a/v1",)}
 NO_THINKING = {"enable_thinking": False}
 
 
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [
-        ({}, "af41376a351a"),
-        ({"backend": "vllm", "temperature": 0.7, "vllm_args": {"max_model_len": 8192}}, "55397524a168"),
-        ({**SERVED, "extra_body": {"top_k": 20, "chat_template_kwargs": NO_THINKING}}, "62da8933424a"),
-    ],
-)
-def test_answers_that_earlier_releases_wrote_are_found_by_the_same_name(settings, name):
-    assert fingerprint(GenerationConfig(**settings).shaping_answers()) == name
-
-
 def test_arguments_of_the_chat_template_shape_answers():
-    plain, told = GenerationConfig(), GenerationConfig(chat_template_kwargs=NO_THINKING)
+    plain, told = TransformersGeneration(), TransformersGeneration(chat_template_kwargs=NO_THINKING)
 
     assert told.shaping_answers() == plain.shaping_answers() | {"chat_template_kwargs": NO_THINKING}
     assert told.template_arguments == NO_THINKING
@@ -166,15 +212,15 @@ def test_arguments_of_the_chat_template_shape_answers():
 
 def test_a_request_is_the_same_whichever_key_gives_the_chat_templates_arguments():
     settings = SERVED | {"extra_body": {"top_k": 20}}
-    own = GenerationConfig(**settings, chat_template_kwargs=NO_THINKING)
-    body = GenerationConfig(**SERVED, extra_body={"top_k": 20, "chat_template_kwargs": NO_THINKING})
-    both = GenerationConfig(**SERVED, extra_body=body.extra_body, chat_template_kwargs={"lang": "en"})
+    own = generation_config(**settings, chat_template_kwargs=NO_THINKING)
+    body = generation_config(**SERVED, extra_body={"top_k": 20, "chat_template_kwargs": NO_THINKING})
+    both = generation_config(**SERVED, extra_body=body.extra_body, chat_template_kwargs={"lang": "en"})
 
     assert own.request_fields == body.request_fields == {"top_k": 20, "chat_template_kwargs": NO_THINKING}
     assert own.shaping_answers() == body.shaping_answers()
     assert own.template_arguments == body.template_arguments == NO_THINKING
     assert both.template_arguments == NO_THINKING | {"lang": "en"}
-    assert GenerationConfig(**settings).request_fields == {"top_k": 20}
+    assert generation_config(**settings).request_fields == {"top_k": 20}
 
 
 @pytest.mark.parametrize(
@@ -204,23 +250,22 @@ def test_a_request_is_the_same_whichever_key_gives_the_chat_templates_arguments(
 )
 def test_arguments_of_the_chat_template_that_can_not_work_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
-        GenerationConfig(**settings)
+        generation_config(**settings)
 
 
 def test_what_a_server_takes_for_arguments_of_the_chat_template_is_sent_as_it_is():
-    config = GenerationConfig(**SERVED, extra_body={"chat_template_kwargs": "{}"})
+    config = generation_config(**SERVED, extra_body={"chat_template_kwargs": "{}"})
     assert config.request_fields == {"chat_template_kwargs": "{}"}
     assert config.template_arguments == {}
 
 
-def test_settings_that_only_change_the_speed_are_settings():
-    assert GenerationConfig.model_fields.keys() > GenerationConfig.SPEED_ONLY
+@pytest.mark.parametrize("kind", GenerationConfig.__subclasses__())
+def test_settings_that_only_change_the_speed_are_settings(kind):
+    assert kind.model_fields.keys() > kind.SPEED_ONLY
 
 
 def test_settings_with_further_fields_of_requests_can_be_hashed():
-    first, second = (
-        GenerationConfig(backend="openai", base_urls=("http://a/v1",), extra_body={"top_k": k}) for k in (1, 2)
-    )
+    first, second = (OpenAIGeneration(base_urls=("http://a/v1",), extra_body={"top_k": k}) for k in (1, 2))
     assert len({first, second, first.model_copy()}) == 2
 
 

@@ -166,7 +166,7 @@ def test_settings_that_choose_among_answers_make_another_dataset_of_the_same_fir
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_settings_that_change_the_speed_alone_find_the_same_dataset(tmp_path, seed_dir):
-    fast = {"backend": "echo", "max_batch_size": 3, "max_batch_tokens": 99, "concurrency": 7, "timeout_s": 1.0}
+    fast = {"backend": "echo", "max_batch_size": 3}
 
     specs = [
         DistillationSpec(

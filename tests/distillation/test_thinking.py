@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_sdft import SelfDistillationConfig
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import OpenAIGeneration, TransformersGeneration, VLLMGeneration
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.selection import rejection_of
@@ -63,8 +63,8 @@ def rendered(tokenizer, messages):
     return ids
 
 
-def told(**settings):
-    return GenerationConfig(dtype="float32", max_new_tokens=4, chat_template_kwargs=NO_THINKING, **settings)
+def told(kind=TransformersGeneration, **settings):
+    return kind(dtype="float32", max_new_tokens=4, chat_template_kwargs=NO_THINKING, **settings)
 
 
 # The chat template is told not to let it think
@@ -92,7 +92,7 @@ def test_vllm_writes_and_scores_after_the_prompt_that_the_arguments_give(thinker
     modules, engines = fake_vllm.package()
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    backend = VLLMBackend(thinker_dir, told(backend="vllm"))
+    backend = VLLMBackend(thinker_dir, told(VLLMGeneration))
     ids = rendered(tokenizer, QUESTION)
 
     backend.check()
@@ -115,7 +115,7 @@ def test_a_server_is_sent_the_arguments_and_scores_after_the_prompt_that_they_gi
         return [-1.0] * len(ids)
 
     with FakeServer(score=score) as server:
-        config = GenerationConfig(backend="openai", base_urls=(server.url,), **settings)
+        config = OpenAIGeneration(base_urls=(server.url,), **settings)
         backend = OpenAIBackend(thinker_dir, config)
         list(backend.generate([[Prompt((0, 0), QUESTION)]]))
         backend.answer_nll([(Target(QUESTION, "unused"), "Blue.")])
@@ -125,9 +125,11 @@ def test_a_server_is_sent_the_arguments_and_scores_after_the_prompt_that_they_gi
     assert scored == [[*rendered(tokenizer, QUESTION), *tokenizer("Blue.")["input_ids"], tokenizer.eos_token_id]]
 
 
-@pytest.mark.parametrize("backend", [TransformersBackend, VLLMBackend])
+@pytest.mark.parametrize(
+    ("backend", "kind"), [(TransformersBackend, TransformersGeneration), (VLLMBackend, VLLMGeneration)]
+)
 def test_arguments_with_which_the_chat_template_fails_are_refused_before_anything_loads(
-    thinker_dir, tmp_path, monkeypatch, backend
+    thinker_dir, tmp_path, monkeypatch, backend, kind
 ):
     for name, module in fake_vllm.package()[0].items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -139,13 +141,13 @@ def test_arguments_with_which_the_chat_template_fails_are_refused_before_anythin
     )
 
     with pytest.raises(ConfigError, match=message):
-        backend(tmp_path / "seed", GenerationConfig(chat_template_kwargs={"effort": "some"})).check()
-    backend(tmp_path / "seed", GenerationConfig(chat_template_kwargs={"effort": "low"})).check()
+        backend(tmp_path / "seed", kind(chat_template_kwargs={"effort": "some"})).check()
+    backend(tmp_path / "seed", kind(chat_template_kwargs={"effort": "low"})).check()
 
 
 def test_an_argument_that_the_chat_template_never_reads_is_logged(thinker_dir, caplog):
-    TransformersBackend(thinker_dir, GenerationConfig(chat_template_kwargs={"enable_thinkng": False})).check()
-    TransformersBackend(thinker_dir, GenerationConfig(chat_template_kwargs=NO_THINKING)).check()
+    TransformersBackend(thinker_dir, TransformersGeneration(chat_template_kwargs={"enable_thinkng": False})).check()
+    TransformersBackend(thinker_dir, TransformersGeneration(chat_template_kwargs=NO_THINKING)).check()
 
     [record] = caplog.records
     assert f"sets enable_thinkng, which the chat template of {thinker_dir} never reads" in record.message

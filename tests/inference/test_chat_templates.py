@@ -11,7 +11,7 @@ from datasets import Dataset, load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_sdft import SelfDistillationConfig
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import OpenAIGeneration, TransformersGeneration, VLLMGeneration
 from axolotl_sdft.core.errors import ConfigError, DatasetError
 from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.distillation.pipeline import run_distillation
@@ -147,7 +147,7 @@ def test_generation_likelihood_and_report_use_the_end_that_the_template_writes(s
     tokenizer, target = AutoTokenizer.from_pretrained(folder), Target((HI,), "Blue.")
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     assert end != tokenizer.eos_token_id
-    backend = TransformersBackend(folder, GenerationConfig(dtype="float32", max_new_tokens=2))
+    backend = TransformersBackend(folder, TransformersGeneration(dtype="float32", max_new_tokens=2))
 
     [nll] = backend.answer_nll([(target, "Blue.")])
 
@@ -191,14 +191,14 @@ def test_a_template_that_refuses_everything_is_refused_before_anything_loads(see
     folder = seed_with("{{ raise_exception('give me tools') }}")
     message = r"chat template refuses the chat: give me tools, even where it is a single question; correct the chat"
     with pytest.raises(ConfigError, match=message):
-        TransformersBackend(folder, GenerationConfig()).check()
+        TransformersBackend(folder, TransformersGeneration()).check()
 
 
 def test_a_server_is_sent_the_shape_that_the_seeds_template_takes_and_no_chat_that_it_refuses(seed_with):
     folder = seed_with(template(STRICT + PICKY))
     prompts = [Prompt((0, 0), (SYSTEM, HI, says("user", "\ud83d"))), Prompt((1, 0), (says("user", "Venice?"),))]
     with FakeServer(score=lambda ids: [-1.0] * len(ids)) as server:
-        backend = OpenAIBackend(folder, GenerationConfig(backend="openai", base_urls=(server.url,)))
+        backend = OpenAIBackend(folder, OpenAIGeneration(base_urls=(server.url,)))
         answers = {batch[0].key: answer for batch, [answer] in backend.generate([[prompt] for prompt in prompts])}
         told = backend.answer_nll([(Target(prompt.messages, ""), "Yes.") for prompt in prompts])
         backend.close()
@@ -214,7 +214,7 @@ def test_a_server_is_sent_the_shape_that_the_seeds_template_takes_and_no_chat_th
 def test_vllm_gives_refused_prompts_their_reason_and_answers_the_others(seed_with, monkeypatch):
     for name, module in fake_vllm.package()[0].items():
         monkeypatch.setitem(sys.modules, name, module)
-    backend = VLLMBackend(seed_with(template(PICKY)), GenerationConfig(backend="vllm"))
+    backend = VLLMBackend(seed_with(template(PICKY)), VLLMGeneration())
     fine, refused = Prompt((0, 0), (HI,)), Prompt((1, 0), (says("user", "Venice?"),))
     given = {len(batch): answers for batch, answers in backend.generate([[refused, fine], [refused]])}
     assert [answer.finish_reason == "error" for answer in given[2]] == [True, False]

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import TransformersGeneration
 from axolotl_sdft.core.errors import CheckpointError, MissingExtraError
 from axolotl_sdft.inference import loading
 from axolotl_sdft.inference.loading import context_length, load_seed_model
@@ -32,7 +32,7 @@ def test_an_adapter_is_loaded_on_top_of_its_base_and_written_with(tmp_path):
     adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "adapter")
 
-    model = load_seed_model(tmp_path / "adapter", GenerationConfig(dtype="float32"))
+    model = load_seed_model(tmp_path / "adapter", TransformersGeneration(dtype="float32"))
 
     ids = torch.tensor([TRIAL])
     torch.testing.assert_close(model(input_ids=ids).logits, adapted.eval()(input_ids=ids).logits)
@@ -42,7 +42,7 @@ def test_an_adapter_is_loaded_on_top_of_its_base_and_written_with(tmp_path):
 def test_a_vision_language_model_is_loaded_whole_and_written_with(tmp_path):
     tiny_model("gemma3").save_pretrained(tmp_path)
 
-    model = load_seed_model(tmp_path, GenerationConfig(dtype="float32"))
+    model = load_seed_model(tmp_path, TransformersGeneration(dtype="float32"))
 
     assert type(model).__name__ == "Gemma3ForConditionalGeneration"
     assert context_length(model) == model.config.text_config.max_position_embeddings
@@ -53,7 +53,7 @@ def test_a_vision_language_model_is_loaded_whole_and_written_with(tmp_path):
 def test_the_weights_have_the_format_that_is_asked_for(tmp_path, dtype, expected):
     tiny_model("llama").save_pretrained(tmp_path)
 
-    assert load_seed_model(tmp_path, GenerationConfig(dtype=dtype)).dtype == expected
+    assert load_seed_model(tmp_path, TransformersGeneration(dtype=dtype)).dtype == expected
 
 
 def test_spreading_a_model_needs_accelerate(tmp_path, monkeypatch):
@@ -61,14 +61,14 @@ def test_spreading_a_model_needs_accelerate(tmp_path, monkeypatch):
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
 
     with pytest.raises(MissingExtraError, match=r"generation\.device_map is 'auto', but accelerate is not installed"):
-        load_seed_model(tmp_path, GenerationConfig(device_map="auto"))
+        load_seed_model(tmp_path, TransformersGeneration(device_map="auto"))
 
 
 def test_a_checkpoint_that_can_not_be_loaded_is_named_with_the_reason_and_the_way_out(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard_of"}))
 
     with pytest.raises(CheckpointError, match=r"can't be loaded to rewrite.*unheard_of.*trust_remote_code: true"):
-        load_seed_model(tmp_path, GenerationConfig())
+        load_seed_model(tmp_path, TransformersGeneration())
 
 
 def test_a_model_without_a_limit_on_its_length_has_none():

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.config import ExactMatchConfig, GenerationConfig
+from axolotl_sdft.config import ExactMatchConfig, TransformersGeneration
 from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.core.runtime import progress
 from axolotl_sdft.distillation.checks import resolve_checks
@@ -51,7 +51,7 @@ def greedy_answers(
     require_template(tokenizer)
     prompts = [Prompt((number, 0), tuple(chat)) for number, chat in enumerate(chats)]
     answers: dict[tuple[int, int], Answer] = {}
-    config = GenerationConfig(max_new_tokens=max_new_tokens, chat_template_kwargs=dict(template_arguments or {}))
+    config = TransformersGeneration(max_new_tokens=max_new_tokens, chat_template_kwargs=dict(template_arguments or {}))
     with (
         _answering(model, tokenizer, config) as backend,
         progress(description, len(prompts), "answers", LOG) as shown,
@@ -78,7 +78,7 @@ def require_template(tokenizer: Any) -> None:
 class _LoadedBackend(TransformersBackend):
     """The embedded backend with a model that is loaded already. It remembers the token ids of its answers."""
 
-    def __init__(self, model: Any, tokenizer: Any, config: GenerationConfig) -> None:
+    def __init__(self, model: Any, tokenizer: Any, config: TransformersGeneration) -> None:
         super().__init__(Path(tokenizer.name_or_path), config)
         self._loaded_model, self._tokenizer = model, tokenizer
         self.rows: dict[tuple[int, int], ActiveSequence] = {}
@@ -89,7 +89,7 @@ class _LoadedBackend(TransformersBackend):
 
 
 @contextmanager
-def _answering(model: Any, tokenizer: Any, config: GenerationConfig) -> Iterator[_LoadedBackend]:
+def _answering(model: Any, tokenizer: Any, config: TransformersGeneration) -> Iterator[_LoadedBackend]:
     attention = getattr(model.config, "_attn_implementation", None)
     backend = _LoadedBackend(model, tokenizer, config)
     try:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import TransformersGeneration
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.inference.forwarding import free_memory
 from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target
@@ -40,7 +40,7 @@ _TRIAL = ({"role": "user", "content": "Name three rivers, and say in a sentence 
 class TransformersBackend:
     """Needs nothing but the seed model itself. Batches flow into each other: no row waits for a slower one."""
 
-    def __init__(self, model_dir: Path, config: GenerationConfig) -> None:
+    def __init__(self, model_dir: Path, config: TransformersGeneration) -> None:
         self._model_dir = model_dir
         self._config = config
         self._loaded_model: Any = None
@@ -50,7 +50,7 @@ class TransformersBackend:
     def _tokenizer(self) -> Any:
         config = self._config
         return load_tokenizer(
-            self._model_dir, trust_remote_code=config.trust_remote_code, chat_template=config.chat_template
+            self._model_dir, trust_remote_code=bool(config.trust_remote_code), chat_template=config.chat_template
         )
 
     @property

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import OpenAIGeneration
 from axolotl_sdft.core.errors import ConfigError, DatasetError, ServerError
 from axolotl_sdft.core.runtime import world_size
 from axolotl_sdft.inference.chat_templates import render_chat, well_formed_chat
@@ -54,7 +54,7 @@ _Request: TypeAlias = tuple[int, int, Prompt]
 class OpenAIBackend:
     """Asks any number of servers; needs no accelerator itself."""
 
-    def __init__(self, model_dir: Path, config: GenerationConfig) -> None:
+    def __init__(self, model_dir: Path, config: OpenAIGeneration) -> None:
         self._model_dir, self._config = model_dir, config
         self._key = ApiKey(config.api_key_env)
         self._log_redaction = LogRedaction(self._key)
@@ -85,8 +85,6 @@ class OpenAIBackend:
             ConfigError: A server refuses the key, or serves another model.
             ServerError: No server answers.
         """
-        if not self._config.base_urls:
-            raise ConfigError("self_distillation.generation.base_urls is empty; name the servers that serve the seed")
         self._key.check()
         background, pool = self._start()
         background.run(self._introduce_all(pool))

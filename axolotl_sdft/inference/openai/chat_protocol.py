@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import OpenAIGeneration
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.inference.interfaces import Answer, FinishReason, Prompt, Target, attempt_temperature, sampling_seed
 from axolotl_sdft.inference.openai.api_key import HIDDEN, REDACTED
@@ -48,7 +48,7 @@ A second attempt, since those are sampled under any settings, with all the field
 """
 
 
-def chat_request(config: GenerationConfig, model: str, prompt: Prompt, without: frozenset[str]) -> dict[str, Any]:
+def chat_request(config: OpenAIGeneration, model: str, prompt: Prompt, without: frozenset[str]) -> dict[str, Any]:
     """Return the body that asks for the answer to a prompt.
 
     Args:
@@ -78,7 +78,7 @@ def response_tokens(request: dict[str, Any]) -> dict[str, int]:
     return {"num_tokens": request["max_tokens"], "num_logprobs": count if request.get("logprobs") else 0}
 
 
-def optional_fields(request: dict[str, Any], config: GenerationConfig) -> frozenset[str]:
+def optional_fields(request: dict[str, Any], config: OpenAIGeneration) -> frozenset[str]:
     """Return the fields of a request that a server may refuse without harm."""
     return frozenset(_OPTIONAL & request.keys() - config.request_fields.keys())
 

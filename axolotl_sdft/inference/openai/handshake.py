@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import OpenAIGeneration
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.inference.openai.chat_protocol import (
@@ -29,7 +29,7 @@ _TELLING_TEXT = "Crème brûlée, 12,345.67 %:\n\n    def f(x):\n\treturn x ** 2
 class Handshake:
     """Finds out how to talk to a server about the seed model, and refuses one that serves something else."""
 
-    def __init__(self, model_dir: Path, config: GenerationConfig, tokenizer: Callable[[], Any]) -> None:
+    def __init__(self, model_dir: Path, config: OpenAIGeneration, tokenizer: Callable[[], Any]) -> None:
         self._seed_names = seed_names(model_dir)
         self._config, self._tokenizer = config, tokenizer
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import VLLMGeneration
 from axolotl_sdft.core.errors import ConfigError, DatasetError
 from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target, attempt_temperature, sampling_seed
 from axolotl_sdft.inference.openai.chat_protocol import finish_of
@@ -42,7 +42,7 @@ class _Open:
 class VLLMBackend:
     """One engine per rank. It starts on first use and is kept full: batches follow each other without a gap."""
 
-    def __init__(self, model_dir: Path, config: GenerationConfig) -> None:
+    def __init__(self, model_dir: Path, config: VLLMGeneration) -> None:
         self._model_dir = model_dir
         self._config = config
         self._running: Engine | None = None

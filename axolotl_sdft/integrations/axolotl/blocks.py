@@ -15,6 +15,7 @@ from axolotl_sdft.config import (
     MergeConfig,
     RecoveryReportConfig,
     SelfDistillationConfig,
+    yaml_path,
 )
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.core.safe_output import masked
@@ -80,11 +81,12 @@ def read_blocks(cfg: Mapping[str, Any]) -> Blocks:
 
 def fault_line(block: str, error: Any) -> str:
     """Return what is wrong with a block: the dotted key, its value, and what it should be."""
-    key = ".".join([block, *(str(part) for part in error["loc"])])
+    place = yaml_path(error["loc"])
+    key = ".".join([block, *map(str, place)])
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":  # our own rules tell the values themselves
         return f"{key}: {message}"
-    return f"{key} is {masked(error['input'], str((error['loc'] or ('',))[-1]))!r}: {message}"
+    return f"{key} is {masked(error['input'], str((place or ('',))[-1]))!r}: {message}"
 
 
 def plain(value: Any) -> Any:

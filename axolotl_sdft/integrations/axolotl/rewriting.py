@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.config import SelfDistillationConfig
+from axolotl_sdft.config import SelfDistillationConfig, TransformersGeneration
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, ensure_writable
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.distillation.rows.formats import PROMPT_FIELD
@@ -135,7 +135,8 @@ def _spec(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str)
 def _trusting_as_axolotl(cfg: Any, config: SelfDistillationConfig) -> SelfDistillationConfig:
     """Let the seed model run code of its own where the whole configuration allows it."""
     generation = config.generation
-    if not cfg.get("trust_remote_code") or "trust_remote_code" in generation.model_fields_set:
+    can_trust = isinstance(generation, TransformersGeneration) and generation.trust_remote_code is None
+    if not cfg.get("trust_remote_code") or not can_trust:
         return config
     trusting = generation.model_copy(update={"trust_remote_code": True})
     return config.model_copy(update={"generation": trusting})

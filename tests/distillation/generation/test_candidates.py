@@ -154,11 +154,11 @@ def test_an_answer_that_failed_is_rejected_with_its_cause_before_any_check(tmp_p
 
 
 def test_the_embedded_backend_samples_each_later_attempt_differently_and_repeats_itself(tiny_llama_dir):
-    from axolotl_sdft.config import GenerationConfig
+    from axolotl_sdft.config import TransformersGeneration
     from axolotl_sdft.inference.backends import transformers_backend
 
     def texts(attempt):
-        backend = transformers_backend(tiny_llama_dir, GenerationConfig(max_new_tokens=8, dtype="float32"))
+        backend = transformers_backend(tiny_llama_dir, TransformersGeneration(max_new_tokens=8, dtype="float32"))
         prompt = Prompt((3, 0), ({"role": "user", "content": "Name a river."},), attempt)
         ((_, answers),) = backend.generate([[prompt]])
         return answers[0].text

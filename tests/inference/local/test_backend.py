@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import TransformersGeneration
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.inference.interfaces import Prompt, Target
 from axolotl_sdft.inference.local import backend
@@ -19,7 +19,7 @@ def prompts(*texts):
 
 
 def backend_for(model_dir, **settings):
-    return TransformersBackend(model_dir, GenerationConfig(dtype="float32", **settings))
+    return TransformersBackend(model_dir, TransformersGeneration(dtype="float32", **settings))
 
 
 def answers_by_row(backend, batches):

@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset
 
 from axolotl_sdft import distill_dataset
-from axolotl_sdft.config import GenerationConfig, SelfDistillationConfig
+from axolotl_sdft.config import OpenAIGeneration, SelfDistillationConfig
 from axolotl_sdft.core.errors import ConfigError, ServerError
 from axolotl_sdft.inference.interfaces import Answer, Prompt
 from axolotl_sdft.inference.openai import dispatch, retries
@@ -49,7 +49,7 @@ def backend_for(seed_dir):
 
         def make(*servers, **settings):
             settings = {"base_urls": [server.url for server in servers], "backend": "openai"} | settings
-            backend = OpenAIBackend(seed_dir, GenerationConfig(**settings))
+            backend = OpenAIBackend(seed_dir, OpenAIGeneration(**settings))
             stack.callback(backend.close)
             return backend
 
@@ -295,7 +295,7 @@ def test_a_server_that_finds_fault_with_everything_from_now_on_puts_no_blame_on_
 def test_a_dataset_with_a_question_that_the_server_will_not_have_is_finished(seed_dir, tmp_path):
     rows = Dataset.from_list([{"instruction": f"row {row}", "output": f"answer {row}"} for row in range(3)])
     with FakeServer(lambda text, number: Fault(400) if "row 1" in text else None) as server:
-        generation = GenerationConfig(backend="openai", base_urls=[server.url])
+        generation = OpenAIGeneration(backend="openai", base_urls=[server.url])
         config = SelfDistillationConfig(template="unaided", checks=["empty"], generation=generation)
         first = distill_dataset(rows, config, seed_model=seed_dir)
         num_asked = len(server.texts())
@@ -479,7 +479,7 @@ def test_a_dataset_is_rewritten_by_two_servers_and_the_key_is_written_nowhere(se
     for library in ("axolotl_sdft", "httpx", "httpcore"):
         caplog.set_level(logging.DEBUG, logger=library)
     with FakeServer(key=key) as first, FakeServer(flaky, key=key) as second:
-        generation = GenerationConfig(
+        generation = OpenAIGeneration(
             backend="openai", base_urls=(first.url, second.url), api_key_env="SDFT_TEST_KEY", concurrency=4
         )
         output_dir = str(tmp_path / "out")
@@ -532,7 +532,7 @@ def test_a_key_that_a_server_puts_everywhere_is_written_and_logged_nowhere(seed_
     for library in ("axolotl_sdft", "httpx", "httpcore"):
         caplog.set_level(logging.DEBUG, logger=library)
     with FakeServer(lambda text, number: leaks.get(text), key=KEY) as server:
-        generation = GenerationConfig(
+        generation = OpenAIGeneration(
             **{"backend": "openai", "base_urls": (server.url,), "api_key_env": "SDFT_TEST_KEY", "max_retries": 1},
             extra_body={"provider": {"api_key": "another-secret"}, "user": "sk-third-secret-0123456789"},
         )

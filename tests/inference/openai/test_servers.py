@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import OpenAIGeneration, TransformersGeneration
 from axolotl_sdft.core.errors import ConfigError, ServerError
 from axolotl_sdft.inference.interfaces import Prompt, Target
 from axolotl_sdft.inference.local.backend import TransformersBackend
@@ -29,7 +29,7 @@ def check(seed_dir):
 
     def check(*servers, seed=seed_dir, **settings):
         urls = [server if isinstance(server, str) else server.url for server in servers]
-        config = GenerationConfig(**{"backend": "openai", "base_urls": urls, **settings})
+        config = OpenAIGeneration(base_urls=urls, **settings)
         with contextlib.closing(OpenAIBackend(seed, config)) as backend:
             backend.check()
 
@@ -204,7 +204,7 @@ def test_a_server_that_is_busy_at_first_gets_a_second_chance(check):
 
 def test_tokens_are_counted_with_the_seeds_tokenizer_where_the_server_does_not(tiny_llama_dir):
     with FakeServer(model=tiny_llama_dir.name, usage=False) as server:
-        config = GenerationConfig(backend="openai", base_urls=(server.url,))
+        config = OpenAIGeneration(backend="openai", base_urls=(server.url,))
         with contextlib.closing(OpenAIBackend(tiny_llama_dir, config)) as backend:
             prompt = Prompt((0, 0), ({"role": "user", "content": "one two three"},))
             [(_, [answer])] = backend.generate([[prompt]])
@@ -224,16 +224,16 @@ def test_likelihoods_from_a_server_agree_with_the_transformers_backend(tiny_llam
         (Target(({"role": "user", "content": "Name a colour."},), "unused"), "Red, or perhaps a dark blue."),
     ]
     with torch.inference_mode(), FakeServer(model=tiny_llama_dir.name, score=score) as server:
-        config = GenerationConfig(backend="openai", base_urls=(server.url,))
+        config = OpenAIGeneration(backend="openai", base_urls=(server.url,))
         with contextlib.closing(OpenAIBackend(tiny_llama_dir, config)) as backend:
             told = backend.answer_nll(targets)
-    expected = TransformersBackend(tiny_llama_dir, GenerationConfig(dtype="float32")).answer_nll(targets)
+    expected = TransformersBackend(tiny_llama_dir, TransformersGeneration(dtype="float32")).answer_nll(targets)
     assert told == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_server_that_tells_no_likelihoods_leaves_the_gap_unmeasured(tiny_llama_dir):
     target = Target(({"role": "user", "content": "Hi"},), "unused")
     with FakeServer(model=tiny_llama_dir.name) as server:
-        config = GenerationConfig(backend="openai", base_urls=(server.url,))
+        config = OpenAIGeneration(backend="openai", base_urls=(server.url,))
         with contextlib.closing(OpenAIBackend(tiny_llama_dir, config)) as backend:
             assert backend.answer_nll([(target, "Hello"), (target, "Good day")]) is None

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import VLLMGeneration
 from axolotl_sdft.core.errors import BackendError, ConfigError, MissingExtraError
 from axolotl_sdft.inference.interfaces import Prompt, Target, sampling_seed
 from axolotl_sdft.inference.prompts import end_ids, load_tokenizer, prompt_ids
@@ -47,13 +47,13 @@ def chat(row, text="Hi", attempt=0):
 
 
 def backend_for(model_dir, vllm_args=None, **settings):
-    return VLLMBackend(model_dir, GenerationConfig(backend="vllm", vllm_args=vllm_args or {}, **settings))
+    return VLLMBackend(model_dir, VLLMGeneration(vllm_args=vllm_args or {}, **settings))
 
 
 def test_the_backend_is_chosen_by_its_name(tiny_llama_dir):
     factory = registry().resolve(BACKENDS, "vllm", "self_distillation.generation.backend")
 
-    assert isinstance(factory(tiny_llama_dir, GenerationConfig(backend="vllm")), VLLMBackend)
+    assert isinstance(factory(tiny_llama_dir, VLLMGeneration()), VLLMBackend)
 
 
 def test_without_vllm_the_error_names_the_extra(tiny_llama_dir, monkeypatch):

@@ -9,7 +9,7 @@ from multiprocessing import active_children
 
 import pytest
 
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import TransformersGeneration, VLLMGeneration
 from axolotl_sdft.inference.interfaces import Prompt, Target
 from axolotl_sdft.inference.local.backend import TransformersBackend
 from axolotl_sdft.inference.prompts import prompt_ids
@@ -32,12 +32,12 @@ ONE_ENGINE = """
 import os, sys, time
 from multiprocessing import active_children
 from pathlib import Path
-from axolotl_sdft.config import GenerationConfig
+from axolotl_sdft.config import VLLMGeneration
 from axolotl_sdft.inference.vllm.backend import VLLMBackend
 from axolotl_sdft.inference.interfaces import Prompt
 
 args = {"max_model_len": 512, "kv_cache_memory_bytes": 2**28, "enforce_eager": True}
-config = GenerationConfig(backend="vllm", dtype="float32", max_new_tokens=4, vllm_args=args)
+config = VLLMGeneration(dtype="float32", max_new_tokens=4, vllm_args=args)
 backend = VLLMBackend(Path(sys.argv[1]), config)
 backend.check()
 if "RANK" in os.environ:
@@ -52,7 +52,7 @@ for batch, answers in backend.generate(backend.batches(prompts)[rank::world]):
 
 @pytest.fixture(scope="module")
 def backend(smollm2_dir):
-    backend = VLLMBackend(smollm2_dir, GenerationConfig(backend="vllm", vllm_args=VLLM_ARGS, **SETTINGS))
+    backend = VLLMBackend(smollm2_dir, VLLMGeneration(vllm_args=VLLM_ARGS, **SETTINGS))
     backend.check()
     yield backend
     backend.close()
@@ -60,7 +60,7 @@ def backend(smollm2_dir):
 
 @pytest.fixture(scope="module")
 def transformers(smollm2_dir):
-    return TransformersBackend(smollm2_dir, GenerationConfig(**SETTINGS))
+    return TransformersBackend(smollm2_dir, TransformersGeneration(**SETTINGS))
 
 
 def asked(texts=QUESTIONS):
@@ -89,7 +89,7 @@ def test_likelihoods_are_those_of_transformers(backend, transformers):
 
 
 def test_a_sampled_answer_comes_again_alone_and_knows_its_likelihood(backend, transformers, smollm2_dir):
-    config = GenerationConfig(backend="vllm", temperature=0.3, vllm_args=VLLM_ARGS, dtype="float32", max_new_tokens=200)
+    config = VLLMGeneration(temperature=0.3, vllm_args=VLLM_ARGS, dtype="float32", max_new_tokens=200)
     sampling = VLLMBackend(smollm2_dir, config)
     sampling._running = backend._engine  # the same engine, for the time that starting another takes
 
@@ -122,7 +122,7 @@ def test_an_answer_stops_where_the_model_is_full(backend):
 
 def test_closing_ends_the_engine_and_leaves_the_environment_as_it_was(smollm2_dir):
     before, children = dict(os.environ), set(active_children())
-    backend = VLLMBackend(smollm2_dir, GenerationConfig(backend="vllm", vllm_args=VLLM_ARGS, **SETTINGS))
+    backend = VLLMBackend(smollm2_dir, VLLMGeneration(vllm_args=VLLM_ARGS, **SETTINGS))
     answers_by_row(backend, asked()[:1])
     engines = [child for child in active_children() if child not in children]
 
