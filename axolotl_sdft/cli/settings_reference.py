@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
+from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
 from axolotl_sdft.config import BLOCKS
@@ -207,6 +207,8 @@ def _type_text(annotation: Any) -> str:
         return f"list of {_type_text(arguments[0])}"
     if origin is dict:
         return "dict"
+    if annotation is ByteSize:
+        return "size"
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         return f"{{{', '.join(annotation.model_fields)}}}"
     return str(annotation.__name__)
@@ -223,6 +225,8 @@ def _yaml_text(value: Any) -> str:
     """Return a value as it would stand in a YAML file, on one line."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, ByteSize):
+        return value.human_readable(decimal=True).replace(".0", "")
     if isinstance(value, tuple | list):
         return f"[{', '.join(_yaml_text(item) for item in value)}]"
     if isinstance(value, BaseModel):

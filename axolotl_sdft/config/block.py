@@ -1,10 +1,11 @@
 """What the YAML blocks have in common, and numbers that a user may write in several ways."""
 
 import difflib
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, TypeAdapter, model_validator
 
 
 def nearest_key_hint(key: str, known: Iterable[str]) -> str:
@@ -56,21 +57,26 @@ def parse_num_layers(value: Any) -> int | float:
     )
 
 
-_SIZE_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_NUMBER_AND_UNIT = re.compile(r"\s*[\d.]+\s*[a-z]+\s*", re.IGNORECASE)
+_LEAST_BYTES = 1000  # far below any use; a number without its unit is smaller
+_BYTE_SIZE = TypeAdapter(ByteSize)
 
 
-def parse_size(text: str) -> int:
-    """Return the bytes that a size such as ``500MB`` or ``2GiB`` stands for.
+def parse_size(value: Any) -> int:
+    """Return the bytes that a size such as ``500MB`` or ``2GiB`` stands for; a number alone is bytes.
 
     Raises:
-        ValueError: The text is no positive number followed by a unit.
+        ValueError: The value is not a number followed by a unit, or less than 1 KB.
     """
-    compact = text.replace(" ", "").upper()
-    unit = next((unit for unit in sorted(_SIZE_UNITS, key=len, reverse=True) if compact.endswith(unit)), None)
     try:
-        size = int(float(compact.removesuffix(unit)) * _SIZE_UNITS[unit]) if unit else 0
-    except (ValueError, OverflowError):  # infGB overflows
+        is_whole = isinstance(value, int) or (isinstance(value, str) and bool(_NUMBER_AND_UNIT.fullmatch(value)))
+        size = _BYTE_SIZE.validate_python(value) if is_whole else 0  # ByteSize ignores what follows the unit
+    except (ValueError, OverflowError):
         size = 0
-    if size <= 0:
-        raise ValueError(f"{text!r} is no size; write a number and a unit, such as 500MB or 5GB")
-    return size
+    if size < _LEAST_BYTES:
+        raise ValueError(f"{value!r} is not a size of at least 1KB; write a number and a unit, such as 500MB or 5GB")
+    return int(size)
+
+
+Size: TypeAlias = Annotated[ByteSize, BeforeValidator(parse_size)]
+"""A number of bytes, written with a unit. Equal sizes are equal in any spelling."""

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 
-from axolotl_sdft.config.block import Block, parse_num_layers, parse_size
+from axolotl_sdft.config.block import Block, Size, parse_num_layers
 
 
 class CalibrationConfig(Block):
@@ -79,7 +79,7 @@ class LayerPruningConfig(Block):
     """Score the seed model in 4 bits (bitsandbytes, nf4), to save memory. It shapes the scores only: the pruned
     checkpoint keeps the seed's weights. Axolotl's own ``load_in_4bit`` plays no part here."""
 
-    max_shard_size: str = "5GB"
+    max_shard_size: Size = ByteSize(5 * 10**9)
     """Largest weight file of the pruned checkpoint, such as ``500MB`` or ``5GB``."""
 
     output_dir: str | None = None
@@ -111,9 +111,4 @@ class LayerPruningConfig(Block):
             raise ValueError(f"drop_layers holds {negative[0]}; layers count from 0")
         if len(set(self.drop_layers)) != len(self.drop_layers):
             raise ValueError(f"drop_layers names a layer twice: {list(self.drop_layers)}")
-        return self
-
-    @model_validator(mode="after")
-    def _max_shard_size_is_a_size(self) -> "LayerPruningConfig":
-        parse_size(self.max_shard_size)
         return self

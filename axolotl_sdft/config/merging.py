@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ByteSize, Field, field_validator
 
-from axolotl_sdft.config.block import Block, parse_size
+from axolotl_sdft.config.block import Block, Size
 
 
 class MergeConfig(Block):
@@ -29,7 +29,7 @@ class MergeConfig(Block):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the merged weights. ``auto``: that of the first model. Computed in float32 in any case."""
 
-    max_shard_size: str = "5GB"
+    max_shard_size: Size = ByteSize(5 * 10**9)
     """Largest weight file of the merged model, such as ``500MB`` or ``5GB``."""
 
     output_dir: str | None = None
@@ -51,8 +51,3 @@ class MergeConfig(Block):
         if wrong or not sweep:
             raise ValueError(f"sweep is {list(sweep)}; name ratios from 0 to 1, such as [0.25, 0.5, 0.75]")
         return tuple(sorted(set(sweep)))
-
-    @model_validator(mode="after")
-    def _max_shard_size_is_a_size(self) -> "MergeConfig":
-        parse_size(self.max_shard_size)
-        return self

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.config import LayerPruningConfig, parse_size
+from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.artifacts import atomic_folder, find_or_make, fingerprint, read_json, write_json
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, SdftError
 from axolotl_sdft.core.identity import model_identity
@@ -237,8 +237,7 @@ class PruningTask:
         check_room(cut, self.output_dir)
         patch = self._patch(cut)
         with atomic_folder(self.output_dir) as folder:
-            max_shard_bytes = parse_size(self.config.max_shard_size)
-            write_cut(cut, folder, max_shard_bytes, self._provenance(plan, scores), patch)
+            write_cut(cut, folder, self.config.max_shard_size, self._provenance(plan, scores), patch)
             if scores is not None:
                 write_json(folder / PROVENANCE_FOLDER / SCORES_FILE, scores.to_json())
         LOG.info(

@@ -47,7 +47,7 @@ def test_layer_pruning_with_only_a_number_of_layers_scores_the_training_set_by_a
         "dtype": "auto",
         "device_map": None,
         "load_in_4bit": False,
-        "max_shard_size": "5GB",
+        "max_shard_size": 5_000_000_000,
         "output_dir": None,
     }
 
@@ -238,7 +238,10 @@ def test_a_yaml_list_of_layers_keeps_its_order():
         ({"drop_layers": []}, "drop_layers is empty; name at least one layer, or remove the layer_pruning block"),
         ({"drop_layers": [3, -1]}, "drop_layers holds -1; layers count from 0"),
         ({"drop_layers": [3, 4, 3]}, r"drop_layers names a layer twice: \[3, 4, 3\]"),
-        ({"num_layers": 2, "max_shard_size": "5 gold"}, "'5 gold' is no size; write a number and a unit"),
+        (
+            {"num_layers": 2, "max_shard_size": "5 gold"},
+            "'5 gold' is not a size of at least 1KB; write a number and a unit",
+        ),
     ],
 )
 def test_layers_that_can_not_be_dropped_are_refused(settings, message):
@@ -274,18 +277,36 @@ def test_a_size_is_its_number_times_its_unit_in_any_spelling(number, unit, space
 
 def test_a_size_may_have_decimals():
     assert parse_size("1.5GiB") == 1_610_612_736
-    assert parse_size("0.5 kB") == 500
+    assert parse_size("2.5 kB") == 2500
 
 
-@pytest.mark.parametrize("text", ["", "GB", "5", "5G", "-5GB", "0GB", "1e-9KB", "nanGB", "infGB", "1e400GB", "5GB5"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "5", "5B", "-5GB", "0GB", "1e-9KB", "nanGB", "infGB", "1e400GB", "5GB5", "5GB 5", "1.5.5GB"]
+)
 def test_a_text_that_is_no_size_is_refused(text):
-    with pytest.raises(ValueError, match=f"'{text}' is no size; write a number and a unit, such as 500MB or 5GB"):
+    with pytest.raises(
+        ValueError, match=f"'{text}' is not a size of at least 1KB; write a number and a unit, such as 500MB or 5GB"
+    ):
         parse_size(text)
+
+
+@pytest.mark.parametrize("value", [5, 0, -1, True, 2.5e9, None])
+def test_a_number_that_can_not_be_bytes_of_a_file_is_refused(value):
+    with pytest.raises(ValueError, match=f"^{value!r} is not a size of at least 1KB"):
+        parse_size(value)
+
+
+def test_the_same_size_is_the_same_setting_in_any_spelling():
+    configs = [LayerPruningConfig(num_layers=2, max_shard_size=size) for size in ("5GB", "5000 mb", 5_000_000_000)]
+
+    assert {config.model_dump_json() for config in configs} == {LayerPruningConfig(num_layers=2).model_dump_json()}
+    assert LayerPruningConfig.model_validate(configs[0].model_dump()) == configs[0]
+    assert configs[0].max_shard_size == parse_size("5GB") == 5_000_000_000
 
 
 @given(st.text("0123456789.eE+-_ infaKMGTiBkmgtb") | st.text())
 def test_any_text_is_a_positive_size_or_is_refused_by_name(text):
     try:
-        assert parse_size(text) > 0
+        assert parse_size(text) >= 1000
     except ValueError as err:
-        assert str(err).startswith(f"{text!r} is no size")  # noqa: PT017 - both outcomes are right
+        assert str(err).startswith(f"{text!r} is not a size")  # noqa: PT017 - both outcomes are right

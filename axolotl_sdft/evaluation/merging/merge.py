@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ByteSize
+
 from axolotl_sdft.config import MergeConfig, parse_size
 from axolotl_sdft.core.artifacts import (
     atomic_folder,
@@ -133,8 +135,9 @@ class MergeTask:
 
     def _merged_checkpoints(self) -> _Plan:
         merge = read_merge(self.first.folder, self.second.folder, self.config.dtype)
-        max_shard_bytes = parse_size(self.config.max_shard_size)
-        return _Plan(merge.num_bytes, lambda folder: write_merge(merge, folder, self._blend, max_shard_bytes))
+        return _Plan(
+            merge.num_bytes, lambda folder: write_merge(merge, folder, self._blend, self.config.max_shard_size)
+        )
 
     def _merged_adapters(self, first: Adapter, second: Adapter) -> _Plan:
         check_same_base(first, second)
@@ -192,7 +195,7 @@ def merge_models(
     ratio: float = 0.5,
     method: Literal["slerp", "linear"] = "slerp",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    max_shard_size: str = "5GB",
+    max_shard_size: str | int = "5GB",
 ) -> Path:
     """Write the merge of two variants of one model and return its folder, which is written whole or not at all.
 
@@ -209,7 +212,7 @@ def merge_models(
         ratio: How far to go from the first model, 0, to the second, 1.
         method: ``slerp`` follows the arc between the two, as :func:`slerp_factors` says; ``linear`` averages.
         dtype: Number format of the merged weights; ``auto`` keeps the first model's. Computed in float32 in any case.
-        max_shard_size: Largest weight file of a checkpoint, such as ``500MB`` or ``5GB``.
+        max_shard_size: Largest weight file of a checkpoint, such as ``500MB`` or ``5GB``, or its number of bytes.
 
     Raises:
         ConfigError: The two are no variants of one model: layers, settings, names, shapes, tokens or bases differ.
@@ -220,8 +223,13 @@ def merge_models(
         >>> merge_models("models/SmolLM2-135M-Instruct", "outputs/trained", "outputs/merged", ratio=0.5)
     """
     named = [NamedModel(str(model), resolve_seed(str(model), key="the model to merge")) for model in (first, second)]
+    shard_size = ByteSize(parse_size(max_shard_size))
     config = MergeConfig(
-        models=(named[0].name, named[1].name), ratio=ratio, method=method, dtype=dtype, max_shard_size=max_shard_size
+        models=(named[0].name, named[1].name),
+        ratio=ratio,
+        method=method,
+        dtype=dtype,
+        max_shard_size=shard_size,
     )
     return MergeTask(named[0], named[1], config, Path(output_dir).expanduser().absolute()).run()
 

@@ -93,7 +93,7 @@ def cut_layers(
     drop_layers: Collection[int],
     output_dir: str | Path,
     *,
-    max_shard_size: str = "5GB",
+    max_shard_size: str | int = "5GB",
     provenance: dict[str, Any] | None = None,
     patch: LayerPatch | None = None,
 ) -> Path:
@@ -112,7 +112,7 @@ def cut_layers(
             id, which is downloaded or found in the cache.
         drop_layers: The layers that go, counted from 0.
         output_dir: Folder to make; it must not exist.
-        max_shard_size: Largest weight file, such as ``500MB`` or ``5GB``.
+        max_shard_size: Largest weight file, such as ``500MB`` or ``5GB``, or its number of bytes.
         provenance: Added to the provenance file.
         patch: What :func:`~axolotl_sdft.fit_patch` gave for the same layers of this model. None: the bare cut.
 
