@@ -200,7 +200,9 @@ def _type_text(annotation: Any) -> str:
     """Return what a user may write, without bounds and without the absence that the default shows."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
-        return " or ".join(_type_text(argument) for argument in arguments if argument is not type(None))
+        return " or ".join(_type_text(each) for each in arguments if each is not type(None) and not _is_callable(each))
+    if origin is Annotated:
+        return _type_text(arguments[0])
     if origin is Literal:
         return " or ".join(_yaml_text(argument) for argument in arguments)
     if origin in (tuple, list):
@@ -212,6 +214,11 @@ def _type_text(annotation: Any) -> str:
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         return f"{{{', '.join(annotation.model_fields)}}}"
     return str(annotation.__name__)
+
+
+def _is_callable(annotation: Any) -> bool:
+    """Say whether a setting may be a function, which no YAML file can hold."""
+    return get_origin(annotation) is Callable
 
 
 def _default_text(field: FieldInfo) -> str:

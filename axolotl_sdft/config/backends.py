@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, field_validator
 
+from axolotl_sdft.config.functions import BackendSetting
 from axolotl_sdft.config.generation import GenerationConfig, without
 from axolotl_sdft.config.servers import OpenAIGeneration
 
@@ -86,8 +87,8 @@ class VLLMGeneration(GenerationConfig):
 class PluginGeneration(GenerationConfig):
     """How the backend of a plugin writes the answers."""
 
-    backend: str = Field(min_length=1)
-    """The name under which a plugin registers it."""
+    backend: BackendSetting
+    """The name under which a plugin registers it; from Python also what a plugin would register."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the seed model while it writes. ``auto``: bfloat16 where the hardware computes in it."""

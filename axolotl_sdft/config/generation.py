@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from axolotl_sdft.config.block import Block
+from axolotl_sdft.core.callables import callable_name
 
 _MADE_BY_THE_TEMPLATE = "but the rewriting template makes the chat"
 _TOKENIZED_BY_THE_BACKEND = "but the backend turns the prompt into tokens"
@@ -65,6 +66,11 @@ class GenerationConfig(Block):
         """
         settings = self.model_dump(mode="json", exclude=set(self.SPEED_ONLY), exclude_defaults=True)
         return {"backend": self.model_dump(mode="json", include={"backend"})["backend"], **settings}
+
+    @property
+    def backend_name(self) -> str:
+        """What messages call the backend."""
+        return callable_name(self.backend)
 
     @property
     def template_arguments(self) -> dict[str, Any]:

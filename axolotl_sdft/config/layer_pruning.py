@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import ByteSize, Field, field_validator, model_validator
 
 from axolotl_sdft.config.block import Block, Size, parse_num_layers
+from axolotl_sdft.config.functions import MetricSetting
 
 
 class CalibrationConfig(Block):
@@ -44,10 +45,10 @@ class LayerPruningConfig(Block):
     drop_layers: tuple[int, ...] | None = None
     """The layers to remove, counted from 0; none is scored. Either this or ``num_layers``."""
 
-    metric: str = "angular_distance"
+    metric: MetricSetting = "angular_distance"
     """How layers are scored: ``angular_distance`` (the block that turns the hidden states least), ``block_influence``
     (single layers), ``perplexity`` (one after the other, the layer whose removal hurts least; many passes), ``last``
-    (the deepest layers but the last, no scoring), or what a plugin registers."""
+    (the deepest layers but the last, no scoring), or what a plugin registers; from Python also a function."""
 
     token_reduction: Literal["all", "last"] = "all"
     """Average the score over all tokens of the calibration text, or over the last token of each row. Padding never

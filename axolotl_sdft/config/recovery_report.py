@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from axolotl_sdft.config.block import Block
+from axolotl_sdft.config.functions import CheckSetting
 
 OPEN_LLM_V1_SHOTS = {
     "arc_challenge": 25,
@@ -56,7 +57,7 @@ class GeneralPromptsConfig(Block):
 class ExactMatchConfig(Block):
     """Answers that each model writes to held-out prompts, judged by the checks of the self-distilled dataset."""
 
-    checks: tuple[str | dict[str, dict[str, Any]], ...] = Field(("normalized_match",), min_length=1)
+    checks: tuple[CheckSetting, ...] = Field(("normalized_match",), min_length=1)
     """What an answer must pass to count as right, such as ``numeric_answer`` or ``function_call``."""
 
     num_samples: int = Field(50, ge=1)

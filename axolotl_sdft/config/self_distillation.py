@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from axolotl_sdft.config.backends import Generation, TransformersGeneration
 from axolotl_sdft.config.block import Block
+from axolotl_sdft.config.functions import CheckSetting, TemplateSetting, check_name
 
 
 class ExampleConfig(Block):
@@ -24,21 +25,22 @@ class ExampleConfig(Block):
 class SelfDistillationConfig(Block):
     """How the seed model rewrites the answers of the training set in its own words."""
 
-    template: str = "reference"
+    template: TemplateSetting = "reference"
     """How the seed model is asked: ``reference`` (the same facts in other words), ``notes`` (more freely, for models
     that can be trusted with facts), ``mathematics`` (a worked solution), ``function_calls``, ``code``, ``self_data``
     (an answer of the model's own, for pruned models), ``unaided`` (the question alone, for self-training), what a
-    plugin registers, or a Jinja text of your own that uses ``{{ instruction }}`` and ``{{ reference }}``."""
+    plugin registers, or a Jinja text of your own that uses ``{{ instruction }}`` and ``{{ reference }}``; from Python
+    also a function."""
 
     examples: tuple[ExampleConfig, ...] = ()
     """Worked examples that come before each request as earlier turns of the chat, in the form of the same template:
     each has an ``instruction``, a ``reference`` and an ``answer``."""
 
-    checks: tuple[str | dict[str, dict[str, Any]], ...] = ("empty", "truncated", "leak", "repetition", "refusal")
+    checks: tuple[CheckSetting, ...] = ("empty", "truncated", "leak", "repetition", "refusal")
     """What a rewritten answer must pass, in this order: ``empty``, ``truncated``, ``leak``, ``repetition``,
     ``refusal``, ``language``, ``length_ratio``, ``numeric_answer``, ``arithmetic``, ``function_call``, ``code``,
     ``exact_match``, ``normalized_match``, or what a plugin registers. A check with options is written as
-    ``length_ratio: {min: 0.5, max: 2.0}``."""
+    ``length_ratio: {min: 0.5, max: 2.0}``; from Python it may be a function, too."""
 
     max_attempts: int = Field(1, ge=1, le=128)
     """How many answers the seed model may be asked for until one passes the checks. All but the first are sampled, even
@@ -66,7 +68,7 @@ class SelfDistillationConfig(Block):
 
     @model_validator(mode="after")
     def _template_is_a_name_or_shows_the_reference(self) -> "SelfDistillationConfig":
-        if "{" in self.template and "reference" not in self.template:
+        if isinstance(self.template, str) and "{" in self.template and "reference" not in self.template:
             raise ValueError(
                 "template is a Jinja text without {{ reference }}; the seed model would never see the answer"
             )
@@ -109,7 +111,7 @@ class SelfDistillationConfig(Block):
         for check in self.checks:
             if isinstance(check, dict) and len(check) != 1:
                 raise ValueError(f"checks holds {check}, not one name with its options; give each its own '- '")
-        names = [check if isinstance(check, str) else next(iter(check)) for check in self.checks]
+        names = [check_name(check) for check in self.checks]
         if len(set(names)) != len(names):
             raise ValueError(f"checks names one twice: {names}")
         return self

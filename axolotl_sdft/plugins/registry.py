@@ -1,6 +1,5 @@
 """Finds what plugins register, and refuses what does not fit when it is registered."""
 
-import inspect
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 import pluggy
 
+from axolotl_sdft.core.callables import callable_name, signature_fault
 from axolotl_sdft.core.errors import PluginError, UnknownNameError
 from axolotl_sdft.plugins import specifications
 
@@ -47,12 +47,18 @@ class Registry:
     failures: dict[str, str] = field(default_factory=dict)
     """Entry points that could not be loaded, and why."""
 
-    def resolve(self, point: ExtensionPoint, name: str, yaml_key: str) -> Any:
-        """Return what is registered under a name.
+    def resolve(self, point: ExtensionPoint, name: str | Callable[..., Any], yaml_key: str) -> Any:
+        """Return what is registered under a name; a function that is given in its place stands for itself.
 
         Raises:
+            PluginError: The function can't be called as a registered one is.
             UnknownNameError: Nothing is; the message lists the known names and the plugins that failed to load.
         """
+        if not isinstance(name, str):
+            fault = signature_fault(name, point.arguments)
+            if fault:
+                raise PluginError(f"{yaml_key}: the {point.kind} {callable_name(name)} {fault}")
+            return name
         known = self.entries.get(point.kind, {})
         if name in known:
             return known[name]
@@ -106,28 +112,13 @@ class Registry:
                 raise PluginError(
                     f"{where}: {point.kind} {name!r} is already registered by {owner!r}; choose another name"
                 )
-            fault = _signature_fault(thing, point.arguments)
+            fault = signature_fault(thing, point.arguments)
             if fault:
                 raise PluginError(f"{where}: {point.kind} {name!r} {fault}")
             self.entries.setdefault(point.kind, {})[name] = thing
             self.owners[point.kind, name] = plugin_name
 
         return register
-
-
-def _signature_fault(thing: Any, arguments: tuple[str, ...]) -> str | None:
-    """Say why a thing can't be called with these positional arguments, or None when it can."""
-    if not callable(thing):
-        return f"is a {type(thing).__name__}, which can't be called"
-    try:
-        signature = inspect.signature(thing)
-    except (TypeError, ValueError):  # some builtins tell no signature
-        return None
-    try:
-        signature.bind(*arguments)
-    except TypeError:
-        return f"must take ({', '.join(arguments)}), but its signature is {signature}"
-    return None
 
 
 def load_registry(points: Iterable[EntryPoint]) -> Registry:

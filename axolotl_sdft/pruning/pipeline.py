@@ -10,6 +10,7 @@ from typing import Any
 
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.artifacts import atomic_folder, find_or_make, fingerprint, read_json, write_json
+from axolotl_sdft.core.callables import callable_name
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, SdftError
 from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.core.model_folder import read_config, slug
@@ -163,8 +164,8 @@ class PruningTask:
         if metric_needs_block(self.config.metric):
             reason = next(filter(None, self._removable.blocks.values()))
             raise CheckpointError(
-                f"layer_pruning.metric is {self.config.metric}, which removes neighbouring layers, but no "
-                f"{self._num_dropped} neighbours of those that may go can be removed: {reason}; lower num_layers or "
+                f"layer_pruning.metric is {callable_name(self.config.metric)}, which removes neighbouring layers, but "
+                f"no {self._num_dropped} neighbours of those that may go can be removed: {reason}; lower num_layers or "
                 "choose metric block_influence, which takes single layers"
             )
         depths = {layer: float(-layer) for block in self._removable.blocks for layer in block}
@@ -319,7 +320,7 @@ def shaping_settings(config: LayerPruningConfig, *, with_defaults: bool = False)
     unrelated["calibration"] = {"batch_size"}
     if config.drop_layers is not None:
         config = config.model_copy(update={"drop_layers": tuple(sorted(config.drop_layers))})
-        unrelated |= dict.fromkeys(("metric", "token_average", "protect_first", "protect_last"), True)
+        unrelated |= dict.fromkeys(("metric", "token_reduction", "protect_first", "protect_last"), True)
     settings = config.model_dump(mode="json", exclude=unrelated, exclude_none=True, exclude_defaults=not with_defaults)
     # A calibration block that differs from the default in its batch size alone is empty by now.
     return {key: value for key, value in settings.items() if value != {}}

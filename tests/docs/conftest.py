@@ -1,6 +1,7 @@
 """Where a newcomer stands: a folder with the models, the data and the configurations that the pages name."""
 
 import json
+import linecache
 import types
 from pathlib import Path
 
@@ -48,13 +49,15 @@ def plugins_of_the_pages(monkeypatch):
     monkeypatch.setattr(known, "entries", {kind: dict(names) for kind, names in known.entries.items()})
     monkeypatch.setattr(known, "owners", dict(known.owners))
     for block in blocks(REPOSITORY / "docs" / "plugins.md"):
-        if block.language == "python":
+        if block.language == "python" and "hookimpl" in block.text:
             known.add_plugin(run(block), block.name)
 
 
 def run(block, names=()):
     """Run a block of Python, with these names known, and return it as a module."""
     module = types.ModuleType("block")
+    # As a notebook does with its cells: functions can show their source.
+    linecache.cache[block.name] = (len(block.text), None, block.text.splitlines(keepends=True), block.name)
     vars(module).update(names)
     exec(compile(block.text, block.name, "exec"), vars(module))
     return module

@@ -229,6 +229,21 @@ def test_an_unknown_name_is_refused_with_its_key_and_the_known_names():
         registry.resolve(CHECKS, "polit", "self_distillation.checks")
 
 
+def test_a_function_in_the_place_of_a_name_stands_for_itself():
+    assert Registry().resolve(CHECKS, accept, "self_distillation.checks") is accept
+
+
+def test_a_function_that_does_not_fit_is_refused_with_its_key():
+    def polite(answer):
+        return None
+
+    message = (
+        r"^self_distillation\.checks: the check polite must take \(answer, target\), but its signature is \(answer\)$"
+    )
+    with pytest.raises(PluginError, match=message):
+        Registry().resolve(CHECKS, polite, "self_distillation.checks")
+
+
 def test_an_unknown_name_names_the_plugin_that_failed_to_load_and_why():
     registry = Registry(failures={"thirdparty": "ImportError: no vllm"})
     message = r"no such backend .*\. Plugins that failed to load: thirdparty \(ImportError: no vllm\)$"

@@ -113,7 +113,7 @@ def test_named_layers_with_a_patch_depend_on_the_text_and_not_on_the_metric(chec
     def folder(settings, **more):
         return task(checkpoint(), tmp_path, {"drop_layers": (1, 3)} | settings, **more).output_dir
 
-    assert folder({}) == folder({"drop_layers": (3, 1), "metric": "any", "token_average": "last"})
+    assert folder({}) == folder({"drop_layers": (3, 1), "metric": "any", "token_reduction": "last"})
     assert len({folder({}), folder({}, text="text-2"), folder({"dtype": "float32"}), folder({"patch": "none"})}) == 4
 
 

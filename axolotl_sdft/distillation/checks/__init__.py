@@ -7,6 +7,8 @@ in the original answer already is never held against the rewritten one.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from axolotl_sdft.core.callables import callable_name
+from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.core.texts import one_line
 from axolotl_sdft.distillation.checks.arithmetic import arithmetic
 from axolotl_sdft.distillation.checks.fenced_code import code
@@ -44,25 +46,27 @@ def sdft_register_checks(register: Callable[[str, AnswerCheck], None]) -> None:
 
 
 def resolve_checks(
-    checks: Iterable[str | Mapping[str, Mapping[str, Any]]], template: Template | None = None
+    checks: Iterable[str | Mapping[str, Mapping[str, Any]] | AnswerCheck], template: Template | None = None
 ) -> list[tuple[str, AnswerCheck]]:
     """Return names and functions of checks, in the order given, with their options set.
 
     Args:
-        checks: Names, or a name with its options: ``{"length_ratio": {"max": 2.0}}``.
+        checks: Names, a name with its options such as ``{"length_ratio": {"max": 2.0}}``, or functions.
         template: The rewriting template, whose wording must not come back in an answer. None: all built-in ones.
 
     Raises:
         UnknownNameError: A name is not registered; the message lists those that are.
-        ConfigError: An option is unknown or not allowed.
+        ConfigError: An option is unknown or not allowed, or a function has the name of a registered check.
         MissingExtraError: A check needs a package that is not installed.
     """
     templates = BUILT_IN_TEMPLATES.values() if template is None else [template]
     sentences = tuple(sorted({sentence for each in templates for sentence in template_sentences(each)}))
     resolved = []
     for entry in checks:
-        [(name, options)] = [(entry, {})] if isinstance(entry, str) else entry.items()
-        check = registry().resolve(CHECKS, name, YAML_KEY)
+        [(given, options)] = entry.items() if isinstance(entry, Mapping) else [(entry, {})]
+        check, name = registry().resolve(CHECKS, given, YAML_KEY), callable_name(given)
+        if given is check and name in registry().names(CHECKS):
+            raise ConfigError(f"{YAML_KEY} holds a function {name}, but a registered check has that name; rename yours")
         resolved.append((name, with_options(name, check, options, sentences)))
     return resolved
 

@@ -10,11 +10,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import axolotl_sdft
+from axolotl_sdft.core.callables import callable_identity
 from axolotl_sdft.core.errors import first_line
 from axolotl_sdft.core.plain_values import plain_value
 from axolotl_sdft.core.texts import one_line
@@ -177,7 +178,7 @@ def check_identity(name: str, check: AnswerCheck) -> str:
         options = {**function.keywords, **options}
         function = function.func
     said = json.dumps(options, sort_keys=True, default=_told_option)
-    parts = [name, said, str(getattr(function, "version", "")), _code_digest(_module_of(function))]
+    parts = [name, said, str(getattr(function, "version", "")), _code_digest(function)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
@@ -193,19 +194,28 @@ def _told_option(value: Any) -> Any:
         return [f"{type(value).__module__}.{type(value).__qualname__}", dict(getattr(value, "__dict__", {}))]
 
 
+def _own_identity(function: Any) -> str:
+    try:
+        return callable_identity(function)
+    except ValueError:  # what a plugin registers may have no source; the settings refuse such a function
+        return ""
+
+
 def _module_of(check: Any) -> str:
     function = check.func if isinstance(check, partial) else check
     return str(getattr(function, "__module__", None) or type(function).__module__)
 
 
-@cache
-def _code_digest(module_name: str) -> str:
+def _code_digest(function: Any) -> str:
+    module_name = _module_of(function)
     if module_name.startswith("axolotl_sdft."):
         package = Path(axolotl_sdft.__file__).parent
         files = sorted(path for pattern in _CODE_OF_CHECKS for path in package.glob(pattern))
     else:
         file = getattr(sys.modules.get(module_name), "__file__", None)
-        files = [Path(file)] if file else []
+        if not file:  # such as a notebook
+            return _own_identity(function)
+        files = [Path(file)]
     digest = hashlib.sha256(axolotl_sdft.__version__.encode())
     for path in files:
         digest.update(path.read_bytes() if path.is_file() else b"")

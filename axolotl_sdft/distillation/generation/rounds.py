@@ -169,7 +169,7 @@ class Generation:
         """Store a batch with its verdicts and return what the progress shows."""
         if len(answers) != len(batch):
             raise PluginError(
-                f"backend {self._spec.config.generation.backend!r} gave {len(answers)} answers to a batch of "
+                f"backend {self._spec.config.generation.backend_name!r} gave {len(answers)} answers to a batch of "
                 f"{len(batch)}; generate() must yield one for each prompt"
             )
         asked = [meter.expected.pop(prompt.key) for prompt in batch]
@@ -182,14 +182,14 @@ class Generation:
         """Refuse a backend that left answers out, and say when likelihoods that were asked for are not there."""
         if meter.expected:
             raise PluginError(
-                f"backend {self._spec.config.generation.backend!r} ended without {len(meter.expected)} of the answers "
-                "it was asked for; generate() must yield every batch that it draws"
+                f"backend {self._spec.config.generation.backend_name!r} ended without {len(meter.expected)} of the "
+                "answers it was asked for; generate() must yield every batch that it draws"
             )
         if attempt == 0 and self._spec.policy.compares and not meter.has_likelihoods:
             LOG.warning(
                 "%s: self_distillation.selection is max_logprob, but backend %s gives no log-probabilities; "
                 "taking the first answer that passes",
-                *(self._spec.where, self._spec.config.generation.backend),
+                *(self._spec.where, self._spec.config.generation.backend_name),
             )
 
     def _described(self, turn: int, attempt: int) -> str:

@@ -106,7 +106,10 @@ def measure_gap(spec: "DistillationSpec", backend: Backend, distilled: "Dataset"
     widest: list[tuple[MeasuredAnswer, Pair]] = []
     for start in range(0, len(places), _ROWS_AT_ONCE):
         pairs = list(_pairs(spec, distilled, kept, places[start : start + _ROWS_AT_ONCE]))
-        level, why = logging.INFO, f"backend {spec.config.generation.backend} can't tell how likely a given answer is"
+        level, why = (
+            logging.INFO,
+            f"backend {spec.config.generation.backend_name} can't tell how likely a given answer is",
+        )
         try:
             figures = measure_answers(backend, [(pair.target, after) for pair, after in pairs])
         except SdftError:

@@ -181,7 +181,7 @@ def _generate(
                 answers[key] = StoredAnswer.of(key, answer).answer
         if keys:
             raise PluginError(
-                f"backend {spec.config.generation.backend!r} ended without {len(keys)} of {len(prompts)} answers "
+                f"backend {spec.config.generation.backend_name!r} ended without {len(keys)} of {len(prompts)} answers "
                 "it was asked for; generate() must yield every batch that it draws"
             )
 

@@ -34,8 +34,10 @@ def sdft_register_templates(register: Callable[[str, Template], None]) -> None:
         register(name, template)
 
 
-def resolve_template(template: str, examples: Sequence[ExampleConfig] = ()) -> Template:
+def resolve_template(template: str | Template, examples: Sequence[ExampleConfig] = ()) -> Template:
     """Return the template that a text stands for: Jinja where it holds ``{{`` or ``{%``, else a registered name.
+
+    A function that is given in place of a text stands for itself.
 
     A Jinja text becomes the last user message. It knows ``instruction``, ``reference`` and ``messages``, the earlier
     turns. Examples come before the conversation, as turns of the same template.
@@ -45,7 +47,7 @@ def resolve_template(template: str, examples: Sequence[ExampleConfig] = ()) -> T
             for an example.
         UnknownNameError: No template is registered under the name.
     """
-    if "{{" not in template and "{%" not in template:
+    if not isinstance(template, str) or ("{{" not in template and "{%" not in template):
         return with_examples(registry().resolve(TEMPLATES, template, YAML_KEY), examples)
     jinja = jinja_template(template)
     jinja(_DUMMY)  # what can't be rendered shows now, not hours later

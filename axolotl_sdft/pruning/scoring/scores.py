@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from axolotl_sdft.core.callables import callable_name
 from axolotl_sdft.core.errors import PluginError
 from axolotl_sdft.plugins.registry import METRICS, registry
 
@@ -107,37 +108,37 @@ def metric_traits(
     return mark
 
 
-def metric_needs_text(name: str) -> bool:
-    """Return whether a registered metric reads calibration text.
+def metric_needs_text(metric: str | LayerMetric) -> bool:
+    """Return whether a metric reads calibration text.
 
     Raises:
         UnknownNameError: No plugin registers the metric.
     """
-    return bool(getattr(registry().resolve(METRICS, name, _METRIC_KEY), "needs_text", True))
+    return bool(getattr(registry().resolve(METRICS, metric, _METRIC_KEY), "needs_text", True))
 
 
-def metric_is_greedy(name: str) -> bool:
-    """Return whether a registered metric gives an order of removal instead of costs of blocks.
-
-    Raises:
-        UnknownNameError: No plugin registers the metric.
-    """
-    return bool(getattr(registry().resolve(METRICS, name, _METRIC_KEY), "is_greedy", False))
-
-
-def metric_needs_block(name: str) -> bool:
-    """Return whether a registered metric says that it always chooses a block of neighbouring layers.
+def metric_is_greedy(metric: str | LayerMetric) -> bool:
+    """Return whether a metric gives an order of removal instead of costs of blocks.
 
     Raises:
         UnknownNameError: No plugin registers the metric.
     """
-    return bool(getattr(registry().resolve(METRICS, name, _METRIC_KEY), "needs_block", False))
+    return bool(getattr(registry().resolve(METRICS, metric, _METRIC_KEY), "is_greedy", False))
+
+
+def metric_needs_block(metric: str | LayerMetric) -> bool:
+    """Return whether a metric says that it always chooses a block of neighbouring layers.
+
+    Raises:
+        UnknownNameError: No plugin registers the metric.
+    """
+    return bool(getattr(registry().resolve(METRICS, metric, _METRIC_KEY), "needs_block", False))
 
 
 def score_layers(
     model: "PreTrainedModel",
     batches: Sequence[Batch],
-    metric: str = "angular_distance",
+    metric: str | LayerMetric = "angular_distance",
     token_reduction: TokenReduction = "all",
     *,
     num_layers: int | None = None,
@@ -146,14 +147,14 @@ def score_layers(
     may_go: Callable[[Sequence[int]], bool] = _any_layers,
     known: LayerScores | None = None,
 ) -> LayerScores:
-    """Return what removing layers costs by a registered metric.
+    """Return what removing layers costs by a metric.
 
     The model comes back as it was. Tokens that ``attention_mask`` hides play no part.
 
     Args:
         model: A decoder or encoder of transformers, on the device or devices where it is to run.
         batches: Calibration text as micro-batches of ``input_ids`` and ``attention_mask``, each [rows, tokens].
-        metric: A registered name.
+        metric: A registered name, or a function that is called as a registered one is.
         token_reduction: Average over all tokens, or over the last one of each row.
         num_layers: How many layers are to go; greedy metrics such as ``perplexity`` need it.
         protect_first: How many of the first layers a greedy metric leaves alone.
@@ -163,7 +164,7 @@ def score_layers(
 
     Raises:
         UnknownNameError: No plugin registers the metric.
-        PluginError: The metric returned something else than scores.
+        PluginError: The metric can't be called as a metric is, or returned something else than scores.
         ConfigError: The metric needs ``num_layers``.
         CheckpointError: The layers can't be found in the model, or it is not of a kind that the metric can measure.
 
@@ -172,14 +173,14 @@ def score_layers(
         >>> scores = score_layers(model, [encoded])
         >>> scores.block_costs[3][5]  # of removing layers 3 and 4
     """
-    measure = registry().resolve(METRICS, metric, _METRIC_KEY)
+    measure, name = registry().resolve(METRICS, metric, _METRIC_KEY), callable_name(metric)
     options = ScoringOptions(token_reduction, num_layers, protect_first, protect_last, known, may_go)
     scores = measure(model, batches, options)
     if not isinstance(scores, LayerScores):
-        raise PluginError(f"metric {metric!r} returned a {type(scores).__name__}; it must return LayerScores")
+        raise PluginError(f"metric {name!r} returned a {type(scores).__name__}; it must return LayerScores")
     if scores.removal_order and not metric_is_greedy(metric):
         raise PluginError(
-            f"metric {metric!r} returned a removal_order, but does not say that it is greedy; mark it with "
-            "@metric_traits(is_greedy=True) of axolotl_sdft.pruning.scoring.scores"
+            f"metric {name!r} returned a removal_order, but does not say that it is greedy; mark it with "
+            "@metric_traits(is_greedy=True) of axolotl_sdft.plugin_api"
         )
     return scores

@@ -1,0 +1,113 @@
+"""Templates, checks and backends that are given as functions, without a plugin."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from axolotl_sdft import SelfDistillationConfig, distill_dataset
+from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.distillation.spec import DistillationSpec
+from tests.core.test_callables import cell
+from tests.distillation.echo_backend import EchoBackend
+from tests.distillation.test_pipeline import alpaca_rows
+
+CELL = """
+    FORBIDDEN = ["0"]
+
+    def ends_in(answer, target, *, also=()):
+        return f"ends in {answer.text[-1]}" if answer.text[-1] in [*FORBIDDEN, *also] else None
+
+    def short(target):
+        return [{"role": "user", "content": f"In short: {target.reference}"}]
+"""
+
+
+class Loud(EchoBackend):
+    """Echoes in capitals."""
+
+    def answer(self, prompt):
+        answer = super().answer(prompt)
+        return type(answer)(answer.text.upper(), "stop", 7)
+
+
+def config_of(tmp_path, **settings):
+    given = {"checks": [cell(CELL, "ends_in")], "template": cell(CELL, "short"), "generation": {"backend": Loud}}
+    return SelfDistillationConfig(output_dir=str(tmp_path / "out"), nll_samples=0, **given | settings)
+
+
+def spec_of(tmp_path, seed_dir, **settings):
+    return DistillationSpec(alpaca_rows(2), config_of(tmp_path, **settings), seed_dir, {"type": "alpaca"}, "seed")
+
+
+def test_functions_do_what_names_do(tmp_path, seed_dir):
+    distilled = distill_dataset(alpaca_rows(2), config_of(tmp_path), seed_model=seed_dir)
+
+    assert list(distilled["output"]) == ["Answer 0", "1 MESSAGES, THE LAST ENDS IN 1"]
+    assert list(distilled["sdft_reasons"]) == [["ends_in: ends in 0"], [""]]
+    [summary] = (tmp_path / "out").glob("distilled-*/summary.json")
+    settings = json.loads(summary.read_text())["provenance"]["settings"]
+    assert settings["checks"][0].startswith("notebook.ends_in ")
+    assert settings["template"].startswith("notebook.short ")
+    assert settings["generation"]["backend"].startswith("tests.distillation.test_functions.Loud ")
+
+
+def test_the_same_functions_run_again_find_the_same_dataset(tmp_path, seed_dir):
+    assert spec_of(tmp_path, seed_dir).dataset_dir == spec_of(tmp_path, seed_dir).dataset_dir
+
+
+def test_a_check_that_was_changed_makes_another_dataset_of_the_same_answers(tmp_path, seed_dir):
+    before = config_of(tmp_path)
+    changed = config_of(tmp_path, checks=[cell(CELL.replace('["0"]', '["1"]'), "ends_in")])
+    first = distill_dataset(alpaca_rows(2), before, seed_model=seed_dir)
+    second = distill_dataset(alpaca_rows(2), changed, seed_model=seed_dir)
+
+    assert [list(each["sdft_source"]) for each in (first, second)] == [
+        ["original", "distilled"],
+        ["distilled", "original"],
+    ]
+    assert len(list((tmp_path / "out").glob("answers-*"))) == 1
+
+
+def test_another_backend_asks_for_answers_of_its_own(tmp_path, seed_dir):
+    plain = spec_of(tmp_path, seed_dir, generation={"backend": EchoBackend})
+    assert plain.answers_dir != spec_of(tmp_path, seed_dir).answers_dir
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"checks": [cell(CELL, "short")]},
+            r"the check short must take \(answer, target\), but its signature is \(targ",
+        ),
+        ({"template": cell(CELL, "ends_in")}, r"the template ends_in must take \(target\), but its signature is"),
+        ({"generation": {"backend": cell(CELL, "short")}}, r"the backend short must take \(model_dir, config\), but"),
+        ({"checks": [lambda answer, target: None]}, "<lambda> can't be recognised by a later run: .* is a lambda"),
+        (
+            {"checks": [cell(CELL, "ends_in"), cell(CELL, "ends_in")]},
+            r"checks names one twice: \['ends_in', 'ends_in'\]",
+        ),
+        ({"checks": [7]}, "Input should be a valid string"),
+        ({"template": 7}, "Input should be a valid string"),
+    ],
+)
+def test_a_function_that_does_not_fit_is_refused_with_the_settings(tmp_path, settings, message):
+    with pytest.raises(ValidationError, match=message):
+        config_of(tmp_path, **settings)
+
+
+def test_a_function_with_the_name_of_a_registered_check_is_refused(tmp_path, seed_dir):
+    leak = cell("def leak(answer, target): return None", "leak")
+    with pytest.raises(
+        ConfigError, match=r"checks holds a function leak, but a registered check has that name; rename"
+    ):
+        spec_of(tmp_path, seed_dir, checks=[leak])
+
+
+def test_settings_with_functions_can_be_hashed_copied_and_read_again(tmp_path):
+    config = config_of(tmp_path)
+
+    assert SelfDistillationConfig.model_validate(config.model_dump()) == config
+    assert hash(config) == hash(config_of(tmp_path))
+    assert config.generation.backend_name == "Loud"
