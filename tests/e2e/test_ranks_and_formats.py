@@ -22,7 +22,7 @@ def test_two_processes_prune_once_share_the_rows_and_train_together(tmp_path, ba
     distillation = base_config["self_distillation"] | {"generation": generation}
     config = write_config(tmp_path, base_config | {"plugins": plugins, "self_distillation": distillation})
 
-    launch = ["--launcher", "torchrun", "--", "--nproc_per_node", "2"]
+    launch = ["--launcher", "torchrun", "--", "--standalone", "--nproc_per_node", "2"]  # on whatever port is free
     printed = run_axolotl(tmp_path, "train", config, *launch, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
 
     assert len(list(tmp_path.glob("sdft_prepared/[!.]*-drop2-*"))) == 1

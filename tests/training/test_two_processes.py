@@ -1,9 +1,11 @@
 """What two processes train together is what one process trains by accumulating the micro-batches of both."""
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +88,25 @@ def start_rank(rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", __name__, str(folder)], cwd=REPOSITORY, env=os.environ | environment)
 
 
+@cache
+def free_port() -> int:
+    """Return a port that nothing is given by chance before the ranks listen there, as those of the upper range are."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
+
+
 @pytest.fixture(scope="module")
 def results_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [start_rank(rank, port, folder) for rank in (0, 1)]
-    assert [rank.wait(timeout=900) for rank in ranks] == [0, 0]
+    ranks = [start_rank(rank, free_port(), folder) for rank in (0, 1)]
+    try:
+        assert [rank.wait(timeout=900) for rank in ranks] == [0, 0]
+    finally:  # one that waits for a rank that has failed
+        for rank in ranks:
+            rank.kill()
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 

@@ -1,6 +1,7 @@
 """What is found out about servers before the first row is sent."""
 
 import contextlib
+import socket
 import traceback
 
 import pytest
@@ -38,10 +39,10 @@ def check(seed_dir):
 
 @pytest.fixture
 def closed_port():
-    """The address of a server that is not there."""
-    with FakeServer() as server:
-        pass
-    return server.url
+    """The address of a server that is not there: a port that nobody listens at, nor can for now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
 
 
 # Which model
