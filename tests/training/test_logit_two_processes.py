@@ -1,7 +1,6 @@
 """Two processes learn from the seed model what one learns by accumulating the micro-batches of both."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from axolotl_sdft.config import DynSDPBConfig, LogitDistillationConfig
 from axolotl_sdft.training.trainers import LogitDistillationTrainer
 from tests.training.micro_batches import rows, train, train_logs
+from tests.training.ports import free_port
 from tests.training.teachers.students import load, prune
 from tests.training.test_logit_distillation import Both, LogitDistillationMeanTrainer, student
 
@@ -65,12 +65,10 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results_of_ranks(pruned: Path) -> list[dict[str, Any]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = [start_rank(rank, port, pruned) for rank in (0, 1)]
     try:
-        assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]
+        assert [rank.wait(timeout=900) for rank in ranks] == [0, 0]
     finally:
         for rank in ranks:
             rank.kill()

@@ -1,11 +1,8 @@
 """What two processes train together is what one process trains by accumulating the micro-batches of both."""
 
-import contextlib
 import os
-import socket
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import torch
 from axolotl_sdft.training.trainers import DynSDPBTrainer
 from tests.training.losses.test_loss_without_logits import without_logits
 from tests.training.micro_batches import STATIC, DynSDPBMeanTrainer, MicroBatches, make_llama, rows, train, train_logs
+from tests.training.ports import free_port
 
 EPOCH = [rows(7, 4, seed=1), rows(3, 8, seed=2), rows(5, 5, seed=3), rows(9, 6, seed=4, prompt=3)]
 REPOSITORY = Path(__file__).parents[2]
@@ -88,20 +86,11 @@ def start_rank(rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", __name__, str(folder)], cwd=REPOSITORY, env=os.environ | environment)
 
 
-@cache
-def free_port() -> int:
-    """Return a port that nothing is given by chance before the ranks listen there, as those of the upper range are."""
-    for port in range(20_000 + os.getpid() % 10_000, 32_000):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("no port is free")
-
-
 @pytest.fixture(scope="module")
 def results_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    ranks = [start_rank(rank, free_port(), folder) for rank in (0, 1)]
+    port = free_port()
+    ranks = [start_rank(rank, port, folder) for rank in (0, 1)]
     try:
         assert [rank.wait(timeout=900) for rank in ranks] == [0, 0]
     finally:  # one that waits for a rank that has failed
