@@ -115,7 +115,7 @@ def _public_name(seed_model: str) -> str:
 def _public_settings(settings: dict[str, Any]) -> dict[str, Any]:
     generation = settings["generation"]
     chosen = {name: generation[name] for name in _SHAPING_GENERATION if generation.get(name) is not None}
-    return {name: settings[name] for name in _SHAPING} | {"generation": chosen}
+    return {name: settings[name] for name in _SHAPING if settings.get(name) is not None} | {"generation": chosen}
 
 
 def _rejections(summary: dict[str, Any]) -> str:
