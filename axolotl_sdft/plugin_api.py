@@ -5,6 +5,7 @@ A plugin adds metrics, templates, checks, backends or row formats: it declares a
 marked with :data:`hookimpl`. What is not exported here may change at any time.
 """
 
+from axolotl_sdft.config import PluginGeneration
 from axolotl_sdft.distillation.checks import prepared_by, scored_check
 from axolotl_sdft.distillation.interfaces import AnswerCheck, RowFormat, Template
 from axolotl_sdft.distillation.rows.instructions import InstructionRows
@@ -34,6 +35,7 @@ __all__ = [
     "LayerScores",
     "LeftAlone",
     "Message",
+    "PluginGeneration",
     "Prompt",
     "RowFormat",
     "ScoringOptions",

@@ -12,6 +12,7 @@ from axolotl_sdft.config.backends import (
     TransformersGeneration,
     VLLMGeneration,
     generation_config,
+    overridden,
     yaml_path,
 )
 from axolotl_sdft.config.block import nearest_key_hint, parse_num_layers, parse_size
@@ -58,6 +59,7 @@ __all__ = [
     "VLLMGeneration",
     "generation_config",
     "nearest_key_hint",
+    "overridden",
     "parse_num_layers",
     "parse_size",
     "yaml_path",

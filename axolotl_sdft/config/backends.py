@@ -102,8 +102,12 @@ class PluginGeneration(GenerationConfig):
     SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"max_batch_size"})
 
 
-_BUILT_IN = {"transformers": TransformersGeneration, "vllm": VLLMGeneration, "openai": OpenAIGeneration}
+_BUILT_IN = ("transformers", "vllm", "openai")
 _PLUGIN = "plugin"
+_CLASSES: dict[str, type[GenerationConfig]] = {
+    **dict(zip(_BUILT_IN, (TransformersGeneration, VLLMGeneration, OpenAIGeneration), strict=True)),
+    _PLUGIN: PluginGeneration,
+}
 
 
 def _chosen(value: Any) -> str:
@@ -133,6 +137,16 @@ def generation_config(settings: Mapping[str, Any] | None = None, /, **more: Any)
         pydantic.ValidationError: A key is one of another backend, or a value is wrong.
     """
     return _GENERATION.validate_python({**(settings or {}), **more})
+
+
+def overridden(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as YAML gives them with others laid over; another backend takes only what it has itself."""
+    name = own.get("backend")
+    if name is None or name == base.get("backend", "transformers"):
+        return {**base, **own}
+    before, after = (_CLASSES[_chosen(each)].model_fields.keys() for each in (base, own))
+    foreign = (before - after) | {"options"}  # which are of one plugin's backend
+    return {**{key: value for key, value in base.items() if key not in foreign}, **own}
 
 
 def yaml_path(location: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -6,6 +6,7 @@ pytest.importorskip("axolotl")
 
 from axolotl.utils.dict import DictDefault
 
+from axolotl_sdft.config import PluginGeneration, SelfDistillationConfig, VLLMGeneration
 from axolotl_sdft.core.errors import ConfigError, DatasetError, UnknownNameError
 from axolotl_sdft.integrations.axolotl.overrides import (
     OVERRIDES_KEY,
@@ -34,6 +35,27 @@ def test_a_dataset_changes_what_it_names_and_keeps_the_rest():
     own = dataset_config(cfg_with(None, {"template": "code", "generation": {"max_new_tokens": 20}}), 1).settings()
     assert (own.template, own.checks) == ("code", ("leak",))
     assert (own.generation.max_new_tokens, own.generation.max_batch_size) == (20, 4)
+
+
+@pytest.mark.parametrize("is_validated", [False, True], ids=["as written", "with all defaults, as Axolotl keeps it"])
+def test_a_dataset_with_another_backend_keeps_only_the_settings_that_this_one_has(is_validated):
+    top = TOP | {"generation": {"dtype": "float32", **TOP["generation"]}}
+    if is_validated:
+        top = SelfDistillationConfig.model_validate(top).model_dump(exclude_none=True)
+
+    own = dataset_config(cfg_with({"generation": {"backend": "vllm", "seed": 7}}, top=top), 0).settings().generation
+
+    assert own == VLLMGeneration(max_new_tokens=300, dtype="float32", seed=7)
+
+
+def test_a_plugins_options_are_not_those_of_another_plugins_backend():
+    top = TOP | {"generation": {"backend": "one", "options": {"beams": 2}, "max_batch_size": 3}}
+
+    same = dataset_config(cfg_with({"generation": {"backend": "one", "seed": 7}}, top=top), 0).settings().generation
+    other = dataset_config(cfg_with({"generation": {"backend": "two"}}, top=top), 0).settings().generation
+
+    assert same == PluginGeneration(backend="one", options={"beams": 2}, max_batch_size=3, seed=7)
+    assert other == PluginGeneration(backend="two", max_batch_size=3)
 
 
 def test_the_settings_of_a_dataset_equal_the_same_ones_written_at_the_top():

@@ -1,9 +1,10 @@
 """What single datasets change about the ``self_distillation`` block.
 
 An entry of ``datasets`` may hold a block of its own, which is laid over the top-level one: what it names counts, the
-rest stays, also inside ``generation``. Axolotl's schema knows no such key in an entry and drops it without a word. So
-``register`` takes the blocks out before Axolotl validates, and keeps them under a key that the plugin declares; every
-command, rank and Ray worker finds them there.
+rest stays, also inside ``generation``; where it names another backend, what that one doesn't have is left out.
+Axolotl's schema knows no such key in an entry and drops it without a word. So ``register`` takes the blocks out before
+Axolotl validates, and keeps them under a key that the plugin declares; every command, rank and Ray worker finds them
+there.
 """
 
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from axolotl_sdft.config import SelfDistillationConfig
+from axolotl_sdft.config import SelfDistillationConfig, overridden
 from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.integrations.axolotl.blocks import fault_line, plain
 from axolotl_sdft.integrations.axolotl.datasets import OVERRIDE
@@ -99,7 +100,7 @@ def _merged(cfg: Mapping[str, Any], index: int) -> tuple[DatasetConfig | None, l
     base = plain(common or {})
     merged = {**base, **own}
     if isinstance(base.get("generation"), Mapping) and isinstance(own.get("generation"), Mapping):
-        merged["generation"] = {**base["generation"], **own["generation"]}
+        merged["generation"] = overridden(base["generation"], own["generation"])
     try:
         return DatasetConfig.model_validate(merged), []
     except ValidationError as err:
