@@ -48,6 +48,18 @@ def _pruning_lines(provenance: dict[str, Any]) -> Iterator[str]:
         f"Parameters        {parameters[0] / 1e6:.1f}M before, {parameters[1] / 1e6:.1f}M after "
         f"({100 * (1 - parameters[1] / parameters[0]):.1f} % fewer)"
     )
+    if provenance.get("patch") is not None:
+        yield from _patch_lines(provenance["patch"])
+
+
+def _patch_lines(patch: dict[str, Any]) -> Iterator[str]:
+    bare, patched = patch["divergence_bare"], patch["divergence_patched"]
+    for cut in patch["cuts"]:
+        if not cut["applied"]:
+            removed = ", ".join(str(layer) for layer in cut["removed"])
+            yield f"Patch             none before layers {removed}: {cut['reason']}"
+    if bare is not None and patched is not None and patched < bare:
+        yield f"Patch             KL to the seed model {bare:.3g} nats per token without it, {patched:.3g} with it"
 
 
 def _distillation_lines(summary: dict[str, Any]) -> Iterator[str]:
