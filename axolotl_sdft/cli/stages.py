@@ -89,10 +89,8 @@ def sdft_summary(cfg: Any, prompt: str | None) -> None:
     metavar="R",
     help="From 0, the first model, to 1, the second; overrides CONFIG.",
 )
-@click.option(
-    "--sweep", is_flag=True, help="Merge at each ratio of model_merge.sweep, measure each, and say which to take."
-)
-@config_command("sdft-merge", "model_merge", "Example: axolotl sdft-merge config.yml --sweep")
+@click.option("--sweep", is_flag=True, help="Merge at each ratio of merge.sweep, measure each, and say which to take.")
+@config_command("sdft-merge", "merge", "Example: axolotl sdft-merge config.yml --sweep")
 def sdft_merge(cfg: Any, ratio: float | None, sweep: bool) -> None:
     """Merge the two models that CONFIG names, such as the seed and what was trained from it, into one.
 
@@ -101,7 +99,7 @@ def sdft_merge(cfg: Any, ratio: float | None, sweep: bool) -> None:
     what was merged or measured before is found again.
     """
     if sweep and ratio is not None:
-        raise click.UsageError("--sweep tries the ratios of model_merge.sweep; leave out --ratio, or leave out --sweep")
+        raise click.UsageError("--sweep tries the ratios of merge.sweep; leave out --ratio, or leave out --sweep")
     from axolotl_sdft.integrations.axolotl.merging import merge_alone, sweep_alone
 
     for line in sweep_alone(cfg) if sweep else merge_alone(cfg, ratio):

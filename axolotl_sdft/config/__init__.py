@@ -70,7 +70,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "self_distillation": SelfDistillationConfig,
     "logit_distillation": LogitDistillationConfig,
     "dynsdpb": DynSDPBConfig,
-    "model_merge": MergeConfig,
+    "merge": MergeConfig,
     "recovery_report": RecoveryReportConfig,
 }
 """The YAML blocks in the order in which their stages run; the last two have commands of their own."""

@@ -60,7 +60,7 @@ class SelfDistillationConfig(Block):
     generation: Generation = TransformersGeneration()
     """How the seed model writes its answers."""
 
-    nll_samples: int = Field(256, ge=0)
+    gap_samples: int = Field(256, ge=0)
     """Rows, spread evenly, on which the distribution gap is measured before and after; 0 leaves it out."""
 
     output_dir: str | None = None

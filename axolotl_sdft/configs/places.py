@@ -13,10 +13,10 @@ _MODEL_KEYS = (
     *("lora_model_dir", "resume_from_checkpoint"),
 )
 _FILE_KEYS = ("deepspeed", "deepspeed_config")
-_OWN_WORDS = ("base_model", "output_dir")  # what model_merge.models means by them is the configuration's own
+_OWN_WORDS = ("base_model", "output_dir")  # what merge.models means by them is the configuration's own
 _OUTPUT_KEYS = (
     *("output_dir", "dataset_prepared_path", "layer_pruning.output_dir", "self_distillation.output_dir"),
-    *("model_merge.output_dir", "recovery_report.output_dir"),
+    *("merge.output_dir", "recovery_report.output_dir"),
 )
 _DATA_KEYS = (
     *("layer_pruning.calibration.path", "recovery_report.held_out.path", "recovery_report.general_prompts.path"),
@@ -84,10 +84,10 @@ def _known_place_findings(raw: Mapping[str, Any], folder: Path) -> Iterator[Find
 
 def _further_models(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the models that the blocks name, with their keys."""
-    merged, reported = _at(raw, "model_merge.models"), _at(raw, "recovery_report.models")
+    merged, reported = _at(raw, "merge.models"), _at(raw, "recovery_report.models")
     for index, value in enumerate(merged if isinstance(merged, list) else []):
         if value not in _OWN_WORDS:
-            yield f"model_merge.models[{index}]", value
+            yield f"merge.models[{index}]", value
     for name, value in reported.items() if isinstance(reported, Mapping) else []:
         yield f"recovery_report.models.{name}", value
 

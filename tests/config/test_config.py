@@ -75,7 +75,7 @@ def test_an_empty_self_distillation_block_rewrites_greedily_and_keeps_originals_
             "device_map": None,
             "trust_remote_code": None,
         },
-        "nll_samples": 256,
+        "gap_samples": 256,
         "output_dir": None,
     }
 
@@ -144,7 +144,7 @@ def test_a_block_can_not_be_changed_once_it_is_read(model):
         (SelfDistillationConfig, "max_attempts", 129, "less than or equal to 128"),
         (SelfDistillationConfig, "selection", "best", "'first' or 'max_logprob'"),
         (SelfDistillationConfig, "max_attempts", 0, "greater than or equal to 1"),
-        (SelfDistillationConfig, "nll_samples", -1, "greater than or equal to 0"),
+        (SelfDistillationConfig, "gap_samples", -1, "greater than or equal to 0"),
         (DynSDPBConfig, "alpha", -0.5, "greater than or equal to 0"),
         (DynSDPBConfig, "alpha", float("nan"), "than or equal to"),
         (DynSDPBConfig, "alpha", float("inf"), "less than or equal to 100"),

@@ -141,7 +141,7 @@ def test_files_of_self_data_distillation_differ_in_nothing_but_what_their_names_
     six["layer_pruning"] = config["layer_pruning"]
     six["output_dir"] = config["output_dir"]
     if (model, dataset) == ("llama-3.1-8b", "openmathinstruct"):  # the one that also shows what comes afterwards
-        for key in ("model_merge", "recovery_report"):
+        for key in ("merge", "recovery_report"):
             six[key] = config.get(key)
     assert {key: value for key, value in six.items() if value is not None} == config
 

@@ -36,8 +36,8 @@ def files(data_files, **entry):
         ({"datasets": [{"path": "a/b", "revision": "0" * 40, "data_files": "/data/x.csv"}]}, "datasets[0].data_files"),
         ({"chat_template_jinja": "/data/chat.jinja"}, "chat_template_jinja"),
         ({"chat_template_jinja": "gone.jinja"}, "chat_template_jinja"),
-        ({"model_merge": {"models": ["output_dir", "/data/plain"]}}, "model_merge.models[1]"),
-        ({"model_merge": {"models": ["../a", "base_model"]}}, "model_merge.models[0]"),
+        ({"merge": {"models": ["output_dir", "/data/plain"]}}, "merge.models[1]"),
+        ({"merge": {"models": ["../a", "base_model"]}}, "merge.models[0]"),
         ({"recovery_report": {"models": {"plain": "~/plain"}}}, "recovery_report.models.plain"),
         ({"some": [{"new_key": "/data/of/mine"}]}, "some[0].new_key"),
         ({"new_key": r"\\server\share\rows"}, "new_key"),
@@ -51,7 +51,7 @@ def test_a_place_on_one_machine_is_a_fault_of_its_key(found, changes, key):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model_merge": {"models": ["base_model", "output_dir"]}},
+        {"merge": {"models": ["base_model", "output_dir"]}},
         {"recovery_report": {"models": {"other": "someone/model"}}},
         {"chat_template_jinja": "{{ messages }}"},
         {"datasets": [{"path": "a/b", "revision": "0" * 40, "data_files": "train/one.jsonl"}]},
@@ -72,8 +72,8 @@ def test_files_beside_the_configuration_can_be_sent_along_and_their_loader_has_n
 
 
 def test_a_model_that_another_run_makes_below_the_folder_is_advice(found):
-    (line,) = found(model_merge={"models": ["./outputs/other", "output_dir"]})
-    assert line.startswith("advice: model_merge.models[0]: './outputs/other' is what another run makes")
+    (line,) = found(merge={"models": ["./outputs/other", "output_dir"]})
+    assert line.startswith("advice: merge.models[0]: './outputs/other' is what another run makes")
 
 
 def test_a_home_folder_in_a_comment_is_a_fault_and_another_folder_is_advice(found):

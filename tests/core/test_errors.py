@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 
+import axolotl_sdft.errors as public
 from axolotl_sdft.core import errors
 
 STDLIB_BASES = {
@@ -19,6 +20,10 @@ STDLIB_BASES = {
 
 def test_the_table_above_names_every_child_of_the_root():
     assert set(errors.SdftError.__subclasses__()) == set(STDLIB_BASES)
+
+
+def test_all_of_them_can_be_imported_from_the_public_module():
+    assert {getattr(public, name) for name in public.__all__} == {errors.SdftError, *STDLIB_BASES}
 
 
 @pytest.mark.parametrize("child", STDLIB_BASES, ids=lambda child: child.__name__)

@@ -33,7 +33,7 @@ class Loud(EchoBackend):
 
 def config_of(tmp_path, **settings):
     given = {"checks": [cell(CELL, "ends_in")], "template": cell(CELL, "short"), "generation": {"backend": Loud}}
-    return SelfDistillationConfig(output_dir=str(tmp_path / "out"), nll_samples=0, **given | settings)
+    return SelfDistillationConfig(output_dir=str(tmp_path / "out"), gap_samples=0, **given | settings)
 
 
 def spec_of(tmp_path, seed_dir, **settings):

@@ -52,7 +52,7 @@ def test_backend_and_row_format_rewrite_rows_of_a_type_of_their_own(tiny_llama_d
         checks=["no_questions"],
         generation={"backend": "shouting"},
         output_dir=str(tmp_path),
-        nll_samples=0,
+        gap_samples=0,
     )
     rows = Dataset.from_list([{"ask": "Name a bird.", "say": "A wren."}, {"ask": "Why?", "say": "Because."}])
     distilled = distill_dataset(rows, config, seed_model=tiny_llama_dir, dataset_config={"type": "my_package.faq"})

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.e2e
 PAGE = REPOSITORY / "docs" / "tutorial.md"
 LESS = {
     "layer_pruning": {"num_layers": 3, "calibration": {"num_samples": 8, "sequence_len": 64}},
-    "self_distillation": {"checks": ["empty"], "generation": {"max_new_tokens": 4}, "nll_samples": 4},
+    "self_distillation": {"checks": ["empty"], "generation": {"max_new_tokens": 4}, "gap_samples": 4},
     "recovery_report": {"general_prompts": {"num_samples": 2, "max_new_tokens": 4}, "speed": {"rounds": 0}},
     "max_steps": 2,
 }

@@ -49,7 +49,7 @@ def config(tiny_llama_dir, trained_dir, tmp_path, monkeypatch):
     shutil.copytree(trained_dir, "out")
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     named = {"base_model": str(tiny_llama_dir), "output_dir": "out", "plugins": ["axolotl_sdft.SDFTPlugin"]}
-    return named | {"model_merge": {}, "recovery_report": REPORT}
+    return named | {"merge": {}, "recovery_report": REPORT}
 
 
 def run(config, *args):
@@ -68,7 +68,7 @@ def test_the_command_merges_base_model_and_output_dir_and_says_how_to_use_the_re
 
 
 def test_a_ratio_on_the_command_line_wins(config, tmp_path):
-    config["model_merge"] = {"ratio": 0.9, "output_dir": "merged"}
+    config["merge"] = {"ratio": 0.9, "output_dir": "merged"}
     result = run(config, "--ratio", "1")
     assert "slerp at ratio 1\n" in result.output
     trained = load_file(tmp_path / "out" / "model.safetensors")
@@ -77,32 +77,32 @@ def test_a_ratio_on_the_command_line_wins(config, tmp_path):
 
 def test_the_help_lists_the_keys_of_the_block():
     printed = CliRunner().invoke(sdft_merge, ["--help"]).output
-    assert "model_merge.max_shard_size" in printed
+    assert "merge.max_shard_size" in printed
     assert "Example: axolotl sdft-merge config.yml --sweep" in printed
 
 
 @pytest.mark.parametrize(
     ("changes", "args", "message"),
     [
-        ({"model_merge": None}, (), "there is no model_merge block; an empty one will do: model_merge: {}"),
+        ({"merge": None}, (), "there is no merge block; an empty one will do: merge: {}"),
         (
             {"output_dir": "empty"},
             (),
-            r"model_merge\.models names output_dir, but .*/empty holds no model yet; run axolotl tr",
+            r"merge\.models names output_dir, but .*/empty holds no model yet; run axolotl tr",
         ),
         ({}, ("--ratio", "2"), "2.0 is not in the range"),
         ({}, ("--ratio", "0.5", "--sweep"), "leave out --ratio, or leave out --sweep"),
         (
-            {"model_merge": {"models": ["base_model", "absent"]}},
+            {"merge": {"models": ["base_model", "absent"]}},
             (),
-            r"model_merge\.models is 'absent', which is no folder here",
+            r"merge\.models is 'absent', which is no folder here",
         ),
         (
             {"layer_pruning": {"drop_layers": [2]}, "output_dir": "empty"},
             (),
             r"layer_pruning prunes first, but .* is not there yet; run axolotl",
         ),
-        ({"model_merge": {"ratio": 3}}, (), r"model_merge\.ratio is 3: Input should be less than or equal to 1"),
+        ({"merge": {"ratio": 3}}, (), r"merge\.ratio is 3: Input should be less than or equal to 1"),
     ],
 )
 def test_what_can_not_work_is_one_message(config, changes, args, message):
@@ -114,10 +114,8 @@ def test_what_can_not_work_is_one_message(config, changes, args, message):
 
 def test_a_pruned_model_is_not_merged_with_its_seed(config, tmp_path):
     cut_layers(config["base_model"], [2], tmp_path / "pruned")
-    config["model_merge"] = {"models": [config["base_model"], "pruned"]}
-    with pytest.raises(
-        ConfigError, match=r"^model_merge\.models: .* has 6 layers, .*pruned 5; merge what was trained from"
-    ):
+    config["merge"] = {"models": [config["base_model"], "pruned"]}
+    with pytest.raises(ConfigError, match=r"^merge\.models: .* has 6 layers, .*pruned 5; merge what was trained from"):
         list(merge_alone(DictDefault(config)))
 
 
@@ -140,7 +138,7 @@ def test_an_adapter_in_output_dir_is_scaled_towards_the_base(config, tmp_path):
 
 
 def test_a_sweep_measures_each_ratio_marks_the_best_and_keeps_the_folders(config, tmp_path):
-    config["model_merge"] = {"sweep": [0.0, 0.5, 1.0]}
+    config["merge"] = {"sweep": [0.0, 0.5, 1.0]}
     result = run(config, "--sweep")
     assert result.exit_code == 0, result.output
     header, first, *others = table_of(result)
@@ -149,7 +147,7 @@ def test_a_sweep_measures_each_ratio_marks_the_best_and_keeps_the_folders(config
     assert [line.split()[0] for line in others] == ["0.5", "1"]
     assert sum("best" in line for line in (first, *others)) == 1
     taken = re.search(r"^take ratio (\S+):", result.stdout, re.M)[1]
-    assert f"in YAML: model_merge: {{ratio: {taken}}}\n" in result.stdout
+    assert f"in YAML: merge: {{ratio: {taken}}}\n" in result.stdout
     (folder,) = (tmp_path / "out" / "sdft_merged_sweep").glob("0.5-*")
     for ratio, place in ((0, config["base_model"]), (0.5, folder), (1, tmp_path / "out")):
         assert f"{ratio}: {place}\n" in result.stdout
@@ -163,7 +161,7 @@ def table_of(result):
 
 
 def test_a_sweep_again_finds_merges_and_figures_and_a_new_ratio_is_all_that_is_made(config, monkeypatch):
-    config["model_merge"] = {"sweep": [0.25, 0.5]}
+    config["merge"] = {"sweep": [0.25, 0.5]}
     before = table_of(run(config, "--sweep"))
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "_write_merged", lambda *_: pytest.fail("merged again"))
@@ -172,7 +170,7 @@ def test_a_sweep_again_finds_merges_and_figures_and_a_new_ratio_is_all_that_is_m
     assert again.exit_code == 0, again.output
     assert table_of(again) == before
 
-    config["model_merge"] = {"sweep": [0.25, 0.5, 0.75]}
+    config["merge"] = {"sweep": [0.25, 0.5, 0.75]}
     measured = []
     monkeypatch.setattr(
         measuring,
@@ -185,7 +183,7 @@ def test_a_sweep_again_finds_merges_and_figures_and_a_new_ratio_is_all_that_is_m
 
 def test_a_sweep_without_held_out_rows_marks_none_and_says_which_key_to_set(config):
     config["recovery_report"] = {key: value for key, value in REPORT.items() if key != "held_out"}
-    config["model_merge"] = {"sweep": [0.5]}
+    config["merge"] = {"sweep": [0.5]}
     result = run(config, "--sweep")
     assert result.exit_code == 0, result.output
     assert "no ratio is marked" in result.output

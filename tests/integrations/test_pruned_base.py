@@ -336,7 +336,7 @@ def test_reports_and_merges_of_a_moved_project_find_the_checkpoint_under_the_ada
     (pruned,) = Path("sdft_prepared").absolute().glob("[!.]*-drop2-*")
     assert weights_dir(ReportedModel("trained", Path("out").absolute())) == pruned
     assert weights_dir(ReportedModel("trained", Path("out"))) == pruned
-    merged = DictDefault(moved_project | {"model_merge": {"ratio": 0.5}})
+    merged = DictDefault(moved_project | {"merge": {"ratio": 0.5}})
     list(merge_alone(merged))
     adapter = json.loads(Path("out/sdft_merged/adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == str(pruned)
@@ -345,7 +345,7 @@ def test_reports_and_merges_of_a_moved_project_find_the_checkpoint_under_the_ada
 
 
 def test_reports_and_merges_refuse_settings_that_ask_for_another_checkpoint(moved_project):
-    cfg = DictDefault(moved_project | {"layer_pruning": {"drop_layers": [0]}, "model_merge": {}})
+    cfg = DictDefault(moved_project | {"layer_pruning": {"drop_layers": [0]}, "merge": {}})
     for use in (find_artifacts, lambda cfg: list(merge_alone(cfg))):
         with pytest.raises(ConfigError, match=r"output_dir .*drop_layers is \[0\], was"):
             use(cfg)

@@ -16,7 +16,7 @@ from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, dist
 
 pytestmark = pytest.mark.usefixtures("echo_plugin")
 
-TOP = {"template": "plain", "checks": [], "generation": {"backend": "echo"}, "nll_samples": 0}
+TOP = {"template": "plain", "checks": [], "generation": {"backend": "echo"}, "gap_samples": 0}
 
 
 def write_rows(path, name, count):

@@ -124,7 +124,7 @@ def test_blocks_that_training_would_drop_since_the_plugin_is_not_listed_are_name
     "cfg",
     [
         {"plugins": ["axolotl_sdft.SDFTPlugin"], "layer_pruning": {"num_layers": 2}},
-        {"model_merge": {}, "recovery_report": {}},  # have commands of their own
+        {"merge": {}, "recovery_report": {}},  # have commands of their own
     ],
 )
 def test_blocks_that_have_their_effect_need_nothing_more(cfg):

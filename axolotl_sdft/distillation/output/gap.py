@@ -90,7 +90,7 @@ class Gap:
 
 
 def measure_gap(spec: "DistillationSpec", backend: Backend, distilled: "Dataset", kept: NDArray[np.int64]) -> Gap:
-    """Return the gap of up to ``nll_samples`` rows that are spread evenly over the distilled dataset.
+    """Return the gap of up to ``gap_samples`` rows that are spread evenly over the distilled dataset.
 
     Args:
         spec: Knows the rows as they were.
@@ -98,9 +98,9 @@ def measure_gap(spec: "DistillationSpec", backend: Backend, distilled: "Dataset"
         distilled: The rows as they will be trained.
         kept: For each distilled row, its place among the rows as they were.
     """
-    places = evenly_spaced(len(kept), spec.config.nll_samples)
+    places = evenly_spaced(len(kept), spec.config.gap_samples)
     if not places:
-        return Gap(why_unknown="self_distillation.nll_samples is 0")
+        return Gap(why_unknown="self_distillation.gap_samples is 0")
     LOG.info("%s: measuring the distribution gap on %d rows", spec.where, len(places))
     measured: list[MeasuredAnswer] = []
     widest: list[tuple[MeasuredAnswer, Pair]] = []

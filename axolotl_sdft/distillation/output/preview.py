@@ -108,7 +108,7 @@ def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, di
         for index, row in originals.items()
         for turn in range(row_format.num_targets(row))
     }
-    measures = bool(spec.config.nll_samples)
+    measures = bool(spec.config.gap_samples)
     if measures and before:  # one answer, so that the model is loaded before the clock starts
         first = next(iter(before.values()))
         backend.answer_nll([(first, first.reference)])

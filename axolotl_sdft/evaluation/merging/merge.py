@@ -39,7 +39,7 @@ from axolotl_sdft.evaluation.merging.slerp import Blend, linear_factors
 LOG = logging.getLogger(__name__)
 
 MERGE_FILE = "sdft_merge.json"
-OUTPUT_KEY = "model_merge.output_dir"
+OUTPUT_KEY = "merge.output_dir"
 
 
 @dataclass(frozen=True)

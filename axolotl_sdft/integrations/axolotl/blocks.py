@@ -36,7 +36,7 @@ class Blocks:
     self_distillation: SelfDistillationConfig | None
     dynsdpb: DynSDPBConfig | None
     logit_distillation: LogitDistillationConfig | None = None
-    model_merge: MergeConfig | None = None
+    merge: MergeConfig | None = None
     recovery_report: RecoveryReportConfig | None = None
 
     @property

@@ -32,7 +32,7 @@ _WAY_OUT = (
 _OTHER_KEYS = frozenset(
     (
         *("base_model", "datasets", "test_datasets", "pretraining_dataset", "output_dir", "plugins", "hub_model_id"),
-        *("chat_template_jinja", "layer_pruning", "self_distillation", "dynsdpb", "recovery_report", "model_merge"),
+        *("chat_template_jinja", "layer_pruning", "self_distillation", "dynsdpb", "recovery_report", "merge"),
         "logit_distillation",
         *("dataset_prepared_path", "special_tokens", "tokens", "wandb_name", "wandb_run_id", "mlflow_run_name"),
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from axolotl_sdft.evaluation.spec import RecoverySpec
 
 _DEFAULT_FOLDER = "sdft_merged"
-_MODELS_KEY = "model_merge.models"
+_MODELS_KEY = "merge.models"
 
 
 def merge_alone(cfg: Any, ratio: float | None = None) -> Iterator[str]:
@@ -33,10 +33,10 @@ def merge_alone(cfg: Any, ratio: float | None = None) -> Iterator[str]:
 
     Args:
         cfg: The raw configuration.
-        ratio: Takes the place of ``model_merge.ratio``.
+        ratio: Takes the place of ``merge.ratio``.
 
     Raises:
-        SdftError: There is no ``model_merge`` block, or the models can't be merged.
+        SdftError: There is no ``merge`` block, or the models can't be merged.
     """
     config = _merge_config(cfg)
     if ratio is not None:
@@ -51,13 +51,13 @@ def merge_alone(cfg: Any, ratio: float | None = None) -> Iterator[str]:
 
 
 def sweep_alone(cfg: Any) -> Iterator[str]:
-    """Merge at each ratio of ``model_merge.sweep``, measure each merge, and yield the table and which one to take.
+    """Merge at each ratio of ``merge.sweep``, measure each merge, and yield the table and which one to take.
 
     The two ends are the models themselves, so nothing is written for them. Folders are kept; merges and figures that
     are there from before are found again.
 
     Raises:
-        SdftError: There is no ``model_merge`` block, the models can't be merged, or the seed can't be measured.
+        SdftError: There is no ``merge`` block, the models can't be merged, or the seed can't be measured.
     """
     from axolotl_sdft.evaluation.pipeline import check_report, run_report
 
@@ -85,7 +85,7 @@ def sweep_alone(cfg: Any) -> Iterator[str]:
     yield from (f"note: {note}" for note in measured.notes)
     yield from choice_lines(choice)
     if choice is not None:
-        yield f"in YAML: model_merge: {{ratio: {choice.taken.ratio:g}}}"
+        yield f"in YAML: merge: {{ratio: {choice.taken.ratio:g}}}"
         yield _use(choice.taken.folder)
 
 
@@ -102,11 +102,11 @@ def named_models(cfg: Any, config: MergeConfig) -> tuple[NamedModel, NamedModel]
 
 def _merge_config(cfg: Any) -> MergeConfig:
     blocks = read_blocks(cfg)
-    if blocks.model_merge is None:
-        raise ConfigError("there is no model_merge block; an empty one will do: model_merge: {}")
+    if blocks.merge is None:
+        raise ConfigError("there is no merge block; an empty one will do: merge: {}")
     check_plugin(cfg, blocks)
     check_rules(cfg, blocks, other_trainers={})
-    return blocks.model_merge
+    return blocks.merge
 
 
 def _named_model(cfg: Any, name: str) -> NamedModel:

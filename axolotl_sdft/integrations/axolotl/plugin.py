@@ -40,7 +40,7 @@ class SDFTArgs(BaseModel):
     dynsdpb: DynSDPBConfig | None = Field(
         None, description="Distil each mini-batch from the model's own logits of the iteration before."
     )
-    model_merge: MergeConfig | None = Field(None, description="What `axolotl sdft-merge` makes of two trained models.")
+    merge: MergeConfig | None = Field(None, description="What `axolotl sdft-merge` makes of two trained models.")
     recovery_report: RecoveryReportConfig | None = Field(
         None, description="What `axolotl recovery-report` measures of seed, pruned and trained models."
     )

@@ -80,7 +80,7 @@ def row(name, output="original"):
 
 
 def spec_for(tmp_path, seed_dir, rows, **settings):
-    settings = {"template": "question_alone", "checks": ("judge",), "nll_samples": 0} | settings
+    settings = {"template": "question_alone", "checks": ("judge",), "gap_samples": 0} | settings
     settings = {"generation": {"backend": "counting"}, "output_dir": str(tmp_path / "out")} | settings
     config = SelfDistillationConfig(**settings)
     return DistillationSpec(Dataset.from_list(rows), config, seed_dir, {"type": "alpaca"}, "seed")
@@ -295,7 +295,7 @@ POISON = {
 def test_one_poisonous_answer_ends_neither_a_run_nor_a_restart(tmp_path, seed_dir, answer):
     ODD["b"] = answer
     checks = ("empty", "truncated", "leak", "repetition", "refusal", "judge")
-    settings = {"checks": checks, "nll_samples": 9}
+    settings = {"checks": checks, "gap_samples": 9}
     first = run_distillation(spec_for(tmp_path, seed_dir, ROWS, **settings))
     assert outputs(first)[::2] == ["about a", "about c"]
     assert (first / "report.html").exists()
@@ -311,7 +311,7 @@ def test_a_text_that_the_seed_models_tokenizer_fails_on_costs_the_gap_and_no_mor
         raise UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed")
 
     monkeypatch.setattr(CountingBackend, "answer_nll", fail)
-    folder = run_distillation(spec_for(tmp_path, seed_dir, ROWS, nll_samples=9))
+    folder = run_distillation(spec_for(tmp_path, seed_dir, ROWS, gap_samples=9))
 
     assert outputs(folder) == ["about a", "about b", "about c"]
     assert "the distribution gap was not measured: UnicodeEncodeError" in caplog.text

@@ -33,7 +33,7 @@ def answer(text, finish_reason="stop"):
 def finished_task(tmp_path, seed_dir, rows, row_type=ALONE, **settings):
     settings = {"template": "unaided", "checks": CHECKS, "max_attempts": 3} | settings
     generation = {"backend": "scripted", "temperature": 0.7}
-    config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), generation=generation, nll_samples=0, **settings)
+    config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), generation=generation, gap_samples=0, **settings)
     spec = DistillationSpec(Dataset.from_list(rows), config, seed_dir, {"type": row_type}, "seed")
     run_distillation(spec)
     return spec

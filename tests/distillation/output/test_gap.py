@@ -97,7 +97,7 @@ def test_many_rows_are_measured_in_parts_and_the_widest_of_all_are_kept(tmp_path
     backend = Likelihoods()
 
     gap = measure_gap(
-        task_of(tmp_path, seed_dir, alpaca(before), nll_samples=600), backend, alpaca(after, [""] * 600), np.arange(600)
+        task_of(tmp_path, seed_dir, alpaca(before), gap_samples=600), backend, alpaca(after, [""] * 600), np.arange(600)
     )
 
     assert [len(asked) for asked in backend.asked] == [512, 512, 176]
@@ -110,7 +110,7 @@ def test_many_rows_are_measured_in_parts_and_the_widest_of_all_are_kept(tmp_path
     [
         (lambda count: None, {}, "backend echo can't tell how likely a given answer is"),
         (lambda count: [math.nan] * count, {}, "none of the sampled rows holds .* a finite likelihood"),
-        (lambda count: [1.0] * count, {"nll_samples": 0}, "self_distillation.nll_samples is 0"),
+        (lambda count: [1.0] * count, {"gap_samples": 0}, "self_distillation.gap_samples is 0"),
     ],
 )
 def test_a_gap_that_is_not_known_says_why(tmp_path, seed_dir, told, settings, why, monkeypatch):

@@ -81,7 +81,7 @@ def test_a_preview_counts_and_measures_its_answers(tmp_path, seed_dir):
 
     assert (previewed.num_rows, previewed.num_accepted, previewed.rejections) == (9, 8, {"no_seven": 1})
     assert previewed.gap == (8.0, pytest.approx((8 * 30 + 8) / 9))  # the echo backend counts characters
-    assert preview(task_of(tmp_path, seed_dir, alpaca_rows(9), nll_samples=0), 2).gap is None
+    assert preview(task_of(tmp_path, seed_dir, alpaca_rows(9), gap_samples=0), 2).gap is None
 
 
 @pytest.mark.usefixtures("echo_plugin")

@@ -168,7 +168,7 @@ def test_any_text_gives_a_page_that_is_well_formed_and_can_be_written(tmp_path_f
 
 def test_the_page_loads_nothing_and_follows_the_readers_colours(tmp_path):
     figures = figures_of([taken()])
-    text = render_report(tmp_path, summary_of(figures), figures, Gap(why_unknown="nll_samples is 0"))
+    text = render_report(tmp_path, summary_of(figures), figures, Gap(why_unknown="gap_samples is 0"))
     assert "default-src 'none'; style-src 'unsafe-inline'" in text
     assert "http" not in text.replace('http-equiv="Content-Security-Policy"', "")
     assert "prefers-color-scheme: dark" in text

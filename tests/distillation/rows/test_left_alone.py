@@ -255,7 +255,7 @@ def test_log_summary_report_card_and_rows_say_what_was_left_alone(seed_dir, tmp_
 
 @pytest.mark.usefixtures("echo_plugin")
 def test_a_preview_says_what_is_left_alone(seed_dir, tmp_path):
-    spec = spec_for(MIXED, seed_dir, tmp_path, nll_samples=0)
+    spec = spec_for(MIXED, seed_dir, tmp_path, gap_samples=0)
     lines = list(preview_lines(preview(spec, 3), "datasets[0]", 3))
     assert any(line.startswith("left alone: role 'observation' before it (1 row)") for line in lines)
     [line] = preview_lines(preview(spec_for(MIXED[1:], seed_dir, tmp_path), 1), "datasets[0]", 1)

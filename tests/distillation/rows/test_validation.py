@@ -114,7 +114,7 @@ def test_rows_with_a_format_are_taken_as_they_are_stored(kind, tmp_path, seed_di
     else:
         dataset = rows.with_format("torch", columns=["id"]) if kind == "subset" else rows.with_format(kind)
     config = SelfDistillationConfig(
-        output_dir=str(tmp_path / "out"), generation={"backend": "echo"}, checks=(), template="plain", nll_samples=0
+        output_dir=str(tmp_path / "out"), generation={"backend": "echo"}, checks=(), template="plain", gap_samples=0
     )
     with caplog.at_level("INFO"):
         distilled = distill_dataset(dataset, config, seed_model=seed_dir)
@@ -135,7 +135,7 @@ def test_pictures_keep_the_bytes_of_their_files(tmp_path, seed_dir, echo_plugin)
     features = {"photo": Image(), "album": Sequence(Image()), "instruction": Value("string"), "output": Value("string")}
     rows = Dataset.from_dict(columns, features=Features(features))
     config = SelfDistillationConfig(
-        output_dir=str(tmp_path / "out"), generation={"backend": "echo"}, checks=(), template="plain", nll_samples=0
+        output_dir=str(tmp_path / "out"), generation={"backend": "echo"}, checks=(), template="plain", gap_samples=0
     )
     distilled = distill_dataset(rows, config, seed_model=seed_dir)
     assert distilled.features["photo"] == Image()

@@ -37,9 +37,7 @@ def test_the_same_merge_is_found_again_and_not_made_anew(pair, tmp_path, monkeyp
 
 def test_another_ratio_in_the_same_folder_is_refused_by_the_setting_that_differs(pair, tmp_path):
     merge_models(*pair, tmp_path / "merged")
-    with pytest.raises(
-        ArtifactError, match=r"model_merge\.output_dir: .* its sdft_merge\.json differs in ratio; delete"
-    ):
+    with pytest.raises(ArtifactError, match=r"merge\.output_dir: .* its sdft_merge\.json differs in ratio; delete"):
         merge_models(*pair, tmp_path / "merged", ratio=0.6)
 
 
@@ -61,7 +59,7 @@ def test_a_full_disk_is_told_before_anything_is_written(pair, tmp_path, monkeypa
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(artifacts.shutil, "disk_usage", lambda _: usage._replace(free=10))
     monkeypatch.setattr(checkpoints, "_write_merged", lambda *_: pytest.fail("written"))
-    with pytest.raises(ArtifactError, match=r"model_merge\.output_dir: 0\.00 GB are needed in"):
+    with pytest.raises(ArtifactError, match=r"merge\.output_dir: 0\.00 GB are needed in"):
         merge_models(*pair, tmp_path / "merged")
 
 

@@ -484,7 +484,7 @@ def test_a_dataset_is_rewritten_by_two_servers_and_the_key_is_written_nowhere(se
         )
         output_dir = str(tmp_path / "out")
         config = SelfDistillationConfig(
-            template="{{ reference }}", checks=(), nll_samples=0, output_dir=output_dir, generation=generation
+            template="{{ reference }}", checks=(), gap_samples=0, output_dir=output_dir, generation=generation
         )
         distilled = distill_dataset(rows, config, seed_model=seed_dir)
 
@@ -538,7 +538,7 @@ def test_a_key_that_a_server_puts_everywhere_is_written_and_logged_nowhere(seed_
         )
         output_dir = str(tmp_path / "out")
         config = SelfDistillationConfig(
-            template="{{ reference }}", checks=(), nll_samples=0, output_dir=output_dir, generation=generation
+            template="{{ reference }}", checks=(), gap_samples=0, output_dir=output_dir, generation=generation
         )
         distilled = distill_dataset(rows, config, seed_model=seed_dir)
 
