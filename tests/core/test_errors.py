@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-import axolotl_sdft.core.errors as public
+import axolotl_sdft.errors as public
 from axolotl_sdft.core import errors
 
 STDLIB_BASES = {
