@@ -57,18 +57,26 @@ def prune_layers(cfg: Any, dry_run: bool, num_layers: int | float | None) -> Non
     metavar="FILE",
     help="Also write, as chat rows, how each attempt that was rejected for its content is corrected.",
 )
+@click.option(
+    "--logits",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Also write the seed model's K most likely tokens at each trained one, as Axolotl's KD plugin reads them.",
+)
 @config_command("self-distill", "self_distillation", "Example: axolotl self-distill config.yml --dry-run 5")
-def self_distill(cfg: Any, dry_run: int | None, corrections: Path | None) -> None:
+def self_distill(cfg: Any, dry_run: int | None, corrections: Path | None, logits: int | None) -> None:
     """Write the self-distilled datasets that CONFIG asks for, as training would.
 
     Beside each stands report.html: what was accepted and why not, lengths, the distribution gap, sample answers.
     """
     if dry_run is not None and corrections is not None:
         raise click.UsageError("--dry-run writes nothing, so there is no file for --corrections; leave one out")
+    if dry_run is not None and logits is not None:
+        raise click.UsageError("--dry-run writes nothing, so there is no place for --logits; leave one out")
     from axolotl_sdft.integrations.axolotl.commands import distill_alone
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in distill_alone(cfg, num_previews=dry_run, width=width, corrections=corrections):
+    for line in distill_alone(cfg, num_previews=dry_run, width=width, corrections=corrections, logits=logits):
         echo(line)
 
 

@@ -17,6 +17,7 @@ from axolotl_sdft.distillation.rows.left_alone import rewritten_of
 from axolotl_sdft.distillation.spec import SUMMARY_FILE
 from axolotl_sdft.evaluation.summary import Artifacts
 from axolotl_sdft.integrations.axolotl.blocks import Blocks, read_blocks
+from axolotl_sdft.integrations.axolotl.logits import check_logits, logit_lines
 from axolotl_sdft.integrations.axolotl.overrides import check_overrides
 from axolotl_sdft.integrations.axolotl.pruned_base import output_dir_of, pruned_dir_of
 from axolotl_sdft.integrations.axolotl.rewriting import distillation_specs
@@ -103,7 +104,11 @@ def _picture_lines(
 
 
 def distill_alone(
-    cfg: Any, num_previews: int | None, width: int | None = None, corrections: Path | None = None
+    cfg: Any,
+    num_previews: int | None,
+    width: int | None = None,
+    corrections: Path | None = None,
+    logits: int | None = None,
 ) -> Iterator[str]:
     """Rewrite the datasets, or show some rows; yield counts, folders and reports.
 
@@ -113,6 +118,7 @@ def distill_alone(
         width: Columns of the terminal that shows them; None for a file or a pipe.
         corrections: File for conversations in which rejected attempts are corrected; with several datasets, each has
             its own, numbered.
+        logits: Also write so many of the seed model's most likely tokens for each trained one.
 
     Raises:
         ConfigError: The configuration has no ``self_distillation`` block.
@@ -121,9 +127,12 @@ def distill_alone(
     config = _checked_blocks(cfg).self_distillation
     if config is None:
         raise ConfigError("there is no self_distillation block; an empty one will do: self_distillation: {}")
-    specs = [spec for _, spec in distillation_specs(cfg)]
+    entries_and_specs = distillation_specs(cfg)
+    specs = [spec for _, spec in entries_and_specs]
+    if logits is not None:
+        check_logits(entries_and_specs)
     files = _numbered(corrections, len(specs))
-    for spec, file in zip(specs, files, strict=True):
+    for (entry, spec), file in zip(entries_and_specs, files, strict=True):
         if num_previews is not None:
             yield from _preview(spec, num_previews, width)
             continue
@@ -133,6 +142,8 @@ def distill_alone(
         yield f"report: {folder / REPORT_FILE}"
         if file is not None:
             yield f"{spec.where}: {write_corrections(spec, file)} wrong attempts with their corrections: {file}"
+        if logits is not None:
+            yield from logit_lines(cfg, entry, spec, folder, logits)
 
 
 def _numbered(path: Path | None, count: int) -> list[Path | None]:

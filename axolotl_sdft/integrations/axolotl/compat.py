@@ -60,13 +60,22 @@ def validate_early(cfg: Any) -> None:
     Raises:
         pydantic.ValidationError: As Axolotl itself raises it.
     """
+    validated(cfg)
+
+
+def validated(cfg: Any) -> Any:
+    """Return a copy of a raw configuration as Axolotl validates it, with its defaults.
+
+    Raises:
+        pydantic.ValidationError: As Axolotl itself raises it.
+    """
     from axolotl.cli.config import gpu_capabilities
     from axolotl.utils.config import validate_config
     from axolotl.utils.dict import DictDefault
 
     # On a Ray driver there is no GPU to ask; Axolotl itself leaves the capabilities out there.
     capabilities, env_capabilities = (None, None) if cfg.get("use_ray") else gpu_capabilities()
-    validate_config(DictDefault(copy.deepcopy(cfg.to_dict())), capabilities, env_capabilities)
+    return validate_config(DictDefault(copy.deepcopy(cfg.to_dict())), capabilities, env_capabilities)
 
 
 def other_trainers(cfg: Any, own_plugin: object) -> dict[str, str]:

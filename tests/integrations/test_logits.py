@@ -1,0 +1,113 @@
+"""What ``self-distill --logits`` writes is what Axolotl's own plugin for knowledge distillation reads and trains on."""
+
+import json
+
+import pytest
+
+pytest.importorskip("axolotl")
+
+import torch
+from axolotl.integrations.kd.collator import DataCollatorForKD
+from axolotl.integrations.kd.kernels.liger import LigerFusedLinearKLTopKLogprobLoss
+from axolotl.prompt_strategies import load as load_strategy
+from axolotl.utils.dict import DictDefault
+from datasets import Dataset, load_from_disk
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from axolotl_sdft.core.errors import ConfigError, DatasetError
+from axolotl_sdft.distillation.output.logits import TokenizedRow, logits_dir, top_log_probs, write_logits
+from axolotl_sdft.integrations.axolotl.logits import KD_TYPE, check_logits, kd_entry, tokenized_rows
+
+ENTRY = {"path": "rows", "type": "chat_template"}
+ROWS = [
+    [("user", "What is a glacier?"), ("assistant", "A river of ice.")],
+    [("user", "And snow?"), ("assistant", "Frozen water."), ("user", "Rain?"), ("assistant", "Water that falls.")],
+]
+DATASET = Dataset.from_list([{"messages": [{"role": role, "content": text} for role, text in row]} for row in ROWS])
+
+
+@pytest.fixture
+def cfg(tiny_llama_dir):
+    least = {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 0.001, "num_epochs": 1}
+    return DictDefault({"base_model": str(tiny_llama_dir), "sequence_len": 128, "datasets": [ENTRY], **least})
+
+
+@pytest.fixture
+def seed(tiny_llama_dir):
+    return AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32).eval()
+
+
+def test_predictions_are_the_most_likely_next_tokens(seed):
+    row = TokenizedRow(0, (5, 6, 7, 8), (-100, -100, 7, 8))
+    log_probs_PK, token_ids_PK = top_log_probs(seed, row, 3)
+    with torch.no_grad():
+        expected = seed(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0].log_softmax(-1)
+    assert log_probs_PK.shape == (3, 3)  # at the positions of 6, 7 and 8
+    torch.testing.assert_close(log_probs_PK, expected[1:].sort(descending=True).values[:, :3])
+    assert token_ids_PK[:, 0].tolist() == expected[1:].argmax(-1).tolist()
+
+
+def test_axolotls_plugin_computes_the_divergence_from_the_seed_model(cfg, seed, tiny_llama_dir, tmp_path):
+    rows = list(tokenized_rows(cfg, ENTRY, DATASET))
+    vocabulary = seed.config.vocab_size
+    folder = write_logits(seed, DATASET, rows, vocabulary, logits_dir(tmp_path / "rows", rows, vocabulary, "seed"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    entry = DictDefault(kd_entry(DictDefault(ENTRY), folder))
+    assert entry.type == KD_TYPE
+    strategy = load_strategy(entry.type, tokenizer, cfg, entry)
+    samples = [strategy.tokenize_prompt(dict(row)) for row in load_from_disk(str(folder))]
+    assert [tuple(sample["input_ids"]) for sample in samples] == [row.input_ids for row in rows]
+    batch = DataCollatorForKD(tokenizer)([dict(sample) for sample in samples])
+    student = torch.nn.Linear(64, vocabulary, bias=False)
+    with torch.no_grad():
+        hidden = seed.model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    loss = LigerFusedLinearKLTopKLogprobLoss(
+        0.0, 1.0, 1.0, 0.0, compiled=False, compute_ce_loss=False, normalize_topk=False
+    )
+    targets = (batch["target_token_ids"], batch["target_logprobs"], batch["target_mask"])
+    found = loss(student.weight, hidden, *targets, true_labels=batch["labels"])
+    taught = loss(seed.lm_head.weight, hidden, *targets, true_labels=batch["labels"])
+    # The plugin compares the predictions at the trained tokens themselves.
+    at = batch["labels"] != -100
+    with torch.no_grad():
+        log_seed, log_student = (head(hidden)[at].log_softmax(-1) for head in (seed.lm_head, student))
+    expected = (log_seed.exp() * (log_seed - log_student)).sum()
+    assert float(found) == pytest.approx(float(expected), rel=1e-3)
+    assert float(taught) == pytest.approx(0.0, abs=1e-2)
+
+
+def test_a_row_that_is_too_long_is_left_out(cfg):
+    lengths = [len(row.input_ids) for row in tokenized_rows(cfg, ENTRY, DATASET)]
+    assert lengths[0] < lengths[1]
+    short = DictDefault({**cfg, "sequence_len": lengths[1] - 1})
+    assert [row.place for row in tokenized_rows(short, ENTRY, DATASET)] == [0]
+
+
+def test_what_can_not_be_written_is_refused(seed, tmp_path):
+    row = TokenizedRow(0, (5, 6), (-100, 6))
+    with pytest.raises(DatasetError, match=r"has a column 'logprobs' already; rename it"):
+        write_logits(seed, Dataset.from_list([{"logprobs": 1}]), [row], 2, tmp_path / "out")
+    with pytest.raises(DatasetError, match=r"no row has a trained token within sequence_len"):
+        write_logits(seed, DATASET, [TokenizedRow(0, (5, 6), (-100, -100))], 2, tmp_path / "out")
+    unknown = TokenizedRow(0, (5, seed.config.vocab_size), (-100, 6))
+    with pytest.raises(DatasetError, match=rf"token {seed.config.vocab_size} of the rows is unknown to the seed model"):
+        write_logits(seed, DATASET, [unknown], 2, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_rows_than_conversations_are_refused_first():
+    class Spec:
+        where = "datasets[0]"
+
+    with pytest.raises(ConfigError, match=r"datasets\[0\].type is 'alpaca', but --logits writes for .*chat_template"):
+        check_logits([(DictDefault({"type": "alpaca"}), Spec())])
+
+
+def test_the_folder_is_named_by_what_shapes_it(tmp_path):
+    row = TokenizedRow(0, (5, 6), (-100, 6))
+    names = {
+        logits_dir(tmp_path / "rows", rows, top_k, seed).name
+        for rows, top_k, seed in (([row], 2, "a"), ([row], 3, "a"), ([row], 2, "b"), ([row, row], 2, "a"))
+    }
+    assert len(names) == 4
+    assert json.dumps(sorted(names)).count("rows-top") == 4
