@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from datasets import load_from_disk
 
 pytest.importorskip("axolotl")
 
@@ -151,6 +152,30 @@ def test_self_distill_counts_the_answers_and_names_the_folder_and_the_report(con
 
     assert re.search(r"datasets\[0\]: \d of 6 trained answers rewritten: .*distilled-\w+", result.output)
     assert Path(result.stdout.rpartition("report: ")[2].strip()).is_file()
+
+
+def test_self_distill_writes_what_the_seed_model_finds_likely(config_file):
+    turns = [{"role": "user", "content": "Say two."}, {"role": "assistant", "content": "Two."}]
+    Path("rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    least = {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 0.001, "num_epochs": 1}
+    config = yaml.safe_load(config_file.read_text()) | least
+    write_config(**{**config, "datasets": [{"path": "rows.jsonl", "type": "chat_template"}]})
+
+    result = run("self-distill", config_file, "--logits", 3)
+
+    assert result.exit_code == 0, result.output
+    found = re.search(r"1 of 1 rows with the seed model's 3 most likely tokens: (\S+)", result.output)
+    assert len(load_from_disk(found[1])[0]["logprobs"][0]) == 3
+    assert 'type: "axolotl.integrations.kd.chat_template"' in result.output
+
+
+def test_logits_of_other_rows_than_conversations_are_refused_before_any_is_rewritten(config_file):
+    result = run("self-distill", config_file, "--logits", 3)
+    assert result.exit_code == 1
+    assert (
+        "datasets[0].type is 'alpaca', but --logits writes for axolotl.integrations.kd.chat_template" in result.output
+    )
+    assert not Path("sdft_prepared").exists()
 
 
 def test_the_summary_tells_what_is_there_so_far(config_file):

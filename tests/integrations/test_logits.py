@@ -1,5 +1,6 @@
 """What ``self-distill --logits`` writes is what Axolotl's own plugin for knowledge distillation reads and trains on."""
 
+import dataclasses
 import json
 
 import pytest
@@ -12,7 +13,7 @@ from axolotl.integrations.kd.kernels.liger import LigerFusedLinearKLTopKLogprobL
 from axolotl.prompt_strategies import load as load_strategy
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset, load_from_disk
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from axolotl_sdft.core.errors import ConfigError, DatasetError
 from axolotl_sdft.distillation.output.logits import TokenizedRow, logits_dir, top_log_probs, write_logits
@@ -111,3 +112,40 @@ def test_the_folder_is_named_by_what_shapes_it(tmp_path):
     }
     assert len(names) == 4
     assert json.dumps(sorted(names)).count("rows-top") == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_axolotls_trainer_for_knowledge_distillation_learns_from_it(cfg, seed, tiny_llama_dir, tmp_path):
+    from axolotl.integrations.kd import trainer as kd
+    from axolotl.integrations.kd.args import KDTrainingArgsMixin
+    from transformers import TrainingArguments
+
+    @dataclasses.dataclass
+    class Arguments(KDTrainingArgsMixin, TrainingArguments):
+        """What the plugin adds to Axolotl's own."""
+
+    class KDTrainer(kd.AxolotlKDTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self._kd_loss_fn.compiled = False  # compiling takes a minute
+
+        def get_train_dataloader(self):
+            return [DataCollatorForKD(tokenizer)([dict(sample) for sample in samples])]
+
+    rows = list(tokenized_rows(cfg, ENTRY, DATASET))
+    folder = write_logits(seed, DATASET, rows, 8, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    entry = DictDefault(kd_entry(DictDefault(ENTRY), folder))
+    strategy = load_strategy(entry.type, tokenizer, cfg, entry)
+    samples = [strategy.tokenize_prompt(dict(row)) for row in load_from_disk(str(folder))]
+    torch.manual_seed(1)
+    student = LlamaForCausalLM(seed.config)
+    args = Arguments(
+        output_dir=str(tmp_path / "trained"),
+        **{"kd_alpha": 1.0, "kd_ce_alpha": 0.0, "kd_temperature": 1.0, "num_train_epochs": 8, "learning_rate": 0.02},
+        **{"use_cpu": True, "report_to": "none", "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True},
+    )
+    trainer = KDTrainer(model=student, args=args, train_dataset=samples)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
