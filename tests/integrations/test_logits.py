@@ -116,12 +116,12 @@ def test_the_folder_is_named_by_what_shapes_it(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*")
 def test_axolotls_trainer_for_knowledge_distillation_learns_from_it(cfg, seed, tiny_llama_dir, tmp_path):
+    from axolotl.core.training_args import AxolotlTrainingArguments
     from axolotl.integrations.kd import trainer as kd
     from axolotl.integrations.kd.args import KDTrainingArgsMixin
-    from transformers import TrainingArguments
 
     @dataclasses.dataclass
-    class Arguments(KDTrainingArgsMixin, TrainingArguments):
+    class Arguments(KDTrainingArgsMixin, AxolotlTrainingArguments):
         """What the plugin adds to Axolotl's own."""
 
     class KDTrainer(kd.AxolotlKDTrainer):
