@@ -9,6 +9,7 @@ from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.datasets import rewritten_entry
 
 if TYPE_CHECKING:
+    from axolotl_sdft.config import TransformersGeneration
     from axolotl_sdft.distillation.output.logits import TokenizedRow
     from axolotl_sdft.distillation.spec import DistillationSpec
 
@@ -51,7 +52,7 @@ def logit_lines(cfg: Any, entry: Any, spec: "DistillationSpec", distilled_dir: P
     rows = list(tokenized_rows(cfg, entry, dataset))
     folder = logits_dir(distilled_dir, rows, top_k, model_identity(spec.seed_dir))
     if not folder.exists():
-        write_logits(load_seed_model(spec.seed_dir, spec.config.generation), dataset, rows, top_k, folder)
+        write_logits(load_seed_model(spec.seed_dir, _local(spec.config.generation, cfg)), dataset, rows, top_k, folder)
     num_rows = len(load_from_disk(str(folder)))
     yield f"{spec.where}: {num_rows} of {len(dataset)} rows with the seed model's {top_k} most likely tokens: {folder}"
     yield (
@@ -86,6 +87,15 @@ def tokenized_rows(cfg: Any, entry: Any, dataset: Any) -> "Iterator[TokenizedRow
         tokens = strategy.tokenize_prompt(row)
         if len(tokens["input_ids"]) <= limit:
             yield TokenizedRow(place, tuple(tokens["input_ids"]), tuple(tokens["labels"]))
+
+
+def _local(generation: Any, cfg: Any) -> "TransformersGeneration":
+    """Return how the seed model is loaded here, also where a server rewrites the answers."""
+    from axolotl_sdft.config import TransformersGeneration
+
+    if isinstance(generation, TransformersGeneration):
+        return generation
+    return TransformersGeneration(trust_remote_code=bool(cfg.get("trust_remote_code")))
 
 
 def _as_yaml(entry: dict[str, Any]) -> str:
