@@ -27,27 +27,27 @@ def _or_function(kind: str, arguments: tuple[str, ...], written: Any) -> Callabl
     return validate
 
 
-def told(value: Any) -> Any:
+def identified(value: Any) -> Any:
     """Return a setting as it stands in fingerprints and reports: of a function its identity."""
     return callable_identity(value) if callable(value) else value
 
 
-_TOLD = PlainSerializer(told, when_used="json")
+_IDENTIFIED = PlainSerializer(identified, when_used="json")
 _TEXT = WithJsonSchema({"type": "string"})
 
 TemplateSetting: TypeAlias = Annotated[
-    str | Function, PlainValidator(_or_function("template", ("target",), str)), _TOLD, _TEXT
+    str | Function, PlainValidator(_or_function("template", ("target",), str)), _IDENTIFIED, _TEXT
 ]
 MetricSetting: TypeAlias = Annotated[
-    str | Function, PlainValidator(_or_function("metric", ("model", "batches", "options"), str)), _TOLD, _TEXT
+    str | Function, PlainValidator(_or_function("metric", ("model", "batches", "options"), str)), _IDENTIFIED, _TEXT
 ]
 BackendSetting: TypeAlias = Annotated[
-    str | Function, PlainValidator(_or_function("backend", ("model_dir", "config"), str)), _TOLD, _TEXT
+    str | Function, PlainValidator(_or_function("backend", ("model_dir", "config"), str)), _IDENTIFIED, _TEXT
 ]
 CheckSetting: TypeAlias = Annotated[
     str | CheckOptions | Function,
     PlainValidator(_or_function("check", ("answer", "target"), str | CheckOptions)),
-    _TOLD,
+    _IDENTIFIED,
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]}),
 ]
 

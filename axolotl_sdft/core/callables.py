@@ -55,15 +55,15 @@ def callable_identity(thing: Callable[..., Any]) -> str:
     version = getattr(function, "version", None)
     module = _module(function)
     try:
-        told = _Teller(module).tell(thing)
+        description = _Describer(module).describe(thing)
     except _SourcelessError as err:
         if version is None:
             raise ValueError(
                 f"{callable_name(thing)} can't be recognised by a later run: {err}; define it with def in a file or a "
                 "notebook's cell, or give it an attribute such as version = '1'"
             ) from None
-        told = None
-    digest = hashlib.sha256(json.dumps([told, str(version)], sort_keys=True).encode()).hexdigest()
+        description = None
+    digest = hashlib.sha256(json.dumps([description, str(version)], sort_keys=True).encode()).hexdigest()
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{module}.{named.__qualname__} {digest[:12]}"
 
@@ -72,29 +72,29 @@ class _SourcelessError(Exception):
     """There is no source by which a function can be told from others."""
 
 
-class _Teller:
-    """Tells values as JSON; those of one module by their content, those of others by their name."""
+class _Describer:
+    """Describes values as JSON; those of one module by their content, those of others by their name."""
 
     def __init__(self, module: str) -> None:
         self._module = module
         self._seen: dict[int, str] = {}
 
-    def tell(self, value: Any) -> Any:
+    def describe(self, value: Any) -> Any:
         """Return what a value holds, without its place in memory."""
         if isinstance(value, _PLAIN):
             return value
         if isinstance(value, partial):
-            return ["partial", self.tell(value.func), self.tell(value.args), self.tell(value.keywords)]
+            return ["partial", self.describe(value.func), self.describe(value.args), self.describe(value.keywords)]
         if isinstance(value, MethodType):
-            return [self.tell(value.__func__), self.tell(value.__self__)]
+            return [self.describe(value.__func__), self.describe(value.__self__)]
         if isinstance(value, list | tuple):
-            return [self.tell(item) for item in value]
+            return [self.describe(item) for item in value]
         if isinstance(value, Mapping):
-            return [[self.tell(key), self.tell(item)] for key, item in value.items()]
+            return [[self.describe(key), self.describe(item)] for key, item in value.items()]
         if isinstance(value, FunctionType | type):
             return self._defined(value)
         if hasattr(value, "__wrapped__"):  # functools.cache and the like
-            return self.tell(value.__wrapped__)
+            return self.describe(value.__wrapped__)
         return _name(value) if isinstance(value, ModuleType) else self._object(value)
 
     def _defined(self, value: Any) -> Any:
@@ -106,22 +106,22 @@ class _Teller:
 
     def _function(self, function: FunctionType) -> Iterator[Any]:
         yield _source(function)
-        yield self.tell([function.__defaults__, function.__kwdefaults__])
+        yield self.describe([function.__defaults__, function.__kwdefaults__])
         yield [self._cell(cell) for cell in function.__closure__ or ()]
         used = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
-        yield self.tell(dict(sorted(used.items())))
+        yield self.describe(dict(sorted(used.items())))
 
     def _class(self, kind: type) -> Iterator[Any]:
-        yield [self.tell(base) for base in kind.__bases__]
+        yield [self.describe(base) for base in kind.__bases__]
         for name, member in sorted(vars(kind).items()):
             function = next((getattr(member, name) for name in _FUNCTION_OF if hasattr(member, name)), member)
             is_generated = isinstance(function, FunctionType) and _is_generated(function)
             if not name.startswith("__") or (isinstance(function, FunctionType) and not is_generated):
-                yield [name, self.tell(function)]
+                yield [name, self.describe(function)]
 
     def _cell(self, cell: Any) -> Any:
         try:
-            return self.tell(cell.cell_contents)
+            return self.describe(cell.cell_contents)
         except ValueError:  # not filled yet
             return None
 
@@ -129,13 +129,13 @@ class _Teller:
         if id(value) in self._seen:
             return _name(type(value))
         try:
-            return self.tell(plain_value(value))
+            return self.describe(plain_value(value))
         except TypeError:
             if inspect.isroutine(value) and not self._seen:
                 raise _SourcelessError(f"{callable_name(value)} has no source") from None
         self._seen[id(value)] = _name(type(value))
         own = type(value).__module__ == self._module
-        return [self._defined(type(value)), self.tell(vars(value)) if own and hasattr(value, "__dict__") else None]
+        return [self._defined(type(value)), self.describe(vars(value)) if own and hasattr(value, "__dict__") else None]
 
 
 def _source(function: FunctionType) -> str:

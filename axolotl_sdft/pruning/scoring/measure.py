@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.config import LayerPruningConfig
-from axolotl_sdft.config.functions import told
+from axolotl_sdft.config.functions import identified
 from axolotl_sdft.core.model_folder import read_config
 from axolotl_sdft.pruning.scoring.loading import (
     check_loading,
@@ -22,7 +22,7 @@ _FORMAT = 2
 
 def scoring_identity(seed_fingerprint: str, config: LayerPruningConfig, calibration_fingerprint: str) -> dict[str, Any]:
     """Return all that shapes the scores. The number of layers does not: a greedy order serves for fewer, too."""
-    identity: dict[str, Any] = {"format": _FORMAT, "seed": seed_fingerprint, "metric": told(config.metric)}
+    identity: dict[str, Any] = {"format": _FORMAT, "seed": seed_fingerprint, "metric": identified(config.metric)}
     if metric_is_greedy(config.metric):
         identity |= {"protect_first": config.protect_first, "protect_last": config.protect_last}
     if not metric_needs_text(config.metric):
