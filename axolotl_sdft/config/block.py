@@ -1,6 +1,7 @@
 """What the YAML blocks have in common, and numbers that a user may write in several ways."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any, TypeAlias
@@ -54,6 +55,31 @@ def parse_num_layers(value: Any) -> int | float:
     raise ValueError(
         f"{value!r} is no number of layers; write a whole number from 1 on, such as 6, or a fraction of the model's "
         "layers between 0 and 1, such as 0.25"
+    )
+
+
+_COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def parse_parameters(value: Any) -> int | float:
+    """Return a count of parameters, or a fraction of a model's parameters, from a number or a text such as ``6.5B``.
+
+    Raises:
+        ValueError: It is neither a count from 1 on nor a fraction between 0 and 1.
+    """
+    text = "" if isinstance(value, bool) else str(value).replace("_", "").strip().upper()
+    unit = text[-1:] if text[-1:] in _COUNT_UNITS and not text[-1:].isdigit() else ""
+    try:
+        number = float(text.removesuffix(unit)) * _COUNT_UNITS[unit]
+    except ValueError:
+        number = math.nan
+    if not unit and 0 < number < 1:
+        return number
+    if 1 <= number < math.inf:
+        return round(number)
+    raise ValueError(
+        f"{value!r} is no number of parameters; write a count such as 6.5B or 110M, or a fraction of the model's "
+        "parameters between 0 and 1, such as 0.8"
     )
 
 

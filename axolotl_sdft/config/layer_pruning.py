@@ -4,12 +4,44 @@ from typing import Any, Literal
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
-from axolotl_sdft.config.block import Block, Size, parse_num_layers
+from axolotl_sdft.config.block import Block, Size, parse_num_layers, parse_parameters
 from axolotl_sdft.config.functions import MetricSetting
 
 
+class CalibrationPart(Block):
+    """One of the texts that a mixture is made of. Without a ``path``: the training set."""
+
+    path: str | None = None
+    """Dataset to read, as ``calibration.path``. Unset: the entries of ``datasets``."""
+
+    name: str | None = None
+    """Configuration (subset) of the dataset."""
+
+    split: str = "train"
+    """Split to read."""
+
+    type: str | dict[str, Any] | None = None
+    """Row format, as ``calibration.type``."""
+
+    general_prompts: bool = False
+    """Take the general prompts that come with the package, answered by the seed model, instead of a dataset. The
+    answers are kept beside the scores."""
+
+    share: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Share of ``num_samples``, in proportion to the shares of all parts."""
+
+    @model_validator(mode="after")
+    def _general_prompts_are_no_dataset(self) -> "CalibrationPart":
+        if self.general_prompts and self.path is not None:
+            raise ValueError(f"general_prompts is true, but path ({self.path!r}) is set too; remove one")
+        return self
+
+
 class CalibrationConfig(Block):
-    """The text that layers are scored and patches fitted on. Without a ``path``: the training set."""
+    """The text that layers are scored and patches fitted on. Without a ``path``: the training set.
+
+    A list in its place is a mixture: what ``parts`` holds.
+    """
 
     path: str | None = None
     """Dataset to read: a file, a folder or a Hub id. Unset: the entries of ``datasets``."""
@@ -24,8 +56,9 @@ class CalibrationConfig(Block):
     """Row format, as in ``datasets``; ``{field: name}`` reads that column as plain text. Unset: a ``text`` column, or
     the first format whose fields are there."""
 
-    num_samples: int = Field(128, ge=1)
-    """How many rows are read, spread evenly over the dataset."""
+    num_samples: int = Field(256, ge=1)
+    """How many rows are read, spread evenly over the dataset. A patch needs eight tokens for each unit of the model's
+    hidden size: rows of 150 tokens are enough for a hidden size of 4,096."""
 
     sequence_len: int = Field(1024, ge=8)
     """Tokens kept of each row."""
@@ -33,22 +66,80 @@ class CalibrationConfig(Block):
     batch_size: int = Field(4, ge=1)
     """Rows per forward pass. Only speed and memory depend on it."""
 
+    parts: tuple[CalibrationPart, ...] = ()
+    """A mixture of texts, each with its ``share``, instead of one ``path``. A cut whose patch saw other tasks as well
+    forgets less of them."""
+
+    @property
+    def sources(self) -> tuple["CalibrationConfig", ...]:
+        """The parts, each with its own number of rows; itself where it is no mixture."""
+        if not self.parts:
+            return (self,)
+        total = sum(part.share for part in self.parts)
+        return tuple(
+            CalibrationConfig(
+                **part.model_dump(include={"path", "name", "split", "type"}),
+                num_samples=max(1, round(self.num_samples * part.share / total)),
+                sequence_len=self.sequence_len,
+                batch_size=self.batch_size,
+            )
+            for part in self.parts
+        )
+
+    @property
+    def reads_training_set(self) -> bool:
+        """Whether some of the text comes from ``datasets`` or ``pretraining_dataset``."""
+        if not self.parts:
+            return self.path is None
+        return any(part.path is None and not part.general_prompts for part in self.parts)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_list_is_a_mixture(cls, value: Any) -> Any:
+        return {"parts": value} if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _a_mixture_has_no_path(self) -> "CalibrationConfig":
+        if self.parts and self.path is not None:
+            raise ValueError(f"path is {self.path!r}, but parts names what is read; put the path into one of them")
+        return self
+
+
+class TargetConfig(Block):
+    """How large the pruned model may be, in the place of a number of layers."""
+
+    parameters: int | float
+    """Largest number of parameters: a count such as ``6.5B`` or ``110M``, or a fraction of the seed model's such as
+    ``0.8``. As few layers go as keep to it, whichever the metric chooses."""
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _parameters_are_a_count_or_a_fraction(cls, value: Any) -> Any:
+        return parse_parameters(value)
+
 
 class LayerPruningConfig(Block):
     """Which decoder layers are removed from the seed model before training. Layers count from 0."""
 
     num_layers: int | float | None = None
     """How many layers are removed; the metric chooses them. A number from 1 on, or a fraction of the model's layers
-    such as ``0.25``, rounded to the nearest number (half a layer counts as one), at least 1. Either this or
+    such as ``0.25``, rounded to the nearest number (half a layer counts as one), at least 1. Either this,
+    ``target`` or ``drop_layers``."""
+
+    target: TargetConfig | None = None
+    """How large the pruned model may be; the metric chooses the layers. Either this, ``num_layers`` or
     ``drop_layers``."""
 
     drop_layers: tuple[int, ...] | None = None
-    """The layers to remove, counted from 0; none is scored. Either this or ``num_layers``."""
+    """The layers to remove, counted from 0; none is scored. Either this,
+    ``num_layers`` or ``target``."""
 
     metric: MetricSetting = "angular_distance"
     """How layers are scored: ``angular_distance`` (the block that turns the hidden states least), ``block_influence``
-    (single layers), ``perplexity`` (one after the other, the layer whose removal hurts least; many passes), ``last``
-    (the deepest layers but the last, no scoring), or what a plugin registers; from Python also a function."""
+    (single layers), ``divergence`` (the best few blocks by angular distance are tried out, and the one goes without
+    which the patched model stays nearest to the seed model), ``perplexity`` (one after the other, the layer whose
+    removal hurts least; many passes), ``last`` (the deepest layers but the last, no scoring), or what a plugin
+    registers; from Python also a function."""
 
     token_reduction: Literal["all", "last"] = "all"
     """Average the score over all tokens of the calibration text, or over the last token of each row. Padding never
@@ -92,13 +183,21 @@ class LayerPruningConfig(Block):
         return None if value is None else parse_num_layers(value)
 
     @model_validator(mode="after")
-    def _num_layers_and_drop_layers_exclude_each_other(self) -> "LayerPruningConfig":
-        if self.num_layers is not None and self.drop_layers is not None:
+    def _one_key_says_what_goes(self) -> "LayerPruningConfig":
+        shown = {
+            "num_layers": self.num_layers,
+            "target": self.target.model_dump() if self.target is not None else None,
+            "drop_layers": list(self.drop_layers) if self.drop_layers is not None else None,
+        }
+        named = [f"{key} ({value})" for key, value in shown.items() if value is not None]
+        if len(named) > 1:
+            both = "both" if len(named) == 2 else "all of"
+            raise ValueError(f"{both} {' and '.join(named)} are set; remove {'one' if len(named) == 2 else 'two'}")
+        if not named:
             raise ValueError(
-                f"both num_layers ({self.num_layers}) and drop_layers ({list(self.drop_layers)}) are set; remove one"
+                "set num_layers (how many layers to remove), target (how large the model may be) or drop_layers (which "
+                "layers)"
             )
-        if self.num_layers is None and self.drop_layers is None:
-            raise ValueError("set num_layers (how many layers to remove) or drop_layers (which ones)")
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from axolotl_sdft.pruning.checkpoint.architecture import layer_count
 from axolotl_sdft.pruning.checkpoint.cut import OUTPUT_KEY, SCORES_FILE, Cut, check_room, read_cut, write_cut
 from axolotl_sdft.pruning.patching.record import LayerPatch, bare_patch
 from axolotl_sdft.pruning.patching.text import patch_lines
+from axolotl_sdft.pruning.planning.budget import within_budget
 from axolotl_sdft.pruning.planning.plan import (
     PruningPlan,
     avoided_lines,
@@ -28,6 +29,7 @@ from axolotl_sdft.pruning.planning.plan import (
     validate_pruning,
 )
 from axolotl_sdft.pruning.planning.removable import Removable, cheapest_set, find_removable
+from axolotl_sdft.pruning.planning.savings import count_parameters
 from axolotl_sdft.pruning.scoring.cache import ScoreCache
 from axolotl_sdft.pruning.scoring.measure import measured_scores, scoring_identity
 from axolotl_sdft.pruning.scoring.scores import Batch, LayerScores, metric_needs_block, metric_needs_text
@@ -58,12 +60,23 @@ class PruningTask:
 
     def __post_init__(self) -> None:
         if not self.is_input_pruned:
-            validate_pruning(self.config, self._num_layers)
+            validate_pruning(self.counted_config, self._num_layers)
 
     @cached_property
     def is_input_pruned(self) -> bool:
         """Whether the seed is itself a result of these settings, perhaps trained since."""
         return self._seed_config.get(PRUNED_KEY) == fingerprint(self._settings)
+
+    @cached_property
+    def counted_config(self) -> LayerPruningConfig:
+        """The settings with a number of layers in the place of ``target``.
+
+        Raises:
+            ConfigError: No number of layers meets the target.
+        """
+        if self.config.target is None:
+            return self.config
+        return within_budget(self.config, *count_parameters(self.seed_dir))
 
     @cached_property
     def output_dir(self) -> Path:
@@ -137,7 +150,7 @@ class PruningTask:
 
     @property
     def _num_dropped(self) -> int:
-        return num_dropped(self.config, self._num_layers)
+        return num_dropped(self.counted_config, self._num_layers)
 
     def _trial_cut(self) -> Cut:
         """Return a cut of as many layers; it finds now, without a model, what would stop the real one after scoring.
@@ -186,8 +199,8 @@ class PruningTask:
 
     def _planned(self, scores: LayerScores | None) -> PruningPlan:
         if scores is None:
-            return given_plan(self.config, self._num_layers)
-        plan = plan_pruning(scores, self.config, self._removable)
+            return given_plan(self.counted_config, self._num_layers)
+        plan = plan_pruning(scores, self.counted_config, self._removable)
         for line in avoided_lines(plan):
             LOG.warning("%s", line)
         return plan

@@ -74,7 +74,10 @@ def test_prune_layers_writes_the_checkpoint_that_its_dry_run_announced(config_fi
     printed = run("prune-layers", config_file).stdout
 
     report, _, last_line = printed.rpartition("pruned checkpoint: ")
+    (announced, later), (report, patch) = (text.split("patch: ", maxsplit=1) for text in (announced, report))
     assert report == announced
+    assert later == "fitted when the checkpoint is written (layer_pruning.patch: none for the bare cut)\n"
+    assert re.match(r"layer \d is patched for layers|layers \d to \d removed without a patch: ", patch)
     folder = Path(last_line.strip())
     provenance = json.loads((folder / "provenance/layer_pruning.json").read_text())
     assert f"counted from 0: {provenance['drop_layers'][0]}, {provenance['drop_layers'][1]}\n" in announced

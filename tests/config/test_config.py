@@ -29,6 +29,7 @@ def least(model):
 def test_layer_pruning_with_only_a_number_of_layers_scores_the_training_set_by_angular_distance():
     assert LayerPruningConfig(num_layers=6).model_dump() == {
         "num_layers": 6,
+        "target": None,
         "drop_layers": None,
         "metric": "angular_distance",
         "token_reduction": "all",
@@ -40,9 +41,10 @@ def test_layer_pruning_with_only_a_number_of_layers_scores_the_training_set_by_a
             "name": None,
             "split": "train",
             "type": None,
-            "num_samples": 128,
+            "num_samples": 256,
             "sequence_len": 1024,
             "batch_size": 4,
+            "parts": (),
         },
         "dtype": "auto",
         "device_map": None,
@@ -310,3 +312,26 @@ def test_any_text_is_a_positive_size_or_is_refused_by_name(text):
         assert parse_size(text) >= 1000
     except ValueError as err:
         assert str(err).startswith(f"{text!r} is not a size")  # noqa: PT017 - both outcomes are right
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("6.5B", 6_500_000_000), ("110m", 110_000_000), (5000, 5000), (0.8, 0.8), ("0.8", 0.8), (2.0, 2)],
+)
+def test_a_budget_of_parameters_is_a_count_or_a_fraction(written, read):
+    assert LayerPruningConfig(target={"parameters": written}).target.parameters == read
+
+
+@pytest.mark.parametrize("written", [0, -1, "0.5B0", "many", True, "inf", "nan", "", None, "1.5Q"])
+def test_what_is_no_number_of_parameters_is_refused(written):
+    with pytest.raises(ValidationError, match=r"is no number of parameters; write a count such as 6\.5B"):
+        LayerPruningConfig(target={"parameters": written})
+
+
+def test_only_one_key_says_what_goes():
+    with pytest.raises(ValidationError, match=r"both num_layers \(2\) and target .* are set; remove one"):
+        LayerPruningConfig(num_layers=2, target={"parameters": 0.8})
+    with pytest.raises(ValidationError, match=r"all of num_layers .* and drop_layers .* are set; remove two"):
+        LayerPruningConfig(num_layers=2, target={"parameters": 0.8}, drop_layers=(1,))
+    with pytest.raises(ValidationError, match=r"set num_layers .*, target .* or drop_layers"):
+        LayerPruningConfig()

@@ -18,7 +18,9 @@ LOG = logging.getLogger(__name__)
 _STREAMED = "pretraining_dataset"
 
 
-def calibration_entries(cfg: Any, calibration: CalibrationConfig) -> list[tuple[str, Any]]:
+def calibration_entries(
+    cfg: Any, calibration: CalibrationConfig, where: str = "layer_pruning.calibration"
+) -> list[tuple[str, Any]]:
     """Return the dataset entries that the text comes from, with what messages call them.
 
     Without a ``path``: those of ``datasets``, else the first of ``pretraining_dataset``.
@@ -27,7 +29,7 @@ def calibration_entries(cfg: Any, calibration: CalibrationConfig) -> list[tuple[
 
     if calibration.path is not None:
         chosen = calibration.model_dump(include={"path", "name", "split", "type"}, exclude_none=True)
-        return [("layer_pruning.calibration", DictDefault(chosen))]
+        return [(where, DictDefault(chosen))]
     if cfg.get("datasets") or not cfg.get(_STREAMED):
         return list(dataset_entries(cfg))
     # Axolotl trains on the first corpus alone.

@@ -35,6 +35,8 @@ from axolotl_sdft.pruning.scoring.scores import LayerScores
 
 LOG = logging.getLogger(__name__)
 
+_SAY_WHAT_GOES = ("num_layers", "target", "drop_layers")
+
 
 def prune_alone(cfg: Any, dry_run: bool, num_layers: int | float | None = None) -> Iterator[str]:
     """Yield what pruning the base model does and could do; then prune it, unless ``dry_run``, and yield the folder.
@@ -44,7 +46,7 @@ def prune_alone(cfg: Any, dry_run: bool, num_layers: int | float | None = None) 
     Args:
         cfg: The raw configuration.
         dry_run: Write no checkpoint.
-        num_layers: Takes the place of ``layer_pruning.num_layers`` and ``drop_layers``.
+        num_layers: Takes the place of ``layer_pruning.num_layers``, ``target`` and ``drop_layers``.
 
     Raises:
         ConfigError: The configuration has no ``layer_pruning`` block, or so many layers can't go.
@@ -55,7 +57,7 @@ def prune_alone(cfg: Any, dry_run: bool, num_layers: int | float | None = None) 
         yield from _prune(cfg, dry_run)
         return
     if isinstance(cfg.layer_pruning, Mapping):
-        others = {key: value for key, value in cfg.layer_pruning.items() if key not in ("num_layers", "drop_layers")}
+        others = {key: value for key, value in cfg.layer_pruning.items() if key not in _SAY_WHAT_GOES}
         cfg.layer_pruning = {**others, "num_layers": num_layers}
     try:
         yield from _prune(cfg, dry_run)

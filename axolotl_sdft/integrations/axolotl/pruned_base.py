@@ -185,7 +185,8 @@ def changes_since(trained: TrainedOn, cfg: Mapping[str, Any], config: LayerPruni
 def _setting_changes(then: LayerPruningConfig, now: LayerPruningConfig, num_layers: int | None) -> Iterator[str]:
     old, new = (_flat(shaping_settings(config, with_defaults=True)) for config in (then, now))
     del old["max_shard_size"], new["max_shard_size"]  # other files, but the same model
-    if num_layers and num_dropped(then, num_layers) == num_dropped(now, num_layers):
+    has_numbers = then.num_layers is not None and now.num_layers is not None
+    if has_numbers and num_layers and num_dropped(then, num_layers) == num_dropped(now, num_layers):
         new["num_layers"] = old["num_layers"]  # such as 0.2 and 6 of 30
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):

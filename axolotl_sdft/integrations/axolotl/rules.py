@@ -62,7 +62,7 @@ def check_plugin(cfg: Mapping[str, Any], blocks: Blocks) -> None:
 
 def _layer_pruning_faults(cfg: Mapping[str, Any], blocks: Blocks) -> Iterator[str]:
     pruning = blocks.layer_pruning
-    if pruning is None or pruning.num_layers is None or pruning.calibration.path is not None:
+    if pruning is None or pruning.drop_layers is not None or not pruning.calibration.reads_training_set:
         return
     if not (cfg.get("datasets") or cfg.get("pretraining_dataset")) and metric_needs_text(pruning.metric):
         yield (

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import LayerPruningConfig, LogitDistillationConfig, SelfDistillationConfig
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, read_json
-from axolotl_sdft.core.errors import ConfigError, DatasetError, SdftError
+from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.core.runtime import rank
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, read_blocks
-from axolotl_sdft.integrations.axolotl.calibration import calibration_entries, calibration_texts
-from axolotl_sdft.integrations.axolotl.datasets import entry_fingerprint, rewritten_entry
+from axolotl_sdft.integrations.axolotl.calibration_sources import calibration_sources, source_texts
+from axolotl_sdft.integrations.axolotl.datasets import rewritten_entry
 from axolotl_sdft.integrations.axolotl.layer_numbers import check_layer_numbers, translate_layer_numbers
 from axolotl_sdft.integrations.axolotl.overrides import check_overrides, take_out_overrides
 from axolotl_sdft.integrations.axolotl.pictures import check_pictures
@@ -151,7 +151,7 @@ def prune_base_model(cfg: Any, config: LayerPruningConfig) -> None:
         refuse_other_start(cfg, None)
         return
     refuse_other_start(cfg, task)
-    check_layer_numbers(cfg, config, task.seed_dir)
+    check_layer_numbers(cfg, task.counted_config, task.seed_dir)
     if not task.is_done:
         compat.validate_early(cfg)
     pruned_dir = task.run()
@@ -240,26 +240,21 @@ def pruning_task(cfg: Any, config: LayerPruningConfig) -> "PruningTask":
     calibration = config.calibration
     scores_text = config.drop_layers is None and metric_needs_text(config.metric)
     reads_text = scores_text or config.patch != "none"
-    entries = calibration_entries(cfg, calibration) if reads_text else []
+    sources = calibration_sources(cfg, calibration) if reads_text else []
     seed_dir = seed_dir_of(cfg)
     trust_remote_code = bool(cfg.get("trust_remote_code"))
 
     def load_batches() -> Any:
         from axolotl_sdft.pruning.scoring.calibration import encode_texts
 
-        if not entries:
-            raise DatasetError(
-                "neither datasets, pretraining_dataset nor layer_pruning.calibration.path is set; set the last, or "
-                "layer_pruning.patch: none"
-            )
-        texts = calibration_texts(cfg, entries, calibration, seed_dir)
+        texts = source_texts(cfg, sources, seed_dir)
         return encode_texts(texts, seed_dir, calibration, trust_remote_code=trust_remote_code)
 
     return PruningTask(
         seed_dir=seed_dir,
         seed_name=cfg.base_model,
         config=config,
-        calibration_fingerprint=fingerprint([entry_fingerprint(entry) for _, entry in entries]),
+        calibration_fingerprint=fingerprint([source.identity for source in sources]),
         load_batches=load_batches,
         root=Path(DEFAULT_ROOT).absolute(),
         trust_remote_code=trust_remote_code,

@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens of a row, N real tokens, D hidden size.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -56,37 +56,43 @@ class CutModel:
 
         Layers after ``last`` do not run. The projection's output comes without its bias. Each is [N, D].
         """
-        ids_BT, mask_BT = ids_and_mask(self.model, batch)
-        kept: dict[str, Tensor] = {}
+        hidden, projected = self.states([projection], [projection.layer, last], batch)
+        return hidden[last], projected[projection.layer], hidden[projection.layer]
 
-        def keep(name: str, output_BTD: Tensor) -> None:
+    def states(
+        self, projections: Sequence[Projection], layers: Collection[int], batch: Batch
+    ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Return the outputs of layers and of projections, without their biases, by layer, each [N, D].
+
+        What comes after the last of them does not run.
+        """
+        ids_BT, mask_BT = ids_and_mask(self.model, batch)
+        hidden: dict[int, Tensor] = {}
+        projected: dict[int, Tensor] = {}
+
+        def kept(output_BTD: Tensor) -> Tensor:
             if output_BTD.shape[:-1].numel() != mask_BT.numel():
                 raise UnpatchableError("its layers run on more or fewer places than there are tokens")
             whole_BTD = output_BTD.reshape(*mask_BT.shape, output_BTD.shape[-1])
-            kept[name] = whole_BTD[mask_BT.to(output_BTD.device)]  # a copy: later layers may write in place
+            return whole_BTD[mask_BT.to(output_BTD.device)]  # a copy: later layers may write in place
+
+        def keep_hidden(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
+            hidden[layer] = kept(hidden_of(output))
+
+        def keep_projected(layer: int, module: nn.Module, _args: Any, output: Tensor) -> None:
+            projected[layer] = kept(_without_bias(module, output))
 
         with ExitStack() as handles:
-            for name, layer in (("hidden", projection.layer), ("last", last)):
-                handles.callback(_on_output(self.layers[layer], partial(_keep_hidden, keep, name)))
-            handles.callback(_on_output(self.module_of(projection), partial(_keep_projected, keep)))
-            self._switch.set_run({*self._skipped, *range(last + 1, len(self.layers))})
+            for layer in layers:
+                handle = self.layers[layer].register_forward_hook(partial(keep_hidden, layer))
+                handles.callback(handle.remove)
+            for projection in projections:
+                hook = partial(keep_projected, projection.layer)
+                handles.callback(self.module_of(projection).register_forward_hook(hook).remove)
+            self._switch.set_run({*self._skipped, *range(max(layers) + 1, len(self.layers))})
             handles.callback(self._switch.set_run, self._skipped)
             run(self.model.base_model, ids_BT, mask_BT)
-        return kept["last"], kept["projected"], kept["hidden"]
-
-
-def _on_output(module: nn.Module, see: Callable[[nn.Module, Any], None]) -> Callable[[], None]:
-    handle = module.register_forward_hook(lambda of, _args, output: see(of, output))
-    remove: Callable[[], None] = handle.remove
-    return remove
-
-
-def _keep_hidden(keep: Callable[[str, Tensor], None], name: str, _module: nn.Module, output: Any) -> None:
-    keep(name, hidden_of(output))
-
-
-def _keep_projected(keep: Callable[[str, Tensor], None], module: nn.Module, output: Tensor) -> None:
-    keep("projected", _without_bias(module, output))
+        return hidden, projected
 
 
 @contextmanager

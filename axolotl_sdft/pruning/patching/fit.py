@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from axolotl_sdft.core.errors import DatasetError, SdftError, first_line
@@ -87,7 +88,7 @@ def fit_patch(
     fit_on, held_out = split_held_out(batches) if hold_out else (list(batches), [])
     if hold_out and not held_out:
         return bare_patch(drop_layers, "the calibration holds a single row, which can't be fitted on and held out too")
-    cuts = [_with_projection(model, cut, fit_on[0], refuse) for cut in neighbours(drop_layers)]
+    cuts = [cut_with_projection(model, cut, fit_on[0], refuse) for cut in neighbours(drop_layers)]
     if not any(cut.projection for cut in cuts):
         return LayerPatch(tuple(cuts))
     try:
@@ -99,7 +100,10 @@ def fit_patch(
         return LayerPatch(tuple(cut.without_map(cut.reason or str(err)) for cut in cuts))
 
 
-def _with_projection(model: PreTrainedModel, removed: tuple[int, ...], probe: Batch, refuse: Refusal) -> CutPatch:
+def cut_with_projection(
+    model: PreTrainedModel, removed: tuple[int, ...], probe: Batch, refuse: Refusal = _never
+) -> CutPatch:
+    """Return a cut with the projection that its map can be folded into, or with the reason why there is none."""
     try:
         if removed[0] == 0:
             raise UnpatchableError("the cut begins with layer 0, so there is no layer before it")
@@ -179,7 +183,7 @@ class _Fitting:
                 sums = self._with_batch(sums, cut, before, batch)
                 shown.advance(batch["input_ids"].numel())
         assert sums is not None
-        return _solved(cut, sums, self._ridge)
+        return solved(cut, sums, self._ridge)
 
     def _with_batch(self, sums: FitSums | None, cut: CutPatch, before: Sequence[CutPatch], batch: Batch) -> FitSums:
         projection = cut.projection
@@ -189,15 +193,19 @@ class _Fitting:
         if gone:
             with self._cut_model.as_cut(gone, before):
                 _, outputs_ND, hidden_ND = self._cut_model.around(projection, batch, projection.layer)
-        if sums is None:
-            device = end_ND.device if end_ND.device.type != "mps" else torch.device("cpu")
-            sums = FitSums(end_ND.shape[-1], device)
-        changes_ND = end_ND.to(sums.device).double() - hidden_ND.to(sums.device).double()
-        sums.add(outputs_ND.to(sums.device).double() * projection.scale, changes_ND)
+        sums = sums or sums_for(end_ND)
+        sums.add_states(outputs_ND, projection.scale, hidden_ND, end_ND)
         return sums
 
 
-def _solved(cut: CutPatch, sums: FitSums, ridge: float) -> CutPatch:
+def sums_for(hidden_ND: Tensor) -> FitSums:
+    """Return empty sums for a model with such hidden states, on their device if it has float64."""
+    device = hidden_ND.device if hidden_ND.device.type != "mps" else torch.device("cpu")
+    return FitSums(hidden_ND.shape[-1], device)
+
+
+def solved(cut: CutPatch, sums: FitSums, ridge: float) -> CutPatch:
+    """Return a cut with the map that its sums give, or with the reason why they give none."""
     cut = replace(cut, num_tokens=sums.num_tokens, num_sinks=sums.num_sinks)
     try:
         correction, num_directions = sums.correction(ridge)

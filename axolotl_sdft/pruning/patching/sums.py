@@ -53,6 +53,11 @@ class FitSums:
         self._targets_DD += outputs_ND.T @ changes_ND
         self.num_tokens += len(outputs_ND)
 
+    def add_states(self, outputs_ND: Tensor, scale: float, hidden_ND: Tensor, end_ND: Tensor) -> None:
+        """Add tokens by what was seen: the projection's outputs and their factor, H and E, on any devices."""
+        wide = [part.to(self.device).double() for part in (outputs_ND, hidden_ND, end_ND)]
+        self.add(wide[0] * scale, wide[2] - wide[1])
+
     def correction(self, ridge: float = RIDGE) -> tuple[Tensor, int]:
         """Return T - I, [D, D] in float64 on the CPU, and along how many directions of the sinks it does nothing."""
         products_DD, targets_DD = self._products_DD.cpu(), self._targets_DD.cpu()

@@ -25,12 +25,18 @@ def best_plans(scores: LayerScores, config: LayerPruningConfig) -> list[PruningP
     """
     unprotected = scores.num_layers - config.protect_first - config.protect_last
     most = min(unprotected, scores.num_layers - 1, len(scores.removal_order) or scores.num_layers)
+    if scores.divergences:
+        most = min(most, max(block.end - block.start for block in scores.divergences))
     choices = (config.model_copy(update={"num_layers": count, "drop_layers": None}) for count in range(1, most + 1))
     return [plan_pruning(scores, choice) for choice in choices]
 
 
 def ranked_blocks(scores: LayerScores, config: LayerPruningConfig, length: int) -> list[tuple[float, range]]:
     """Return the blocks of this many layers that touch no protected layer, each with its cost, cheapest first."""
-    starts = range(config.protect_first, scores.num_layers - config.protect_last - length + 1)
-    blocks = [(scores.block_costs[start][start + length], range(start, start + length)) for start in starts]
+    if scores.divergences:
+        tried = [block for block in scores.divergences if block.end - block.start == length]
+        blocks = [(block.cost(config.patch), range(block.start, block.end)) for block in tried]
+    else:
+        starts = range(config.protect_first, scores.num_layers - config.protect_last - length + 1)
+        blocks = [(scores.block_costs[start][start + length], range(start, start + length)) for start in starts]
     return sorted(blocks, key=lambda block: (block[0], block[1].start))

@@ -121,6 +121,8 @@ def plan_pruning(scores: LayerScores, config: LayerPruningConfig, removable: Rem
         removable = Removable({}, {})
     if scores.removal_order:
         return _first_removed(scores, config, count, removable)
+    if scores.divergences:
+        return _cheapest_block(scores, _tried(scores, config, count), removable)
     costs = dict(_candidate_costs(scores, config, width=count if scores.contiguous else 1))
     for (start, end), cost in costs.items():
         _require_finite(scores, f"layers {start} to {end - 1}", cost)
@@ -217,6 +219,24 @@ def given_plan(config: LayerPruningConfig, num_layers: int) -> PruningPlan:
         raise ConfigError("layer_pruning.drop_layers is not set, so the layers must be scored")
     validate_pruning(config, num_layers)
     return PruningPlan(tuple(sorted(config.drop_layers)), num_layers, None, None)
+
+
+def _tried(scores: LayerScores, config: LayerPruningConfig, count: int) -> dict[tuple[int, int], float]:
+    """Return the divergences of the blocks of this length that were tried and touch no protected layer."""
+    allowed = range(config.protect_first, scores.num_layers - config.protect_last + 1)
+    costs = {
+        (block.start, block.end): block.cost(config.patch)
+        for block in scores.divergences
+        if block.end - block.start == count and block.start in allowed and block.end in allowed
+    }
+    if not costs:
+        raise ConfigError(
+            f"metric {scores.metric} has tried no block of {count} layers that may go; score again with "
+            f"num_layers={count} and the same protect_first and protect_last"
+        )
+    for (start, end), cost in costs.items():
+        _require_finite(scores, f"layers {start} to {end - 1}", cost)
+    return costs
 
 
 def _candidate_costs(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _AXIS_LABELS = {
     "angular_distance": "angular distance (0: no change, 1: reversed)",
     "block_influence": "block influence (1 less the cosine)",
+    "divergence": "KL to the seed model, nats per held-out token",
     "perplexity": "perplexity of the calibration text without these layers",
 }
 _CHOSEN_COLOUR = "#d55e00"  # vermilion: told apart from blue and yellow by every kind of colour vision
@@ -52,9 +53,9 @@ def write_plots(
     name = model_name.rstrip("/").rpartition("/")[2]
     choice = f"drop{len(plan.drop_layers)}" + _protection(config)
     figures = {f"least_cost-{choice}.png": _curve(name, plan, scores, config)}
-    if scores.block_costs and scores.contiguous:
+    if scores.block_costs and scores.contiguous and not scores.divergences:  # else they only led to what was tried
         figures[f"heat_map-{choice}.png"] = _heat_map(name, plan, scores, config)
-    elif scores.block_costs:  # longer blocks play no part, and need not be there
+    elif scores.block_costs and not scores.contiguous:  # longer blocks play no part, and need not be there
         figures[f"layers-{choice}.png"] = _bars(name, plan, scores)
     for file, figure in figures.items():
         figure.savefig(folder / file, dpi=_DPI)
@@ -127,6 +128,8 @@ def _curve(name: str, plan: PruningPlan, scores: LayerScores, config: LayerPruni
     axes.plot(
         [len(plan.drop_layers)], [plan.cost or 0.0], "o", markersize=11, markerfacecolor="none", color=_CHOSEN_COLOUR
     )
+    if scores.divergences:
+        _add_bare_curve(axes, scores)
     for choice, layer in zip(plans, scores.removal_order, strict=False):
         _note(axes, choice, str(layer), (0, 9), ha="center", fontsize=7)
     # The curve rises: there is room below it to the right, and above it to the left.
@@ -142,6 +145,17 @@ def _curve(name: str, plan: PruningPlan, scores: LayerScores, config: LayerPruni
     axes.grid(alpha=0.3)
     _whole_numbers(axes.xaxis)
     return figure
+
+
+def _add_bare_curve(axes: "Axes", scores: LayerScores) -> None:
+    """Draw the least divergence of a bare cut beside that of what the stage would give."""
+    least: dict[int, float] = {}
+    for block in scores.divergences:
+        count = block.end - block.start
+        least[count] = min(block.bare, least.get(count, block.bare))
+    counts = sorted(least)
+    axes.plot(counts, [least[count] for count in counts], "s--", markersize=4, color="#767676", label="bare cut")
+    axes.legend()
 
 
 def _note(axes: "Axes", choice: PruningPlan, text: str, shift: tuple[int, int], **style: Any) -> None:

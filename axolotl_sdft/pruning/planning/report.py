@@ -88,6 +88,9 @@ def _alternative_lines(
     plan: PruningPlan, scores: LayerScores, savings: Savings, config: LayerPruningConfig
 ) -> Iterator[str]:
     """Yield a table of the best choice for each number of layers, the chosen one marked."""
+    if scores.divergences:
+        yield from _tried_lines(plan, scores, savings, config)
+        return
     plans = best_plans(scores, config)
     chosen = len(plan.drop_layers)
     if plan.avoided:
@@ -105,6 +108,21 @@ def _alternative_lines(
         yield from _runner_up_lines(plan, scores, config)
     if plan.avoided:
         yield "Other numbers of layers are by the scores alone: what can't be removed may be among them"
+
+
+def _tried_lines(plan: PruningPlan, scores: LayerScores, savings: Savings, config: LayerPruningConfig) -> Iterator[str]:
+    """Yield a table of the blocks that were tried, the best one of each length first, the chosen one marked."""
+    yield "Blocks tried: KL to the seed model in nats per token of held-out text, bare and patched"
+    yield f"{'go':>5}{'KL bare':>12}{'KL patched':>12}{'parameters left':>24}  layers"
+    best = {choice.drop_layers for choice in best_plans(scores, config)}
+    for block in sorted(scores.divergences, key=lambda tried: (tried.end - tried.start, tried.cost(config.patch))):
+        layers = tuple(range(block.start, block.end))
+        mark = ">" if layers == plan.drop_layers else " "
+        count = str(len(layers)) if layers in best else ""
+        left = savings.before.parameters - sum(savings.layer_parameters[layer] for layer in layers)
+        share = f"{short_number(left, '')}{100 * left / savings.before.parameters:>7.1f} %"
+        patched = "no patch" if block.patched is None else cost_text(block.patched)
+        yield f"{mark:<2}{count:>3}{cost_text(block.bare):>12}{patched:>12}{share:>24}  {_span(layers)}"
 
 
 def _choice_title(scores: LayerScores) -> str:

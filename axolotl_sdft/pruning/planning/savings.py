@@ -68,6 +68,16 @@ def read_savings(seed_dir: Path, drop_layers: Sequence[int]) -> Savings:
     return Savings(before, after, _layer_parameters(whole), tuple(notes))
 
 
+def count_parameters(seed_dir: Path) -> tuple[int, tuple[int, ...]]:
+    """Return how many numbers the weight files of a model hold, and each of its layers; no weights are read.
+
+    Raises:
+        CheckpointError: The source is incomplete, or its architecture can't be cut soundly.
+    """
+    whole = read_cut(seed_dir, ())
+    return whole.parameters_before, _layer_parameters(whole)
+
+
 def read_footprint(model_dir: Path) -> tuple[Footprint, str | None]:
     """Return how large a checkpoint is, and how a figure was come by where it was not measured.
 

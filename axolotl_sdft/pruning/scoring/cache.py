@@ -73,9 +73,14 @@ class ScoreCache:
 
 
 def _serve(scores: LayerScores | None, num_layers: int) -> bool:
-    """Whether scores are enough to remove so many layers: costs of blocks always, an order if it is long enough."""
+    """Whether scores are enough to remove so many layers.
+
+    Costs of blocks always are, an order is if it is long enough, blocks that were tried are if one has that length.
+    """
     if scores is None:
         return False
+    if scores.divergences:
+        return any(block.end - block.start == num_layers for block in scores.divergences)
     return not scores.removal_order or len(scores.removal_order) >= num_layers
 
 

@@ -14,7 +14,14 @@ from axolotl_sdft.pruning.scoring.loading import (
     load_structure,
     out_of_memory_explained,
 )
-from axolotl_sdft.pruning.scoring.scores import Batch, LayerScores, metric_is_greedy, metric_needs_text, score_layers
+from axolotl_sdft.pruning.scoring.scores import (
+    Batch,
+    LayerScores,
+    metric_is_greedy,
+    metric_needs_text,
+    metric_tries_blocks,
+    score_layers,
+)
 
 _FORMAT = 2
 """Counts up when the same settings give other scores, or a setting that is left out as its default means another."""
@@ -23,7 +30,7 @@ _FORMAT = 2
 def scoring_identity(seed_fingerprint: str, config: LayerPruningConfig, calibration_fingerprint: str) -> dict[str, Any]:
     """Return all that shapes the scores. The number of layers does not: a greedy order serves for fewer, too."""
     identity: dict[str, Any] = {"format": _FORMAT, "seed": seed_fingerprint, "metric": identified(config.metric)}
-    if metric_is_greedy(config.metric):
+    if metric_is_greedy(config.metric) or metric_tries_blocks(config.metric):
         identity |= {"protect_first": config.protect_first, "protect_last": config.protect_last}
     if not metric_needs_text(config.metric):
         return identity

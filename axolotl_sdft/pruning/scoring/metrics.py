@@ -44,6 +44,15 @@ def perplexity(model: "PreTrainedModel", batches: Sequence[Batch], options: Scor
     return greedy_removals(model, batches, options)
 
 
+@metric_traits(needs_block=True, tries_blocks=True)
+def divergence(model: "PreTrainedModel", batches: Sequence[Batch], options: ScoringOptions) -> LayerScores:
+    """Return how far from the seed model the best few blocks by angular distance leave it, bare and patched."""
+    from axolotl_sdft.pruning.patching.ranking import tried_blocks
+
+    known = options.known or angular_distance(model, batches, options)
+    return tried_blocks(model, batches, options, known)
+
+
 @metric_traits(needs_text=False, is_greedy=True)
 def last(model: "PreTrainedModel", batches: Sequence[Batch], options: ScoringOptions) -> LayerScores:
     """Return the layers from the deepest up, without the very last one: nothing is measured.
@@ -78,4 +87,5 @@ def sdft_register_layer_metrics(register: Callable[[str, LayerMetric], None]) ->
     register("angular_distance", angular_distance)
     register("block_influence", block_influence)
     register("perplexity", perplexity)
+    register("divergence", divergence)
     register("last", last)

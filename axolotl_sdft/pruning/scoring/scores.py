@@ -21,6 +21,24 @@ _METRIC_KEY = "layer_pruning.metric"
 
 
 @dataclass(frozen=True)
+class BlockDivergence:
+    """How far from the seed model a model without one block is: KL(seed || pruned) in nats per held-out token."""
+
+    start: int
+    """First layer of the block, counted from 0."""
+    end: int
+    """The layer after its last."""
+    bare: float
+    """Of the bare cut."""
+    patched: float | None
+    """With the patch; None where the cut takes none."""
+
+    def cost(self, patch: str) -> float:
+        """Return what the stage gives with a setting of ``patch``: the lesser of the two unless it is ``none``."""
+        return self.bare if patch == "none" or self.patched is None else min(self.bare, self.patched)
+
+
+@dataclass(frozen=True)
 class LayerScores:
     """What it costs to remove layers; a lower cost is a less important block or layer."""
 
@@ -46,6 +64,9 @@ class LayerScores:
     removal_costs: tuple[float, ...] = ()
     """``removal_costs[n]`` is the cost once the first n + 1 layers of ``removal_order`` have gone. May be empty."""
 
+    divergences: tuple[BlockDivergence, ...] = ()
+    """Of a metric that tries blocks out: those that were tried, one of which goes. ``block_costs`` led to them."""
+
     def to_json(self) -> dict[str, Any]:
         """Return the scores as a dict that ``json`` can write."""
         return asdict(self)
@@ -54,6 +75,7 @@ class LayerScores:
     def from_json(cls, data: dict[str, Any]) -> "LayerScores":
         """Return the scores that :meth:`to_json` gave."""
         lists = {key: tuple(data.get(key, ())) for key in ("removal_order", "removal_costs")}
+        lists["divergences"] = tuple(BlockDivergence(**block) for block in data.get("divergences", ()))
         return cls(**data | lists | {"block_costs": tuple(tuple(row) for row in data["block_costs"])})
 
 
@@ -89,7 +111,7 @@ LayerMetric: TypeAlias = Callable[["PreTrainedModel", Sequence[Batch], ScoringOp
 
 
 def metric_traits(
-    *, needs_text: bool = True, is_greedy: bool = False, needs_block: bool = False
+    *, needs_text: bool = True, is_greedy: bool = False, needs_block: bool = False, tries_blocks: bool = False
 ) -> Callable[[LayerMetric], LayerMetric]:
     """Mark a metric that is not a plain measurement, as a decorator.
 
@@ -99,10 +121,14 @@ def metric_traits(
         is_greedy: True: the metric gives a ``removal_order``, made for ``num_layers``, ``protect_first`` and
             ``protect_last``.
         needs_block: True: the scores are always ``contiguous``, which is good to know when no block can go.
+        tries_blocks: True: the metric gives ``divergences`` of some blocks of up to ``num_layers`` layers, chosen for
+            ``protect_first`` and ``protect_last``.
     """
 
     def mark(metric: LayerMetric) -> LayerMetric:
-        vars(metric).update(needs_text=needs_text, is_greedy=is_greedy, needs_block=needs_block)
+        vars(metric).update(
+            needs_text=needs_text, is_greedy=is_greedy, needs_block=needs_block, tries_blocks=tries_blocks
+        )
         return metric
 
     return mark
@@ -126,8 +152,18 @@ def metric_is_greedy(metric: str | LayerMetric) -> bool:
     return bool(getattr(registry().resolve(METRICS, metric, _METRIC_KEY), "is_greedy", False))
 
 
+def metric_tries_blocks(metric: str | LayerMetric) -> bool:
+    """Return whether a metric tries some blocks of the wanted length out.
+
+    Raises:
+        UnknownNameError: No plugin registers the metric.
+    """
+    return bool(getattr(registry().resolve(METRICS, metric, _METRIC_KEY), "tries_blocks", False))
+
+
 def metric_needs_block(metric: str | LayerMetric) -> bool:
     """Return whether a metric says that it always chooses a block of neighbouring layers.
+
 
     Raises:
         UnknownNameError: No plugin registers the metric.

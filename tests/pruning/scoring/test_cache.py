@@ -28,10 +28,10 @@ def ordered(count):
 
 
 def test_another_number_of_layers_loads_no_model_again(checkpoint, tmp_path, loads):
-    first = task(checkpoint(), tmp_path, {"num_layers": 2})
+    first = task(checkpoint(), tmp_path, {"num_layers": 2, "patch": "none"})
     first.run()
     for num_layers in (1, 3, 0.7):
-        pruning = task(checkpoint(), tmp_path, {"num_layers": num_layers}, no_batches)
+        pruning = task(checkpoint(), tmp_path, {"num_layers": num_layers, "patch": "none"}, no_batches)
         assert pruning.scores_dir == first.scores_dir
         assert LayerScores.from_json(read(pruning.run(), "provenance/scores.json")) == first.scores()
     assert loads == ["load_for_scoring"]
@@ -94,7 +94,7 @@ def test_a_greedy_order_serves_fewer_layers_and_is_gone_on_from_for_more(checkpo
 
 
 def test_a_metric_that_reads_no_text_loads_no_weights(checkpoint, tmp_path, loads):
-    pruning = task(checkpoint(), tmp_path, {"num_layers": 2, "metric": "last"}, no_batches)
+    pruning = task(checkpoint(), tmp_path, {"num_layers": 2, "metric": "last", "patch": "none"}, no_batches)
     assert read(pruning.run(), "provenance/layer_pruning.json")["drop_layers"] == [3, 4]
     assert loads == ["load_structure"]
 

@@ -153,7 +153,8 @@ def test_calibration_without_a_token_is_refused(model, batches):
 
 def test_an_unknown_metric_is_refused_with_the_known_ones(model):
     with pytest.raises(
-        UnknownNameError, match=r"layer_pruning\.metric is 'magic'.*angular_distance, block_influence, last, perplexity"
+        UnknownNameError,
+        match=r"layer_pruning\.metric is 'magic'.*angular_distance, block_influence, divergence, last, perplexity",
     ):
         score_layers(model, [], metric="magic")
 
