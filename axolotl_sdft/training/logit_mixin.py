@@ -266,6 +266,7 @@ def all_tokens(inputs: dict[str, Any], pad_token_id: int | None = None) -> Tenso
     if not torch.is_tensor(ids_BT):
         raise ConfigError("logit_distillation.tokens is all, but the batch holds no input_ids; set it to answers")
     is_token_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    is_token_BT[:, 0] = False  # old versions of transformers would count it
     mask = inputs.get("attention_mask")
     if torch.is_tensor(mask) and mask.dim() == 2:
         is_token_BT &= mask != 0
