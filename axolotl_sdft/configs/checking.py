@@ -1,7 +1,6 @@
 """Says whether a configuration would run for others."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from axolotl_sdft.config.yaml_file import read_yaml_file
 from axolotl_sdft.configs.catalogue import REQUIRED_KEYS, read_description
 from axolotl_sdft.configs.findings import Finding, advice, fault, secret_findings
 from axolotl_sdft.configs.places import place_findings
-from axolotl_sdft.core.errors import MissingExtraError, SdftError, first_line
+from axolotl_sdft.core.errors import Explain, MissingExtraError, SdftError, error_context, first_line
 
 if TYPE_CHECKING:
     from axolotl_sdft.integrations.axolotl.blocks import Blocks
@@ -71,7 +70,7 @@ def _block_findings(raw: Mapping[str, Any]) -> Iterator[Finding]:
 def _name_findings(raw: Mapping[str, Any], blocks: "Blocks") -> Iterator[Finding]:
     """Yield the names that a run would look up in vain, and the options that it would refuse."""
     from axolotl_sdft.evaluation.measures.answer_accuracy import right_answer_checks
-    from axolotl_sdft.integrations.axolotl.overrides import blaming, dataset_config
+    from axolotl_sdft.integrations.axolotl.overrides import dataset_config, own_key
     from axolotl_sdft.plugins.registry import METRICS, registry
 
     if blocks.layer_pruning is not None:
@@ -82,7 +81,7 @@ def _name_findings(raw: Mapping[str, Any], blocks: "Blocks") -> Iterator[Finding
             own = dataset_config(raw, index)
             if own.enabled and isinstance(entry, Mapping):
                 for look_up in _look_ups(own, entry, f"datasets[{index}]"):
-                    yield from _attempt(look_up, blaming(raw, index))
+                    yield from _attempt(look_up, own_key(raw, index))
     report = blocks.recovery_report
     if report is not None and report.exact_match is not None:
         exact_match = report.exact_match
@@ -106,9 +105,9 @@ def _look_ups(own: "DatasetConfig", entry: Mapping[str, Any], where: str) -> lis
     ]
 
 
-def _attempt(look_up: Callable[[], Any], context: AbstractContextManager[None] | None = None) -> Iterator[Finding]:
+def _attempt(look_up: Callable[[], Any], *explanations: Explain) -> Iterator[Finding]:
     try:
-        with context or nullcontext():
+        with error_context(*explanations):
             look_up()
     except MissingExtraError as err:  # this machine's lack, not the configuration's
         yield advice("packages", first_line(err))

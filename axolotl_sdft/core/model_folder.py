@@ -116,12 +116,40 @@ def read_config(model_dir: Path) -> dict[str, Any]:
         raise CheckpointError(f"{model_dir} is no folder; name the folder of a checkpoint")
     path = own_path(model_dir, "config.json")
     if not path.exists():
-        there = ", ".join(sorted(path.name for path in model_dir.iterdir())[:8]) or "nothing"
-        raise CheckpointError(f"{model_dir} has no config.json, so it is no checkpoint; it holds {there}")
+        names = sorted(path.name for path in model_dir.iterdir())
+        there = ", ".join(names[:8]) or "nothing"
+        packed = "; GGUF files can't be used here: name the checkpoint that they were made from"
+        raise CheckpointError(
+            f"{model_dir} has no config.json, so it is no checkpoint; it holds {there}"
+            f"{packed if any(name.lower().endswith('.gguf') for name in names) else ''}"
+        )
     config = read_json_file(path)
     if not isinstance(config, dict):
         raise CheckpointError(f"{model_dir / 'config.json'} holds a {type(config).__name__} instead of settings")
     return config
+
+
+def is_adapter(folder: Path) -> bool:
+    """Tell whether a folder holds an adapter rather than a whole model."""
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def holds_model(folder: Path) -> bool:
+    """Tell whether a folder holds a model, whole or as an adapter."""
+    return (folder / "config.json").is_file() or is_adapter(folder)
+
+
+def read_adapter_config(adapter_dir: Path) -> dict[str, Any]:
+    """Return the ``adapter_config.json`` of an adapter.
+
+    Raises:
+        CheckpointError: It is missing or broken.
+    """
+    path = own_path(adapter_dir, ADAPTER_CONFIG)
+    settings = read_json_file(path)
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} holds a {type(settings).__name__} instead of settings")
+    return settings
 
 
 def read_json_file(path: Path) -> Any:
@@ -152,15 +180,11 @@ def _modules(folder: Path) -> Iterator[str]:
     """Yield the modules in the folders inside, which custom code may import; folders of other models are left out."""
     for place, folders, names in os.walk(folder):
         inside = Path(place).relative_to(folder)
-        folders[:] = [name for name in folders if not name.startswith(".") and not _is_model(Path(place, name))]
+        folders[:] = [name for name in folders if not name.startswith(".") and not holds_model(Path(place, name))]
         for name in folders:
             own_path(folder, (inside / name).as_posix())
         if inside.parts:
             yield from ((inside / name).as_posix() for name in names if name.endswith(".py"))
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file()
 
 
 def _resolved(path: Path) -> Path:

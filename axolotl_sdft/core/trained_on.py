@@ -16,6 +16,7 @@ from typing import Any
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError
 from axolotl_sdft.core.identity import file_digests
+from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, is_adapter, read_adapter_config, resolve_seed
 
 PROVENANCE_FOLDER = "provenance"
 """Holds what is said of a checkpoint beside its model card. Axolotl copies the files of a checkpoint into what it
@@ -25,7 +26,6 @@ PRUNED_KEY = "axolotl_sdft_pruning"
 """Key in ``config.json`` that holds the pruning's settings, fingerprinted. transformers keeps it through training."""
 
 RECORD_FILE = "sdft_trained_on.json"
-_ADAPTER_FILE = "adapter_config.json"
 _IDENTITY_KEYS = ("format", "seed", "settings", "calibration_text", "drop_layers")
 _KEPT_KEYS = (*_IDENTITY_KEYS, "seed_model", "num_layers_before", "num_layers_after")
 _PRUNED_NAME = re.compile(r".*-drop\d+-[0-9a-f]{12}")
@@ -133,6 +133,23 @@ def moved_base(adapter_dir: Path) -> Path | None:
     return None if place.is_dir() and trained.is_at(place) else trained.find()
 
 
+def weights_dir(model_dir: Path) -> Path:
+    """Return the folder of a model's weights: its own, or for an adapter that of its base model, moved or not.
+
+    Raises:
+        CheckpointError: The base model is nowhere, or another one has taken its place.
+    """
+    if not is_adapter(model_dir):
+        return model_dir
+    moved = moved_base(model_dir)
+    if moved is not None:
+        return moved
+    key, settings = f"base_model_name_or_path in {model_dir / ADAPTER_CONFIG}", read_adapter_config(model_dir)
+    if not settings.get("base_model_name_or_path"):
+        raise CheckpointError(f"{key} is not set; write the folder of its base model there")
+    return resolve_seed(settings["base_model_name_or_path"], settings.get("revision"), key)
+
+
 def pruning_marker(folder: Path) -> str | None:
     """Return what ``config.json`` says of a pruning that the model in a folder has been through; None for none."""
     path = folder / "config.json"
@@ -213,7 +230,7 @@ def _read_record(folder: Path) -> _Record | None:
         return None
     content = read_json(path)
     if not isinstance(content, dict) or "name" not in content:
-        raise ArtifactError(f"{path} is not a record of a training; delete it, and {_ADAPTER_FILE} is read instead")
+        raise ArtifactError(f"{path} is not a record of a training; delete it, and {ADAPTER_CONFIG} is read instead")
     replaced = content.get("replaced")
     if replaced is not None and path.parent == folder and replaced["weights"] == _weights(folder):
         return _Record(replaced["record"], path.parent.absolute(), is_former=True)
@@ -261,7 +278,7 @@ def _from_adapter(folder: Path, base: str) -> TrainedOn:
 
 
 def _adapter_base(folder: Path) -> str | None:
-    path = folder / _ADAPTER_FILE
+    path = folder / ADAPTER_CONFIG
     settings = read_json(path) if path.is_file() else None
     return (settings.get("base_model_name_or_path") or None) if isinstance(settings, dict) else None
 

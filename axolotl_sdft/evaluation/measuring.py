@@ -12,7 +12,8 @@ from axolotl_sdft.core.errors import SdftError
 from axolotl_sdft.core.model_folder import slug
 from axolotl_sdft.core.runtime import local_device
 from axolotl_sdft.core.texts import evenly_spaced
-from axolotl_sdft.evaluation.loading import load_model, weights_dir
+from axolotl_sdft.core.trained_on import weights_dir
+from axolotl_sdft.evaluation.loading import load_model
 from axolotl_sdft.evaluation.measures.answer_accuracy import exact_match
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
 from axolotl_sdft.evaluation.measures.likelihood import (
@@ -46,7 +47,7 @@ def footprint(model: ReportedModel) -> Footprint:
     Raises:
         CheckpointError: The checkpoint, or an adapter's base model, is missing or incomplete.
     """
-    figures, note = read_footprint(weights_dir(model))
+    figures, note = read_footprint(weights_dir(model.folder))
     if note is not None:
         LOG.info("%s: %s", model.name, note)
     return figures

@@ -8,7 +8,7 @@ from typing import Any
 
 from axolotl_sdft.core.artifacts import fingerprint, write_json
 from axolotl_sdft.core.identity import model_identity
-from axolotl_sdft.evaluation.loading import weights_dir
+from axolotl_sdft.core.trained_on import weights_dir
 from axolotl_sdft.evaluation.spec import ReportedModel
 
 _FORMAT = 2
@@ -51,4 +51,4 @@ def write_whole(path: Path, content: Any) -> None:
 def model_fingerprint(model: ReportedModel) -> str:
     """Return hex digits that change when any byte does that shapes what a model says, or an adapter's base says."""
     own = model_identity(model.folder)
-    return fingerprint([own, model_identity(weights_dir(model))]) if model.is_adapter else own
+    return fingerprint([own, model_identity(weights_dir(model.folder))]) if model.is_adapter else own

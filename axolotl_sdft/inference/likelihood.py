@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from axolotl_sdft.inference.forwarding import free_memory, innermost, input_device, is_out_of_memory, patched_forward
+from axolotl_sdft.core.errors import is_out_of_memory
+from axolotl_sdft.inference.forwarding import free_memory, innermost, input_device, patched_forward
 
 _BATCH_TOKENS = 2048  # padded tokens that go through the model at once
 _CHUNK_LOGITS = 2**25  # numbers of a chunk in float32: 128 MiB

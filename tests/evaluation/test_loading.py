@@ -6,7 +6,8 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from axolotl_sdft.core.errors import CheckpointError
-from axolotl_sdft.evaluation.loading import load_model, weights_dir
+from axolotl_sdft.core.trained_on import weights_dir
+from axolotl_sdft.evaluation.loading import load_model
 from axolotl_sdft.evaluation.spec import ReportedModel
 
 IDS = torch.tensor([list(range(40, 60))])
@@ -78,15 +79,15 @@ def test_an_adapter_whose_base_is_gone_is_named(adapter):
     reported, _ = adapter
     edit_adapter(reported, base_model_name_or_path="./gone")
 
-    with pytest.raises(CheckpointError, match=r"base_model_name_or_path of the adapter 'trained' .* is './gone'"):
-        weights_dir(reported)
+    with pytest.raises(CheckpointError, match=r"base_model_name_or_path in .*adapter_config.json is './gone'"):
+        weights_dir(reported.folder)
 
 
 def test_an_adapter_that_names_no_base_is_refused(adapter):
     reported, _ = adapter
     edit_adapter(reported, base_model_name_or_path=None)
 
-    with pytest.raises(CheckpointError, match=r"adapter_config.json\) is not set; write the folder of its base model"):
+    with pytest.raises(CheckpointError, match=r"adapter_config.json is not set; write the folder of its base model"):
         load_model(reported, "auto")
 
 

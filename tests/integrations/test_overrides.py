@@ -7,12 +7,12 @@ pytest.importorskip("axolotl")
 from axolotl.utils.dict import DictDefault
 
 from axolotl_sdft.config import PluginGeneration, SelfDistillationConfig, VLLMGeneration
-from axolotl_sdft.core.errors import ConfigError, DatasetError, UnknownNameError
+from axolotl_sdft.core.errors import ConfigError, DatasetError, UnknownNameError, error_context
 from axolotl_sdft.integrations.axolotl.overrides import (
     OVERRIDES_KEY,
-    blaming,
     check_overrides,
     dataset_config,
+    own_key,
     take_out_overrides,
 )
 
@@ -115,10 +115,12 @@ def test_nothing_is_remembered_where_no_dataset_has_a_block():
 
 
 def test_an_error_names_the_dataset_only_where_its_own_block_has_set_the_key():
-    cfg = cfg_with({"template": "codes"})
-    with pytest.raises(UnknownNameError, match=r"^datasets\[0\].self_distillation.template is"), blaming(cfg, 0):
+    own = error_context(own_key(cfg_with({"template": "codes"}), 0))
+    with pytest.raises(UnknownNameError, match=r"^datasets\[0\].self_distillation.template is"), own:
         raise UnknownNameError("self_distillation.template is 'codes'")
-    with pytest.raises(ConfigError, match=r"^self_distillation.checks"), blaming(cfg, 0):
+    own = error_context(own_key(cfg_with({"template": "codes"}), 0))
+    with pytest.raises(ConfigError, match=r"^self_distillation.checks"), own:
         raise ConfigError("self_distillation.checks holds 'leek'")
-    with pytest.raises(DatasetError, match=r"^datasets\[0\] has no rows"), blaming(cfg, 0):
+    own = error_context(own_key(cfg_with({"template": "codes"}), 0))
+    with pytest.raises(DatasetError, match=r"^datasets\[0\] has no rows"), own:
         raise DatasetError("datasets[0] has no rows")

@@ -14,8 +14,7 @@ from safetensors.numpy import save_file
 
 from axolotl_sdft import cut_layers
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError
-from axolotl_sdft.evaluation.loading import weights_dir
-from axolotl_sdft.evaluation.spec import ReportedModel
+from axolotl_sdft.core.trained_on import weights_dir
 from axolotl_sdft.evaluation.summary import summary_lines
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.commands import find_artifacts
@@ -334,8 +333,8 @@ def test_the_summary_of_a_moved_project_tells_what_was_pruned_and_lets_the_model
 
 def test_reports_and_merges_of_a_moved_project_find_the_checkpoint_under_the_adapter(moved_project, tmp_path):
     (pruned,) = Path("sdft_prepared").absolute().glob("[!.]*-drop2-*")
-    assert weights_dir(ReportedModel("trained", Path("out").absolute())) == pruned
-    assert weights_dir(ReportedModel("trained", Path("out"))) == pruned
+    assert weights_dir(Path("out").absolute()) == pruned
+    assert weights_dir(Path("out")) == pruned
     merged = DictDefault(moved_project | {"merge": {"ratio": 0.5}})
     list(merge_alone(merged))
     adapter = json.loads(Path("out/sdft_merged/adapter_config.json").read_text())

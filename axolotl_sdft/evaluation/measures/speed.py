@@ -122,11 +122,11 @@ def _context_length(model: ReportedModel, trust_remote_code: bool) -> int | None
     """Return the most tokens that a model takes; None where its config does not tell or can't be read."""
     from transformers import AutoConfig
 
-    from axolotl_sdft.evaluation.loading import weights_dir
+    from axolotl_sdft.core.trained_on import weights_dir
     from axolotl_sdft.inference.loading import context_length
 
     try:
-        config = AutoConfig.from_pretrained(weights_dir(model), trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(weights_dir(model.folder), trust_remote_code=trust_remote_code)
         return context_length(SimpleNamespace(config=config))
     except (OSError, ValueError):  # the child that loads it says best what is the matter
         return None

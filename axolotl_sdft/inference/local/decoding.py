@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from axolotl_sdft.inference.forwarding import Forward, free_memory, is_out_of_memory
+from axolotl_sdft.core.errors import is_out_of_memory
+from axolotl_sdft.inference.forwarding import Forward, free_memory
 from axolotl_sdft.inference.local.grouped_attention import row_blocks
 from axolotl_sdft.inference.local.sequence_cache import RowCache
 from axolotl_sdft.inference.local.sequences import ActiveSequence, Choice

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from axolotl_sdft.inference.forwarding import free_memory, input_device, is_out_of_memory
+from axolotl_sdft.core.errors import is_out_of_memory
+from axolotl_sdft.inference.forwarding import free_memory, input_device
 from axolotl_sdft.inference.local.sequences import ActiveSequence, Choice
 
 LOG = logging.getLogger(__name__)

@@ -1,13 +1,12 @@
 """Merges what an Axolotl configuration names, once or over a sweep of ratios, for the command line."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import MergeConfig, RecoveryReportConfig, SpeedConfig
 from axolotl_sdft.core.artifacts import ensure_free_space, ensure_writable
-from axolotl_sdft.core.errors import CheckpointError, ConfigError
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, error_context, keyed
 from axolotl_sdft.core.model_folder import resolve_seed
 from axolotl_sdft.evaluation.merging.adapters import is_adapter
 from axolotl_sdft.evaluation.merging.merge import OUTPUT_KEY, MergeTask, NamedModel, fingerprinted_folder
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_FOLDER = "sdft_merged"
 _MODELS_KEY = "merge.models"
+_MODELS_KEYED = keyed(lambda err: f"{_MODELS_KEY}: " if isinstance(err, ConfigError | CheckpointError) else "")
+"""Lets errors about the two models begin with the key that names them."""
 
 
 def merge_alone(cfg: Any, ratio: float | None = None) -> Iterator[str]:
@@ -43,7 +44,7 @@ def merge_alone(cfg: Any, ratio: float | None = None) -> Iterator[str]:
         config = config.model_copy(update={"ratio": ratio})
     first, second = named_models(cfg, config)
     task = MergeTask(first, second, config, _output_dir(cfg, config))
-    with _naming_the_key():
+    with error_context(_MODELS_KEYED):
         folder = task.run()
     yield f"{first.name} and {second.name}, {config.method} at ratio {config.ratio:g}"
     yield f"merged model: {folder}"
@@ -69,7 +70,7 @@ def sweep_alone(cfg: Any) -> Iterator[str]:
     measuring = _sweep_measuring(cfg, {ratio: folders[ratio] for ratio in config.sweep}, root)
     _check_room(tasks, root)
     check_report(measuring)
-    with _naming_the_key():
+    with error_context(_MODELS_KEYED):
         for task in tasks.values():
             task.run()
     measured = run_report(measuring)
@@ -176,7 +177,7 @@ def _sweep_measuring(cfg: Any, folders: dict[float, Path], root: Path) -> "Recov
 
 def _check_room(tasks: dict[float, MergeTask], root: Path) -> None:
     """Refuse a sweep that would fill the disk half way, or models that can't be merged, before anything is written."""
-    with _naming_the_key():
+    with error_context(_MODELS_KEYED):
         num_bytes = sum(task.num_bytes for task in tasks.values() if not task.is_done)
     ensure_writable(root, OUTPUT_KEY)
     ensure_free_space(root, num_bytes, OUTPUT_KEY)
@@ -192,12 +193,3 @@ def _use(folder: Path) -> str:
     if is_adapter(folder):
         return f"use it: lora_model_dir: {folder} (axolotl inference, evaluate and merge-lora read it)"
     return f"use it as any checkpoint: base_model: {folder}"
-
-
-@contextmanager
-def _naming_the_key() -> Iterator[None]:
-    """Let errors about the two models begin with the key that names them."""
-    try:
-        yield
-    except (ConfigError, CheckpointError) as err:
-        raise type(err)(f"{_MODELS_KEY}: {err}") from err

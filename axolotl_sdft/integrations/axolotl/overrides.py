@@ -8,14 +8,13 @@ there.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from axolotl_sdft.config import SelfDistillationConfig, overridden
-from axolotl_sdft.core.errors import ConfigError, SdftError
+from axolotl_sdft.core.errors import ConfigError, Explain, SdftError, keyed
 from axolotl_sdft.integrations.axolotl.blocks import fault_line, plain
 from axolotl_sdft.integrations.axolotl.datasets import OVERRIDE
 
@@ -78,16 +77,18 @@ def dataset_config(cfg: Mapping[str, Any], index: int) -> DatasetConfig:
     return merged
 
 
-@contextmanager
-def blaming(cfg: Mapping[str, Any], index: int) -> Iterator[None]:
-    """Let errors about a key of ``self_distillation`` name the dataset's own block where that has set the key."""
-    try:
-        yield
-    except SdftError as err:
+def own_key(cfg: Mapping[str, Any], index: int) -> Explain:
+    """Let errors about a key of ``self_distillation`` name the dataset's own block where that has set the key.
+
+    Returns:
+        What :func:`error_context` takes.
+    """
+
+    def prefix(err: SdftError) -> str:
         found = re.match(rf"{OVERRIDE}\.(\w+)", str(err))
-        if found is None or found[1] not in _overrides(cfg)[index]:
-            raise
-        raise type(err)(f"datasets[{index}].{err}") from err
+        return "" if found is None or found[1] not in _overrides(cfg)[index] else f"datasets[{index}]."
+
+    return keyed(prefix)
 
 
 def _merged(cfg: Mapping[str, Any], index: int) -> tuple[DatasetConfig | None, list[str]]:

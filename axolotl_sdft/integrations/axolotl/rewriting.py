@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import SelfDistillationConfig, TransformersGeneration
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, ensure_writable
-from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.errors import ConfigError, error_context
 from axolotl_sdft.distillation.rows.formats import PROMPT_FIELD
 from axolotl_sdft.integrations.axolotl.datasets import OVERRIDE, dataset_entries, load_rows, rewritten_entry
 from axolotl_sdft.integrations.axolotl.held_out import is_split, parts_of, rows_folder
-from axolotl_sdft.integrations.axolotl.overrides import DatasetConfig, blaming, dataset_config
+from axolotl_sdft.integrations.axolotl.overrides import DatasetConfig, dataset_config, own_key
 from axolotl_sdft.integrations.axolotl.seed_model import missing_chat_template, seed_dir_of, seed_of
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _spec(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str)
     if template is not None and settings.generation.chat_template is None:
         generation = settings.generation.model_copy(update={"chat_template": template})
         settings = settings.model_copy(update={"generation": generation})
-    with blaming(cfg, _index(where)):
+    with error_context(own_key(cfg, _index(where))):
         return DistillationSpec(rows, settings, seed_dir, {**entry, **kept}, seed_of(cfg)[0], where)
 
 

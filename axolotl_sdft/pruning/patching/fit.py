@@ -6,8 +6,7 @@ A map is kept only if the model with it is nearer to the seed model on text that
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from axolotl_sdft.core.errors import DatasetError, SdftError, first_line
+from axolotl_sdft.core.errors import DatasetError, error_context, failure
 from axolotl_sdft.core.runtime import progress
 from axolotl_sdft.pruning.patching.choice import divergences, num_tokens, split_held_out
 from axolotl_sdft.pruning.patching.cut_model import CutModel, opened
@@ -38,6 +37,9 @@ LOG = logging.getLogger(__name__)
 
 TOKENS_PER_UNIT = 8
 """A fit on fewer tokens than this many times the hidden size is warned of."""
+
+# Such as one whose layers hand on more than hidden states.
+_CANT_BE_RUN = failure("the model can't be run layer by layer", None, UnpatchableError)
 
 Refusal = Callable[[Projection], str | None]
 """Says why a projection can't be written, or None."""
@@ -93,7 +95,7 @@ def fit_patch(
         return LayerPatch(tuple(cuts))
     try:
         with opened(model, fit_on[0]) as cut_model:
-            with _failure_explained(), cut_model.as_cut(drop_layers):
+            with error_context(_CANT_BE_RUN), cut_model.as_cut(drop_layers):
                 cut_model.run_row(fit_on[0])
             return _Fitting(cut_model, fit_on, held_out, ridge).run(cuts)
     except UnpatchableError as err:
@@ -107,7 +109,7 @@ def cut_with_projection(
     try:
         if removed[0] == 0:
             raise UnpatchableError("the cut begins with layer 0, so there is no layer before it")
-        with _failure_explained():
+        with error_context(_CANT_BE_RUN):
             projection = find_projection(model, decoder_layers(model), removed[0] - 1, probe)
         reason = refuse(projection)
         if reason is not None:
@@ -115,23 +117,6 @@ def cut_with_projection(
     except UnpatchableError as err:
         return CutPatch(removed, reason=str(err))
     return CutPatch(removed, projection)
-
-
-@contextmanager
-def _failure_explained() -> Iterator[None]:
-    """Say that a model can't be run in parts, such as one whose layers hand on more than hidden states.
-
-    Raises:
-        UnpatchableError: It can't.
-    """
-    try:
-        yield
-    except (SdftError, torch.cuda.OutOfMemoryError):
-        raise
-    except Exception as err:  # a model may raise anything where it gets less than it expects
-        raise UnpatchableError(
-            f"the model can't be run layer by layer ({type(err).__name__}: {first_line(err)})"
-        ) from err
 
 
 class _Fitting:

@@ -4,16 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from axolotl_sdft.config import LayerPruningConfig
-from axolotl_sdft.core.errors import CheckpointError
+from axolotl_sdft.core.errors import CheckpointError, error_context
 from axolotl_sdft.core.model_folder import read_config
 from axolotl_sdft.pruning.patching.apply import NamedTensor, stored_projection
 from axolotl_sdft.pruning.patching.record import LayerPatch, Projection, UnpatchableError, bare_patch
-from axolotl_sdft.pruning.scoring.loading import (
-    check_loading,
-    free_memory,
-    load_for_scoring,
-    out_of_memory_explained,
-)
+from axolotl_sdft.pruning.scoring.loading import MEMORY_SHORTAGE, check_loading, load_for_scoring
 from axolotl_sdft.pruning.scoring.scores import Batch
 
 if TYPE_CHECKING:
@@ -42,6 +37,7 @@ def fitted_patch(
         DatasetError: There is no text.
         CheckpointError: Memory ran out.
     """
+    from axolotl_sdft.inference.forwarding import free_memory
     from axolotl_sdft.pruning.patching.fit import fit_patch
 
     def why_not_stored(projection: Projection) -> str | None:
@@ -52,7 +48,7 @@ def fitted_patch(
         return None
 
     check_loading(read_config(seed_dir), config)
-    with out_of_memory_explained():
+    with error_context(MEMORY_SHORTAGE):
         try:
             model = load_for_scoring(seed_dir, config, trust_remote_code)
             return fit_patch(model, batches, drop_layers, refuse=why_not_stored)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import CalibrationConfig
-from axolotl_sdft.core.errors import DatasetError
-from axolotl_sdft.pruning.scoring.loading import failure_explained
+from axolotl_sdft.core.errors import DatasetError, error_context
+from axolotl_sdft.pruning.scoring.loading import loading_failure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ def encode_texts(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    with failure_explained(seed_dir):
+    with error_context(loading_failure(seed_dir)):
         tokenizer = AutoTokenizer.from_pretrained(seed_dir, trust_remote_code=trust_remote_code)
         model_config = AutoConfig.from_pretrained(seed_dir, trust_remote_code=trust_remote_code)
     length = _length(tokenizer, model_config, config)

@@ -6,14 +6,9 @@ from typing import Any
 
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.config.functions import identified
+from axolotl_sdft.core.errors import error_context
 from axolotl_sdft.core.model_folder import read_config
-from axolotl_sdft.pruning.scoring.loading import (
-    check_loading,
-    free_memory,
-    load_for_scoring,
-    load_structure,
-    out_of_memory_explained,
-)
+from axolotl_sdft.pruning.scoring.loading import MEMORY_SHORTAGE, check_loading, load_for_scoring, load_structure
 from axolotl_sdft.pruning.scoring.scores import (
     Batch,
     LayerScores,
@@ -67,11 +62,13 @@ def measured_scores(
     Raises:
         SdftError: The text, the model or the metric is at fault, or memory ran out.
     """
+    from axolotl_sdft.inference.forwarding import free_memory
+
     reads_text = metric_needs_text(config.metric)
     if reads_text:
         check_loading(read_config(seed_dir), config)
     batches = load_batches() if reads_text else []
-    with out_of_memory_explained():
+    with error_context(MEMORY_SHORTAGE):
         if reads_text:
             model = load_for_scoring(seed_dir, config, trust_remote_code)
         else:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from axolotl_sdft.core.errors import CheckpointError, ConfigError
+from axolotl_sdft.inference.forwarding import free_memory
 from axolotl_sdft.pruning.checkpoint.tensor_names import find_layer_prefix
-from axolotl_sdft.pruning.scoring.loading import free_memory
 from axolotl_sdft.training.teachers.origin import SeedOrigin
 from axolotl_sdft.training.teachers.removed_layers import load_layers
 from axolotl_sdft.training.teachers.seed_config import seed_config

@@ -1,18 +1,18 @@
-from pathlib import Path
+import importlib.util
+import re
 
 import pytest
 import torch
 import transformers
 
 from axolotl_sdft import LayerPruningConfig, score_layers
-from axolotl_sdft.core.errors import CheckpointError, ConfigError, MissingExtraError
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, MissingExtraError, error_context
 from axolotl_sdft.pruning.scoring import loading
 from axolotl_sdft.pruning.scoring.loading import (
+    MEMORY_SHORTAGE,
     check_loading,
-    failure_explained,
     load_for_scoring,
     load_structure,
-    out_of_memory_explained,
 )
 from tests.pruning.conftest import edit_config, load, token_ids
 from tests.pruning.scoring.test_scores import BERT_LIKE, vision_language_model
@@ -58,12 +58,6 @@ def test_a_checkpoint_is_loaded_with_its_own_head_and_scored(name, tmp_path):
     assert type(model).__name__ == LOADED_AS.get(name, name)
     assert score_layers(model, [{"input_ids": token_ids(rows=1)}]).num_tokens == 12
     assert type(load_structure(tmp_path)).__name__ == LOADED_AS.get(name, name)
-
-
-def test_a_vision_language_model_without_a_causal_class_is_loaded_as_one_that_sees():
-    assert "qwen2_vl" not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    chosen = loading._auto_class({"model_type": "qwen2_vl", "architectures": None}, trust_remote_code=False)
-    assert chosen is transformers.AutoModelForImageTextToText
 
 
 CODE = """
@@ -151,8 +145,8 @@ def test_4_bits_of_what_is_quantized_already_are_refused():
 def test_a_missing_package_is_named_with_its_extra_before_any_text_is_read(
     checkpoint, tmp_path, monkeypatch, settings, missing
 ):
-    own = loading.importlib.util.find_spec
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None if name == missing else own(name))
+    own = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else own(name))
     message = rf"{next(iter(settings))} is set, but {missing} is not installed; .*pip install 'axolotl-sdft\[large\]'"
     with pytest.raises(MissingExtraError, match=message):
         task(checkpoint(), tmp_path, {"num_layers": 1} | settings, lambda: pytest.fail("text was read")).plan()
@@ -171,7 +165,19 @@ def test_settings_that_make_no_model_are_told_by_the_seed_s_folder(own_checkpoin
         load_structure(own_checkpoint)
 
 
-def test_memory_that_runs_out_is_told_with_the_settings_that_save_some():
-    message = r"memory ran out .*\(CUDA out of memory\); lower .*batch_size .*4bit"
-    with pytest.raises(CheckpointError, match=message), out_of_memory_explained(), failure_explained(Path("seed")):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize(
+    "shortage",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=["accelerator", "cpu"],
+)
+def test_memory_that_runs_out_is_told_with_the_settings_that_save_some(monkeypatch, checkpoint, shortage):
+    def fail(*_args, **_settings):
+        raise shortage
+
+    monkeypatch.setattr(loading, "load_checkpoint", fail)
+    message = rf"^memory ran out while the layers were scored \({re.escape(str(shortage))}\); lower .*batch_size .*4bit"
+    with pytest.raises(CheckpointError, match=message), error_context(MEMORY_SHORTAGE):
+        load_for_scoring(checkpoint(), config())
