@@ -1,4 +1,6 @@
-"""Measures how likely answers are under the seed model, without ever holding all logits.
+"""Measures how likely given tokens are under one model or several, without ever holding all logits.
+
+The one routine for it: each stage says which tokens count, and what it makes of the logits of a chunk of them.
 
 Shapes: B rows, T tokens, N answer tokens of all rows, C of them in a chunk, D hidden size, V vocabulary,
 X one of the last two.
@@ -6,7 +8,7 @@ X one of the last two.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,9 @@ _CHUNK_LOGITS = 2**25  # numbers of a chunk in float32: 128 MiB
 
 _Value = TypeVar("_Value")
 
+Run: TypeAlias = Callable[[Any, Tensor], Any]
+"""Runs a model, or its body alone, on ids [B, T], and returns what it returns."""
+
 
 @dataclass(frozen=True)
 class ScoredIds:
@@ -31,7 +36,7 @@ class ScoredIds:
 
 @dataclass(frozen=True)
 class AnswerBatch:
-    """Texts that go through a model together, filled up to one length, and where their answer tokens are."""
+    """Texts that go through a model together, filled up to one length, and where the tokens are that count."""
 
     ids: Tensor
     """[B, T]."""
@@ -58,11 +63,12 @@ class AnswerBatch:
         return self.ids[self.rows, self.places]
 
 
+@torch.inference_mode()
 def mean_nll(model: Any, texts: Sequence[ScoredIds]) -> list[float]:
     """Return the mean negative log-likelihood of each text's answer tokens, in nats per token."""
 
     def measured(batch: Sequence[ScoredIds]) -> list[float]:
-        parts = _answer_tokens_nll(model, AnswerBatch.of(batch)).split([text.num_answer for text in batch])
+        parts = tokens_nll(model, AnswerBatch.of(batch)).split([text.num_answer for text in batch])
         return [float(part.double().mean()) for part in parts]
 
     return measured_in_batches(texts, measured)
@@ -94,40 +100,67 @@ def _in_halves(texts: Sequence[ScoredIds], measured: Callable[[Sequence[ScoredId
     return _in_halves(texts[:half], measured) + _in_halves(texts[half:], measured)
 
 
-@torch.inference_mode()
-def _answer_tokens_nll(model: Any, batch: AnswerBatch) -> Tensor:
-    chunk_tokens = chunk_tokens_for(model)
-    answers = batch.answers.split(chunk_tokens)
-    return torch.cat(
-        [
-            F.cross_entropy(logits_CV.float(), answers_C.to(logits_CV.device), reduction="none").cpu()
-            for logits_CV, answers_C in zip(answer_logits(model, batch, chunk_tokens), answers, strict=True)
-        ]
-    )
+def _run(module: Any, ids_BT: Tensor) -> Any:
+    return module(input_ids=ids_BT, use_cache=False)
 
 
-def chunk_tokens_for(*models: Any) -> int:
-    """Return of how many tokens the logits of each of these models may be held in float32 at once."""
-    inner: list[Any] = [innermost(model) for model in models]
-    return max(1, _CHUNK_LOGITS // max(model.config.get_text_config(decoder=True).vocab_size for model in inner))
+def tokens_nll(model: Any, batch: AnswerBatch, run: Run = _run) -> Tensor:
+    """Return the negative log-likelihood of each answer token in nats, [N], on the CPU, in float32 or wider.
 
-
-def answer_logits(model: Any, batch: AnswerBatch, chunk_tokens: int) -> Iterator[Tensor]:
-    """Yield the logits from which each answer token is predicted, so many tokens at a time, [C, V].
-
-    The body runs once. The model's own forward turns hidden states into logits, with whatever it does beside the head.
+    Args:
+        model: What predicts them.
+        batch: The tokens, at least one.
+        run: Runs the model where it needs more than the ids, such as a mask.
     """
-    model = innermost(model)
+    return torch.cat([_nll(logits_CV, answers_C) for (logits_CV,), answers_C in answer_chunks([model], batch, run)])
+
+
+def _nll(logits_CV: Tensor, answers_C: Tensor) -> Tensor:
+    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    return F.cross_entropy(wide_CV, answers_C.to(wide_CV.device), reduction="none").cpu()
+
+
+def answer_chunks(
+    models: Sequence[Any], batch: AnswerBatch, run: Run = _run
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """Yield the logits of each model, [C, V], from which answer tokens are predicted, and these tokens, [C].
+
+    The body of each model runs once. So many tokens are a chunk that the logits of one model take 128 MiB in float32.
+
+    Args:
+        models: Each may be on a device of its own.
+        batch: The tokens.
+        run: Runs a model where it needs more than the ids.
+    """
+    inner: list[Any] = [innermost(model) for model in models]
+    widest = max(model.config.get_text_config(decoder=True).vocab_size for model in inner)
+    chunk_tokens = max(1, _CHUNK_LOGITS // widest)
+    logits = [_answer_logits(model, batch, chunk_tokens, run) for model in inner]
+    yield from zip(zip(*logits, strict=True), batch.answers.split(chunk_tokens), strict=True)
+
+
+def _answer_logits(model: Any, batch: AnswerBatch, chunk_tokens: int, run: Run) -> Iterator[Tensor]:
+    """Yield the logits of so many answer tokens at a time, [C, V].
+
+    The model's own forward turns hidden states into logits, with whatever it does beside the head.
+    """
     placed_BT = batch.ids.to(input_device(model))
     if model.base_model is model:
-        yield from _before_answers(model(input_ids=placed_BT, use_cache=False).logits, batch).split(chunk_tokens)
+        yield from _before_answers(run(model, placed_BT).logits, batch).split(chunk_tokens)
         return
-    output = model.base_model(input_ids=placed_BT, use_cache=False)
+    output = run(model.base_model, placed_BT)
     for hidden_CD in _before_answers(output[0], batch).split(chunk_tokens):
-        shown = type(output)(last_hidden_state=hidden_CD[None])
+        shown = _with_hidden(output, hidden_CD[None])
         with patched_forward(model.base_model, lambda *_args, _shown=shown, **_kwargs: _shown):
-            logits_CV = model(input_ids=placed_BT, use_cache=False).logits[0]
+            logits_CV = run(model, placed_BT).logits[0]
         yield logits_CV
+
+
+def _with_hidden(output: Any, hidden_BTD: Tensor) -> Any:
+    """Return what a body has returned, in the same form, with other hidden states."""
+    if isinstance(output, tuple):
+        return (hidden_BTD, *output[1:])
+    return type(output)(last_hidden_state=hidden_BTD)
 
 
 def _before_answers(values_BTX: Tensor, batch: AnswerBatch) -> Tensor:

@@ -23,7 +23,7 @@ from axolotl_sdft.evaluation.measures.likelihood import answer_statistics, encod
 from axolotl_sdft.evaluation.spec import general_prompts
 from axolotl_sdft.inference.forwarding import patched_forward
 from axolotl_sdft.inference.interfaces import Target
-from axolotl_sdft.inference.likelihood import AnswerBatch, ScoredIds, answer_logits, chunk_tokens_for
+from axolotl_sdft.inference.likelihood import AnswerBatch, ScoredIds, answer_chunks
 from tests.benchmarks.effect_runs import read_rows
 from tests.benchmarks.effect_sentiment import calibration_error
 from tests.benchmarks.effect_trainer import Recipe, trainer_for
@@ -210,9 +210,7 @@ class WordProblemBench:
         """Yield of held-out answer tokens the log-probability, the largest probability, and whether that is theirs."""
         for start in range(0, len(self.held_out), _EVALUATED_TOGETHER):
             batch = AnswerBatch.of(self.held_out[start : start + _EVALUATED_TOGETHER])
-            chunk_tokens = chunk_tokens_for(model)
-            answers = batch.answers.split(chunk_tokens)
-            for logits_NV, answers_N in zip(answer_logits(model, batch, chunk_tokens), answers, strict=True):
+            for (logits_NV,), answers_N in answer_chunks([model], batch):
                 log_probs_NV = logits_NV.float().log_softmax(-1)
                 largest_N, guess_N = log_probs_NV.max(-1)
                 yield log_probs_NV.gather(1, answers_N[:, None])[:, 0], largest_N.exp(), guess_N == answers_N

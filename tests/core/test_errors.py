@@ -61,10 +61,9 @@ def test_what_another_package_raises_is_told_with_its_type_and_first_line():
 
 
 def test_a_failure_without_a_way_out_ends_with_its_reason():
-    with pytest.raises(errors.DatasetError, match=r"^no rows \(KeyError: 'text'\)$") as caught:
-        with error_context(failure("no rows", None, errors.DatasetError)):
-            raise KeyError("text")
-    assert type(caught.value) is errors.DatasetError
+    context = error_context(failure("no rows", None, errors.DatasetError))
+    with pytest.raises(errors.DatasetError, match=r"^no rows \(KeyError: 'text'\)$"), context:
+        raise KeyError("text")
 
 
 def test_an_error_without_a_text_is_told_by_its_type():

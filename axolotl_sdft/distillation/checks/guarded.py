@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import axolotl_sdft
+from axolotl_sdft._version import __version__
 from axolotl_sdft.core.callables import callable_identity
 from axolotl_sdft.core.errors import first_line
 from axolotl_sdft.core.plain_values import plain_value
@@ -209,14 +209,14 @@ def _module_of(check: Any) -> str:
 def _code_digest(function: Any) -> str:
     module_name = _module_of(function)
     if module_name.startswith("axolotl_sdft."):
-        package = Path(axolotl_sdft.__file__).parent
+        package = Path(__file__).parents[2]
         files = sorted(path for pattern in _CODE_OF_CHECKS for path in package.glob(pattern))
     else:
         file = getattr(sys.modules.get(module_name), "__file__", None)
         if not file:  # such as a notebook
             return _own_identity(function)
         files = [Path(file)]
-    digest = hashlib.sha256(axolotl_sdft.__version__.encode())
+    digest = hashlib.sha256(__version__.encode())
     for path in files:
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()

@@ -8,7 +8,7 @@ Shapes: N answer tokens of all rows of a batch, C of them in a chunk, V vocabula
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,7 @@ from axolotl_sdft.inference.interfaces import Target
 from axolotl_sdft.inference.likelihood import (
     AnswerBatch,
     ScoredIds,
-    answer_logits,
-    chunk_tokens_for,
+    answer_chunks,
     measured_in_batches,
 )
 from axolotl_sdft.inference.loading import context_length
@@ -180,10 +179,9 @@ def answer_statistics(model: Any, seed: Any, answers: Sequence[ScoredIds]) -> li
 
 @torch.inference_mode()
 def _batch_sums(model: Any, seed: Any, texts: Sequence[ScoredIds]) -> list[RowSums]:
-    batch = AnswerBatch.of(texts)
-    chunk_tokens = chunk_tokens_for(model, seed)
-    chunks = zip(_paired(model, seed, batch, chunk_tokens), batch.answers.split(chunk_tokens), strict=True)
-    sums_3N = torch.cat([_compared(*logits, answers_C) for logits, answers_C in chunks], dim=1).double()
+    models = [model] if model is seed else [model, seed]
+    chunks = answer_chunks(models, AnswerBatch.of(texts))
+    sums_3N = torch.cat([_compared(answers_C, *logits) for logits, answers_C in chunks], dim=1).double()
     rows = (own_3N.sum(1).tolist() for own_3N in sums_3N.split([text.num_answer for text in texts], dim=1))
     return [
         RowSums(text.num_answer, nll, kl, int(agreement))
@@ -191,17 +189,11 @@ def _batch_sums(model: Any, seed: Any, texts: Sequence[ScoredIds]) -> list[RowSu
     ]
 
 
-def _paired(model: Any, seed: Any, batch: AnswerBatch, chunk_tokens: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield the logits of both, chunk by chunk; None for those of the seed where it is the model itself."""
-    own = answer_logits(model, batch, chunk_tokens)
-    if model is seed:
-        yield from ((logits_CV, None) for logits_CV in own)
-    else:
-        yield from zip(own, answer_logits(seed, batch, chunk_tokens), strict=True)
+def _compared(answers_C: Tensor, logits_CV: Tensor, seed_CV: Tensor | None = None) -> Tensor:
+    """Return each token's negative log-likelihood, KL(seed || model), and whether both hold one likeliest, [3, C].
 
-
-def _compared(logits_CV: Tensor, seed_CV: Tensor | None, answers_C: Tensor) -> Tensor:
-    """Return each token's negative log-likelihood, KL(seed || model), and whether both hold one likeliest, [3, C]."""
+    Without logits of the seed, the model is the seed.
+    """
     if seed_CV is not None:
         common = min(logits_CV.shape[-1], seed_CV.shape[-1])
         logits_CV, seed_CV = logits_CV[:, :common], seed_CV[:, :common].to(logits_CV.device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from axolotl_sdft.core.errors import DatasetError, error_context, failure
+from axolotl_sdft.core.errors import DatasetError, error_context, failure, first_line
 from axolotl_sdft.core.runtime import progress
 from axolotl_sdft.pruning.patching.choice import divergences, num_tokens, split_held_out
 from axolotl_sdft.pruning.patching.cut_model import CutModel, opened

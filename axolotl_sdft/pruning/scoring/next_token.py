@@ -1,18 +1,18 @@
 """How well a model predicts each next token, without ever holding all of its logits.
 
-Shapes: B rows, T tokens of a row, C places of a chunk, V vocabulary.
+Shapes: B rows, T tokens of a row, N tokens that count, C places of a chunk, V vocabulary.
 """
 
 import inspect
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from axolotl_sdft.core.errors import CheckpointError
 from axolotl_sdft.inference.forwarding import patched_forward
+from axolotl_sdft.inference.likelihood import AnswerBatch, tokens_nll
 from axolotl_sdft.pruning.scoring.running import counted_tokens, ids_and_mask, run
 from axolotl_sdft.pruning.scoring.scores import Batch, TokenReduction
 
@@ -25,25 +25,13 @@ def predicted_tokens(mask_BT: Tensor, token_reduction: TokenReduction) -> Tensor
 
 
 def summed_nll(model: PreTrainedModel, batch: Batch, token_reduction: TokenReduction) -> float:
-    """Return the negative log-likelihood of the tokens that count, in nats, summed over a micro-batch.
-
-    The model's own forward turns hidden states into logits, with whatever it does beside the head, for as many places
-    at a time as fit into 128 MiB.
-    """
+    """Return the negative log-likelihood of the tokens that count, in nats, summed over a micro-batch."""
     ids_BT, mask_BT = ids_and_mask(model, batch)
-    predicted_BT = predicted_tokens(mask_BT, token_reduction)
-    if not predicted_BT.any():
+    rows_N, before_N = predicted_tokens(mask_BT, token_reduction).nonzero(as_tuple=True)
+    if not len(rows_N):
         return 0.0
-    logits_of = logits_by_chunk(model, ids_BT, mask_BT)
-    total = 0.0
-    for chunk in chunks_of(model, *predicted_BT.shape):
-        logits_BCV = logits_of(chunk)
-        wide = torch.promote_types(logits_BCV.dtype, torch.float32)
-        target_BC = ids_BT[:, 1:][:, chunk].to(logits_BCV.device)
-        nll_BC = F.cross_entropy(logits_BCV.to(wide).flatten(0, 1), target_BC.flatten(), reduction="none")
-        counted_BC = predicted_BT[:, chunk].flatten().to(nll_BC.device)
-        total += float(nll_BC[counted_BC].double().sum())
-    return total
+    counted = AnswerBatch(ids_BT, rows_N, before_N + 1)
+    return float(tokens_nll(model, counted, lambda module, ids: run(module, ids, mask_BT)).double().sum())
 
 
 def chunks_of(model: PreTrainedModel, num_rows: int, length: int) -> Iterator[slice]:

@@ -9,7 +9,7 @@ import transformers
 from axolotl_sdft import LayerPruningConfig, plan_pruning, score_layers
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError
 from axolotl_sdft.core.runtime import Progress
-from axolotl_sdft.pruning.scoring import next_token
+from axolotl_sdft.inference import likelihood
 from tests.pruning.conftest import NUM_LAYERS, VOCABULARY, load, token_ids
 
 ROWS = [[5, 9, 11, 30], [7, 8, 21, 40, 41, 42, 3], [12]]
@@ -125,9 +125,9 @@ def test_scores_of_fewer_layers_are_gone_on_from(model):
     assert len(calls) <= 1 + 4  # the check, and one trial for each of the layers that are left
 
 
-def test_the_logits_of_a_few_places_at_a_time_give_the_same(model, monkeypatch):
+def test_the_logits_of_a_few_tokens_at_a_time_give_the_same(model, monkeypatch):
     whole = score_layers(model, [batch_of(ROWS)], "perplexity", num_layers=2)
-    monkeypatch.setattr(next_token, "_CHUNK_LOGITS", 3 * 2 * VOCABULARY)
+    monkeypatch.setattr(likelihood, "_CHUNK_LOGITS", 2 * VOCABULARY)
     widths = []
     model.lm_head.register_forward_hook(lambda _head, args, _output: widths.append(args[0].shape[1]))
     parts = score_layers(model, [batch_of(ROWS)], "perplexity", num_layers=2)
