@@ -10,6 +10,7 @@ from typing import Any
 
 from axolotl_sdft.config import GeneralPromptsConfig, RecoveryReportConfig
 from axolotl_sdft.core.errors import DatasetError
+from axolotl_sdft.core.model_folder import is_adapter
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.inference.interfaces import Target
 
@@ -73,7 +74,7 @@ class ReportedModel:
     @property
     def is_adapter(self) -> bool:
         """Whether the folder holds a LoRA adapter."""
-        return (self.folder / "adapter_config.json").is_file()
+        return is_adapter(self.folder)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.core.artifacts import read_json
+from axolotl_sdft.core.model_folder import holds_model
 from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.distillation.output.dataset import read_summary
@@ -97,7 +98,7 @@ def _models(artifacts: Artifacts) -> Iterator[tuple[str, Path]]:
         yield "seed", artifacts.seed_dir
     if artifacts.pruned_dir is not None:
         yield "pruned", artifacts.pruned_dir
-    if (artifacts.output_dir / "config.json").exists() or (artifacts.output_dir / "adapter_config.json").exists():
+    if holds_model(artifacts.output_dir):
         yield "trained", artifacts.output_dir
 
 

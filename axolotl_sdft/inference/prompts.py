@@ -1,6 +1,5 @@
 """Chats and answers as token ids: the same ids for every backend that has the seed model's own tokenizer at hand."""
 
-import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from axolotl_sdft.core.errors import ConfigError, DatasetError, first_line
+from axolotl_sdft.core.model_folder import read_json_file
 from axolotl_sdft.core.safe_output import masked
 from axolotl_sdft.core.texts import well_formed
 from axolotl_sdft.inference.call_markup import is_call_token
@@ -137,7 +137,8 @@ def saved_generation_settings(model_dir: Path) -> dict[str, Any]:
     for name in ("generation_config.json", "config.json"):
         path = model_dir / name
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+            settings: dict[str, Any] = read_json_file(path)
+            return settings
     return {}
 
 

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.core.artifacts import read_json, write_json
+from axolotl_sdft.core.artifacts import write_json
 from axolotl_sdft.core.errors import CheckpointError, ConfigError
-from axolotl_sdft.core.model_folder import own_path
+from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, own_path, read_adapter_config
 from axolotl_sdft.core.trained_on import moved_base
 from axolotl_sdft.evaluation.merging.same_model import has_tokenizer
 from axolotl_sdft.evaluation.merging.slerp import Blend, Overlap, linear_factors
@@ -21,7 +21,6 @@ from axolotl_sdft.evaluation.merging.slerp import Blend, Overlap, linear_factors
 if TYPE_CHECKING:
     from torch import Tensor
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?P<suffix>(\.weight)?)")
@@ -135,18 +134,13 @@ class Adapter:
         return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
 
 
-def is_adapter(folder: Path) -> bool:
-    """Tell whether a folder holds an adapter."""
-    return (folder / ADAPTER_CONFIG).is_file()
-
-
 def read_adapter(folder: Path) -> Adapter:
     """Return an adapter whose weights can be merged; reads its settings only.
 
     Raises:
         CheckpointError: It is another kind of adapter, or trains more than LoRA matrices; the message says what to do.
     """
-    config = read_json(folder / ADAPTER_CONFIG)
+    config = read_adapter_config(folder)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{folder} holds a {config.get('peft_type')} adapter, not LoRA; {_MERGE_FIRST}")
     extra = [

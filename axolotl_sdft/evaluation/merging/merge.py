@@ -22,12 +22,11 @@ from axolotl_sdft.core.artifacts import (
 )
 from axolotl_sdft.core.errors import ArtifactError, ConfigError
 from axolotl_sdft.core.identity import model_identity
-from axolotl_sdft.core.model_folder import resolve_seed
+from axolotl_sdft.core.model_folder import is_adapter, resolve_seed
 from axolotl_sdft.evaluation.merging.adapters import (
     ADAPTER_WEIGHTS,
     Adapter,
     check_same_base,
-    is_adapter,
     merge_adapters,
     read_adapter,
     scale_adapter,

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.core.artifacts import read_json
+from axolotl_sdft.core.model_folder import is_adapter, read_config
 from axolotl_sdft.evaluation.metrics import RecoveryReport
 
 
@@ -31,7 +31,7 @@ def vllm_lines(seed_dir: Path, draft_dir: Path, num_draft_tokens: int) -> list[s
     that ``axolotl merge-lora`` writes.
     """
     lines = ["# needs vllm >= 0.15, and num_speculative_tokens of your choice: more pay where more are accepted"]
-    if (draft_dir / "adapter_config.json").is_file():
+    if is_adapter(draft_dir):
         lines.append(
             "# vLLM drafts with no LoRA adapter: merge it first with `axolotl merge-lora`, which writes ./merged"
         )
@@ -51,7 +51,6 @@ def vllm_lines(seed_dir: Path, draft_dir: Path, num_draft_tokens: int) -> list[s
 
 def _vocabulary_size(model_dir: Path) -> int | None:
     """Return how many tokens the config counts, padding included; None where there is no config or it does not say."""
-    path = model_dir / "config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = read_config(model_dir) if (model_dir / "config.json").is_file() else {}
     size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
     return size if isinstance(size, int) else None

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.config import MergeConfig, RecoveryReportConfig, SpeedConfig
 from axolotl_sdft.core.artifacts import ensure_free_space, ensure_writable
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, error_context, keyed
-from axolotl_sdft.core.model_folder import resolve_seed
-from axolotl_sdft.evaluation.merging.adapters import is_adapter
+from axolotl_sdft.core.model_folder import holds_model, is_adapter, resolve_seed
 from axolotl_sdft.evaluation.merging.merge import OUTPUT_KEY, MergeTask, NamedModel, fingerprinted_folder
 from axolotl_sdft.evaluation.merging.sweep import Candidate, choice_lines, choose, sweep_lines
 from axolotl_sdft.evaluation.report.headline import SEED
@@ -134,7 +133,7 @@ def _base_model(cfg: Any) -> NamedModel:
 
 def _trained_model(cfg: Any) -> NamedModel:
     folder = output_dir_of(cfg)
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if not holds_model(folder):
         raise ConfigError(f"{_MODELS_KEY} names output_dir, but {folder} holds no model yet; run axolotl train")
     return NamedModel(str(folder), folder)
 

@@ -16,6 +16,7 @@ from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, SdftError
 from axolotl_sdft.core.identity import model_identity
+from axolotl_sdft.core.model_folder import is_adapter
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, TrainedOn, pruning_marker, trained_on
 from axolotl_sdft.pruning.pipeline import PruningTask, shaping_settings
 from axolotl_sdft.pruning.planning.plan import num_dropped
@@ -240,7 +241,7 @@ def _flat(settings: Mapping[str, Any], start: str = "") -> dict[str, Any]:
 
 def _check_marker(config: LayerPruningConfig, key: str, folder: Path) -> None:
     """Refuse a fully trained model without a record whose pruning was another one, or that was not pruned."""
-    is_full_model = (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
+    is_full_model = (folder / "config.json").is_file() and not is_adapter(folder)
     if not is_full_model or pruning_marker(folder) == fingerprint(shaping_settings(config)):
         return
     was = "was pruned with other settings" if pruning_marker(folder) else "was not pruned by layer_pruning"
@@ -252,7 +253,7 @@ def _refuse_other_base(cfg: Mapping[str, Any], key: str, folder: Path, is_adapte
     if trained is None or not trained.is_pruned:
         return
     base = Path(str(cfg.get("base_model"))).expanduser()
-    is_alone = not is_adapter_loaded or not (folder / "adapter_config.json").is_file()
+    is_alone = not is_adapter_loaded or not is_adapter(folder)
     if base.is_dir() and (trained.is_at(base) or (is_alone and pruning_marker(base) is not None)):
         return
     raise ConfigError(

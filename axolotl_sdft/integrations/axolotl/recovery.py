@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import RecoveryReportConfig, RowsConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError, UnknownNameError
+from axolotl_sdft.core.model_folder import holds_model
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, stored_rows
@@ -121,7 +122,7 @@ def reported_models(cfg: Any, config: RecoveryReportConfig) -> tuple[list[Report
     elif cfg.get("layer_pruning") is not None:
         notes.append(f"{PRUNED}: there is no pruned checkpoint yet; run axolotl prune-layers or axolotl train")
     models += [_named_model(name, folder) for name, folder in config.models.items()]
-    if _holds_model(artifacts.output_dir):
+    if holds_model(artifacts.output_dir):
         models.append(ReportedModel(TRAINED, artifacts.output_dir))
     else:
         notes.append(f"{TRAINED}: {artifacts.output_dir} holds no model yet; run axolotl train")
@@ -130,17 +131,13 @@ def reported_models(cfg: Any, config: RecoveryReportConfig) -> tuple[list[Report
 
 def _named_model(name: str, folder: str) -> ReportedModel:
     path = Path(folder).expanduser()
-    if not _holds_model(path):
+    if not holds_model(path):
         what = "holds neither config.json nor adapter_config.json" if path.is_dir() else "is no folder"
         raise ConfigError(
             f"recovery_report.models.{name} is {folder!r}, which {what}; name a folder with a checkpoint or a LoRA "
             "adapter, or remove the entry"
         )
     return ReportedModel(name, path)
-
-
-def _holds_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _output_dir(cfg: Any, config: RecoveryReportConfig) -> Path:
