@@ -213,6 +213,17 @@ def test_a_setting_of_the_trainer_is_kept(pruned: Path, tmp_path: Path, settings
     assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
 
 
+def test_a_resumed_run_ends_as_an_uninterrupted_one(pruned: Path, tmp_path: Path):
+    own = {"logit_distillation": HALF, "optim": "adamw_torch", "learning_rate": 0.01}
+    epochs = [EPOCH, EPOCH[::-1][:4] + EPOCH[4:]]
+    whole = train(LogitDistillationTrainer, student(pruned), epochs, tmp_path / "a", save_strategy="epoch", **own)
+    checkpoint = {"resume_from_checkpoint": str(tmp_path / "a" / "checkpoint-5"), "num_train_epochs": 2}
+    resumed = train(LogitDistillationTrainer, student(pruned), epochs[1:], tmp_path / "b", **checkpoint, **own)
+    assert resumed.state.global_step == whole.state.global_step == 10
+    assert_same_parameters(resumed.model, whole.model, rtol=0.0, atol=0.0)
+    assert resumed._logit_teacher is None  # its memory is given back
+
+
 @pytest.mark.parametrize("tokens", ["answers", "all"])
 def test_a_loss_without_logits_trains_the_same_student(pruned: Path, tmp_path: Path, tokens: Any):
     config = LogitDistillationConfig(alpha=0.5, tokens=tokens, chunk_tokens=3)
