@@ -26,8 +26,7 @@ FACES = ["", "errors", "plugin_api"]
 LOADERS = {
     "inference/loading.py",
     # The student's own class loads the seed model as teacher, or single layers of it, with the student's settings.
-    "training/teachers/own.py",
-    "training/teachers/removed_layers.py",
+    "training/teachers/loading.py",
 }
 WITHOUT_WEIGHTS = {"AutoTokenizer", "AutoConfig", "AutoProcessor", "processor_class", "PeftConfig"}
 

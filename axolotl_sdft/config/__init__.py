@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from axolotl_sdft.config.backends import (
     Generation,
+    OpenAIGeneration,
     PluginGeneration,
     TransformersGeneration,
     VLLMGeneration,
@@ -32,7 +33,6 @@ from axolotl_sdft.config.recovery_report import (
     TaskConfig,
 )
 from axolotl_sdft.config.self_distillation import ExampleConfig, SelfDistillationConfig
-from axolotl_sdft.config.servers import OpenAIGeneration
 
 __all__ = [
     "BLOCKS",

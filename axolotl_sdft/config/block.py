@@ -1,12 +1,26 @@
-"""What the YAML blocks have in common, and numbers that a user may write in several ways."""
+"""What the YAML blocks have in common: sizes and counts that may be written in several ways, and functions for
+names.
+"""
 
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, TypeAdapter, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    WithJsonSchema,
+    model_validator,
+)
+
+from axolotl_sdft.core.callables import callable_identity, callable_name, signature_fault
 
 
 def nearest_key_hint(key: str, known: Iterable[str]) -> str:
@@ -106,3 +120,53 @@ def parse_size(value: Any) -> int:
 
 Size: TypeAlias = Annotated[ByteSize, BeforeValidator(parse_size)]
 """A number of bytes, written with a unit. Equal sizes are equal in any spelling."""
+
+
+Function: TypeAlias = Callable[..., Any]
+CheckOptions: TypeAlias = dict[str, dict[str, Any]]
+
+
+def _or_function(kind: str, arguments: tuple[str, ...], written: Any) -> Callable[[Any], Any]:
+    """Return what takes a function that fits, and leaves anything else to the type that a YAML file may hold."""
+    adapter: TypeAdapter[Any] = TypeAdapter(written, config=ConfigDict(hide_input_in_errors=True))
+
+    def validate(value: Any) -> Any:
+        if not callable(value):
+            return adapter.validate_python(value)
+        fault = signature_fault(value, arguments)
+        if fault:
+            raise ValueError(f"the {kind} {callable_name(value)} {fault}")
+        callable_identity(value)  # without one, no result could be found again
+        return value
+
+    return validate
+
+
+def identified(value: Any) -> Any:
+    """Return a setting as it stands in fingerprints and reports: of a function its identity."""
+    return callable_identity(value) if callable(value) else value
+
+
+_IDENTIFIED = PlainSerializer(identified, when_used="json")
+_TEXT = WithJsonSchema({"type": "string"})
+
+TemplateSetting: TypeAlias = Annotated[
+    str | Function, PlainValidator(_or_function("template", ("target",), str)), _IDENTIFIED, _TEXT
+]
+MetricSetting: TypeAlias = Annotated[
+    str | Function, PlainValidator(_or_function("metric", ("model", "batches", "options"), str)), _IDENTIFIED, _TEXT
+]
+BackendSetting: TypeAlias = Annotated[
+    str | Function, PlainValidator(_or_function("backend", ("model_dir", "config"), str)), _IDENTIFIED, _TEXT
+]
+CheckSetting: TypeAlias = Annotated[
+    str | CheckOptions | Function,
+    PlainValidator(_or_function("check", ("answer", "target"), str | CheckOptions)),
+    _IDENTIFIED,
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]}),
+]
+
+
+def check_name(check: Any) -> str:
+    """Return the name of a check, written alone or with its options, or of a function."""
+    return next(iter(check)) if isinstance(check, dict) else callable_name(check)

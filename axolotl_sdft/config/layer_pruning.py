@@ -4,8 +4,7 @@ from typing import Any, Literal
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
-from axolotl_sdft.config.block import Block, Size, parse_num_layers, parse_parameters
-from axolotl_sdft.config.functions import MetricSetting
+from axolotl_sdft.config.block import Block, MetricSetting, Size, parse_num_layers, parse_parameters
 
 
 class CalibrationPart(Block):

@@ -4,8 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from axolotl_sdft.config.block import Block
-from axolotl_sdft.config.functions import CheckSetting
+from axolotl_sdft.config.block import Block, CheckSetting
 
 OPEN_LLM_V1_SHOTS = {
     "arc_challenge": 25,

@@ -5,8 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from axolotl_sdft.config.backends import Generation, TransformersGeneration
-from axolotl_sdft.config.block import Block
-from axolotl_sdft.config.functions import CheckSetting, TemplateSetting, check_name
+from axolotl_sdft.config.block import Block, CheckSetting, TemplateSetting, check_name
 
 
 class ExampleConfig(Block):

@@ -13,7 +13,7 @@ from axolotl_sdft.core.errors import Explain, MissingExtraError, SdftError, erro
 
 if TYPE_CHECKING:
     from axolotl_sdft.integrations.axolotl.blocks import Blocks
-    from axolotl_sdft.integrations.axolotl.overrides import DatasetConfig
+    from axolotl_sdft.integrations.axolotl.datasets import DatasetConfig
 
 _PLUGIN = "axolotl_sdft.SDFTPlugin"
 
@@ -52,7 +52,7 @@ def _description_findings(text: str) -> Iterator[Finding]:
 def _block_findings(raw: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield what the package's own rules refuse."""
     from axolotl_sdft.integrations.axolotl.blocks import read_blocks
-    from axolotl_sdft.integrations.axolotl.overrides import check_overrides
+    from axolotl_sdft.integrations.axolotl.datasets import check_overrides
     from axolotl_sdft.integrations.axolotl.rules import check_rules
 
     if _PLUGIN not in (raw.get("plugins") or []):
@@ -70,7 +70,7 @@ def _block_findings(raw: Mapping[str, Any]) -> Iterator[Finding]:
 def _name_findings(raw: Mapping[str, Any], blocks: "Blocks") -> Iterator[Finding]:
     """Yield the names that a run would look up in vain, and the options that it would refuse."""
     from axolotl_sdft.evaluation.measures.answer_accuracy import right_answer_checks
-    from axolotl_sdft.integrations.axolotl.overrides import dataset_config, own_key
+    from axolotl_sdft.integrations.axolotl.datasets import dataset_config, own_key
     from axolotl_sdft.plugins.registry import METRICS, registry
 
     if blocks.layer_pruning is not None:

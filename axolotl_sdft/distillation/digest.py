@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from axolotl_sdft.core.callables import plain_value
 from axolotl_sdft.core.errors import DatasetError
-from axolotl_sdft.core.plain_values import plain_value
 from axolotl_sdft.distillation.interfaces import RowFormat, Template
 from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, targets_of
 from axolotl_sdft.inference.interfaces import question_digest

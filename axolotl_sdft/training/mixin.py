@@ -22,8 +22,7 @@ from axolotl_sdft.training.student import StudentMixin
 from axolotl_sdft.training.support import parent_of, refuse_parallelism, refuse_vain_distillation
 from axolotl_sdft.training.teachers.prediction import Pass, Predictions
 from axolotl_sdft.training.teachers.previous_prediction import FormerPrediction
-from axolotl_sdft.training.teachers.replay_buffer import MicroBatch, PreviousMiniBatch
-from axolotl_sdft.training.teachers.replay_buffer_file import load_memory, save_memory
+from axolotl_sdft.training.teachers.replay_buffer import MicroBatch, PreviousMiniBatch, load_memory, save_memory
 
 log = logging.getLogger(__name__)
 

@@ -23,11 +23,12 @@ from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.artifacts import fingerprint, read_json, write_json
 from axolotl_sdft.inference.forwarding import patched_forward
 from axolotl_sdft.integrations.axolotl.calibration_text import text_of
-from axolotl_sdft.pruning.pipeline import PruningTask
+from axolotl_sdft.pruning.pipeline import PruningRun
 from axolotl_sdft.pruning.planning.plan import PruningPlan
 from axolotl_sdft.pruning.scoring.boundaries import decoder_layers
 from axolotl_sdft.pruning.scoring.calibration import encode_texts
 from axolotl_sdft.pruning.scoring.running import evaluating
+from axolotl_sdft.pruning.spec import PruningSpec
 
 METRICS = (
     ("angular_distance", "all"),
@@ -109,7 +110,7 @@ def _skipped(model: Any, dropped: tuple[int, ...]) -> Iterator[None]:
         yield
 
 
-def _task(options: argparse.Namespace, metric: str, average: str, most: int, count: int) -> PruningTask:
+def _task(options: argparse.Namespace, metric: str, average: str, most: int, count: int) -> PruningRun:
     """Return a pruning that is only planned; its scores are kept in the cache.
 
     A greedy order is made for the most layers at once.
@@ -121,16 +122,18 @@ def _task(options: argparse.Namespace, metric: str, average: str, most: int, cou
     def load_batches() -> Any:
         tokenizer = AutoTokenizer.from_pretrained(options.model_dir)
         texts = [text_of(row, {"type": "alpaca"}, "calibration", tokenizer) for row in rows]
-        return encode_texts(texts, options.model_dir, task.config.calibration)
+        return encode_texts(texts, options.model_dir, largest.spec.config.calibration)
 
-    def make(num_layers: int) -> PruningTask:
+    def make(num_layers: int) -> PruningRun:
         config = LayerPruningConfig.model_validate(settings | {"num_layers": num_layers})
-        return PruningTask(
-            options.model_dir, options.model_dir.name, config, fingerprint(rows), load_batches, options.cache
+        return PruningRun(
+            PruningSpec(
+                options.model_dir, options.model_dir.name, config, fingerprint(rows), load_batches, options.cache
+            )
         )
 
-    task = make(most)
-    task.scores()
+    largest = make(most)
+    largest.scores()
     return make(count)
 
 

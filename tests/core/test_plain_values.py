@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from axolotl_sdft.core.plain_values import plain_value
+from axolotl_sdft.core.callables import plain_value
 
 
 class Colour(Enum):
@@ -79,7 +79,7 @@ def test_tensors_are_told_in_full():
 
 def test_sets_are_told_in_one_order_in_every_process():
     code = (
-        "import json; from axolotl_sdft.core.plain_values import plain_value; "
+        "import json; from axolotl_sdft.core.callables import plain_value; "
         "print(json.dumps({str(n) for n in range(50)}, default=plain_value))"
     )
     outputs = {

@@ -11,7 +11,7 @@ from axolotl_sdft.core.errors import CheckpointError, MissingExtraError
 from axolotl_sdft.inference import loading
 from axolotl_sdft.inference.loading import context_length, load_checkpoint, load_seed_model
 from axolotl_sdft.inference.local.decoding import ContinuousDecoder
-from axolotl_sdft.inference.local.grouped_attention import use_grouped_attention, use_plain_attention
+from axolotl_sdft.inference.local.sequence_cache import use_grouped_attention, use_plain_attention
 from axolotl_sdft.inference.local.sequences import TokenChooser
 from axolotl_sdft.inference.local.support import unsupported_reason
 from tests.inference.decoders import END, plainly_written, rows_of, tiny_model

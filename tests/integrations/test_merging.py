@@ -23,7 +23,8 @@ from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.evaluation import measuring
 from axolotl_sdft.evaluation.merging import checkpoints
 from axolotl_sdft.integrations.axolotl.merging import merge_alone, named_models
-from axolotl_sdft.integrations.axolotl.stages import pruning_task
+from axolotl_sdft.integrations.axolotl.stages import pruning_spec
+from axolotl_sdft.pruning.pipeline import run_pruning
 from tests.evaluation.merging.references import save_adapter, save_variant
 
 REPORT = {
@@ -123,7 +124,7 @@ def test_with_layers_pruned_base_model_is_the_pruned_checkpoint(config):
     pruning = {"drop_layers": [2], "output_dir": "pruned"}
     cfg = DictDefault(config | {"layer_pruning": pruning})
     shutil.rmtree("out")
-    shutil.copytree(pruning_task(cfg, LayerPruningConfig(**pruning)).run(), "out")
+    shutil.copytree(run_pruning(pruning_spec(cfg, LayerPruningConfig(**pruning))), "out")
     first, second = named_models(cfg, MergeConfig())
     assert (first.folder.name, second.folder.name) == ("pruned", "out")
 

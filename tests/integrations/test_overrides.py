@@ -8,7 +8,7 @@ from axolotl.utils.dict import DictDefault
 
 from axolotl_sdft.config import PluginGeneration, SelfDistillationConfig, VLLMGeneration
 from axolotl_sdft.core.errors import ConfigError, DatasetError, UnknownNameError, error_context
-from axolotl_sdft.integrations.axolotl.overrides import (
+from axolotl_sdft.integrations.axolotl.datasets import (
     OVERRIDES_KEY,
     check_overrides,
     dataset_config,

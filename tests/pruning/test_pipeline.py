@@ -10,8 +10,9 @@ import torch
 from axolotl_sdft import LayerPruningConfig
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError, UnknownNameError
 from axolotl_sdft.pruning import pipeline
-from axolotl_sdft.pruning.pipeline import PruningTask
+from axolotl_sdft.pruning.pipeline import PruningRun, run_pruning
 from axolotl_sdft.pruning.scoring.scores import LayerScores
+from axolotl_sdft.pruning.spec import PruningSpec
 from tests.pruning.conftest import edit_config, load, snapshot, token_ids
 
 
@@ -23,15 +24,17 @@ def no_batches():
     raise AssertionError("the layers must not be scored")
 
 
-def task(seed_dir, root, settings, load_batches=batches, text="text-1", seed_name="org/seed-llama"):
+def run_of(seed_dir, root, settings, load_batches=batches, text="text-1", seed_name="org/seed-llama"):
     config = LayerPruningConfig(**settings)
-    return PruningTask(
-        seed_dir=seed_dir,
-        seed_name=seed_name,
-        config=config,
-        calibration_fingerprint=text,
-        load_batches=load_batches,
-        root=root,
+    return PruningRun(
+        PruningSpec(
+            seed_dir=seed_dir,
+            seed_name=seed_name,
+            config=config,
+            calibration_fingerprint=text,
+            load_batches=load_batches,
+            root=root,
+        )
     )
 
 
@@ -41,14 +44,14 @@ def read(folder, name):
 
 def test_the_pruned_checkpoint_holds_the_plan_and_the_scores(checkpoint, tmp_path, caplog):
     caplog.set_level("INFO")
-    pruning = task(checkpoint(), tmp_path, {"num_layers": 2})
+    pruning = run_of(checkpoint(), tmp_path, {"num_layers": 2})
     folder = pruning.run()
     provenance, scores = (
         read(folder, "provenance/layer_pruning.json"),
         LayerScores.from_json(read(folder, "provenance/scores.json")),
     )
     dropped = provenance["drop_layers"]
-    assert folder == pruning.output_dir
+    assert folder == pruning.spec.output_dir
     assert folder.name.startswith("org--seed-llama-drop2-")
     assert provenance["seed_model"] == "org/seed-llama"
     assert provenance["metric"] == "angular_distance"
@@ -61,16 +64,16 @@ def test_the_pruned_checkpoint_holds_the_plan_and_the_scores(checkpoint, tmp_pat
 
 
 def test_run_again_finds_it_without_scoring(checkpoint, tmp_path):
-    folder = task(checkpoint(), tmp_path, {"num_layers": 2}).run()
+    folder = run_of(checkpoint(), tmp_path, {"num_layers": 2}).run()
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
-    again = task(checkpoint(), tmp_path, {"num_layers": 2}, load_batches=no_batches)
-    assert again.is_done
+    again = run_of(checkpoint(), tmp_path, {"num_layers": 2}, load_batches=no_batches)
+    assert again.spec.is_done
     assert again.run() == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
 
 
 def test_named_layers_are_cut_without_scoring(checkpoint, tmp_path):
-    folder = task(checkpoint(), tmp_path, {"drop_layers": (4, 1), "patch": "none"}, load_batches=no_batches).run()
+    folder = run_of(checkpoint(), tmp_path, {"drop_layers": (4, 1), "patch": "none"}, load_batches=no_batches).run()
     provenance = read(folder, "provenance/layer_pruning.json")
     assert (provenance["drop_layers"], provenance["metric"], provenance["scores"]) == ([1, 4], None, None)
     assert not (folder / "provenance/scores.json").exists()
@@ -94,13 +97,13 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_each_setting_that_shapes_the_result_gives_another_folder(checkpoint, tmp_path, change):
-    before, after = (task(checkpoint(), tmp_path, {"num_layers": 2} | more).output_dir for more in ({}, change))
+    before, after = (run_of(checkpoint(), tmp_path, {"num_layers": 2} | more).spec.output_dir for more in ({}, change))
     assert before != after
 
 
 def test_batch_size_and_calibration_text_count_only_as_far_as_they_matter(checkpoint, tmp_path):
     def folder(settings, **more):
-        return task(checkpoint(), tmp_path, settings, **more).output_dir
+        return run_of(checkpoint(), tmp_path, settings, **more).spec.output_dir
 
     assert folder({"num_layers": 2}) == folder({"num_layers": 2, "calibration": {"batch_size": 1}})
     assert folder({"num_layers": 2}) == folder({"num_layers": 2, "device_map": "auto"})
@@ -111,36 +114,36 @@ def test_batch_size_and_calibration_text_count_only_as_far_as_they_matter(checkp
 
 def test_named_layers_with_a_patch_depend_on_the_text_and_not_on_the_metric(checkpoint, tmp_path):
     def folder(settings, **more):
-        return task(checkpoint(), tmp_path, {"drop_layers": (1, 3)} | settings, **more).output_dir
+        return run_of(checkpoint(), tmp_path, {"drop_layers": (1, 3)} | settings, **more).spec.output_dir
 
     assert folder({}) == folder({"drop_layers": (3, 1), "metric": "any", "token_reduction": "last"})
     assert len({folder({}), folder({}, text="text-2"), folder({"dtype": "float32"}), folder({"patch": "none"})}) == 4
 
 
 def test_a_fraction_of_the_layers_is_counted_in_the_folder_s_name(checkpoint, tmp_path):
-    assert "-drop2-" in task(checkpoint(), tmp_path, {"num_layers": 0.3}).output_dir.name  # 1.8 of 6
+    assert "-drop2-" in run_of(checkpoint(), tmp_path, {"num_layers": 0.3}).spec.output_dir.name  # 1.8 of 6
 
 
 def test_another_seed_gives_another_folder(own_checkpoint, checkpoint, tmp_path):
-    own = task(own_checkpoint, tmp_path, {"num_layers": 2}).output_dir
-    assert own == task(checkpoint(), tmp_path, {"num_layers": 2}).output_dir  # the same files elsewhere
+    own = run_of(own_checkpoint, tmp_path, {"num_layers": 2}).spec.output_dir
+    assert own == run_of(checkpoint(), tmp_path, {"num_layers": 2}).spec.output_dir  # the same files elsewhere
     weights = (own_checkpoint / "model.safetensors").read_bytes()
     (own_checkpoint / "model.safetensors").write_bytes(weights[:-4] + b"\0\0\0\1")
-    assert own != task(own_checkpoint, tmp_path, {"num_layers": 2}).output_dir
+    assert own != run_of(own_checkpoint, tmp_path, {"num_layers": 2}).spec.output_dir
 
 
 def test_a_folder_named_by_the_user_is_absolute_and_used(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = task(checkpoint(), tmp_path / "root", {"drop_layers": (1,), "output_dir": "deep/down"}).run()
+    folder = run_of(checkpoint(), tmp_path / "root", {"drop_layers": (1,), "output_dir": "deep/down"}).run()
     assert folder == tmp_path / "deep" / "down"
     assert (folder / "model.safetensors").is_file()
 
 
 def test_a_folder_with_other_settings_is_refused_with_what_differs(checkpoint, tmp_path):
     settings = {"num_layers": 2, "output_dir": str(tmp_path / "out")}
-    task(checkpoint(), tmp_path, settings).run()
-    changed = task(checkpoint(), tmp_path, settings | {"token_reduction": "last"}, no_batches, text="text-2")
-    assert not changed.is_done
+    run_of(checkpoint(), tmp_path, settings).run()
+    changed = run_of(checkpoint(), tmp_path, settings | {"token_reduction": "last"}, no_batches, text="text-2")
+    assert not changed.spec.is_done
     message = (
         r"output_dir: .*out is there, but .*differs in settings\.token_reduction, calibration_text; delete the folder"
     )
@@ -151,7 +154,7 @@ def test_a_folder_with_other_settings_is_refused_with_what_differs(checkpoint, t
 def test_a_folder_that_no_pruning_made_is_refused(checkpoint, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("")
-    named = task(checkpoint(), tmp_path, {"drop_layers": (1,), "output_dir": str(tmp_path / "out")})
+    named = run_of(checkpoint(), tmp_path, {"drop_layers": (1,), "output_dir": str(tmp_path / "out")})
     with pytest.raises(
         ArtifactError, match=r"out is there, but .*its provenance/layer_pruning\.json is missing; delete the folder"
     ):
@@ -160,39 +163,39 @@ def test_a_folder_that_no_pruning_made_is_refused(checkpoint, tmp_path):
 
 
 def test_a_checkpoint_that_another_process_makes_meanwhile_is_used(checkpoint, tmp_path, monkeypatch):
-    folder = task(checkpoint(), tmp_path, {"num_layers": 2}).run()
+    folder = run_of(checkpoint(), tmp_path, {"num_layers": 2}).run()
     answers = iter([False, True])
-    monkeypatch.setattr(PruningTask, "is_done", property(lambda _task: next(answers)))
-    assert task(checkpoint(), tmp_path, {"num_layers": 2}, no_batches).run() == folder
+    monkeypatch.setattr(PruningSpec, "is_done", property(lambda _spec: next(answers)))
+    assert run_of(checkpoint(), tmp_path, {"num_layers": 2}, no_batches).run() == folder
 
 
 def test_the_plan_alone_writes_no_checkpoint_and_agrees_with_the_run(checkpoint, tmp_path):
-    pruning = task(checkpoint(), tmp_path / "root", {"num_layers": 3, "metric": "block_influence", "patch": "none"})
+    pruning = run_of(checkpoint(), tmp_path / "root", {"num_layers": 3, "metric": "block_influence", "patch": "none"})
     plan = pruning.plan()
-    name = pruning.scores_dir.name
+    name = pruning.spec.scores_dir.name
     assert snapshot(tmp_path / "root") == [name, f"{name}/scores.json", f"{name}/scoring.json"]
-    folder = dataclasses.replace(pruning, load_batches=no_batches).run()
+    folder = run_pruning(dataclasses.replace(pruning.spec, load_batches=no_batches))
     assert list(plan.drop_layers) == read(folder, "provenance/layer_pruning.json")["drop_layers"]
 
 
 def test_the_plan_of_named_layers_needs_no_model(checkpoint, tmp_path):
-    plan = task(checkpoint(), tmp_path, {"drop_layers": (5, 2)}, no_batches).plan()
+    plan = run_of(checkpoint(), tmp_path, {"drop_layers": (5, 2)}, no_batches).plan()
     assert (plan.drop_layers, plan.num_layers, plan.cost) == ((2, 5), 6, None)
 
 
 def test_a_pruned_model_is_known_as_such_also_after_training_elsewhere(checkpoint, tmp_path):
     settings = {"drop_layers": (4, 5)}
-    pruned = task(checkpoint(), tmp_path, settings).run()
+    pruned = run_of(checkpoint(), tmp_path, settings).run()
     trained = load(pruned)
     with torch.no_grad():
         trained.lm_head.weight.add_(1.0)
     trained.save_pretrained(tmp_path / "trained")
 
-    assert not task(checkpoint(), tmp_path, settings).is_input_pruned
-    assert task(pruned, tmp_path, settings).is_input_pruned
-    assert task(tmp_path / "trained", tmp_path, settings).is_input_pruned
-    other = task(tmp_path / "trained", tmp_path, {"drop_layers": (0,)})
-    assert not other.is_input_pruned
+    assert not run_of(checkpoint(), tmp_path, settings).spec.is_input_pruned
+    assert run_of(pruned, tmp_path, settings).spec.is_input_pruned
+    assert run_of(tmp_path / "trained", tmp_path, settings).spec.is_input_pruned
+    other = run_of(tmp_path / "trained", tmp_path, {"drop_layers": (0,)})
+    assert not other.spec.is_input_pruned
     assert "axolotl_sdft_pruning" in read(other.run(), "config.json")
 
 
@@ -205,9 +208,9 @@ def test_a_pruned_model_is_known_as_such_also_after_training_elsewhere(checkpoin
         ({"num_layers": 0.95}, r"num_layers is 0\.95 \(6 layers\), but the model has 6 layers; lower it"),
     ],
 )
-def test_settings_that_do_not_fit_the_model_are_refused_when_the_task_is_made(checkpoint, tmp_path, settings, message):
+def test_settings_that_do_not_fit_the_model_are_refused_when_the_spec_is_made(checkpoint, tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
-        task(checkpoint(), tmp_path, settings, no_batches)
+        run_of(checkpoint(), tmp_path, settings, no_batches)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,7 @@ def test_settings_that_do_not_fit_the_model_are_refused_when_the_task_is_made(ch
 )
 def test_a_seed_that_can_t_be_cut_is_refused_before_it_is_scored(own_checkpoint, tmp_path, fault, message):
     fault(own_checkpoint)
-    pruning = task(own_checkpoint, tmp_path / "root", {"num_layers": 2}, no_batches)
+    pruning = run_of(own_checkpoint, tmp_path / "root", {"num_layers": 2}, no_batches)
     for act in (pruning.plan, pruning.run):
         with pytest.raises(CheckpointError, match=message):
             act()
@@ -230,12 +233,12 @@ def test_a_seed_that_can_t_be_cut_is_refused_before_it_is_scored(own_checkpoint,
 def test_a_folder_that_can_t_be_written_is_refused_before_the_model_is_scored(checkpoint, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"layer_pruning\.output_dir: can't write to .*file"):
-        task(checkpoint(), tmp_path / "file", {"num_layers": 2}, no_batches).run()
+        run_of(checkpoint(), tmp_path / "file", {"num_layers": 2}, no_batches).run()
 
 
 def test_an_unknown_metric_leaves_nothing_behind(checkpoint, tmp_path):
     with pytest.raises(UnknownNameError, match=r"layer_pruning\.metric is 'magic'"):
-        task(checkpoint(), tmp_path / "root", {"num_layers": 2, "metric": "magic"}, no_batches).run()
+        run_of(checkpoint(), tmp_path / "root", {"num_layers": 2, "metric": "magic"}, no_batches).run()
     assert not list((tmp_path / "root").glob("*seed*"))
 
 
@@ -248,9 +251,9 @@ def test_a_seed_of_which_only_some_blocks_can_be_cut_is_not_refused_at_once(chec
         return own(seed_dir, drop_layers)
 
     monkeypatch.setattr(pipeline, "read_cut", read_cut)
-    assert task(checkpoint(), tmp_path, {"num_layers": 2}).plan().num_layers == 6
+    assert run_of(checkpoint(), tmp_path, {"num_layers": 2}).plan().num_layers == 6
     with pytest.raises(CheckpointError, match="layer 3 can't go"):
-        task(checkpoint(), tmp_path, {"num_layers": 2, "protect_first": 2, "protect_last": 1}).plan()
+        run_of(checkpoint(), tmp_path, {"num_layers": 2, "protect_first": 2, "protect_last": 1}).plan()
 
 
 def test_a_cut_that_would_give_another_model_is_refused_before_scoring_and_before_writing(
@@ -264,25 +267,25 @@ def test_a_cut_that_would_give_another_model_is_refused_before_scoring_and_befor
             raise CheckpointError("layer 3 differs")
 
     monkeypatch.setattr("axolotl_sdft.pruning.checkpoint.verify.verify_cut", verify_cut)
-    pruning = task(checkpoint(), tmp_path, {"num_layers": 2})
+    pruning = run_of(checkpoint(), tmp_path, {"num_layers": 2})
     with pytest.raises(CheckpointError, match="no block of layers that may go can be removed: layer 3 differs"):
         pruning.run()
     tried = [(6, 4, tuple(layer for layer in range(6) if layer not in (start, start + 1))) for start in range(5)]
     assert checked[0] == (6, 4, (0, 1, 2, 5))  # before scoring
     assert sorted(checked[1:]) == sorted(tried)  # before writing, each block in the order of its cost
-    assert not pruning.output_dir.exists()
+    assert not pruning.spec.output_dir.exists()
 
 
 def test_a_cut_that_would_give_another_model_gives_way_to_the_next_best(checkpoint, tmp_path, monkeypatch, caplog):
-    wanted = task(checkpoint(), tmp_path / "first", {"num_layers": 2}).plan().drop_layers
+    wanted = run_of(checkpoint(), tmp_path / "first", {"num_layers": 2}).plan().drop_layers
 
     def verify_cut(_seed_config, _pruned_config, kept):
         if not set(kept) & set(wanted) and set(range(6)) - set(kept) == set(wanted):
             raise CheckpointError("they differ")
 
     monkeypatch.setattr("axolotl_sdft.pruning.checkpoint.verify.verify_cut", verify_cut)
-    monkeypatch.setattr(pipeline.PruningTask, "_trial_sets", lambda _self: [(0, 1)])
-    chosen = task(checkpoint(), tmp_path / "second", {"num_layers": 2}).plan().drop_layers
+    monkeypatch.setattr(pipeline.PruningRun, "_trial_sets", lambda _self: [(0, 1)])
+    chosen = run_of(checkpoint(), tmp_path / "second", {"num_layers": 2}).plan().drop_layers
     assert chosen != wanted
     shown = "+".join(map(str, wanted))
     assert f"layers {shown} would be chosen by angular_distance, but can't be removed: they differ" in caplog.messages
@@ -294,7 +297,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(checkpoint, tmp_path, mon
 
     monkeypatch.setattr(pipeline, "write_cut", fail)
     with pytest.raises(KeyboardInterrupt):
-        task(checkpoint(), tmp_path, {"drop_layers": (1,)}).run()
+        run_of(checkpoint(), tmp_path, {"drop_layers": (1,)}).run()
     assert snapshot(tmp_path) == []
 
 

@@ -19,8 +19,7 @@ from transformers import (
 
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.training.batching import join_batches, label_mask
-from axolotl_sdft.training.media import join_media
+from axolotl_sdft.training.batching import join_batches, join_media, label_mask
 from axolotl_sdft.training.teachers.prediction import Predictions
 from axolotl_sdft.training.trainers import DynSDPBTrainer
 from tests.pruning.checkpoint.test_vision_language import (

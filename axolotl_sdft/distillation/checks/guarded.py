@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft._version import __version__
-from axolotl_sdft.core.callables import callable_identity
+from axolotl_sdft.core.callables import callable_identity, plain_value
 from axolotl_sdft.core.errors import first_line
-from axolotl_sdft.core.plain_values import plain_value
 from axolotl_sdft.core.texts import one_line
 from axolotl_sdft.distillation.interfaces import AnswerCheck
 from axolotl_sdft.inference.interfaces import Answer, Target

@@ -13,13 +13,15 @@ from typing import Any
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.core.texts import well_formed
 from axolotl_sdft.distillation.rows.left_alone import CALLS, CALLS_AS_TEXT, LeftAlone, left_alone_for
-from axolotl_sdft.distillation.rows.message_texts import is_replaceable, replaced, text_of
-from axolotl_sdft.distillation.rows.tool_texts import (
+from axolotl_sdft.distillation.rows.message_texts import (
     described_calls,
     described_result,
     described_tools,
+    is_replaceable,
     made_calls,
     parsed_tools,
+    replaced,
+    text_of,
 )
 from axolotl_sdft.inference.interfaces import Message, Target
 from axolotl_sdft.inference.reasoning import framed

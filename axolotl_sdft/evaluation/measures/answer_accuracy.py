@@ -17,7 +17,7 @@ from axolotl_sdft.evaluation.measures.bootstrap import Resampler
 from axolotl_sdft.evaluation.metrics import Estimate
 from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target
 from axolotl_sdft.inference.local.backend import TransformersBackend
-from axolotl_sdft.inference.local.grouped_attention import use_plain_attention
+from axolotl_sdft.inference.local.sequence_cache import use_plain_attention
 from axolotl_sdft.inference.local.sequences import ActiveSequence
 
 LOG = logging.getLogger(__name__)

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 from axolotl_sdft.core.texts import printable
 from axolotl_sdft.evaluation.metrics import RecoveryReport
-from axolotl_sdft.evaluation.report.headline import SOURCES, headline
-from axolotl_sdft.evaluation.report.table import Cell, percent_cell, sections
+from axolotl_sdft.evaluation.report.table import SOURCES, Cell, headline, percent_cell, sections
 
 _HOW_TO_PASTE = (
     "<!-- Paste this section into the README.md of the model. Folders of this machine are left out; the names of the "

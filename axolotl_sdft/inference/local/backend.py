@@ -15,8 +15,8 @@ from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target
 from axolotl_sdft.inference.likelihood import ScoredIds, mean_nll
 from axolotl_sdft.inference.loading import context_length, load_seed_model
 from axolotl_sdft.inference.local.decoding import ContinuousDecoder
-from axolotl_sdft.inference.local.grouped_attention import use_grouped_attention, use_plain_attention
 from axolotl_sdft.inference.local.plain_decoding import PlainDecoder
+from axolotl_sdft.inference.local.sequence_cache import use_grouped_attention, use_plain_attention
 from axolotl_sdft.inference.local.sequences import ActiveSequence, TokenChooser, new_sequence
 from axolotl_sdft.inference.local.support import unsupported_reason
 from axolotl_sdft.inference.prompts import (

@@ -16,8 +16,7 @@ from transformers import DynamicCache
 
 from axolotl_sdft.core.errors import is_out_of_memory
 from axolotl_sdft.inference.forwarding import Forward, free_memory
-from axolotl_sdft.inference.local.grouped_attention import row_blocks
-from axolotl_sdft.inference.local.sequence_cache import RowCache
+from axolotl_sdft.inference.local.sequence_cache import RowCache, row_blocks
 from axolotl_sdft.inference.local.sequences import ActiveSequence, Choice
 
 LOG = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from axolotl_sdft.config import CalibrationConfig
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.rows.validation import stored_rows
+from axolotl_sdft.integrations.axolotl.blocks import yaml_chat_template
 from axolotl_sdft.integrations.axolotl.calibration_text import texts_of
 from axolotl_sdft.integrations.axolotl.datasets import dataset_entries, load_rows
-from axolotl_sdft.integrations.axolotl.seed_model import yaml_chat_template
 
 LOG = logging.getLogger(__name__)
 

@@ -16,22 +16,21 @@ from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.rows.left_alone import rewritten_of
 from axolotl_sdft.distillation.spec import SUMMARY_FILE
 from axolotl_sdft.evaluation.summary import Artifacts
-from axolotl_sdft.integrations.axolotl.blocks import Blocks, read_blocks
+from axolotl_sdft.integrations.axolotl.blocks import Blocks, read_blocks, seed_dir_of
+from axolotl_sdft.integrations.axolotl.datasets import check_overrides
 from axolotl_sdft.integrations.axolotl.logits import check_logits, logit_lines
-from axolotl_sdft.integrations.axolotl.overrides import check_overrides
 from axolotl_sdft.integrations.axolotl.pruned_base import output_dir_of, pruned_dir_of
 from axolotl_sdft.integrations.axolotl.rewriting import distillation_specs
 from axolotl_sdft.integrations.axolotl.rules import check_plugin, check_rules
-from axolotl_sdft.integrations.axolotl.seed_model import seed_dir_of
-from axolotl_sdft.integrations.axolotl.stages import pruning_task
+from axolotl_sdft.integrations.axolotl.stages import pruning_spec
 from axolotl_sdft.pruning.checkpoint.cut import SCORES_FILE
-from axolotl_sdft.pruning.patching.text import patch_lines
-from axolotl_sdft.pruning.pipeline import PruningTask
+from axolotl_sdft.pruning.patching.record import patch_lines
+from axolotl_sdft.pruning.pipeline import PruningRun
 from axolotl_sdft.pruning.planning.plan import PruningPlan
-from axolotl_sdft.pruning.planning.plots import write_plots
-from axolotl_sdft.pruning.planning.report import report_lines
+from axolotl_sdft.pruning.planning.report import report_lines, write_plots
 from axolotl_sdft.pruning.planning.savings import read_savings
 from axolotl_sdft.pruning.scoring.scores import LayerScores
+from axolotl_sdft.pruning.spec import PruningSpec
 
 LOG = logging.getLogger(__name__)
 
@@ -68,29 +67,30 @@ def prune_alone(cfg: Any, dry_run: bool, num_layers: int | float | None = None) 
 def _prune(cfg: Any, dry_run: bool) -> Iterator[str]:
     config = _checked_blocks(cfg).layer_pruning
     assert config is not None
-    task = pruning_task(cfg, config)
-    if task.is_input_pruned:
-        yield f"{task.seed_name} has been pruned with these settings already; nothing is left to do"
+    spec = pruning_spec(cfg, config)
+    if spec.is_input_pruned:
+        yield f"{spec.seed_name} has been pruned with these settings already; nothing is left to do"
         return
     # First, since it refuses what would stop it before the layers are scored.
-    pruned_dir = None if dry_run else task.run()
-    plan, scores = task.plan(), task.scores()
-    savings = read_savings(task.seed_dir, plan.drop_layers)
-    yield from report_lines(task.seed_name, plan, scores, savings, config)
+    pruning = PruningRun(spec)
+    pruned_dir = None if dry_run else pruning.run()
+    plan, scores = pruning.plan(), pruning.scores()
+    savings = read_savings(spec.seed_dir, plan.drop_layers)
+    yield from report_lines(spec.seed_name, plan, scores, savings, config)
     if scores is not None:
-        yield f"scores: {task.scores_dir / SCORES_FILE}"
-        yield from _picture_lines(task.seed_name, plan, scores, config, task.scores_dir)
-    yield from _patch_lines(task, config)
+        yield f"scores: {spec.scores_dir / SCORES_FILE}"
+        yield from _picture_lines(spec.seed_name, plan, scores, config, spec.scores_dir)
+    yield from _patch_lines(spec, config)
     if pruned_dir is not None:
         yield f"pruned checkpoint: {pruned_dir}"
 
 
-def _patch_lines(task: PruningTask, config: LayerPruningConfig) -> Iterator[str]:
+def _patch_lines(spec: PruningSpec, config: LayerPruningConfig) -> Iterator[str]:
     """Yield what the pruned checkpoint says of its patch, if it is there."""
     if config.patch == "none":
         yield "patch: none (layer_pruning.patch)"
-    elif task.is_done:
-        record = read_json(task.output_dir / PROVENANCE_FILE).get("patch")
+    elif spec.is_done:
+        record = read_json(spec.output_dir / PROVENANCE_FILE).get("patch")
         yield from (f"patch: {line}" for _, line in patch_lines(record))
     else:
         yield "patch: fitted when the checkpoint is written (layer_pruning.patch: none for the bare cut)"
@@ -179,7 +179,7 @@ def find_artifacts(cfg: Any) -> Artifacts:
     pruning = blocks.layer_pruning
     return Artifacts(
         seed_dir=_seed_dir_if_there(cfg),
-        pruned_dir=None if pruning is None else pruned_dir_of(cfg, pruning, lambda: pruning_task(cfg, pruning)),
+        pruned_dir=None if pruning is None else pruned_dir_of(cfg, pruning, lambda: pruning_spec(cfg, pruning)),
         distilled_dirs=_distilled_dirs(cfg) if blocks.self_distillation is not None else [],
         output_dir=Path(cfg.get("output_dir") or "./model-out"),
     )

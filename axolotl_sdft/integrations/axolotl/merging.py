@@ -10,14 +10,13 @@ from axolotl_sdft.core.errors import CheckpointError, ConfigError, error_context
 from axolotl_sdft.core.model_folder import holds_model, is_adapter, resolve_seed
 from axolotl_sdft.evaluation.merging.merge import OUTPUT_KEY, MergeTask, NamedModel, fingerprinted_folder
 from axolotl_sdft.evaluation.merging.sweep import Candidate, choice_lines, choose, sweep_lines
-from axolotl_sdft.evaluation.report.headline import SEED
+from axolotl_sdft.evaluation.report.table import SEED
 from axolotl_sdft.evaluation.spec import ReportedModel
-from axolotl_sdft.integrations.axolotl.blocks import read_blocks
+from axolotl_sdft.integrations.axolotl.blocks import read_blocks, seed_dir_of
 from axolotl_sdft.integrations.axolotl.pruned_base import is_pruned_already, output_dir_of, pruned_dir_of
 from axolotl_sdft.integrations.axolotl.recovery import held_out, template_arguments
 from axolotl_sdft.integrations.axolotl.rules import check_plugin, check_rules
-from axolotl_sdft.integrations.axolotl.seed_model import seed_dir_of
-from axolotl_sdft.integrations.axolotl.stages import pruning_task
+from axolotl_sdft.integrations.axolotl.stages import pruning_spec
 
 if TYPE_CHECKING:
     from axolotl_sdft.evaluation.spec import RecoverySpec
@@ -122,7 +121,7 @@ def _base_model(cfg: Any) -> NamedModel:
     pruning = read_blocks(cfg).layer_pruning
     if pruning is None or is_pruned_already(cfg.base_model, pruning):
         return NamedModel(cfg.base_model, seed_dir_of(cfg))
-    folder = pruned_dir_of(cfg, pruning, lambda: pruning_task(cfg, pruning))
+    folder = pruned_dir_of(cfg, pruning, lambda: pruning_spec(cfg, pruning))
     if folder is None:
         raise ConfigError(
             f"{_MODELS_KEY} names base_model, which layer_pruning prunes first, but the pruned checkpoint is not there "

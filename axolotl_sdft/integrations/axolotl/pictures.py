@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.integrations.axolotl.seed_model import yaml_chat_template
+from axolotl_sdft.integrations.axolotl.blocks import yaml_chat_template
 
 LOG = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from axolotl_sdft.core.errors import CheckpointError, ConfigError, SdftError
 from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.core.model_folder import is_adapter
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, TrainedOn, pruning_marker, trained_on
-from axolotl_sdft.pruning.pipeline import PruningTask, shaping_settings
 from axolotl_sdft.pruning.planning.plan import num_dropped
+from axolotl_sdft.pruning.spec import PruningSpec, shaping_settings
 
 _WAYS_OUT = "put the configuration back as it was, name another output_dir, or train again (axolotl train)"
 
@@ -70,13 +70,13 @@ def recorded_base(cfg: Mapping[str, Any], config: LayerPruningConfig, key: str, 
     return trained.find(more_places)
 
 
-def pruned_dir_of(cfg: Any, config: LayerPruningConfig, task_of: Callable[[], PruningTask]) -> Path | None:
+def pruned_dir_of(cfg: Any, config: LayerPruningConfig, spec_of: Callable[[], PruningSpec]) -> Path | None:
     """Return the pruned checkpoint that a report or a merge takes; None where there is none yet. Makes nothing.
 
     Args:
         cfg: The raw configuration.
         config: Its ``layer_pruning`` block.
-        task_of: Gives the pruning that it asks for; called only where no trained model tells its checkpoint.
+        spec_of: Gives the pruning that it asks for; called only where no trained model tells its checkpoint.
 
     Raises:
         SdftError: As for :func:`recorded_base`; or data or seed model can't be read.
@@ -86,16 +86,16 @@ def pruned_dir_of(cfg: Any, config: LayerPruningConfig, task_of: Callable[[], Pr
     base = recorded_base(cfg, config, "output_dir", output_dir_of(cfg))
     if base is not None:
         return base
-    task = task_of()
-    return task.output_dir if task.is_done else None
+    spec = spec_of()
+    return spec.output_dir if spec.is_done else None
 
 
-def finished_base(cfg: Any, task_of: Callable[[], PruningTask], command: str) -> Path:
+def finished_base(cfg: Any, spec_of: Callable[[], PruningSpec], command: str) -> Path:
     """Return the pruned checkpoint that a configuration asks for where nothing is trained on one yet. Makes nothing.
 
     Args:
         cfg: The raw configuration.
-        task_of: Gives the pruning that it asks for; called only where some pruned checkpoint is there.
+        spec_of: Gives the pruning that it asks for; called only where some pruned checkpoint is there.
         command: Who asks, for the message.
 
     Raises:
@@ -108,16 +108,16 @@ def finished_base(cfg: Any, task_of: Callable[[], PruningTask], command: str) ->
     if not _some_checkpoint(cfg["layer_pruning"]):
         raise ConfigError(f"{start}; run axolotl train first, or axolotl prune-layers for the checkpoint alone")
     try:
-        task = task_of()
+        spec = spec_of()
     except SdftError as err:
         raise ConfigError(
             f"{start}. Which one the configuration asks for can't be told: {err}. Put that back, or name the pruned "
             "checkpoint as base_model and remove the layer_pruning block"
         ) from err
-    if task.is_done:
-        return task.output_dir
+    if spec.is_done:
+        return spec.output_dir
     raise ConfigError(
-        f"{start}. The one that the configuration asks for, {task.output_dir.name}, is not there either; run axolotl "
+        f"{start}. The one that the configuration asks for, {spec.output_dir.name}, is not there either; run axolotl "
         "train first, or axolotl prune-layers for the checkpoint alone"
     )
 
@@ -136,26 +136,26 @@ def refuse_other_base(cfg: Mapping[str, Any], is_adapter_loaded: bool) -> None:
     _refuse_other_base(cfg, key, folder, is_adapter_loaded)
 
 
-def refuse_other_start(cfg: Mapping[str, Any], task: PruningTask | None) -> None:
+def refuse_other_start(cfg: Mapping[str, Any], spec: PruningSpec | None) -> None:
     """Refuse to go on training what was trained on another checkpoint than this training starts from.
 
     Args:
         cfg: The raw configuration.
-        task: What prunes ``base_model``; None where nothing does.
+        spec: How ``base_model`` is pruned; None where it is not.
 
     Raises:
         ConfigError: ``resume_from_checkpoint`` or ``lora_model_dir`` names such a model; the message names both.
     """
     for key, folder in _continued(cfg):
-        if task is None:
+        if spec is None:
             _refuse_other_base(cfg, key, folder, is_adapter_loaded=True)
             continue
         trained = trained_on(folder)
-        if trained is None or _is_same(trained, task):
+        if trained is None or _is_same(trained, spec):
             continue
         raise ConfigError(
             f"{key} ({folder}) goes on from a model that was trained on {trained.name}, but training would start from "
-            f"another checkpoint by now, {task.output_dir.name}: the training data, the seed model or the settings of "
+            f"another checkpoint by now, {spec.output_dir.name}: the training data, the seed model or the settings of "
             "layer_pruning have changed. Put them back, or name the old checkpoint as base_model and remove the "
             "layer_pruning block, or train anew into another output_dir"
         )
@@ -277,9 +277,9 @@ def _continued(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
         yield "lora_model_dir", Path(cfg["lora_model_dir"]).expanduser().absolute()
 
 
-def _is_same(trained: TrainedOn, task: PruningTask) -> bool:
+def _is_same(trained: TrainedOn, spec: PruningSpec) -> bool:
     identity = trained.identity
-    return identity is not None and all(identity.get(key) == value for key, value in task.identity.items())
+    return identity is not None and all(identity.get(key) == value for key, value in spec.identity.items())
 
 
 def _default_place(trained: TrainedOn) -> Path:

@@ -12,15 +12,14 @@ from axolotl_sdft.core.model_folder import holds_model
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, stored_rows
-from axolotl_sdft.evaluation.report.headline import SEED, TRAINED
+from axolotl_sdft.evaluation.report.table import SEED, TRAINED
 from axolotl_sdft.evaluation.spec import ReportedModel
 from axolotl_sdft.inference.interfaces import Target
-from axolotl_sdft.integrations.axolotl.blocks import read_blocks
+from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, read_blocks, seed_dir_of, seed_of
 from axolotl_sdft.integrations.axolotl.calibration_text import known_entry
 from axolotl_sdft.integrations.axolotl.commands import find_artifacts
 from axolotl_sdft.integrations.axolotl.datasets import dataset_entries, load_rows
 from axolotl_sdft.integrations.axolotl.held_out import is_split, parts_of
-from axolotl_sdft.integrations.axolotl.seed_model import missing_chat_template, seed_dir_of, seed_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

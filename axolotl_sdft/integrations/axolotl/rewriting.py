@@ -9,10 +9,17 @@ from axolotl_sdft.config import SelfDistillationConfig, TransformersGeneration
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, ensure_writable
 from axolotl_sdft.core.errors import ConfigError, error_context
 from axolotl_sdft.distillation.rows.formats import PROMPT_FIELD
-from axolotl_sdft.integrations.axolotl.datasets import OVERRIDE, dataset_entries, load_rows, rewritten_entry
+from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, seed_dir_of, seed_of
+from axolotl_sdft.integrations.axolotl.datasets import (
+    OVERRIDE,
+    DatasetConfig,
+    dataset_config,
+    dataset_entries,
+    load_rows,
+    own_key,
+    rewritten_entry,
+)
 from axolotl_sdft.integrations.axolotl.held_out import is_split, parts_of, rows_folder
-from axolotl_sdft.integrations.axolotl.overrides import DatasetConfig, dataset_config, own_key
-from axolotl_sdft.integrations.axolotl.seed_model import missing_chat_template, seed_dir_of, seed_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

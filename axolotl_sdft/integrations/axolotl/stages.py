@@ -11,11 +11,10 @@ from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.core.runtime import rank
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
 from axolotl_sdft.integrations.axolotl import compat
-from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, read_blocks
+from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, read_blocks, seed_dir_of
 from axolotl_sdft.integrations.axolotl.calibration_sources import calibration_sources, source_texts
-from axolotl_sdft.integrations.axolotl.datasets import rewritten_entry
+from axolotl_sdft.integrations.axolotl.datasets import check_overrides, rewritten_entry, take_out_overrides
 from axolotl_sdft.integrations.axolotl.layer_numbers import check_layer_numbers, translate_layer_numbers
-from axolotl_sdft.integrations.axolotl.overrides import check_overrides, take_out_overrides
 from axolotl_sdft.integrations.axolotl.pictures import check_pictures
 from axolotl_sdft.integrations.axolotl.pruned_base import (
     finished_base,
@@ -28,13 +27,12 @@ from axolotl_sdft.integrations.axolotl.pruned_base import (
 )
 from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, rewrite_datasets
 from axolotl_sdft.integrations.axolotl.rules import check_rules
-from axolotl_sdft.integrations.axolotl.seed_model import seed_dir_of
 from axolotl_sdft.plugins.registry import METRICS, registry
 from axolotl_sdft.pruning.checkpoint.model_card import CARD_FILE
 from axolotl_sdft.pruning.scoring.scores import metric_needs_text
 
 if TYPE_CHECKING:
-    from axolotl_sdft.pruning.pipeline import PruningTask
+    from axolotl_sdft.pruning.spec import PruningSpec
 
 LOG = logging.getLogger(__name__)
 
@@ -85,7 +83,7 @@ def _check_teacher(cfg: Any, config: LogitDistillationConfig) -> None:
 
     origin = find_origin(cfg.base_model, seed_dir_of(cfg) if cfg.get(SEED_KEY) else None)
     if config.teacher == "shared" and origin is not None:
-        from axolotl_sdft.training.teachers.removed_layers import plan_layers
+        from axolotl_sdft.training.teachers.loading import plan_layers
 
         plan_layers(origin)
 
@@ -145,16 +143,18 @@ def prune_base_model(cfg: Any, config: LayerPruningConfig) -> None:
     Raises:
         ConfigError: Training is to go on from a model that was trained on another checkpoint.
     """
-    task = pruning_task(cfg, config)
-    if task.is_input_pruned:
+    from axolotl_sdft.pruning.pipeline import run_pruning
+
+    spec = pruning_spec(cfg, config)
+    if spec.is_input_pruned:
         _say_pruned_already(cfg)
         refuse_other_start(cfg, None)
         return
-    refuse_other_start(cfg, task)
-    check_layer_numbers(cfg, task.counted_config, task.seed_dir)
-    if not task.is_done:
+    refuse_other_start(cfg, spec)
+    check_layer_numbers(cfg, spec.counted_config, spec.seed_dir)
+    if not spec.is_done:
         compat.validate_early(cfg)
-    pruned_dir = task.run()
+    pruned_dir = run_pruning(spec)
     provenance = read_json(pruned_dir / PROVENANCE_FILE)
     translate_layer_numbers(cfg, provenance["drop_layers"], provenance["num_layers_before"])
     _swap_base_model(cfg, pruned_dir)
@@ -177,7 +177,7 @@ def take_pruned_base(cfg: Any, config: LayerPruningConfig | None, command: str) 
         return
     base = recorded_base(cfg, config, *trained_dir_of(cfg))
     if base is None:
-        base = finished_base(cfg, lambda: pruning_task(cfg, config), command)
+        base = finished_base(cfg, lambda: pruning_spec(cfg, config), command)
     LOG.info("using the pruned checkpoint %s", base)
     _swap_base_model(cfg, base)
 
@@ -232,9 +232,9 @@ def _folder_of(entry: Any) -> Path | None:
     return path if path.is_absolute() and (path / "dataset_info.json").is_file() else None
 
 
-def pruning_task(cfg: Any, config: LayerPruningConfig) -> "PruningTask":
+def pruning_spec(cfg: Any, config: LayerPruningConfig) -> "PruningSpec":
     """Return the pruning that a configuration asks for. The seed's config is checked; no weights are loaded."""
-    from axolotl_sdft.pruning.pipeline import PruningTask
+    from axolotl_sdft.pruning.spec import PruningSpec
 
     registry().resolve(METRICS, config.metric, "layer_pruning.metric")
     calibration = config.calibration
@@ -250,7 +250,7 @@ def pruning_task(cfg: Any, config: LayerPruningConfig) -> "PruningTask":
         texts = source_texts(cfg, sources, seed_dir)
         return encode_texts(texts, seed_dir, calibration, trust_remote_code=trust_remote_code)
 
-    return PruningTask(
+    return PruningSpec(
         seed_dir=seed_dir,
         seed_name=cfg.base_model,
         config=config,

@@ -6,7 +6,7 @@ from typing import Any
 from axolotl_sdft.pruning.checkpoint.config_process import PendingConfig, start
 from axolotl_sdft.pruning.checkpoint.derived_config import check_settings, find_count
 from axolotl_sdft.pruning.checkpoint.layer_settings import COUNT_KEYS
-from axolotl_sdft.pruning.checkpoint.tensor_names import (
+from axolotl_sdft.pruning.checkpoint.tensor_files import (
     find_layer_prefix,
     first_number_prefix,
     is_text_path,

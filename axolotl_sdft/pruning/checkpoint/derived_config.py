@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from axolotl_sdft.core.errors import CheckpointError
-from axolotl_sdft.pruning.checkpoint.exceptions_by_type import check_layers, check_model
 from axolotl_sdft.pruning.checkpoint.layer_rules import cut_settings
 from axolotl_sdft.pruning.checkpoint.layer_settings import (
     COUNT_KEYS,
@@ -19,8 +18,10 @@ from axolotl_sdft.pruning.checkpoint.layer_settings import (
     LayerCut,
     Settings,
     UnsoundCutError,
+    check_layers,
+    check_model,
+    cut_vision_settings,
 )
-from axolotl_sdft.pruning.checkpoint.vision_settings import cut_vision_settings
 
 LOG = logging.getLogger(__name__)
 

@@ -1,7 +1,9 @@
-"""Which layers stay, and the settings that say so plainly: counts, lists by layer, lists of layer numbers."""
+"""Which layers stay, the settings that say so plainly, and what rules out a cut though no setting of a layer shows
+it.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,3 +82,113 @@ def _holds_layer_numbers(key: str, value: Sequence[Any], num_layers: int) -> boo
         return True
     is_increasing = all(isinstance(item, int) for item in value) and list(value) == sorted(set(value))
     return bool(_LIKE_NUMBER_LIST.search(key)) and is_increasing and len(value) < num_layers
+
+
+def cut_vision_settings(config: Settings, cut: LayerCut) -> Settings:
+    """Return the settings of a whole ``config.json``, text decoder aside, that change, with their new values.
+
+    Raises:
+        UnsoundCutError: What is left can't be described.
+    """
+    _require_first_layers(config, cut)
+    changes: Settings = {}
+    for key, layer_of, with_layer in _TARGETS:
+        entries = config.get(key)
+        if isinstance(entries, list | tuple):
+            changes[key] = [with_layer(entry, cut.num_kept_below(layer_of(entry))) for entry in entries]
+    targets = [layer_of(entry) for key, layer_of, _ in _TARGETS for entry in changes.get(key) or ()]
+    if len(set(targets)) < len(targets) or any(target >= len(cut.kept) for target in targets):
+        raise UnsoundCutError(
+            f"features of the vision tower come in before single layers ({' and '.join(changes)}), and several would "
+            "come in at once, or none; drop fewer layers between or after them"
+        )
+    return changes
+
+
+# Key, how an entry names the layer before which features come in, and the entry with another layer. When that layer
+# goes, features come in before the next one that stays, as they do when the layer is skipped.
+_TARGETS: tuple[tuple[str, Callable[[Any], int], Callable[[Any, int], Any]], ...] = (
+    ("deepstack_layer_map", lambda pair: pair[1], lambda pair, layer: (pair[0], layer)),
+    ("spatial_target_layers", lambda entry: entry, lambda _entry, layer: layer),
+)
+
+
+def _require_first_layers(config: Settings, cut: LayerCut) -> None:
+    """Refuse a cut of the first layers where the features of as many vision layers are added to their outputs."""
+    for nested in config.values():
+        features = nested.get("deepstack_visual_indexes") if isinstance(nested, dict) else None
+        if features and cut.kept[: len(features)] != tuple(range(len(features))):
+            raise UnsoundCutError(
+                f"features of the vision tower are added after each of layers 0 to {len(features) - 1} "
+                "(deepstack_visual_indexes); keep these, for instance by protect_first"
+            )
+
+
+# What no choice of layers could mend. Each reason completes "can't be cut soundly: ...".
+_UNSOUND: tuple[tuple[Callable[[Settings], Any], str], ...] = (
+    (lambda c: c.get("is_encoder_decoder"), "it has an encoder and a decoder (is_encoder_decoder)"),
+    (lambda c: c.get("num_layers_per_stack"), "its layers form two stacks that run many times (num_layers_per_stack)"),
+    (lambda c: c.get("hidden_size_per_layer_input"), "layers share a matrix (hidden_size_per_layer_input)"),
+)
+_UNSOUND_TYPES = {"minimax": "each layer's decay is computed from its number and from the number of layers"}
+
+
+def _keeps_first(_settings: Settings, cut: LayerCut) -> bool:
+    return 0 in cut.kept
+
+
+def _keeps_last(_settings: Settings, cut: LayerCut) -> bool:
+    return cut.num_layers - 1 in cut.kept
+
+
+def _keeps_numbers(_settings: Settings, cut: LayerCut) -> bool:
+    return cut.only_last_go
+
+
+def _keeps_hybrids(settings: Settings, cut: LayerCut) -> bool:
+    hybrids = [layer for layer, kind in enumerate(settings.get("layers_block_type") or []) if kind == "hybrid"]
+    # Which of the shared blocks a hybrid layer is built for comes from its number, modulo how many there are.
+    num_blocks = settings.get("num_mem_blocks") or 1
+    return all(old in cut.kept and (old - cut.kept.index(old)) % num_blocks == 0 for old in hybrids)
+
+
+_SHARED_BLOCKS = (
+    "its hybrid layers share weights; keep them, and drop a multiple of num_mem_blocks of others before each"
+)
+
+# Model types whose code, not whose settings, tells layers apart by number: what must hold, and what to say otherwise.
+_TYPES_BY_NUMBER: dict[str, tuple[Callable[[Settings, LayerCut], bool], str]] = {
+    "beam": (_keeps_numbers, "each layer's residual scale is computed from its number; drop the last layers only"),
+    "diffllama": (_keeps_numbers, "each layer's lambda is computed from its number; drop the last layers only"),
+    "gpt_neox_japanese": (_keeps_last, "the last layer alone has a bias; keep it"),
+    "modernbert": (_keeps_first, "layer 0 is built differently; keep it"),
+    "modernbert-decoder": (_keeps_first, "layer 0 is built differently; keep it"),
+    "rwkv": (_keeps_first, "layer 0 alone normalizes what it receives; keep it"),
+    "zamba": (_keeps_hybrids, _SHARED_BLOCKS),
+    "zamba2": (_keeps_hybrids, _SHARED_BLOCKS),
+    "zaya": (_keeps_first, "layer 0 alone routes without the layer before; keep it"),
+}
+
+
+def check_model(settings: Settings, model_types: Collection[str]) -> None:
+    """Refuse what no choice of layers could mend.
+
+    Raises:
+        UnsoundCutError: The text is the reason.
+    """
+    reasons = [reason for is_unsound, reason in _UNSOUND if is_unsound(settings)]
+    reasons += [_UNSOUND_TYPES[kind] for kind in model_types if kind in _UNSOUND_TYPES]
+    if reasons:
+        raise UnsoundCutError(reasons[0])
+
+
+def check_layers(settings: Settings, model_types: Collection[str], cut: LayerCut) -> None:
+    """Refuse to drop layers that others can't stand in for.
+
+    Raises:
+        UnsoundCutError: The text is the reason.
+    """
+    for kind in model_types:
+        holds, reason = _TYPES_BY_NUMBER.get(kind, (None, ""))
+        if holds is not None and not holds(settings, cut):
+            raise UnsoundCutError(reason)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from axolotl_sdft.pruning.patching.text import card_cell
+from axolotl_sdft.pruning.patching.record import card_cell
 
 CARD_FILE = "README.md"
 

@@ -1,4 +1,4 @@
-"""Reads where the tensors of a checkpoint lie, from safetensors headers alone. No tensor is built, no torch needed.
+"""Reads where the tensors of a checkpoint lie, from safetensors headers alone, and which belong to which layer.
 
 A safetensors file is 8 bytes that hold the length of the header (little endian), the header (JSON, from each tensor's
 name to its dtype, shape and place in the data), and the data.
@@ -6,9 +6,10 @@ name to its dtype, shape and place in the data), and the data.
 
 import json
 import math
+import re
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -17,6 +18,55 @@ from typing import Any
 
 from axolotl_sdft.core.errors import CheckpointError, first_line
 from axolotl_sdft.core.model_folder import indexed_files, own_path
+
+_OTHER_MODALITIES = re.compile(r"(^|[._])(vision|visual|image|vit|audio|speech|video)")
+
+
+def first_number_prefix(name: str) -> str | None:
+    """Return what comes before the first number in a dotted name: ``model.layers.`` of ``model.layers.3.mlp.up``."""
+    match = re.match(r"(.*?)(?<![^.])\d+\.", name)
+    return match[1] if match else None
+
+
+def is_text_path(name: str) -> bool:
+    """Tell whether a dotted name belongs to no other modality, such as ``vision_tower``."""
+    return not _OTHER_MODALITIES.search(name)
+
+
+def find_layer_prefix(names: Iterable[str], num_layers: int, num_extra: int = 0) -> str:
+    """Return what comes before the layer number in the tensor names of the text decoder.
+
+    It is the one prefix that comes with exactly the numbers 0 to ``num_layers`` - 1, and perhaps ``num_extra`` more:
+    layers that predict further tokens are stored after the last one (DeepSeek-V3, GLM-4.5).
+
+    Raises:
+        CheckpointError: There is none, or more than one.
+    """
+    numbers: dict[str, set[int]] = {}
+    for name in names:
+        prefix = first_number_prefix(name)
+        if prefix is not None:
+            numbers.setdefault(prefix, set()).add(int(name[len(prefix) :].split(".", 1)[0]))
+    counts = (set(range(num_layers)), set(range(num_layers + num_extra)))
+    found = [prefix for prefix in numbers if numbers[prefix] in counts]
+    if len(found) > 1:
+        found = [prefix for prefix in found if is_text_path(prefix)]
+    if len(found) == 1:
+        return found[0]
+    seen = ", ".join(f"{prefix}0 to {prefix}{max(numbers[prefix])}" for prefix in sorted(numbers)) or "no numbers"
+    raise CheckpointError(
+        f"config.json says {num_layers} layers, but {'several groups' if found else 'no group'} of tensor names "
+        f"counts 0 to {num_layers - 1}; the names hold: {seen}"
+    )
+
+
+def renamed(name: str, prefix: str, kept: Sequence[int]) -> str | None:
+    """Return a tensor's name after the cut, or None when its layer goes. ``kept`` are the layers that stay."""
+    if not name.startswith(prefix) or first_number_prefix(name) != prefix:
+        return name
+    number, _, rest = name[len(prefix) :].partition(".")
+    return f"{prefix}{kept.index(int(number))}.{rest}" if int(number) in kept else None
+
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from axolotl_sdft.core.errors import CheckpointError
 from axolotl_sdft.pruning.checkpoint.derived_config import HARMLESS, with_floats
-from axolotl_sdft.pruning.checkpoint.tensor_names import first_number_prefix
+from axolotl_sdft.pruning.checkpoint.tensor_files import first_number_prefix
 
 LOG = logging.getLogger(__name__)
 

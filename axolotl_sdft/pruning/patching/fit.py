@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 
 from axolotl_sdft.core.errors import DatasetError, error_context, failure, first_line
 from axolotl_sdft.core.runtime import progress
-from axolotl_sdft.pruning.patching.choice import divergences, num_tokens, split_held_out
-from axolotl_sdft.pruning.patching.cut_model import CutModel, opened
+from axolotl_sdft.pruning.patching.cut_model import CutModel, divergences, num_tokens, opened, split_held_out
 from axolotl_sdft.pruning.patching.projection import find_projection
 from axolotl_sdft.pruning.patching.record import (
     CutPatch,
@@ -26,9 +25,9 @@ from axolotl_sdft.pruning.patching.record import (
     UnpatchableError,
     bare_patch,
     neighbours,
+    span,
 )
 from axolotl_sdft.pruning.patching.sums import RIDGE, FitSums
-from axolotl_sdft.pruning.patching.text import span
 from axolotl_sdft.pruning.planning.plan import validate_drop_layers
 from axolotl_sdft.pruning.scoring.boundaries import decoder_layers
 from axolotl_sdft.pruning.scoring.scores import Batch

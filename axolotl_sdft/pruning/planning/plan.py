@@ -1,7 +1,7 @@
-"""Which layers go: a pure decision from scores and settings. No torch, no files."""
+"""Which layers are removed, and what else could be: pure decisions from scores and settings. No torch, no files."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from axolotl_sdft.config import LayerPruningConfig
@@ -245,3 +245,77 @@ def _candidate_costs(
     """Yield the blocks of this width that touch no protected layer, as half-open ranges, with their costs."""
     for start in range(config.protect_first, scores.num_layers - config.protect_last - width + 1):
         yield (start, start + width), scores.block_costs[start][start + width]
+
+
+def is_measured(scores: LayerScores) -> bool:
+    """Return whether there are costs to compare; a metric that goes by position alone gives none."""
+    return scores.num_tokens > 0 and bool(scores.block_costs or scores.removal_costs)
+
+
+def cost_text(cost: float | None) -> str:
+    """Return a cost as a person reads it: four decimals, and large ones, such as a ruined perplexity, in short form."""
+    if cost is None:
+        return "not measured"
+    return f"{cost:.4f}" if abs(cost) < 10_000 else f"{cost:.3e}"
+
+
+def best_plans(scores: LayerScores, config: LayerPruningConfig) -> list[PruningPlan]:
+    """Return the plan for each number of layers that can go, from 1 on, under the same protected layers.
+
+    Raises:
+        CheckpointError: A score that matters is no finite number.
+    """
+    unprotected = scores.num_layers - config.protect_first - config.protect_last
+    most = min(unprotected, scores.num_layers - 1, len(scores.removal_order) or scores.num_layers)
+    if scores.divergences:
+        most = min(most, max(block.end - block.start for block in scores.divergences))
+    choices = (config.model_copy(update={"num_layers": count, "drop_layers": None}) for count in range(1, most + 1))
+    return [plan_pruning(scores, choice) for choice in choices]
+
+
+def ranked_blocks(scores: LayerScores, config: LayerPruningConfig, length: int) -> list[tuple[float, range]]:
+    """Return the blocks of this many layers that touch no protected layer, each with its cost, cheapest first."""
+    if scores.divergences:
+        tried = [block for block in scores.divergences if block.end - block.start == length]
+        blocks = [(block.cost(config.patch), range(block.start, block.end)) for block in tried]
+    else:
+        starts = range(config.protect_first, scores.num_layers - config.protect_last - length + 1)
+        blocks = [(scores.block_costs[start][start + length], range(start, start + length)) for start in starts]
+    return sorted(blocks, key=lambda block: (block[0], block[1].start))
+
+
+def within_budget(config: LayerPruningConfig, total: int, layer_parameters: Sequence[int]) -> LayerPruningConfig:
+    """Return the settings with the number of layers in the place of ``target``; as they are without one.
+
+    It is the least number with which the model keeps to the budget whichever layers go, so that of layers of unlike
+    size the smallest are counted.
+
+    Args:
+        config: The settings, not yet checked against the model.
+        total: Parameters of the seed model.
+        layer_parameters: Parameters of each of its layers.
+
+    Raises:
+        ConfigError: The model is small enough already, or not without all layers that may go.
+    """
+    if config.target is None:
+        return config
+    wanted = config.target.parameters
+    budget = wanted if isinstance(wanted, int) else int(wanted * total)
+    if budget >= total:
+        raise ConfigError(
+            f"layer_pruning.target.parameters is {wanted}, but the model has only {total:,}; lower it, or remove the "
+            "layer_pruning block"
+        )
+    sizes = sorted(layer_parameters[config.protect_first : len(layer_parameters) - config.protect_last])
+    most = min(len(sizes), len(layer_parameters) - 1)
+    left = total
+    for count, size in enumerate(sizes[:most], start=1):
+        left -= size
+        if left <= budget:
+            return config.model_copy(update={"num_layers": count, "target": None})
+    raise ConfigError(
+        f"layer_pruning.target.parameters is {wanted}, but without {most} of its {len(layer_parameters)} layers, which "
+        f"are all that may go, the model still has {left:,} of {total:,} parameters; raise it, or lower protect_first "
+        "or protect_last"
+    )

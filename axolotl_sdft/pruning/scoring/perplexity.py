@@ -15,9 +15,8 @@ from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError
 from axolotl_sdft.core.runtime import Progress, progress
 from axolotl_sdft.pruning.scoring.boundaries import decoder_layers
 from axolotl_sdft.pruning.scoring.next_token import check_predicts_next_token, predicted_tokens, summed_nll
-from axolotl_sdft.pruning.scoring.running import evaluating, ids_and_mask
+from axolotl_sdft.pruning.scoring.running import LayerSwitch, evaluating, ids_and_mask, switched
 from axolotl_sdft.pruning.scoring.scores import Batch, LayerScores, ScoringOptions
-from axolotl_sdft.pruning.scoring.skipping import LayerSwitch, switched
 
 LOG = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The distillation term of DynSDPB (arXiv 2411.16991), as a sum over tokens with an explicit count.
 
 With former logits ``t`` and present logits ``s`` of a token, ``p^tau = softmax(logits / tau)``, alpha and tau from
-:mod:`axolotl_sdft.training.losses.schedules` and ``D`` from :mod:`axolotl_sdft.training.losses.divergences`:
+:mod:`axolotl_sdft.training.losses.divergences` and ``D`` from :mod:`axolotl_sdft.training.losses.divergences`:
 
     ``sum over tokens of  alpha * tau^2 * D(p_t^tau, p_s^tau)``
 
@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.training.losses.chunks import Chunks
+from axolotl_sdft.training.losses.fused_divergence import Chunks
 from axolotl_sdft.training.losses.head import OutputHead
 from axolotl_sdft.training.teachers.previous_prediction import FormerLogits, FormerPrediction, block_tokens, identity
 

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from axolotl_sdft.config import DynSDPBConfig
-from axolotl_sdft.training.losses.divergences import tail_log_prob
-from axolotl_sdft.training.losses.schedules import confidence_of, temperature
+from axolotl_sdft.training.losses.divergences import confidence_of, tail_log_prob, temperature
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from axolotl_sdft.config import DynSDPBConfig, LogitDistillationConfig
 from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.training.losses.head import find_body, find_head, logits_of, watched
-from axolotl_sdft.training.teachers.origin import SeedOrigin, find_origin
-from axolotl_sdft.training.teachers.own import load_own_teacher, quantization_of, seed_folder
+from axolotl_sdft.training.teachers.loading import load_own_teacher, plan_layers, quantization_of, seed_folder
+from axolotl_sdft.training.teachers.origin import SeedOrigin, find_origin, seed_config
 from axolotl_sdft.training.teachers.prediction import Pass, Predictions
 from axolotl_sdft.training.teachers.previous_prediction import FormerPrediction
-from axolotl_sdft.training.teachers.removed_layers import plan_layers
-from axolotl_sdft.training.teachers.seed_config import seed_config
 from axolotl_sdft.training.teachers.shared_layers import base_model_of, build_shared_teacher, unshareable_reason
 
 LOG = logging.getLogger(__name__)

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from axolotl_sdft.core.errors import CheckpointError, ConfigError
 from axolotl_sdft.inference.forwarding import free_memory
-from axolotl_sdft.pruning.checkpoint.tensor_names import find_layer_prefix
-from axolotl_sdft.training.teachers.origin import SeedOrigin
-from axolotl_sdft.training.teachers.removed_layers import load_layers
-from axolotl_sdft.training.teachers.seed_config import seed_config
+from axolotl_sdft.pruning.checkpoint.tensor_files import find_layer_prefix
+from axolotl_sdft.training.teachers.loading import load_layers
+from axolotl_sdft.training.teachers.origin import SeedOrigin, seed_config
 
 LOG = logging.getLogger(__name__)
 

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axolotl_sdft.distillation.checks import function_call
-from axolotl_sdft.distillation.checks.calls import find_calls
-from axolotl_sdft.distillation.checks.function_calls import documented_parameters
+from axolotl_sdft.distillation.checks.function_calls import documented_parameters, find_calls
 from tests.distillation.checks.samples import asked, written
 
 

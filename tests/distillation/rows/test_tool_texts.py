@@ -9,7 +9,7 @@ import pytest
 
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
-from axolotl_sdft.distillation.rows.tool_texts import described_calls
+from axolotl_sdft.distillation.rows.message_texts import described_calls
 from tests.distillation.rows.test_formats import CHAT, TWO_TURNS, references, says
 
 ROME = {"name": "weather", "arguments": {"city": "Rome", "unit": None}}

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axolotl_sdft.evaluation.metrics import Estimate
-from axolotl_sdft.evaluation.report.headline import SOURCES
 from axolotl_sdft.evaluation.report.page import render_page
+from axolotl_sdft.evaluation.report.table import SOURCES
 from tests.distillation.output.test_report import HOSTILE, Page
 from tests.evaluation.reports import figure, full_report, model, seed_model
 

@@ -7,8 +7,8 @@ from transformers import cache_utils
 
 from axolotl_sdft.inference.local import decoding
 from axolotl_sdft.inference.local.decoding import ContinuousDecoder
-from axolotl_sdft.inference.local.grouped_attention import use_grouped_attention, use_plain_attention
 from axolotl_sdft.inference.local.plain_decoding import PlainDecoder
+from axolotl_sdft.inference.local.sequence_cache import use_grouped_attention, use_plain_attention
 from axolotl_sdft.inference.local.sequences import TokenChooser
 from axolotl_sdft.inference.local.support import unsupported_reason
 from tests.inference.decoders import END, LENGTHS, plainly_written, rows_of, tiny_model

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from axolotl_sdft.inference.local import grouped_attention
-from axolotl_sdft.inference.local.grouped_attention import row_blocks, use_grouped_attention
+from axolotl_sdft.inference.local import sequence_cache
+from axolotl_sdft.inference.local.sequence_cache import row_blocks, use_grouped_attention
 from tests.inference.decoders import tiny_model
 
 LENGTHS = [40, 38, 30, 22, 22, 20, 9, 8, 8, 7, 5, 5, 3, 2, 2, 1, 1, 0, 30]
@@ -33,7 +33,7 @@ def test_a_single_query_attends_as_with_expanded_keys(device, scaling):
     expected, _ = sdpa_attention_forward(layer, query, key, value, mask, scaling=scaling)
 
     with row_blocks(LENGTHS, torch.device(device)):
-        attended, weights = grouped_attention._grouped_attention(layer, query, key, value, mask, scaling=scaling)
+        attended, weights = sequence_cache._grouped_attention(layer, query, key, value, mask, scaling=scaling)
 
     assert weights is None
     torch.testing.assert_close(attended, expected)
@@ -46,7 +46,7 @@ def test_columns_that_no_row_of_a_block_uses_are_not_read():
     key[8:, :, :37] = float("nan")
 
     with row_blocks(lengths, torch.device("cpu")):
-        attended, _ = grouped_attention._grouped_attention(layer, query, key, value, mask)
+        attended, _ = sequence_cache._grouped_attention(layer, query, key, value, mask)
 
     assert not attended.isnan().any()
 
@@ -54,7 +54,7 @@ def test_columns_that_no_row_of_a_block_uses_are_not_read():
 def test_several_queries_attend_as_transformers_has_them_attend():
     layer, query, key, value = inputs(2, 5, 5)
 
-    attended, _ = grouped_attention._grouped_attention(layer, query, key, value, None)
+    attended, _ = sequence_cache._grouped_attention(layer, query, key, value, None)
 
     torch.testing.assert_close(attended, sdpa_attention_forward(layer, query, key, value, None)[0])
 

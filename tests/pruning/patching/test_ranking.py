@@ -8,7 +8,7 @@ from axolotl_sdft.core.errors import ConfigError, DatasetError
 from axolotl_sdft.pruning.patching.ranking import NUM_TRIED
 from axolotl_sdft.pruning.planning.report import report_lines
 from axolotl_sdft.pruning.planning.savings import Footprint, Savings
-from axolotl_sdft.pruning.scoring.cache import ScoreCache
+from axolotl_sdft.pruning.scoring.measure import ScoreCache
 from axolotl_sdft.pruning.scoring.scores import BlockDivergence
 from tests.pruning.patching.models import llama, text
 

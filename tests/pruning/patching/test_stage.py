@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from axolotl_sdft import LayerPruningConfig
 from axolotl_sdft.core.errors import DatasetError
-from axolotl_sdft.pruning.pipeline import PruningTask
+from axolotl_sdft.pruning.pipeline import PruningRun
+from axolotl_sdft.pruning.spec import PruningSpec
 from tests.pruning.patching.models import llama, text
 
 
@@ -26,15 +27,17 @@ def seed_dir(tmp_path_factory):
 
 
 def pruned(seed_dir, root, load_batches=text, **settings):
-    task = PruningTask(
-        seed_dir=seed_dir,
-        seed_name="org/seed",
-        config=LayerPruningConfig(**settings),
-        calibration_fingerprint="text",
-        load_batches=load_batches,
-        root=root,
+    run = PruningRun(
+        PruningSpec(
+            seed_dir=seed_dir,
+            seed_name="org/seed",
+            config=LayerPruningConfig(**settings),
+            calibration_fingerprint="text",
+            load_batches=load_batches,
+            root=root,
+        )
     )
-    return task.run()
+    return run.run()
 
 
 def record(folder):

@@ -4,9 +4,10 @@ import pytest
 
 from axolotl_sdft import LayerPruningConfig
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.pruning.pipeline import PruningTask
-from axolotl_sdft.pruning.planning.budget import within_budget
+from axolotl_sdft.pruning.pipeline import PruningRun
+from axolotl_sdft.pruning.planning.plan import within_budget
 from axolotl_sdft.pruning.planning.savings import count_parameters
+from axolotl_sdft.pruning.spec import PruningSpec
 
 SIZES = (100,) * 6
 TOTAL = 1000  # 600 in layers, 400 elsewhere
@@ -51,26 +52,28 @@ def test_without_a_target_the_settings_stay_as_they_are():
     assert within_budget(config, TOTAL, SIZES) is config
 
 
-def task(seed_dir, root, **settings):
-    return PruningTask(
-        seed_dir=seed_dir,
-        seed_name="org/seed",
-        config=LayerPruningConfig(metric="last", patch="none", **settings),
-        calibration_fingerprint="text",
-        load_batches=list,
-        root=root,
+def run_of(seed_dir, root, **settings):
+    return PruningRun(
+        PruningSpec(
+            seed_dir=seed_dir,
+            seed_name="org/seed",
+            config=LayerPruningConfig(metric="last", patch="none", **settings),
+            calibration_fingerprint="text",
+            load_batches=list,
+            root=root,
+        )
     )
 
 
 def test_the_stage_removes_as_many_layers_as_the_target_takes(checkpoint, tmp_path):
     total, layers = count_parameters(checkpoint())
-    pruning = task(checkpoint(), tmp_path, target={"parameters": total - layers[0] - 1})
+    pruning = run_of(checkpoint(), tmp_path, target={"parameters": total - layers[0] - 1})
     folder = pruning.run()
     assert "-drop2-" in folder.name
     assert count_parameters(folder)[0] == total - 2 * layers[0]
-    assert task(folder, tmp_path, target={"parameters": total - layers[0] - 1}).is_input_pruned
+    assert run_of(folder, tmp_path, target={"parameters": total - layers[0] - 1}).spec.is_input_pruned
 
 
 def test_a_target_that_cannot_be_met_stops_the_stage_at_once(checkpoint, tmp_path):
     with pytest.raises(ConfigError, match=r"layer_pruning.target.parameters is 10"):
-        task(checkpoint(), tmp_path, target={"parameters": 10})
+        run_of(checkpoint(), tmp_path, target={"parameters": 10})

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.errors import CheckpointError
-from axolotl_sdft.pruning.pipeline import PruningTask
+from axolotl_sdft.pruning.pipeline import PruningRun
 from axolotl_sdft.pruning.planning.plan import PruningPlan, avoided_lines, plan_pruning
 from axolotl_sdft.pruning.planning.removable import Removable, cheapest_set, find_removable
 from axolotl_sdft.pruning.scoring.scores import LayerScores
+from axolotl_sdft.pruning.spec import PruningSpec
 from tests.pruning.architectures import build, tiny_config
 
 # Layers of a home-made model: attention in one of six layers only, as a hybrid cache needs it.
@@ -145,13 +146,13 @@ def test_each_metric_spares_the_only_layer_with_attention(metric, tmp_path, monk
     build(tiny_config("lfm2", layer_types=kinds)).save_pretrained(tmp_path / "seed")
     config = LayerPruningConfig(num_layers=2, protect_last=1, metric=metric)
     batch = {"input_ids": torch.arange(2, 26).reshape(2, 12)}
-    task = PruningTask(tmp_path / "seed", "seed", config, "text", lambda: [batch], tmp_path / "root")
+    pruning = PruningRun(PruningSpec(tmp_path / "seed", "seed", config, "text", lambda: [batch], tmp_path / "root"))
     with caplog.at_level(logging.WARNING):
-        plan = task.plan()
+        plan = pruning.plan()
     assert len(plan.drop_layers) == 2
     assert 2 not in plan.drop_layers
     assert any("layer 2 can't be removed, so others are chosen" in message for message in caplog.messages)
-    assert task.run().is_dir()
+    assert pruning.run().is_dir()
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,6 @@ def test_the_reason_comes_before_the_text_is_read_when_no_choice_is_left(choice,
     def unread():
         raise AssertionError("the text was read")
 
-    task = PruningTask(tmp_path / "seed", "seed", config, "text", unread, tmp_path / "root")
+    pruning = PruningRun(PruningSpec(tmp_path / "seed", "seed", config, "text", unread, tmp_path / "root"))
     with pytest.raises(CheckpointError, match="no layer with attention would be left"):
-        task.plan()
+        pruning.plan()

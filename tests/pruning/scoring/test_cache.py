@@ -5,10 +5,10 @@ import pytest
 from axolotl_sdft.core.errors import ArtifactError
 from axolotl_sdft.plugins.registry import Registry
 from axolotl_sdft.pruning.scoring import measure
-from axolotl_sdft.pruning.scoring.cache import ScoreCache
+from axolotl_sdft.pruning.scoring.measure import ScoreCache
 from axolotl_sdft.pruning.scoring.scores import LayerScores
 from tests.pruning.conftest import snapshot
-from tests.pruning.test_pipeline import batches, no_batches, read, task
+from tests.pruning.test_pipeline import batches, no_batches, read, run_of
 
 BLOCKS = LayerScores("blocks", 2, ((0.0, 0.5, 0.7), (0.0, 0.0, 0.4), (0.0, 0.0, 0.0)), True, 9)
 
@@ -28,21 +28,21 @@ def ordered(count):
 
 
 def test_another_number_of_layers_loads_no_model_again(checkpoint, tmp_path, loads):
-    first = task(checkpoint(), tmp_path, {"num_layers": 2, "patch": "none"})
+    first = run_of(checkpoint(), tmp_path, {"num_layers": 2, "patch": "none"})
     first.run()
     for num_layers in (1, 3, 0.7):
-        pruning = task(checkpoint(), tmp_path, {"num_layers": num_layers, "patch": "none"}, no_batches)
-        assert pruning.scores_dir == first.scores_dir
+        pruning = run_of(checkpoint(), tmp_path, {"num_layers": num_layers, "patch": "none"}, no_batches)
+        assert pruning.spec.scores_dir == first.spec.scores_dir
         assert LayerScores.from_json(read(pruning.run(), "provenance/scores.json")) == first.scores()
     assert loads == ["load_for_scoring"]
 
 
 def test_the_scores_say_what_they_were_made_from(checkpoint, tmp_path):
-    pruning = task(checkpoint(), tmp_path, {"num_layers": 2})
-    assert pruning.scores() == LayerScores.from_json(read(pruning.scores_dir, "scores.json"))
-    provenance = read(pruning.scores_dir, "scoring.json")
-    assert pruning.scores_dir.parent == tmp_path
-    assert pruning.scores_dir.name.startswith("org--seed-llama-scores-")
+    pruning = run_of(checkpoint(), tmp_path, {"num_layers": 2})
+    assert pruning.scores() == LayerScores.from_json(read(pruning.spec.scores_dir, "scores.json"))
+    provenance = read(pruning.spec.scores_dir, "scoring.json")
+    assert pruning.spec.scores_dir.parent == tmp_path
+    assert pruning.spec.scores_dir.name.startswith("org--seed-llama-scores-")
     assert provenance["seed_model"] == "org/seed-llama"
     assert (provenance["metric"], provenance["token_reduction"], provenance["dtype"]) == (
         "angular_distance",
@@ -65,14 +65,14 @@ def test_the_scores_say_what_they_were_made_from(checkpoint, tmp_path):
     ids=str,
 )
 def test_what_shapes_the_scores_gives_them_another_folder(checkpoint, tmp_path, change):
-    before, after = (task(checkpoint(), tmp_path, {"num_layers": 2} | more).scores_dir for more in ({}, change))
+    before, after = (run_of(checkpoint(), tmp_path, {"num_layers": 2} | more).spec.scores_dir for more in ({}, change))
     assert before != after
-    assert before != task(checkpoint(), tmp_path, {"num_layers": 2}, text="text-2").scores_dir
+    assert before != run_of(checkpoint(), tmp_path, {"num_layers": 2}, text="text-2").spec.scores_dir
 
 
 def test_what_only_the_plan_looks_at_does_not(checkpoint, tmp_path):
     def folder(**settings):
-        return task(checkpoint(), tmp_path, {"num_layers": 2} | settings).scores_dir
+        return run_of(checkpoint(), tmp_path, {"num_layers": 2} | settings).spec.scores_dir
 
     assert folder() == folder(num_layers=3, protect_first=1, protect_last=1, max_shard_size="4KB", output_dir="out")
     assert folder() == folder(calibration={"batch_size": 1}, device_map="auto")
@@ -83,7 +83,7 @@ def test_what_only_the_plan_looks_at_does_not(checkpoint, tmp_path):
 
 def test_a_greedy_order_serves_fewer_layers_and_is_gone_on_from_for_more(checkpoint, tmp_path, loads):
     def scores(num_layers, load_batches=batches):
-        return task(checkpoint(), tmp_path, {"num_layers": num_layers, "metric": "perplexity"}, load_batches).scores()
+        return run_of(checkpoint(), tmp_path, {"num_layers": num_layers, "metric": "perplexity"}, load_batches).scores()
 
     first = scores(2)
     assert scores(1, no_batches) == first
@@ -94,7 +94,7 @@ def test_a_greedy_order_serves_fewer_layers_and_is_gone_on_from_for_more(checkpo
 
 
 def test_a_metric_that_reads_no_text_loads_no_weights(checkpoint, tmp_path, loads):
-    pruning = task(checkpoint(), tmp_path, {"num_layers": 2, "metric": "last", "patch": "none"}, no_batches)
+    pruning = run_of(checkpoint(), tmp_path, {"num_layers": 2, "metric": "last", "patch": "none"}, no_batches)
     assert read(pruning.run(), "provenance/layer_pruning.json")["drop_layers"] == [3, 4]
     assert loads == ["load_structure"]
 
@@ -109,22 +109,22 @@ def test_a_plugin_s_metric_that_reads_no_text_gets_a_model_without_weights(check
     structural.needs_text = False
     registry = Registry({"metric": {"structural": structural}})
     monkeypatch.setattr("axolotl_sdft.pruning.scoring.scores.registry", lambda: registry)
-    plan = task(checkpoint(), tmp_path, {"num_layers": 2, "metric": "structural"}, no_batches).plan()
+    plan = run_of(checkpoint(), tmp_path, {"num_layers": 2, "metric": "structural"}, no_batches).plan()
     assert (plan.drop_layers, seen) == ((0, 1), [("meta", [], 2)])
 
 
 def test_scores_beside_a_pruned_checkpoint_are_used_when_the_others_are_gone(checkpoint, tmp_path):
-    pruning = task(checkpoint(), tmp_path, {"num_layers": 2})
+    pruning = run_of(checkpoint(), tmp_path, {"num_layers": 2})
     plan = pruning.plan()
     pruning.run()
-    (pruning.scores_dir / "scores.json").unlink()
-    (pruning.scores_dir / "scoring.json").unlink()
-    pruning.scores_dir.rmdir()
-    assert task(checkpoint(), tmp_path, {"num_layers": 2}, no_batches).plan() == plan
+    (pruning.spec.scores_dir / "scores.json").unlink()
+    (pruning.spec.scores_dir / "scoring.json").unlink()
+    pruning.spec.scores_dir.rmdir()
+    assert run_of(checkpoint(), tmp_path, {"num_layers": 2}, no_batches).plan() == plan
 
 
 def test_named_layers_have_no_scores(checkpoint, tmp_path):
-    assert task(checkpoint(), tmp_path, {"drop_layers": (1,)}, no_batches).scores() is None
+    assert run_of(checkpoint(), tmp_path, {"drop_layers": (1,)}, no_batches).scores() is None
     assert snapshot(tmp_path) == []
 
 

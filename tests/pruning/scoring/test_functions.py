@@ -7,7 +7,7 @@ from axolotl_sdft.core.errors import PluginError
 from axolotl_sdft.pruning.scoring.measure import scoring_identity
 from tests.core.test_callables import cell
 from tests.pruning.conftest import load
-from tests.pruning.test_pipeline import no_batches, read, task
+from tests.pruning.test_pipeline import no_batches, read, run_of
 
 CELL = """
     from axolotl_sdft.plugin_api import LayerScores, metric_traits
@@ -34,11 +34,11 @@ def test_a_function_scores_layers_as_a_registered_metric_does(checkpoint):
 
 def test_a_checkpoint_is_pruned_by_a_function_and_found_again(checkpoint, tmp_path):
     settings = {"num_layers": 2, "patch": "none"}
-    first = task(checkpoint(), tmp_path, settings | {"metric": metric()}, no_batches)
+    first = run_of(checkpoint(), tmp_path, settings | {"metric": metric()}, no_batches)
     folder = first.run()
 
     assert read(folder, "provenance/scores.json")["removal_order"][:2] == [1, 2]
-    assert task(checkpoint(), tmp_path, settings | {"metric": metric()}, no_batches).output_dir == folder
+    assert run_of(checkpoint(), tmp_path, settings | {"metric": metric()}, no_batches).spec.output_dir == folder
 
 
 def test_another_constant_of_the_metrics_cell_makes_other_scores():

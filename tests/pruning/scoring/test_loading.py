@@ -16,7 +16,7 @@ from axolotl_sdft.pruning.scoring.loading import (
 )
 from tests.pruning.conftest import edit_config, load, token_ids
 from tests.pruning.scoring.test_scores import BERT_LIKE, vision_language_model
-from tests.pruning.test_pipeline import batches, task
+from tests.pruning.test_pipeline import batches, run_of
 
 
 def config(**settings):
@@ -108,7 +108,7 @@ def test_a_model_spread_over_devices_scores_the_same(checkpoint, tmp_path, metri
 def test_a_device_map_is_handed_on_and_the_result_is_the_same(checkpoint, tmp_path):
     pytest.importorskip("accelerate")
     plans = [
-        task(checkpoint(), tmp_path / str(device_map), {"num_layers": 2, "device_map": device_map}).plan()
+        run_of(checkpoint(), tmp_path / str(device_map), {"num_layers": 2, "device_map": device_map}).plan()
         for device_map in (None, {"": "cpu"}, "auto")
     ]
     assert plans[0] == plans[1] == plans[2]
@@ -149,8 +149,8 @@ def test_a_missing_package_is_named_with_its_extra_before_any_text_is_read(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else own(name))
     message = rf"{next(iter(settings))} is set, but {missing} is not installed; .*pip install 'axolotl-sdft\[large\]'"
     with pytest.raises(MissingExtraError, match=message):
-        task(checkpoint(), tmp_path, {"num_layers": 1} | settings, lambda: pytest.fail("text was read")).plan()
-    assert task(checkpoint(), tmp_path, {"drop_layers": (1,)} | settings).plan().drop_layers == (1,)
+        run_of(checkpoint(), tmp_path, {"num_layers": 1} | settings, lambda: pytest.fail("text was read")).plan()
+    assert run_of(checkpoint(), tmp_path, {"drop_layers": (1,)} | settings).plan().drop_layers == (1,)
 
 
 def test_weights_of_another_shape_are_told_by_the_seed_s_folder(own_checkpoint):

@@ -9,9 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.training.losses.chunks import any_divergence
 from axolotl_sdft.training.losses.dynsdpb import PresentPrediction, distil, dynsdpb_loss
-from axolotl_sdft.training.losses.fused_divergence import FullVocabularyKL
+from axolotl_sdft.training.losses.fused_divergence import FullVocabularyKL, any_divergence
 from axolotl_sdft.training.losses.head import OutputHead
 from axolotl_sdft.training.teachers.previous_prediction import (
     FormerHiddenStates,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axolotl_sdft.config import DynSDPBConfig
-from axolotl_sdft.training.losses.schedules import confidence_of, influence, temperature
+from axolotl_sdft.training.losses.divergences import confidence_of, influence, temperature
 
 
 def log_probs(*rows: list[float]) -> torch.Tensor:

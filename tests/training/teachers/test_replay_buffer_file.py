@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from axolotl_sdft.training.teachers.replay_buffer import MicroBatch
-from axolotl_sdft.training.teachers.replay_buffer_file import load_memory, memory_path, save_memory
+from axolotl_sdft.training.teachers.replay_buffer import MicroBatch, load_memory, memory_path, save_memory
 
 CPU = torch.device("cpu")
 WINDOW = [

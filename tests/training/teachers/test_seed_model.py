@@ -9,8 +9,8 @@ import torch
 from axolotl_sdft.config import DynSDPBConfig, LogitDistillationConfig
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, MissingExtraError
 from axolotl_sdft.training.batching import label_mask
+from axolotl_sdft.training.teachers.loading import load_own_teacher
 from axolotl_sdft.training.teachers.origin import find_origin
-from axolotl_sdft.training.teachers.own import load_own_teacher
 from axolotl_sdft.training.teachers.seed_model import SeedTeacher, plan_teacher
 from tests.training.teachers.students import IDS, adapted, load, logits, prune
 
