@@ -19,7 +19,7 @@ from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.distillation.checks import resolve_checks
 from axolotl_sdft.distillation.checks.function_calls import function_call
 from axolotl_sdft.distillation.digest import DatasetDigest, digest_dataset
-from axolotl_sdft.distillation.generation.selection import Policy
+from axolotl_sdft.distillation.generation.selection import SelectionPolicy
 from axolotl_sdft.distillation.interfaces import RowFormat
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts
@@ -105,9 +105,9 @@ class DistillationSpec:
         return root
 
     @cached_property
-    def policy(self) -> Policy:
+    def policy(self) -> SelectionPolicy:
         """How often answers are asked for, and which one is taken."""
-        return Policy.of(self.config)
+        return SelectionPolicy.of(self.config)
 
     @cached_property
     def seed_fingerprint(self) -> str:

@@ -11,7 +11,14 @@ from axolotl_sdft.core.artifacts import atomic_folder, find_or_make, fingerprint
 from axolotl_sdft.core.callables import callable_name
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, SdftError
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PROVENANCE_FOLDER, PRUNED_KEY
-from axolotl_sdft.pruning.checkpoint.cut import OUTPUT_KEY, SCORES_FILE, Cut, check_room, read_cut, write_cut
+from axolotl_sdft.pruning.checkpoint.cut import (
+    OUTPUT_KEY,
+    SCORES_FILE,
+    CheckpointPlan,
+    check_room,
+    plan_checkpoint,
+    write_cut,
+)
 from axolotl_sdft.pruning.patching.record import LayerPatch, bare_patch, patch_lines
 from axolotl_sdft.pruning.planning.plan import (
     PruningPlan,
@@ -82,7 +89,7 @@ class PruningRun:
         find_or_make(self.spec.output_dir, self._make, lambda: self.spec.is_done)
         return self.spec.output_dir
 
-    def _trial_cut(self) -> Cut:
+    def _trial_cut(self) -> CheckpointPlan:
         """Return a cut of as many layers; it finds now, without a model, what would stop the real one after scoring.
 
         A block that can't go alone does not mean that none can, so a few are tried.
@@ -90,7 +97,7 @@ class PruningRun:
         faults = []
         for layers in self._trial_sets():
             try:
-                return read_cut(self.spec.seed_dir, layers)
+                return plan_checkpoint(self.spec.seed_dir, layers)
             except CheckpointError as err:
                 faults.append(err)
         raise faults[0]
@@ -138,7 +145,7 @@ class PruningRun:
     def _make(self) -> None:
         scores = self.scores()
         plan = self._planned(scores)
-        cut = read_cut(self.spec.seed_dir, plan.drop_layers)
+        cut = plan_checkpoint(self.spec.seed_dir, plan.drop_layers)
         if scores is None:  # else planning has verified it
             self.spec.verify(cut)
         cut = dataclasses.replace(cut, config=cut.config | {PRUNED_KEY: fingerprint(self.spec.settings)})
@@ -159,7 +166,7 @@ class PruningRun:
             self.spec.output_dir,
         )
 
-    def _patch(self, cut: Cut) -> LayerPatch | None:
+    def _patch(self, cut: CheckpointPlan) -> LayerPatch | None:
         """Return what is folded into the layers before each cut; None where the settings ask for nothing."""
         if self.spec.config.patch == "none":
             return None
@@ -168,7 +175,7 @@ class PruningRun:
             LOG.log(logging.INFO if is_applied else logging.WARNING, "%s", line)
         return patch
 
-    def _fitted_patch(self, cut: Cut) -> LayerPatch:
+    def _fitted_patch(self, cut: CheckpointPlan) -> LayerPatch:
         from axolotl_sdft.pruning.patching.stage import fitted_patch
 
         try:

@@ -13,7 +13,7 @@ from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.core.model_folder import read_config, slug
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PRUNED_KEY
 from axolotl_sdft.pruning.checkpoint.architecture import layer_count
-from axolotl_sdft.pruning.checkpoint.cut import Cut, read_cut
+from axolotl_sdft.pruning.checkpoint.cut import CheckpointPlan, plan_checkpoint
 from axolotl_sdft.pruning.planning.plan import (
     num_dropped,
     validate_pruning,
@@ -108,7 +108,7 @@ class PruningSpec:
 
     def _fault_of(self, drop_layers: Sequence[int]) -> str | None:
         try:
-            self.verify(read_cut(self.seed_dir, drop_layers))
+            self.verify(plan_checkpoint(self.seed_dir, drop_layers))
         except CheckpointError as err:
             return str(err)
         return None
@@ -139,7 +139,7 @@ class PruningSpec:
             "calibration_text": self.calibration_fingerprint if reads_text else None,
         }
 
-    def verify(self, cut: Cut) -> None:
+    def verify(self, cut: CheckpointPlan) -> None:
         """Refuse a cut whose model would not be the seed model with those layers left out."""
         from axolotl_sdft.pruning.checkpoint.verify import verify_cut
 

@@ -20,7 +20,7 @@ from axolotl_sdft.training.losses.dynsdpb import PresentPrediction, distil
 from axolotl_sdft.training.metrics import RunningFigures
 from axolotl_sdft.training.student import StudentMixin
 from axolotl_sdft.training.support import parent_of, refuse_parallelism, refuse_vain_distillation
-from axolotl_sdft.training.teachers.prediction import Pass, Predictions
+from axolotl_sdft.training.teachers.prediction import ForwardOutputs, Predictions
 from axolotl_sdft.training.teachers.previous_prediction import FormerPrediction
 from axolotl_sdft.training.teachers.replay_buffer import MicroBatch, PreviousMiniBatch, load_memory, save_memory
 
@@ -160,7 +160,7 @@ class DynSDPBMixin(StudentMixin):
     def _repeated_inputs(self, num_micro_batches: int) -> list[dict[str, Any]]:
         return [micro_batch.inputs for micro_batch in self._dynsdpb_memory.window[:num_micro_batches]]
 
-    def _dynsdpb_check_gradient(self, loss: Tensor, seen: Pass) -> None:
+    def _dynsdpb_check_gradient(self, loss: Tensor, seen: ForwardOutputs) -> None:
         alpha = self.dynsdpb_config.alpha
         if alpha and not self._dynsdpb_has_gradient:
             refuse_vain_distillation(self, parent_of(self, DynSDPBMixin), loss, seen.source, alpha)

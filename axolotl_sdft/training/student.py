@@ -13,7 +13,7 @@ from torch import Tensor
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.training.losses.labels import LabelLayout, label_layout, returned_logits
 from axolotl_sdft.training.support import errors_of, refuse_prompt_tuning
-from axolotl_sdft.training.teachers.prediction import Pass, Predictions
+from axolotl_sdft.training.teachers.prediction import ForwardOutputs, Predictions
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Parent
@@ -29,7 +29,7 @@ class StudentPass:
     outputs: Any
     """What the model returned, as far as gradients can pass it; None where nothing was asked for or seen."""
 
-    seen: Pass
+    seen: ForwardOutputs
 
 
 class StudentMixin(_Parent):

@@ -243,14 +243,14 @@ def test_an_unknown_metric_leaves_nothing_behind(checkpoint, tmp_path):
 
 
 def test_a_seed_of_which_only_some_blocks_can_be_cut_is_not_refused_at_once(checkpoint, tmp_path, monkeypatch):
-    own = pipeline.read_cut
+    own = pipeline.plan_checkpoint
 
-    def read_cut(seed_dir, drop_layers):
+    def plan_checkpoint(seed_dir, drop_layers):
         if 3 in drop_layers:
             raise CheckpointError("layer 3 can't go")
         return own(seed_dir, drop_layers)
 
-    monkeypatch.setattr(pipeline, "read_cut", read_cut)
+    monkeypatch.setattr(pipeline, "plan_checkpoint", plan_checkpoint)
     assert run_of(checkpoint(), tmp_path, {"num_layers": 2}).plan().num_layers == 6
     with pytest.raises(CheckpointError, match="layer 3 can't go"):
         run_of(checkpoint(), tmp_path, {"num_layers": 2, "protect_first": 2, "protect_last": 1}).plan()

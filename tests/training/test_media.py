@@ -244,7 +244,7 @@ def test_logits_are_made_of_what_the_body_of_a_model_that_sees_gives(name: str, 
         logits = model(**{key: value for key, value in inputs.items() if key != "labels"}).logits
     result = predictions.read(seen, None, places, inputs)  # as if the loss had been computed without them
     made = torch.cat(list(result.raw_parts(places.flatten().nonzero().squeeze(1), 64)))
-    torch.testing.assert_close(result.finish(made), logits.detach()[places], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.logit_transform(made), logits.detach()[places], rtol=1e-5, atol=1e-5)
 
 
 def test_pictures_come_in_the_order_of_the_rows():

@@ -76,7 +76,7 @@ class SelectionCache:
         attempt = int(self._taken[self._first[row] + turn])
         return None if attempt == _ORIGINAL else attempt
 
-    def settle(self, row: int, turn: int, attempt: int | None) -> None:
+    def select(self, row: int, turn: int, attempt: int | None) -> None:
         """Remember which attempt was taken for an answer; None: the original one stays."""
         self._taken[self._first[row] + turn] = _ORIGINAL if attempt is None else attempt
 
@@ -282,9 +282,9 @@ class Generation:
     def _passes(self, target: Target, index: int, turn: int, num_attempts: int) -> bool:
         """Say whether one of the first attempts is taken, so that no more are needed."""
         with self._naming_what_is_missing(index, turn):
-            settlement = self._spec.policy.settle(self._judging.judged, target, num_attempts)
+            settlement = self._spec.policy.select(self._judging.judged, target, num_attempts)
         if settlement.attempt is not None:
-            self._outcomes.settle(index, turn, settlement.attempt)
+            self._outcomes.select(index, turn, settlement.attempt)
         return settlement.attempt is not None
 
     def _target(self, row: dict[str, Any], index: int, turn: int) -> Target:
@@ -294,8 +294,8 @@ class Generation:
             target = row_format.target(row, earlier)
             with self._naming_what_is_missing(index, earlier):
                 if not self._outcomes.is_known(index, earlier):
-                    settlement = self._spec.policy.settle(self._judging.judged, target)
-                    self._outcomes.settle(index, earlier, settlement.attempt)
+                    settlement = self._spec.policy.select(self._judging.judged, target)
+                    self._outcomes.select(index, earlier, settlement.attempt)
                 taken = self._outcomes.taken(index, earlier)
                 if taken is not None:
                     text = self._judging.answer(target, taken).text

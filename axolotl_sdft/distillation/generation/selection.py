@@ -77,7 +77,7 @@ def without_thinking(answer: Answer) -> Answer:
 
 
 @dataclass(frozen=True)
-class Policy:
+class SelectionPolicy:
     """How often an answer is asked for: the most likely one that passes is taken, of equal ones the first."""
 
     max_attempts: int = 1
@@ -85,7 +85,7 @@ class Policy:
     """Attempts that are made whatever becomes of them; further ones only while none has passed."""
 
     @classmethod
-    def of(cls, config: SelfDistillationConfig) -> "Policy":
+    def of(cls, config: SelfDistillationConfig) -> "SelectionPolicy":
         """Return what settings ask for."""
         if config.selection == "first":
             return cls(config.max_attempts)
@@ -100,7 +100,7 @@ class Policy:
         """Whether an attempt is made whatever became of those before it."""
         return attempt < self.min_attempts
 
-    def settle(self, judged: Judged, target: Target, num_attempts: int | None = None) -> "Settlement":
+    def select(self, judged: Judged, target: Target, num_attempts: int | None = None) -> "Selection":
         """Take one of the attempts at an answer, looking at them in order and as far as needed.
 
         Args:
@@ -125,10 +125,10 @@ class Policy:
                 rejections.append(rejection)
         num_judged = len(passing) + len(rejections)
         if not passing:
-            return Settlement(target, None, None, tuple(rejections), num_judged, frozenset(), answer)
+            return Selection(target, None, None, tuple(rejections), num_judged, frozenset(), answer)
         attempt, answer = max(passing, key=lambda pair: _likelihood(pair[1]))  # of equal ones the first
         passed = frozenset(number for number, _ in passing)
-        return Settlement(target, attempt, answer, tuple(rejections), num_judged, passed, answer)
+        return Selection(target, attempt, answer, tuple(rejections), num_judged, passed, answer)
 
 
 def _likelihood(answer: Answer) -> float:
@@ -136,7 +136,7 @@ def _likelihood(answer: Answer) -> float:
 
 
 @dataclass(frozen=True)
-class Settlement:
+class Selection:
     """What became of one trained answer."""
 
     target: Target
@@ -174,7 +174,7 @@ class RowVerdict:
     row: dict[str, Any]
     """The row with its accepted answers in place."""
 
-    settlements: tuple[Settlement, ...]
+    settlements: tuple[Selection, ...]
     """One for each trained turn that the seed model was asked about."""
 
     left_alone: tuple[LeftAlone, ...] = ()
@@ -204,7 +204,7 @@ class RowVerdict:
         return {**self.row, SOURCE_COLUMN: self.source, REASONS_COLUMN: self.reasons}
 
 
-def judge_row(row: dict[str, Any], row_format: RowFormat, policy: Policy, judged: Judged) -> RowVerdict:
+def judge_row(row: dict[str, Any], row_format: RowFormat, policy: SelectionPolicy, judged: Judged) -> RowVerdict:
     """Return a row with its trained answers settled, each after those before it were put in place.
 
     Raises:
@@ -214,7 +214,7 @@ def judge_row(row: dict[str, Any], row_format: RowFormat, policy: Policy, judged
     num_targets, reasons = targets_of(row_format, row)
     left_alone = tuple(why for why in reasons if why.is_trained)
     for turn in range(num_targets):
-        settlement = policy.settle(judged, row_format.target(row, turn))
+        settlement = policy.select(judged, row_format.target(row, turn))
         if settlement.answer is not None:
             row = row_format.with_answer(row, turn, settlement.answer.text)
         settlements.append(settlement)
@@ -222,7 +222,7 @@ def judge_row(row: dict[str, Any], row_format: RowFormat, policy: Policy, judged
 
 
 @dataclass
-class Tally:
+class DatasetStats:
     """Counts of a distilled dataset, for its summary."""
 
     rows: int = 0

@@ -17,7 +17,7 @@ from axolotl_sdft.distillation.checks.guarded import CHECK_FAILED
 from axolotl_sdft.distillation.digest import as_rows
 from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.judging import Judging
-from axolotl_sdft.distillation.generation.selection import FAILED, Rejection, Settlement, judge_row
+from axolotl_sdft.distillation.generation.selection import FAILED, Rejection, Selection, judge_row
 from axolotl_sdft.inference.interfaces import Answer, Target
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def refuse_existing(path: Path) -> None:
         raise ArtifactError(f"{path} exists already; delete it or name another file")
 
 
-def _wrong_attempt(settlement: Settlement) -> int | None:
+def _wrong_attempt(settlement: Selection) -> int | None:
     """Return the first attempt that was rejected for what it says; None where there is none."""
     rejections = iter(settlement.rejections)
     for attempt in range(settlement.num_judged):
@@ -112,12 +112,12 @@ def _wrong_attempt(settlement: Settlement) -> int | None:
     return None
 
 
-def _right(settlement: Settlement) -> str:
+def _right(settlement: Selection) -> str:
     """Return the answer as it will be trained."""
     return settlement.target.reference if settlement.answer is None else settlement.answer.text
 
 
-def _messages(settlement: Settlement, wrong: str, request: str) -> list[dict[str, Any]]:
+def _messages(settlement: Selection, wrong: str, request: str) -> list[dict[str, Any]]:
     shown = [
         *settlement.target.context,
         {"role": "assistant", "content": wrong},

@@ -19,7 +19,13 @@ from axolotl_sdft.distillation.checks.form import empty
 from axolotl_sdft.distillation.checks.guarded import CHECK_FAILED
 from axolotl_sdft.distillation.digest import as_rows
 from axolotl_sdft.distillation.generation.judging import Judging
-from axolotl_sdft.distillation.generation.selection import FAILED, REASONS_COLUMN, SOURCE_COLUMN, Tally, judge_row
+from axolotl_sdft.distillation.generation.selection import (
+    FAILED,
+    REASONS_COLUMN,
+    SOURCE_COLUMN,
+    DatasetStats,
+    judge_row,
+)
 from axolotl_sdft.distillation.output.card import write_card
 from axolotl_sdft.distillation.output.gap import measure_gap
 from axolotl_sdft.distillation.output.report import REPORT_FILE, lengths, write_report
@@ -62,7 +68,7 @@ def build_dataset(spec: DistillationSpec, backend: Backend, judging: Judging, fo
     """
     if (spec.dataset_dir / UNANSWERED_FILE).exists():
         shutil.rmtree(spec.dataset_dir)
-    tally, is_kept = Tally(), np.ones(len(spec.dataset), np.bool_)
+    tally, is_kept = DatasetStats(), np.ones(len(spec.dataset), np.bool_)
     figures = ReportFigures(int(spec.content.num_targets.sum()))
     target = spec.dataset_dir
     with suppress(_NothingNewError), ExitStack() as stack:
@@ -127,7 +133,7 @@ def _write_for_people(what: str, where: str, write: Callable[[], None]) -> None:
 def _judged(
     spec: DistillationSpec,
     judging: Judging,
-    tally: Tally,
+    tally: DatasetStats,
     figures: ReportFigures,
     is_kept: NDArray[np.bool_],
     cache_file: str,
@@ -164,19 +170,19 @@ def _judged(
     return distilled
 
 
-def _is_answered(tally: Tally) -> bool:
+def _is_answered(tally: DatasetStats) -> bool:
     """Whether the seed model gave an answer to any prompt, be it one that was rejected; also without any prompt."""
     return bool(tally.turns_distilled) or not all(name.startswith(_NO_ANSWER) for name in tally.rejections or ("none",))
 
 
-def _all_dropped(spec: DistillationSpec, tally: Tally) -> str:
+def _all_dropped(spec: DistillationSpec, tally: DatasetStats) -> str:
     return (
         f"{spec.where}: all {tally.rows} rows were rejected ({_shown(tally.rejections)}) and "
         "self_distillation.on_reject is drop; set on_reject: original, other checks, or another template"
     )
 
 
-def _unanswered(spec: DistillationSpec, tally: Tally) -> str:
+def _unanswered(spec: DistillationSpec, tally: DatasetStats) -> str:
     """Return what to say about a dataset for which the seed model gave no answer at all."""
     told = "; ".join(
         f"{name} {count} (such as: {tally.first_reasons[name]})" for name, count in tally.rejections.most_common()

@@ -15,7 +15,7 @@ from axolotl_sdft.core.texts import cut, duration, evenly_spaced, printable
 from axolotl_sdft.distillation.digest import as_rows
 from axolotl_sdft.distillation.generation.journal_files import StoredAnswer, StoredVerdict
 from axolotl_sdft.distillation.generation.judging import Judging
-from axolotl_sdft.distillation.generation.selection import Settlement
+from axolotl_sdft.distillation.generation.selection import Selection
 from axolotl_sdft.distillation.output.gap import measure_answers
 from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, targets_of
 from axolotl_sdft.inference.interfaces import Answer, Backend, Prompt, Target
@@ -33,7 +33,7 @@ class PreviewedAnswer:
     num_turns: int
     """Trained answers of the row."""
 
-    settlement: Settlement
+    settlement: Selection
     answer: Answer
     """The one that is taken, or the last that was rejected."""
 
@@ -146,7 +146,7 @@ def _rewritten(
         targets = {index: row_format.target(row, turn) for index, row in rows.items() if num_turns[index] > turn}
         _generate(spec, backend, turn, targets, judging, answers)
         for index, target in targets.items():
-            settlement = spec.policy.settle(judging.judged, target)
+            settlement = spec.policy.select(judging.judged, target)
             answer = settlement.answer or judging.answer(target, settlement.shown_attempt)
             shown.append(PreviewedAnswer(index, turn, num_turns[index], settlement, answer))
             if settlement.answer is not None:
@@ -188,7 +188,7 @@ def _generate(
 
 def _is_asked(spec: "DistillationSpec", judging: Judging, target: Target, attempt: int) -> bool:
     policy = spec.policy
-    return policy.is_always_asked(attempt) or policy.settle(judging.judged, target, attempt).answer is None
+    return policy.is_always_asked(attempt) or policy.select(judging.judged, target, attempt).answer is None
 
 
 _LEAST_WIDTH = 100

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 from axolotl_sdft.core.texts import evenly_spaced, words
-from axolotl_sdft.distillation.generation.selection import RowVerdict, Settlement
+from axolotl_sdft.distillation.generation.selection import RowVerdict, Selection
 from axolotl_sdft.inference.interfaces import Target
 
 NUM_PAIRS = 20
@@ -72,7 +72,7 @@ class ReportFigures:
                 if others is not None and len(others) < EXAMPLES_PER_CHECK:
                     others.append(pair)
 
-    def _count_words(self, settlement: Settlement) -> None:
+    def _count_words(self, settlement: Selection) -> None:
         before = len(words(settlement.target.reference))
         self.words_before[before] += 1
         self.words_after[before if settlement.answer is None else len(words(settlement.answer.text))] += 1

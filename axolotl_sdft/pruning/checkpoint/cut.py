@@ -57,7 +57,7 @@ _COPIED_FOLDERS = ("additional_chat_templates",)
 
 
 @dataclass(frozen=True)
-class Cut:
+class CheckpointPlan:
     """All that is to be written, decided from the source's headers alone."""
 
     source_dir: Path
@@ -131,7 +131,7 @@ def cut_layers(
     if target.exists():  # before a download
         raise ArtifactError(f"{target} exists already; delete it or name another folder")
     folder, origin = _found(source_dir)
-    with _begun(folder, drop_layers) as (cut, pruned_config):
+    with _planning(folder, drop_layers) as (cut, pruned_config):
         check_room(cut, target)
         with atomic_folder(target) as temporary:
             _write(cut, temporary, max_shard_bytes, origin | (provenance or {}), pruned_config, patch)
@@ -149,19 +149,21 @@ def _found(source_dir: str | Path) -> tuple[Path, dict[str, Any]]:
     return snapshot, {"seed_model": source_dir, "seed_dir": str(snapshot)}
 
 
-def read_cut(source_dir: Path, drop_layers: Collection[int]) -> Cut:
+def plan_checkpoint(source_dir: Path, drop_layers: Collection[int]) -> CheckpointPlan:
     """Return what a cut would write; reads headers only and writes nothing.
 
     Raises:
         ConfigError: A layer is not there, or none would stay.
         CheckpointError: The source is incomplete, or its architecture can't be cut soundly.
     """
-    with _begun(source_dir, drop_layers) as (cut, pruned_config):
+    with _planning(source_dir, drop_layers) as (cut, pruned_config):
         return dataclasses.replace(cut, config=pruned_config())
 
 
 @contextmanager
-def _begun(source_dir: Path, drop_layers: Collection[int]) -> Iterator[tuple[Cut, Callable[[], dict[str, Any]]]]:
+def _planning(
+    source_dir: Path, drop_layers: Collection[int]
+) -> Iterator[tuple[CheckpointPlan, Callable[[], dict[str, Any]]]]:
     """Give a cut that lacks only its ``config``, and what waits for that: computing it may take seconds."""
     config = read_config(source_dir)
     num_layers = layer_count(config)
@@ -182,7 +184,7 @@ def _begun(source_dir: Path, drop_layers: Collection[int]) -> Iterator[tuple[Cut
 
         named = ((renamed(tensor.name, prefix, kept), tensor) for tensor in tensors)
         yield (
-            Cut(
+            CheckpointPlan(
                 source_dir=source_dir,
                 drop_layers=dropped,
                 num_layers=num_layers,
@@ -209,7 +211,7 @@ def _rewritten_files(source_dir: Path, layers: LayerNames) -> dict[str, Any]:
     return {path.name: renumbered(read_json_file(path), layers, path.name) for path in paths}
 
 
-def check_room(cut: Cut, target: Path) -> None:
+def check_room(cut: CheckpointPlan, target: Path) -> None:
     """Refuse a folder that can't be made or whose disk is too full.
 
     Raises:
@@ -220,7 +222,7 @@ def check_room(cut: Cut, target: Path) -> None:
 
 
 def write_cut(
-    cut: Cut,
+    cut: CheckpointPlan,
     folder: Path,
     max_shard_bytes: int,
     provenance: dict[str, Any] | None = None,
@@ -235,7 +237,7 @@ def write_cut(
 
 
 def _write(
-    cut: Cut,
+    cut: CheckpointPlan,
     folder: Path,
     max_shard_bytes: int,
     provenance: dict[str, Any],
@@ -261,7 +263,7 @@ def _write(
         write_model_card(folder, cut.source_dir, complete)
 
 
-def _copy_files(cut: Cut, folder: Path) -> None:
+def _copy_files(cut: CheckpointPlan, folder: Path) -> None:
     for path in files_that_come_along(cut.source_dir):
         target = folder / path.relative_to(cut.source_dir)
         target.parent.mkdir(exist_ok=True)
@@ -290,7 +292,7 @@ def files_that_come_along(source_dir: Path) -> Sequence[Path]:
     ]
 
 
-def _provenance(cut: Cut) -> dict[str, Any]:
+def _provenance(cut: CheckpointPlan) -> dict[str, Any]:
     return {
         "seed_model": str(cut.source_dir),
         "drop_layers": list(cut.drop_layers),

@@ -13,7 +13,7 @@ from axolotl_sdft.pruning.checkpoint.architecture import (
     layer_count,
     num_extra_layers,
 )
-from axolotl_sdft.pruning.checkpoint.cut import Cut, read_cut
+from axolotl_sdft.pruning.checkpoint.cut import CheckpointPlan, plan_checkpoint
 from axolotl_sdft.pruning.checkpoint.derived_config import TEXT_CONFIGS
 from axolotl_sdft.pruning.checkpoint.legacy_files import is_legacy, read_legacy_checkpoint
 from axolotl_sdft.pruning.checkpoint.tensor_files import StoredTensor, read_checkpoint
@@ -60,7 +60,7 @@ def read_savings(seed_dir: Path, drop_layers: Sequence[int]) -> Savings:
         ConfigError: A layer is not there, or none would stay.
         CheckpointError: The source is incomplete, or its architecture can't be cut soundly.
     """
-    whole, cut = read_cut(seed_dir, ()), read_cut(seed_dir, drop_layers)
+    whole, cut = plan_checkpoint(seed_dir, ()), plan_checkpoint(seed_dir, drop_layers)
     # The seed's own config.json, since a cut may write out what its config class derives.
     before, note_before = _footprint(whole.num_layers, _tensors(whole), read_config(seed_dir))
     after, note_after = _footprint(cut.num_layers - len(cut.drop_layers), _tensors(cut), cut.config)
@@ -74,7 +74,7 @@ def count_parameters(seed_dir: Path) -> tuple[int, tuple[int, ...]]:
     Raises:
         CheckpointError: The source is incomplete, or its architecture can't be cut soundly.
     """
-    whole = read_cut(seed_dir, ())
+    whole = plan_checkpoint(seed_dir, ())
     return whole.parameters_before, _layer_parameters(whole)
 
 
@@ -92,7 +92,7 @@ def read_footprint(model_dir: Path) -> tuple[Footprint, str | None]:
     return _footprint(layer_count(config), tensors, config)
 
 
-def _tensors(cut: Cut) -> list[StoredTensor]:
+def _tensors(cut: CheckpointPlan) -> list[StoredTensor]:
     return [tensor for _, tensor in cut.tensors]
 
 
@@ -156,7 +156,7 @@ def _text_configs(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [config[key] for key in TEXT_CONFIGS if isinstance(config.get(key), Mapping)]
 
 
-def _layer_parameters(whole: Cut) -> tuple[int, ...]:
+def _layer_parameters(whole: CheckpointPlan) -> tuple[int, ...]:
     num_extra = num_extra_layers(whole.config)
     prefix = find_layer_prefix((tensor.name for _, tensor in whole.tensors), whole.num_layers, num_extra)
     counts = [0] * whole.num_layers

@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.training.losses.fused_divergence import Chunks
+from axolotl_sdft.training.losses.fused_divergence import ChunkAccumulator
 from axolotl_sdft.training.losses.head import OutputHead
 from axolotl_sdft.training.teachers.previous_prediction import FormerLogits, FormerPrediction, block_tokens, identity
 
@@ -68,7 +68,7 @@ class PresentPrediction:
     Args:
         raw: [..., V], what the model makes logits of; with ``head``, [..., H], what goes into that.
         rows: The tokens' rows, [N], once the leading dimensions are flattened; None for all rows.
-        finish: Makes logits of what the head gives.
+        logit_transform: Makes logits of what the head gives.
         feeds_loss: The parent's loss is computed from ``raw``. Its gradient then passes here anyway, and that of the
             distillation is added to the tokens' rows of it, instead of two of full size being made.
         head: Is run here, because the model didn't; its own parameters get their gradient too.
@@ -76,7 +76,7 @@ class PresentPrediction:
 
     raw: Tensor
     rows: Tensor | None = None
-    finish: Callable[[Tensor], Tensor] = identity
+    logit_transform: Callable[[Tensor], Tensor] = identity
     feeds_loss: bool = False
     head: OutputHead | None = None
 
@@ -118,19 +118,19 @@ def distil(
         raise ConfigError(
             "dynsdpb.teacher_correct_only needs the labels of the tokens; pass labels_N, or set it to false"
         )
-    work = _Work(present, config, labels_N)
+    work = _FusedDivergence(present, config, labels_N)
     sums = _Distillation.apply(present.raw, former, work, *work.head_parameters)
     if work.is_late and present.raw.requires_grad:
         present.raw.register_hook(work.added)
     return DynSDPBTerms(sums[0], former.num_tokens, *sums[1:])
 
 
-class _Work:
+class _FusedDivergence:
     """Sums the divergence, and computes its gradient on the way, while a chunk is in full precision anyway."""
 
     def __init__(self, present: PresentPrediction, config: DynSDPBConfig, labels_N: Tensor | None) -> None:
         # The graph holds on to this object, so neither the logits nor the former prediction may hang on it.
-        self.rows_N, self.finish, self.is_late = present.rows, present.finish, present.feeds_loss
+        self.rows_N, self.logit_transform, self.is_late = present.rows, present.logit_transform, present.feeds_loss
         self.head, self.config, self.labels_N = present.head, config, labels_N
         self.gradient_NX: Tensor | None = None
         """Of the tokens' rows of ``raw``."""
@@ -148,7 +148,7 @@ class _Work:
         if needs_gradient:
             self.gradient_NX = former.gradient_memory(flat_RX)
             self.head_gradients = [torch.zeros_like(weight) for weight in self.head_parameters]
-        chunks = Chunks(self.finish, self.config, self.labels_N, former, flat_RX)
+        chunks = ChunkAccumulator(self.logit_transform, self.config, self.labels_N, former, flat_RX)
         chunk_tokens = self.config.chunk_tokens
         for block in parts(former.num_tokens, chunk_tokens if self.head is None else block_tokens(chunk_tokens)):
             if self.head is None:
@@ -161,7 +161,7 @@ class _Work:
         return chunks.sums
 
     def _through_head(
-        self, head: OutputHead, hidden_MH: Tensor, chunks: Chunks, block: slice, needs_gradient: bool
+        self, head: OutputHead, hidden_MH: Tensor, chunks: ChunkAccumulator, block: slice, needs_gradient: bool
     ) -> Tensor:
         """Run the head on a block, work through it chunk by chunk, and return the gradient of the hidden states."""
         hidden_MH = hidden_MH.detach().requires_grad_(needs_gradient)
@@ -207,7 +207,7 @@ class _Work:
 class _Distillation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, raw: Tensor, former: FormerPrediction, work: _Work, *_head_parameters: Tensor
+        ctx: Any, raw: Tensor, former: FormerPrediction, work: _FusedDivergence, *_head_parameters: Tensor
     ) -> tuple[Tensor, ...]:
         total, *figures = work.run(raw.flatten(0, -2), former, any(ctx.needs_input_grad)).unbind()
         ctx.work, ctx.shape = work, raw.shape
@@ -221,7 +221,7 @@ class _Distillation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        work: _Work = ctx.work
+        work: _FusedDivergence = ctx.work
         if work.is_late:
             # ``raw`` waits for the gradients of all that was computed from it, this one too; its hook adds it.
             work.factor = factor

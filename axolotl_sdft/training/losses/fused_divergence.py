@@ -112,11 +112,11 @@ def weight_gap(largest_C2: Tensor) -> Tensor:
     return -(largest_C2[:, 1] - largest_C2[:, 0]).expm1()
 
 
-class Chunks:
+class ChunkAccumulator:
     """The sums over all chunks so far, and how one is computed.
 
     Args:
-        finish: Makes logits of what the output head gives.
+        logit_transform: Makes logits of what the output head gives.
         config: The settings.
         labels_N: The right tokens; only needed with ``teacher_correct_only``.
         former: The former prediction.
@@ -125,13 +125,13 @@ class Chunks:
 
     def __init__(
         self,
-        finish: Callable[[Tensor], Tensor],
+        logit_transform: Callable[[Tensor], Tensor],
         config: DynSDPBConfig,
         labels_N: Tensor | None,
         former: FormerPrediction,
         like: Tensor,
     ) -> None:
-        self._finish, self._config, self._labels_N, self._former = finish, config, labels_N, former
+        self._logit_transform, self._config, self._labels_N, self._former = logit_transform, config, labels_N, former
         self._precise = torch.float64 if like.dtype == torch.float64 or former.is_double else torch.float32
         self._device = like.device
         self._lean = FullVocabularyKL(config) if config.divergence == "forward_kl" else None
@@ -153,11 +153,11 @@ class Chunks:
             part: Which tokens it is of.
         """
         raw_CV = raw_CV.to(self._precise)
-        if self._finish is identity:
+        if self._logit_transform is identity:
             return self._added(raw_CV, part)
         with torch.enable_grad():
             raw_CV = raw_CV.detach().requires_grad_()
-            logits_CV = self._finish(raw_CV)
+            logits_CV = self._logit_transform(raw_CV)
         (gradient_CV,) = torch.autograd.grad(logits_CV, raw_CV, self._added(logits_CV.detach(), part))
         return gradient_CV
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from axolotl_sdft.training.teachers.previous_prediction import identity
 
-Finish = Callable[[Tensor], Tensor]
+LogitTransform = Callable[[Tensor], Tensor]
 
 _FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 _DIVISORS = ("logits_scaling",)  # some models multiply by it, others divide
@@ -50,7 +50,7 @@ class HeadCall:
 
 
 @dataclass
-class Watched:
+class HookRecord:
     """What was seen of the passes that counted, those run with gradients as they were when the watch began.
 
     A trainer may run the model once more under ``no_grad``, for metrics or for the outputs it is asked for. Nothing can
@@ -105,9 +105,9 @@ class OutputHead:
 
 
 @contextmanager
-def watched(head: nn.Module | None, body: nn.Module | None, model: nn.Module | None = None) -> Iterator[Watched]:
+def watched(head: nn.Module | None, body: nn.Module | None, model: nn.Module | None = None) -> Iterator[HookRecord]:
     """Give a record, kept while the block runs, of the calls of the head, the body and the whole model that count."""
-    seen, with_gradients = Watched(), torch.is_grad_enabled()
+    seen, with_gradients = HookRecord(), torch.is_grad_enabled()
 
     def record_head(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         is_told = bool(args) and torch.is_tensor(args[0]) and torch.is_tensor(output)
@@ -190,14 +190,17 @@ def is_frozen(head: nn.Module) -> bool:
     return not is_wrapped and not any(parameter.requires_grad for parameter in head.parameters())
 
 
-def finish_that_gives(logits_SV: Tensor, raw_SV: Tensor, model_config: Any) -> Finish | None:
+def infer_logit_transform(logits_SV: Tensor, raw_SV: Tensor, model_config: Any) -> LogitTransform | None:
     """Return what turns the head's output into these logits; None when nothing known does."""
     # Any cap changes the last bits of some of so many numbers, so what is equal is no coincidence.
     if torch.equal(raw_SV.to(logits_SV.dtype), logits_SV):
         return identity
     step = max(torch.finfo(logits_SV.dtype).eps, torch.finfo(raw_SV.dtype).eps)
-    candidates = (finish for finish in _candidates(model_config) if finish is not identity)
-    return next((finish for finish in candidates if _is_close(finish(raw_SV), logits_SV, 8 * step)), None)
+    candidates = (logit_transform for logit_transform in _candidates(model_config) if logit_transform is not identity)
+    return next(
+        (logit_transform for logit_transform in candidates if _is_close(logit_transform(raw_SV), logits_SV, 8 * step)),
+        None,
+    )
 
 
 def head_gives(head: Callable[[Tensor], Tensor], hidden_SH: Tensor, raw_SV: Tensor) -> bool:
@@ -223,7 +226,7 @@ def _is_close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     return torch.allclose(found, expected, rtol=0.0, atol=tolerance * largest)
 
 
-def _candidates(model_config: Any) -> Iterator[Finish]:
+def _candidates(model_config: Any) -> Iterator[LogitTransform]:
     """Give every way of finishing that the configuration's numbers allow; the likeliest, with a cap, first."""
     text_config = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
     factors = [factor for name in _FACTORS if (factor := _number(text_config, name))]
@@ -231,10 +234,10 @@ def _candidates(model_config: Any) -> Iterator[Finish]:
     caps = [cap for name in _CAPS if (cap := _number(text_config, name))]
     for cap in [*caps, None]:
         for factor in [*factors, 1.0]:
-            yield partial(_finish, factor=factor, cap=cap) if (factor, cap) != (1.0, None) else identity
+            yield partial(_logit_transform, factor=factor, cap=cap) if (factor, cap) != (1.0, None) else identity
 
 
-def _finish(raw: Tensor, factor: float, cap: float | None) -> Tensor:
+def _logit_transform(raw: Tensor, factor: float, cap: float | None) -> Tensor:
     scaled = raw * factor if factor != 1.0 else raw
     return scaled if cap is None else torch.tanh(scaled / cap) * cap
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 from axolotl_sdft.core.errors import CheckpointError, MissingExtraError, first_line
-from axolotl_sdft.pruning.checkpoint.cut import Cut, read_cut
+from axolotl_sdft.pruning.checkpoint.cut import CheckpointPlan, plan_checkpoint
 from axolotl_sdft.pruning.checkpoint.legacy_files import converted
 from axolotl_sdft.training.teachers.origin import SeedOrigin, seed_config
 
 
-def plan_layers(origin: SeedOrigin) -> Cut:
+def plan_layers(origin: SeedOrigin) -> CheckpointPlan:
     """Return the cut that leaves only the layers that have to be read. Reads headers only.
 
     Raises:
@@ -31,7 +31,7 @@ def plan_layers(origin: SeedOrigin) -> Cut:
     """
     others = set(range(origin.num_layers)) - set(origin.needed)
     try:
-        return read_cut(origin.seed_dir, others)
+        return plan_checkpoint(origin.seed_dir, others)
     except CheckpointError as err:
         raise CheckpointError(
             f"layers {', '.join(map(str, origin.needed))} of {origin.seed_dir} can't be loaded apart from the others: "
@@ -81,7 +81,7 @@ def _own_part(settings: dict[str, Any], config: PreTrainedConfig) -> dict[str, A
 
 
 @contextmanager
-def _tensors(cut: Cut) -> Iterator[dict[str, Tensor]]:
+def _tensors(cut: CheckpointPlan) -> Iterator[dict[str, Tensor]]:
     """Give the tensors by their new names, mapped from the files."""
     with ExitStack() as stack:
         placed = list(cut.tensors)

@@ -25,14 +25,14 @@ from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.training.batching import TOKEN_TYPES
 from axolotl_sdft.training.losses.dynsdpb import PresentPrediction
 from axolotl_sdft.training.losses.head import (
-    Finish,
     HeadCall,
+    HookRecord,
+    LogitTransform,
     OutputHead,
-    Watched,
     find_body,
     find_head,
-    finish_that_gives,
     head_gives,
+    infer_logit_transform,
     is_frozen,
     leaving_no_trace,
     logits_of,
@@ -56,14 +56,14 @@ _PROBED = ("input_ids", *TOKEN_TYPES)
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardOutputs:
     """What a forward pass predicted; of ``raw`` and ``hidden`` at least one is there."""
 
     raw: Tensor | None
     """What came out of the output head where it was watched, else the logits; [B, T, V]. None where the model's loss
     was computed without either."""
 
-    finish: Finish
+    logit_transform: LogitTransform
     """Makes logits of it."""
 
     hidden: Tensor | None
@@ -76,12 +76,12 @@ class Pass:
         """Return the prediction at these rows of the flattened batch, for the loss."""
         if self.raw is not None:
             raw = self.raw.detach() if is_constant else self.raw
-            return PresentPrediction(raw, rows_N, self.finish, feeds_loss=self.hidden is not None)
+            return PresentPrediction(raw, rows_N, self.logit_transform, feeds_loss=self.hidden is not None)
         assert self.hidden is not None
         assert self.head is not None
         if is_constant:
-            return PresentPrediction(self.hidden.detach(), rows_N, self.finish, head=self.head.as_constant())
-        return PresentPrediction(self.hidden, rows_N, self.finish, head=self.head)
+            return PresentPrediction(self.hidden.detach(), rows_N, self.logit_transform, head=self.head.as_constant())
+        return PresentPrediction(self.hidden, rows_N, self.logit_transform, head=self.head)
 
     @property
     def source(self) -> Tensor | None:
@@ -129,7 +129,7 @@ class Predictions:
             )
         self._head = OutputHead(head, context) if head is not None and can_watch else None
         self._body = find_body(model) if self._head is not None else None
-        self._finish: Finish | None = None
+        self._logit_transform: LogitTransform | None = None
         self._is_inspected = False
         wants_hidden = config.teacher_storage in ("auto", "hidden_states")
         can_hidden = self._head is not None and is_frozen(self._head.module)
@@ -139,13 +139,13 @@ class Predictions:
         if config.teacher_storage == "hidden_states" and not can_hidden:
             self._warn("the output head can't be run outside of the model (sharded or compiled)")
 
-    def watched(self, model: nn.Module | None = None) -> AbstractContextManager[Watched]:
+    def watched(self, model: nn.Module | None = None) -> AbstractContextManager[HookRecord]:
         """Watch the output head, the body and the whole model, with its wrappers, while the block runs."""
         return watched(None if self._head is None else self._head.module, self._body, model)
 
     def read(
-        self, seen: Watched, logits_BTV: Tensor | None, mask_BT: Tensor, inputs: Mapping[str, Any] | None = None
-    ) -> Pass:
+        self, seen: HookRecord, logits_BTV: Tensor | None, mask_BT: Tensor, inputs: Mapping[str, Any] | None = None
+    ) -> ForwardOutputs:
         """Return what a pass predicted.
 
         Args:
@@ -163,18 +163,18 @@ class Predictions:
         if not self._is_inspected and mask_BT.any():
             rows_N = mask_BT.flatten().nonzero().squeeze(1).to(logits_BTV.device)
             self._inspect(seen.calls, logits_BTV, sampled(rows_N))
-        if self._finish is None or len(seen.calls) != 1:
-            return Pass(logits_BTV, identity, None, None)
-        return Pass(seen.calls[0].raw, self._finish, seen.calls[0].hidden, self._head)
+        if self._logit_transform is None or len(seen.calls) != 1:
+            return ForwardOutputs(logits_BTV, identity, None, None)
+        return ForwardOutputs(seen.calls[0].raw, self._logit_transform, seen.calls[0].hidden, self._head)
 
-    def hidden_pass(self, seen: Watched) -> Pass | None:
+    def hidden_pass(self, seen: HookRecord) -> ForwardOutputs | None:
         """Return what a pass predicted of which logits were not made; None where its hidden states are unknown.
 
         Only after :meth:`read` has seen another pass of the same model, whose head was given what its body gave.
         """
-        if self._finish is None or self._head is None or seen.hidden is None:
+        if self._logit_transform is None or self._head is None or seen.hidden is None:
             return None
-        return Pass(None, self._finish, seen.hidden, self._head)
+        return ForwardOutputs(None, self._logit_transform, seen.hidden, self._head)
 
     @torch.no_grad()
     def _inspect(self, calls: list[HeadCall], logits_BTV: Tensor, rows_S: Tensor) -> None:
@@ -186,27 +186,27 @@ class Predictions:
             )
         if len(calls) == 1 and _could_make(logits_BTV, calls[0].raw):
             logits_SV, raw_SV = (values.flatten(0, 1)[rows_S] for values in (logits_BTV, calls[0].raw))
-            self._finish = finish_that_gives(logits_SV, raw_SV, self._model_config)
-        if self._finish is None:
+            self._logit_transform = infer_logit_transform(logits_SV, raw_SV, self._model_config)
+        if self._logit_transform is None:
             self._head = None
         if self.form == "hidden_states" and not self._hidden_states_suffice(calls, rows_S):
             self.form = "logits"
             self._warn("the model's logits could not be made again from what goes into its output head")
 
     def _hidden_states_suffice(self, calls: list[HeadCall], rows_S: Tensor) -> bool:
-        if self._finish is None or self._head is None:
+        if self._logit_transform is None or self._head is None:
             return False
         hidden_BTH, raw_BTV = calls[0].hidden, calls[0].raw
         if hidden_BTH.shape[:2] != raw_BTV.shape[:2]:
             return False
         return head_gives(self._head, hidden_BTH.flatten(0, 1)[rows_S], raw_BTV.flatten(0, 1)[rows_S])
 
-    def _read_body(self, seen: Watched, mask_BT: Tensor, inputs: Mapping[str, Any]) -> Pass:
+    def _read_body(self, seen: HookRecord, mask_BT: Tensor, inputs: Mapping[str, Any]) -> ForwardOutputs:
         if not self._is_inspected:
             self._is_inspected = True
-            self._finish = self._finish_of_body(inputs)
+            self._logit_transform = self._finish_of_body(inputs)
         hidden_BTH = seen.hidden
-        if self._finish is None or hidden_BTH is None or hidden_BTH.shape[:2] != mask_BT.shape:
+        if self._logit_transform is None or hidden_BTH is None or hidden_BTH.shape[:2] != mask_BT.shape:
             reason = (
                 "what its body gives can't be turned into them here"
                 if self._head is not None
@@ -217,10 +217,10 @@ class Predictions:
                 "such as cut_cross_entropy, liger_fused_linear_cross_entropy, use_liger_kernel or loss_type "
                 "chunked_nll (TRL from 1.15 on always does, unless it is given a compute_loss_func, which takes logits)"
             )
-        return Pass(None, self._finish, hidden_BTH, self._head)
+        return ForwardOutputs(None, self._logit_transform, hidden_BTH, self._head)
 
     @torch.no_grad()
-    def _finish_of_body(self, inputs: Mapping[str, Any]) -> Finish | None:
+    def _finish_of_body(self, inputs: Mapping[str, Any]) -> LogitTransform | None:
         """Return what makes logits of what the body gives, once it has gone through the head; None if that is not so.
 
         Without labels even these models compute logits, by which it can be told.
@@ -235,12 +235,12 @@ class Predictions:
         (call,) = seen.calls
         if not torch.equal(call.hidden, seen.hidden) or call.raw.shape != logits_BTV.shape:
             return None
-        return finish_that_gives(logits_BTV.flatten(0, 1), call.raw.flatten(0, 1), self._model_config)
+        return infer_logit_transform(logits_BTV.flatten(0, 1), call.raw.flatten(0, 1), self._model_config)
 
     def _warn(self, reason: str) -> None:
         log.warning("dynsdpb: logits are kept instead of hidden states, because %s; they take more memory", reason)
 
-    def keep(self, seen: Pass, rows_N: Tensor) -> dict[str, Tensor]:
+    def keep(self, seen: ForwardOutputs, rows_N: Tensor) -> dict[str, Tensor]:
         """Return what is to be remembered of these rows of the flattened batch, as constants."""
         if self.form == "hidden_states" and seen.hidden is not None:
             return {"hidden": seen.hidden.detach().flatten(0, 1)[rows_N]}
@@ -250,9 +250,9 @@ class Predictions:
             return {"logits" if seen.hidden is None else "raw": seen.raw.detach().flatten(0, 1)[rows_N]}
         return {"raw": torch.cat(list(seen.raw_parts(rows_N, block_tokens(self._config.chunk_tokens))))}
 
-    def _chunks(self, seen: Pass, rows_N: Tensor) -> Iterator[Tensor]:
+    def _chunks(self, seen: ForwardOutputs, rows_N: Tensor) -> Iterator[Tensor]:
         for raw_CV in seen.raw_parts(rows_N, self._config.chunk_tokens):
-            yield seen.finish(raw_CV.to(torch.float64 if raw_CV.dtype == torch.float64 else torch.float32))
+            yield seen.logit_transform(raw_CV.to(torch.float64 if raw_CV.dtype == torch.float64 else torch.float32))
 
     def recall(self, kept: dict[str, Tensor]) -> FormerPrediction | None:
         """Return what :meth:`keep` kept, to be read once, after the pass of its own iteration: it may be written over.
@@ -263,11 +263,15 @@ class Predictions:
             return FormerTopK(**kept)
         if "logits" in kept:
             return FormerLogits(kept["logits"], is_read_once=True)
-        if self._finish is None or self._head is None:
+        if self._logit_transform is None or self._head is None:
             return None
         if "raw" in kept:
-            return FormerLogits(kept["raw"], self._finish, is_read_once=True)
-        return FormerHiddenStates(kept["hidden"], self._head, self._finish) if self.form == "hidden_states" else None
+            return FormerLogits(kept["raw"], self._logit_transform, is_read_once=True)
+        return (
+            FormerHiddenStates(kept["hidden"], self._head, self._logit_transform)
+            if self.form == "hidden_states"
+            else None
+        )
 
 
 def _could_make(logits_BTV: Tensor, raw_BTV: Tensor) -> bool:

@@ -85,15 +85,15 @@ class FormerLogits(FormerPrediction):
 
     Args:
         raw_NV: One row for each token.
-        finish: Makes logits of it.
+        logit_transform: Makes logits of it.
         is_read_once: Nobody else needs them, so what has been read may be written over.
     """
 
     def __init__(
-        self, raw_NV: Tensor, finish: Callable[[Tensor], Tensor] = identity, *, is_read_once: bool = False
+        self, raw_NV: Tensor, logit_transform: Callable[[Tensor], Tensor] = identity, *, is_read_once: bool = False
     ) -> None:
         super().__init__(raw_NV)
-        self._raw_NV, self._finish, self._is_read_once = raw_NV, finish, is_read_once
+        self._raw_NV, self._logit_transform, self._is_read_once = raw_NV, logit_transform, is_read_once
 
     def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> FormerChunk:
         """Soften the logits."""
@@ -101,7 +101,7 @@ class FormerLogits(FormerPrediction):
 
     def logits(self, part: slice, device: torch.device, precise: torch.dtype) -> Tensor:
         """Finish what was kept."""
-        return self._finish(self._raw_NV[part].to(device, precise, non_blocking=True))
+        return self._logit_transform(self._raw_NV[part].to(device, precise, non_blocking=True))
 
     def gradient_memory(self, like_RX: Tensor) -> Tensor:
         """Return the logits themselves, where they may go and are of the same kind."""
@@ -115,17 +115,17 @@ class FormerHiddenStates(FormerPrediction):
     Args:
         hidden_NH: One row for each token.
         head: Runs the output head as the model did.
-        finish: Makes logits of its result.
+        logit_transform: Makes logits of its result.
     """
 
     def __init__(
         self,
         hidden_NH: Tensor,
         head: Callable[[Tensor], Tensor],
-        finish: Callable[[Tensor], Tensor] = identity,
+        logit_transform: Callable[[Tensor], Tensor] = identity,
     ) -> None:
         super().__init__(hidden_NH)
-        self._hidden_NH, self._head, self._finish = hidden_NH, head, finish
+        self._hidden_NH, self._head, self._logit_transform = hidden_NH, head, logit_transform
         self._block, self._block_raw_MV = slice(0, 0), hidden_NH
 
     def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> FormerChunk:
@@ -140,7 +140,7 @@ class FormerHiddenStates(FormerPrediction):
             with torch.no_grad():
                 self._block_raw_MV = self._head(self._hidden_NH[self._block].to(device, non_blocking=True))
         place = slice(part.start - self._block.start, part.stop - self._block.start)
-        return self._finish(self._block_raw_MV[place].to(precise))
+        return self._logit_transform(self._block_raw_MV[place].to(precise))
 
 
 class FormerTopK(FormerPrediction):

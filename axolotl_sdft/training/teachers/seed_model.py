@@ -19,7 +19,7 @@ from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.training.losses.head import find_body, find_head, logits_of, watched
 from axolotl_sdft.training.teachers.loading import load_own_teacher, plan_layers, quantization_of, seed_folder
 from axolotl_sdft.training.teachers.origin import SeedOrigin, find_origin, seed_config
-from axolotl_sdft.training.teachers.prediction import Pass, Predictions
+from axolotl_sdft.training.teachers.prediction import ForwardOutputs, Predictions
 from axolotl_sdft.training.teachers.previous_prediction import FormerPrediction
 from axolotl_sdft.training.teachers.shared_layers import base_model_of, build_shared_teacher, unshareable_reason
 
@@ -155,7 +155,7 @@ class SeedTeacher:
         assert former is not None  # what has just been kept can be read
         return former
 
-    def _read_whole(self, seen: Any, logits_BTV: Tensor | None, mask_BT: Tensor) -> Pass:
+    def _read_whole(self, seen: Any, logits_BTV: Tensor | None, mask_BT: Tensor) -> ForwardOutputs:
         if logits_BTV is None or logits_BTV.shape[:2] != mask_BT.shape:
             shape = None if logits_BTV is None else tuple(logits_BTV.shape)
             raise ConfigError(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axolotl_sdft import SelfDistillationConfig
-from axolotl_sdft.distillation.generation.selection import Policy
+from axolotl_sdft.distillation.generation.selection import SelectionPolicy
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.inference.interfaces import Answer, Prompt, Target
@@ -189,7 +189,7 @@ def test_a_row_none_of_whose_answers_passes_can_be_dropped_after_several_attempt
     ],
 )
 def test_settings_say_how_many_answers_are_asked_for(settings, max_attempts, min_attempts):
-    policy = Policy.of(SelfDistillationConfig(generation={"temperature": 0.7}, **settings))
+    policy = SelectionPolicy.of(SelfDistillationConfig(generation={"temperature": 0.7}, **settings))
 
     assert (policy.max_attempts, policy.min_attempts) == (max_attempts, min_attempts)
 
@@ -210,6 +210,6 @@ def test_settling_agrees_with_trying_all_attempts_one_after_the_other(answers, a
         known = [place for place in good if place < always and answers[place][1] is not None]
         expected = max(known, key=lambda place: answers[place][1], default=good[0])
 
-    policy = Policy(max_attempts=always + further, min_attempts=always)
+    policy = SelectionPolicy(max_attempts=always + further, min_attempts=always)
 
-    assert policy.settle(judged, Target(({"role": "user", "content": "?"},), "x")).attempt == expected
+    assert policy.select(judged, Target(({"role": "user", "content": "?"},), "x")).attempt == expected

@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 from axolotl_sdft.core.errors import PluginError
-from axolotl_sdft.distillation.generation.selection import Settlement
+from axolotl_sdft.distillation.generation.selection import Selection
 from axolotl_sdft.distillation.output.preview import Preview, PreviewedAnswer, answer_lines, preview, preview_lines
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.spec import DistillationSpec
@@ -24,7 +24,7 @@ def task_of(tmp_path, seed_dir, rows, kind="alpaca", **settings):
 
 def shown_answer(prompt="What?", reference="It is.", rewritten="Yes, it is.", rejection=None, **places):
     answer = Answer(rewritten, "stop", 4)
-    settlement = Settlement(Target(({"role": "user", "content": prompt},), reference), 0, answer, (), 1)
+    settlement = Selection(Target(({"role": "user", "content": prompt},), reference), 0, answer, (), 1)
     if rejection:
         settlement = replace(settlement, attempt=None, answer=None, rejections=(rejection,))
     return PreviewedAnswer(**{"row": 3, "turn": 0, "num_turns": 1, **places}, settlement=settlement, answer=answer)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axolotl_sdft.core.texts import duration
-from axolotl_sdft.distillation.generation.selection import RowVerdict, Settlement
+from axolotl_sdft.distillation.generation.selection import RowVerdict, Selection
 from axolotl_sdft.distillation.output.gap import Gap, MeasuredAnswer
 from axolotl_sdft.distillation.output.report import lengths, render_report
 from axolotl_sdft.distillation.output.report_figures import EXAMPLES_PER_CHECK, NUM_PAIRS, Pair, ReportFigures
@@ -60,11 +60,11 @@ def target(reference, question="What?"):
 
 
 def taken(reference="one two", answer="three"):
-    return Settlement(target(reference), 0, Answer(answer, "stop", 3), (), 1)
+    return Selection(target(reference), 0, Answer(answer, "stop", 3), (), 1)
 
 
 def refused(reference="one two", check="leak", reason="says so"):
-    return Settlement(target(reference), None, None, ((check, reason),), 1)
+    return Selection(target(reference), None, None, ((check, reason),), 1)
 
 
 def figures_of(*rows, dropped=()):

@@ -12,7 +12,7 @@ from axolotl_sdft import cut_layers
 from axolotl_sdft.core import artifacts
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError
 from axolotl_sdft.core.identity import model_identity
-from axolotl_sdft.pruning.checkpoint.cut import read_cut
+from axolotl_sdft.pruning.checkpoint.cut import plan_checkpoint
 from axolotl_sdft.pruning.checkpoint.legacy_files import converted, read_legacy_checkpoint
 from tests.pruning.conftest import layers_skipped, load, logits, save_tiny_model, snapshot, token_ids
 
@@ -61,8 +61,8 @@ def test_a_tied_head_that_was_pickled_twice_is_tied_again_when_loaded(tmp_path):
 
 def test_a_trial_cut_reads_names_and_shapes_and_writes_nothing(tmp_path):
     seed = save_tiny_model(tmp_path / "seed")
-    expected = read_cut(seed, (1,))
-    cut = read_cut(pickled(seed, num_files=2), (1,))
+    expected = plan_checkpoint(seed, (1,))
+    cut = plan_checkpoint(pickled(seed, num_files=2), (1,))
     assert cut.parameters_before == expected.parameters_before
     assert (cut.num_bytes, cut.parameters_after) == (expected.num_bytes, expected.parameters_after)
     assert {name: (t.dtype, t.shape) for name, t in cut.tensors} == {
@@ -138,7 +138,7 @@ def test_a_broken_index_of_pickled_files_is_refused(own_checkpoint, tmp_path, te
 
 
 def test_a_pickled_checkpoint_needs_room_for_its_weights_twice(own_checkpoint, tmp_path, monkeypatch):
-    cut = read_cut(pickled(own_checkpoint), (1,))
+    cut = plan_checkpoint(pickled(own_checkpoint), (1,))
     usage = type("Usage", (), {"free": 2 * cut.num_bytes - 1})()
     monkeypatch.setattr(artifacts.shutil, "disk_usage", lambda _folder: usage)
     with pytest.raises(ArtifactError, match="GB are needed"):

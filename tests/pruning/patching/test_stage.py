@@ -104,7 +104,7 @@ def test_a_model_that_cannot_be_loaded_is_cut_bare_and_the_record_says_why(tmp_p
 
 def test_a_quantized_projection_is_left_as_it_is(tmp_path):
     """The model is loaded from other weights than the checkpoint's, as with a quantized one."""
-    from axolotl_sdft.pruning.checkpoint.cut import read_cut
+    from axolotl_sdft.pruning.checkpoint.cut import plan_checkpoint
     from axolotl_sdft.pruning.patching.stage import fitted_patch
 
     seed_dir = tmp_path / "seed"
@@ -115,7 +115,7 @@ def test_a_quantized_projection_is_left_as_it_is(tmp_path):
     (tmp_path / "packed").mkdir()
     save_file(stored, tmp_path / "packed" / "model.safetensors", {"format": "pt"})
     (tmp_path / "packed" / "config.json").write_text((seed_dir / "config.json").read_text())
-    cut = read_cut(tmp_path / "packed", [3])
+    cut = plan_checkpoint(tmp_path / "packed", [3])
     patch = fitted_patch(
         seed_dir, [3], (cut.tensors, cut.layer_prefix), LayerPruningConfig(drop_layers=(3,)), text(num_batches=3)
     )

@@ -293,17 +293,17 @@ def test_gradients_are_added_to_those_of_a_loss_that_the_logits_feed():
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("finish", [identity, torch.tanh])
+@pytest.mark.parametrize("logit_transform", [identity, torch.tanh])
 def test_former_logits_that_nobody_else_needs_give_their_memory_to_the_gradient(
-    divergence: str, dtype: torch.dtype, finish: Any
+    divergence: str, dtype: torch.dtype, logit_transform: Any
 ):
     config, rows = DynSDPBConfig(chunk_tokens=2, divergence=divergence), torch.tensor([0, 2, 3, 4, 6])
     logits, teacher = random_logits(7, 5, 0, dtype), random_logits(5, 5, 1, dtype)
 
     def gradient(former: torch.Tensor, is_read_once: bool) -> torch.Tensor:
         leaf = logits.clone().requires_grad_()
-        present = PresentPrediction(leaf * 1, rows, finish)
-        distil(present, FormerLogits(former, finish, is_read_once=is_read_once), config).kl_sum.backward()
+        present = PresentPrediction(leaf * 1, rows, logit_transform)
+        distil(present, FormerLogits(former, logit_transform, is_read_once=is_read_once), config).kl_sum.backward()
         return leaf.grad
 
     for_others, spent = teacher.clone(), teacher.clone()
@@ -316,7 +316,7 @@ def test_former_logits_that_nobody_else_needs_give_their_memory_to_the_gradient(
 def test_hidden_states_and_the_head_get_the_gradients_that_they_would_get_through_logits(
     num_tokens: int, vocab: int, config: DynSDPBConfig, is_capped: bool, seed: int
 ):
-    finish = torch.tanh if is_capped else identity
+    logit_transform = torch.tanh if is_capped else identity
     head = torch.nn.Linear(3, vocab, dtype=torch.float64)
     hidden, teacher = random_logits(num_tokens + 1, 3, seed), random_logits(num_tokens, vocab, seed + 1)
     rows = torch.arange(num_tokens) + 1
@@ -324,9 +324,9 @@ def test_hidden_states_and_the_head_get_the_gradients_that_they_would_get_throug
     def gradients(through_logits: bool) -> list[torch.Tensor]:
         leaf = hidden.clone().requires_grad_()
         if through_logits:
-            term = dynsdpb_loss(finish(head(leaf))[rows], teacher, config).kl_sum
+            term = dynsdpb_loss(logit_transform(head(leaf))[rows], teacher, config).kl_sum
         else:
-            present = PresentPrediction(leaf * 1, rows, finish, head=OutputHead(head))
+            present = PresentPrediction(leaf * 1, rows, logit_transform, head=OutputHead(head))
             term = distil(present, FormerLogits(teacher), config).kl_sum
         return [term.detach(), *torch.autograd.grad(2.0 * term, (leaf, head.weight, head.bias))]
 

@@ -16,8 +16,8 @@ from transformers import (
 from axolotl_sdft.training.losses.head import (
     find_body,
     find_head,
-    finish_that_gives,
     head_gives,
+    infer_logit_transform,
     is_frozen,
     sampled,
     watched,
@@ -53,10 +53,10 @@ def test_logits_are_made_again_from_what_goes_into_the_head(config: PretrainedCo
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     hidden, raw, logits = passed(model)
-    finish = finish_that_gives(logits, raw, config)
+    logit_transform = infer_logit_transform(logits, raw, config)
     assert head_gives(model.lm_head, hidden, raw)
-    torch.testing.assert_close(finish(model.lm_head(hidden)), logits, rtol=1e-5, atol=1e-6)
-    assert (finish is identity) == isinstance(config, LlamaConfig)
+    torch.testing.assert_close(logit_transform(model.lm_head(hidden)), logits, rtol=1e-5, atol=1e-6)
+    assert (logit_transform is identity) == isinstance(config, LlamaConfig)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
@@ -66,19 +66,19 @@ def test_a_scale_and_a_cap_can_come_together(scale: float, cap: float | None, dt
     raw = (8 * torch.randn(4, 50)).to(dtype)
     logits = raw * scale if cap is None else torch.tanh(raw * scale / cap) * cap
     config = PretrainedConfig(output_multiplier=scale, final_logit_softcapping=cap)
-    torch.testing.assert_close(finish_that_gives(logits, raw, config)(raw), logits)
+    torch.testing.assert_close(infer_logit_transform(logits, raw, config)(raw), logits)
 
 
 def test_what_the_configuration_does_not_explain_is_not_guessed():
     raw = torch.randn(4, 50)
     # So small that a cap of 1000 hardly shows.
-    assert finish_that_gives(torch.tanh(raw / 1000) * 1000, raw, PretrainedConfig()) is None
-    assert finish_that_gives(raw + 1, raw, PretrainedConfig(logit_scale=2.0)) is None
+    assert infer_logit_transform(torch.tanh(raw / 1000) * 1000, raw, PretrainedConfig()) is None
+    assert infer_logit_transform(raw + 1, raw, PretrainedConfig(logit_scale=2.0)) is None
 
 
 def test_mixed_precision_that_only_widens_the_logits_is_seen_through():
     raw = torch.randn(4, 50).bfloat16()
-    assert finish_that_gives(raw.float(), raw, PretrainedConfig()) is identity
+    assert infer_logit_transform(raw.float(), raw, PretrainedConfig()) is identity
 
 
 def test_another_head_is_noticed():
