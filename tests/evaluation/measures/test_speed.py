@@ -84,7 +84,7 @@ def test_a_model_that_fails_is_noted_and_the_others_go_on(injected):
 def test_a_folder_without_a_model_is_named_with_what_the_child_says(tmp_path):
     empty = ReportedModel("trained", tmp_path)
     with pytest.raises(
-        BackendError, match=rf"the speed of trained \({tmp_path}\) can't be measured: .*can't be loaded"
+        BackendError, match=rf"the speed of trained \({tmp_path}\) can't be measured: {tmp_path} has no config\.json"
     ):
         measure_speed([empty], SpeedConfig(rounds=1), "float32")
 
