@@ -9,6 +9,7 @@ pytest.importorskip("axolotl")
 
 from axolotl.utils.dict import DictDefault
 
+from axolotl_sdft import SDFTPlugin
 from axolotl_sdft.core.errors import SdftError
 from axolotl_sdft.integrations.axolotl.stages import prepare
 
@@ -40,7 +41,7 @@ def cfg(tiny_llama_dir, tmp_path, monkeypatch):
 
 def refused(cfg, message, **changes):
     with pytest.raises(SdftError, match=message):
-        prepare(DictDefault(cfg.to_dict() | changes), own_plugin=None)
+        prepare(DictDefault(cfg.to_dict() | changes), own_plugin=SDFTPlugin())
 
 
 @pytest.mark.parametrize(

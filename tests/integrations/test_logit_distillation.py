@@ -24,7 +24,7 @@ def pruned_dir(tiny_llama_dir, tmp_path):
 def prepared(command, monkeypatch, **config):
     monkeypatch.setattr(compat, "running_command", lambda: command)
     cfg = DictDefault({"plugins": ["axolotl_sdft.SDFTPlugin"], "output_dir": "out", **config})
-    prepare(cfg, own_plugin=None)
+    prepare(cfg, own_plugin=SDFTPlugin())  # another test may have registered one
     return cfg
 
 

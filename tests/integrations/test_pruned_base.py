@@ -12,7 +12,7 @@ pytest.importorskip("axolotl")
 from axolotl.utils.dict import DictDefault
 from safetensors.numpy import save_file
 
-from axolotl_sdft import cut_layers
+from axolotl_sdft import SDFTPlugin, cut_layers
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError
 from axolotl_sdft.core.trained_on import weights_dir
 from axolotl_sdft.evaluation.summary import summary_lines
@@ -51,7 +51,7 @@ def run(monkeypatch):
     def prepared(command, config):
         monkeypatch.setattr(compat, "running_command", lambda: command)
         cfg = DictDefault(json.loads(json.dumps(config)))
-        prepare(cfg, own_plugin=None)
+        prepare(cfg, own_plugin=SDFTPlugin())
         return cfg
 
     return prepared
