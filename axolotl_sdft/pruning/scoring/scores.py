@@ -134,13 +134,17 @@ def metric_traits(
     return mark
 
 
+def _trait(metric: str | LayerMetric, name: str, default: bool) -> bool:
+    return bool(getattr(registry().resolve(METRICS, metric, _METRIC_KEY), name, default))
+
+
 def metric_needs_text(metric: str | LayerMetric) -> bool:
     """Return whether a metric reads calibration text.
 
     Raises:
         UnknownNameError: No plugin registers the metric.
     """
-    return bool(getattr(registry().resolve(METRICS, metric, _METRIC_KEY), "needs_text", True))
+    return _trait(metric, "needs_text", True)
 
 
 def metric_is_greedy(metric: str | LayerMetric) -> bool:
@@ -149,7 +153,7 @@ def metric_is_greedy(metric: str | LayerMetric) -> bool:
     Raises:
         UnknownNameError: No plugin registers the metric.
     """
-    return bool(getattr(registry().resolve(METRICS, metric, _METRIC_KEY), "is_greedy", False))
+    return _trait(metric, "is_greedy", False)
 
 
 def metric_tries_blocks(metric: str | LayerMetric) -> bool:
@@ -158,7 +162,7 @@ def metric_tries_blocks(metric: str | LayerMetric) -> bool:
     Raises:
         UnknownNameError: No plugin registers the metric.
     """
-    return bool(getattr(registry().resolve(METRICS, metric, _METRIC_KEY), "tries_blocks", False))
+    return _trait(metric, "tries_blocks", False)
 
 
 def metric_needs_block(metric: str | LayerMetric) -> bool:
@@ -168,7 +172,7 @@ def metric_needs_block(metric: str | LayerMetric) -> bool:
     Raises:
         UnknownNameError: No plugin registers the metric.
     """
-    return bool(getattr(registry().resolve(METRICS, metric, _METRIC_KEY), "needs_block", False))
+    return _trait(metric, "needs_block", False)
 
 
 def score_layers(
