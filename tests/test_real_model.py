@@ -18,7 +18,7 @@ from axolotl_sdft import (
     score_layers,
 )
 from axolotl_sdft.config import CalibrationConfig
-from axolotl_sdft.pruning.scoring.calibration import encode_texts
+from axolotl_sdft.pruning.scoring.loading import encode_texts
 
 pytestmark = pytest.mark.smollm2
 

@@ -176,7 +176,7 @@ class PruningRun:
         return patch
 
     def _fitted_patch(self, cut: CheckpointPlan) -> LayerPatch:
-        from axolotl_sdft.pruning.patching.stage import fitted_patch
+        from axolotl_sdft.pruning.patching.fit import fitted_patch
 
         try:
             batches = self._batches

@@ -26,7 +26,7 @@ from axolotl_sdft.integrations.axolotl.calibration_text import text_of
 from axolotl_sdft.pruning.pipeline import PruningRun
 from axolotl_sdft.pruning.planning.plan import PruningPlan
 from axolotl_sdft.pruning.scoring.boundaries import decoder_layers
-from axolotl_sdft.pruning.scoring.calibration import encode_texts
+from axolotl_sdft.pruning.scoring.loading import encode_texts
 from axolotl_sdft.pruning.scoring.running import evaluating
 from axolotl_sdft.pruning.spec import PruningSpec
 

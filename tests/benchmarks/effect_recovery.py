@@ -30,7 +30,7 @@ from axolotl_sdft.config import CalibrationConfig
 from axolotl_sdft.core.artifacts import fingerprint
 from axolotl_sdft.evaluation.merging.merge import merge_models
 from axolotl_sdft.inference.likelihood import ScoredIds
-from axolotl_sdft.pruning.scoring.calibration import encode_texts
+from axolotl_sdft.pruning.scoring.loading import encode_texts
 from tests.benchmarks.effect_runs import FinishedRuns, markdown_table, mean_and_spread, seeds_first
 from tests.benchmarks.effect_training import SETS, Bench, Training, measured, remembering, study_parser, train
 

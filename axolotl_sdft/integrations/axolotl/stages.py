@@ -245,7 +245,7 @@ def pruning_spec(cfg: Any, config: LayerPruningConfig) -> "PruningSpec":
     trust_remote_code = bool(cfg.get("trust_remote_code"))
 
     def load_batches() -> Any:
-        from axolotl_sdft.pruning.scoring.calibration import encode_texts
+        from axolotl_sdft.pruning.scoring.loading import encode_texts
 
         texts = source_texts(cfg, sources, seed_dir)
         return encode_texts(texts, seed_dir, calibration, trust_remote_code=trust_remote_code)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from axolotl_sdft.pruning.patching.record import CutPatch, Projection, UnpatchableError
 from axolotl_sdft.pruning.scoring.boundaries import decoder_layers
-from axolotl_sdft.pruning.scoring.next_token import chunks_of, logits_by_chunk
+from axolotl_sdft.pruning.scoring.perplexity import chunks_of, logits_by_chunk
 from axolotl_sdft.pruning.scoring.running import LayerSwitch, evaluating, hidden_of, ids_and_mask, run, switched
 from axolotl_sdft.pruning.scoring.scores import Batch
 

@@ -9,15 +9,20 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from axolotl_sdft.core.errors import DatasetError, error_context, failure, first_line
+from axolotl_sdft.config import LayerPruningConfig
+from axolotl_sdft.core.errors import CheckpointError, DatasetError, error_context, failure, first_line
+from axolotl_sdft.core.model_folder import read_config
 from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.inference.forwarding import free_memory
+from axolotl_sdft.pruning.patching.apply import NamedTensor, stored_projection
 from axolotl_sdft.pruning.patching.cut_model import CutModel, divergences, num_tokens, opened, split_held_out
-from axolotl_sdft.pruning.patching.projection import find_projection
+from axolotl_sdft.pruning.patching.linear_map import RIDGE, FitSums, find_projection
 from axolotl_sdft.pruning.patching.record import (
     CutPatch,
     LayerPatch,
@@ -27,9 +32,9 @@ from axolotl_sdft.pruning.patching.record import (
     neighbours,
     span,
 )
-from axolotl_sdft.pruning.patching.sums import RIDGE, FitSums
 from axolotl_sdft.pruning.planning.plan import validate_drop_layers
 from axolotl_sdft.pruning.scoring.boundaries import decoder_layers
+from axolotl_sdft.pruning.scoring.loading import MEMORY_SHORTAGE, check_loading, load_for_scoring
 from axolotl_sdft.pruning.scoring.scores import Batch
 
 LOG = logging.getLogger(__name__)
@@ -226,3 +231,45 @@ def _not_nearer(found: float, without: float) -> str:
         f"the patched model is not nearer to the seed model on held-out text than without: KL {found:.4g} nats per "
         f"token, {without:.4g} without"
     )
+
+
+def fitted_patch(
+    seed_dir: Path,
+    drop_layers: Sequence[int],
+    stored: tuple[Sequence[NamedTensor], str],
+    config: LayerPruningConfig,
+    batches: Sequence[Batch],
+    trust_remote_code: bool = False,
+) -> LayerPatch:
+    """Load the seed model, fit the patch of a cut, and free the model. What can't be patched stays bare, with a reason.
+
+    Args:
+        seed_dir: Folder of the seed model.
+        drop_layers: The layers that go.
+        stored: The tensors that stay, and what comes before the layer number in their old names.
+        config: How the model is loaded.
+        batches: Calibration text.
+        trust_remote_code: Run code that comes with the seed model.
+
+    Raises:
+        DatasetError: There is no text.
+        CheckpointError: Memory ran out.
+    """
+
+    def why_not_stored(projection: Projection) -> str | None:
+        try:
+            stored_projection(*stored, projection)
+        except UnpatchableError as err:
+            return str(err)
+        return None
+
+    check_loading(read_config(seed_dir), config)
+    with error_context(MEMORY_SHORTAGE):
+        try:
+            model = load_for_scoring(seed_dir, config, trust_remote_code)
+            return fit_patch(model, batches, drop_layers, refuse=why_not_stored)
+        except CheckpointError as err:  # the bare cut needs no model that can be loaded and run
+            return bare_patch(drop_layers, str(err))
+        finally:
+            model = None
+            free_memory()

@@ -15,8 +15,8 @@ from axolotl_sdft.core.errors import ConfigError, DatasetError
 from axolotl_sdft.core.runtime import progress
 from axolotl_sdft.pruning.patching.cut_model import CutModel, divergences, opened, split_held_out
 from axolotl_sdft.pruning.patching.fit import cut_with_projection, solved, sums_for
+from axolotl_sdft.pruning.patching.linear_map import RIDGE, FitSums
 from axolotl_sdft.pruning.patching.record import CutPatch
-from axolotl_sdft.pruning.patching.sums import RIDGE, FitSums
 from axolotl_sdft.pruning.scoring.scores import Batch, BlockDivergence, LayerScores, ScoringOptions
 
 LOG = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 import torch
 
-from axolotl_sdft.pruning.patching.sums import FitSums
+from axolotl_sdft.pruning.patching.linear_map import FitSums
 
 WIDTH = 6
 

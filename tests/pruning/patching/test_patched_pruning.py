@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_loaded_is_cut_bare_and_the_record_says_why(tmp_p
 def test_a_quantized_projection_is_left_as_it_is(tmp_path):
     """The model is loaded from other weights than the checkpoint's, as with a quantized one."""
     from axolotl_sdft.pruning.checkpoint.cut import plan_checkpoint
-    from axolotl_sdft.pruning.patching.stage import fitted_patch
+    from axolotl_sdft.pruning.patching.fit import fitted_patch
 
     seed_dir = tmp_path / "seed"
     llama().save_pretrained(seed_dir)
