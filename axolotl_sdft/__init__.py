@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
 
 _HOME_OF = {
-    "DynSDPBConfig": "axolotl_sdft.config.dynsdpb",
+    "DynSDPBConfig": "axolotl_sdft.config.training",
     "DynSDPBMixin": "axolotl_sdft.training.mixin",
     "DynSDPBSFTConfig": "axolotl_sdft.training.trl_trainer",
     "DynSDPBSFTTrainer": "axolotl_sdft.training.trl_trainer",
@@ -39,7 +39,7 @@ _HOME_OF = {
     "LayerPruningConfig": "axolotl_sdft.config.layer_pruning",
     "LayerPatch": "axolotl_sdft.pruning.patching.record",
     "LayerScores": "axolotl_sdft.pruning.scoring.scores",
-    "LogitDistillationConfig": "axolotl_sdft.config.logit_distillation",
+    "LogitDistillationConfig": "axolotl_sdft.config.training",
     "LogitDistillationMixin": "axolotl_sdft.training.logit_mixin",
     "LogitDistillationSFTConfig": "axolotl_sdft.training.trl_trainer",
     "LogitDistillationSFTTrainer": "axolotl_sdft.training.trl_trainer",

@@ -18,7 +18,7 @@ LIGHT_MODULES = [
     "axolotl_sdft.config",
     "axolotl_sdft.distillation.interfaces",
     "axolotl_sdft.core.errors",
-    "axolotl_sdft.plugins.specifications",
+    "axolotl_sdft.plugins.registry",
     "axolotl_sdft.plugins",
     "axolotl_sdft.core.runtime",
     "axolotl_sdft.cli.settings_reference",

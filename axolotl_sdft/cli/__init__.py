@@ -3,7 +3,13 @@
 ``axolotl --help`` imports these modules, so whatever is heavy is imported inside the commands.
 """
 
-from axolotl_sdft.cli.configs import sdft_configs
-from axolotl_sdft.cli.stages import prune_layers, recovery_report, sdft_merge, sdft_summary, self_distill
+from axolotl_sdft.cli.commands import (
+    prune_layers,
+    recovery_report,
+    sdft_configs,
+    sdft_merge,
+    sdft_summary,
+    self_distill,
+)
 
 __all__ = ["prune_layers", "recovery_report", "sdft_configs", "sdft_merge", "sdft_summary", "self_distill"]

@@ -17,22 +17,21 @@ from axolotl_sdft.config.backends import (
     yaml_path,
 )
 from axolotl_sdft.config.block import nearest_key_hint, parse_num_layers, parse_size
-from axolotl_sdft.config.dynsdpb import DynSDPBConfig
-from axolotl_sdft.config.generation import GenerationConfig
-from axolotl_sdft.config.layer_pruning import CalibrationConfig, LayerPruningConfig
-from axolotl_sdft.config.logit_distillation import LogitDistillationConfig
-from axolotl_sdft.config.merging import MergeConfig
-from axolotl_sdft.config.recovery_report import (
+from axolotl_sdft.config.evaluation import (
     DraftingConfig,
     ExactMatchConfig,
     GeneralPromptsConfig,
     LmEvalConfig,
+    MergeConfig,
     RecoveryReportConfig,
     RowsConfig,
     SpeedConfig,
     TaskConfig,
 )
+from axolotl_sdft.config.generation import GenerationConfig
+from axolotl_sdft.config.layer_pruning import CalibrationConfig, LayerPruningConfig
 from axolotl_sdft.config.self_distillation import ExampleConfig, SelfDistillationConfig
+from axolotl_sdft.config.training import DynSDPBConfig, LogitDistillationConfig
 
 __all__ = [
     "BLOCKS",

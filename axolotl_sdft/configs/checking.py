@@ -126,6 +126,6 @@ def _schema_findings(raw: Mapping[str, Any]) -> Iterator[Finding]:
     if find_spec("axolotl") is None:
         yield advice("Axolotl", "it is not installed, so its own keys were not checked")
         return
-    from axolotl_sdft.configs.axolotl_schema import schema_findings
+    from axolotl_sdft.configs.findings import schema_findings
 
     yield from schema_findings(raw)

@@ -1,11 +1,19 @@
-"""What a check of a configuration finds, and keys and passwords among it, which are never shown. Imports no torch."""
+"""What a check of a configuration finds: secrets, which are never shown, and keys that Axolotl does not know."""
 
+import copy
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib.metadata import version
+from typing import Any, Literal, get_args
 
+from pydantic import BaseModel, ValidationError
+
+from axolotl_sdft.config import BLOCKS
+from axolotl_sdft.core.errors import first_line
 from axolotl_sdft.core.safe_output import is_secret_name, looks_secret
+from axolotl_sdft.integrations.axolotl.datasets import OVERRIDE
 
 
 @dataclass(frozen=True)
@@ -87,3 +95,88 @@ def _is_assigned(name: str, value: str) -> bool:
         return False
     is_plain_word = value.rstrip(".)").isalpha() and (value.islower() or value.istitle())
     return not is_plain_word or bool(_PASSWORD.search(name))
+
+
+def schema_findings(raw: Mapping[str, Any]) -> list[Finding]:
+    """Return the keys that Axolotl does not know, which it would drop without a word, and what it refuses.
+
+    The plugins that the configuration lists are imported, since they bring keys of their own; none of their hooks runs.
+    """
+    from axolotl.integrations.base import PluginManager
+    from axolotl.utils.config import merge_input_args, validate_config
+    from axolotl.utils.dict import DictDefault
+
+    manager = PluginManager.get_instance()
+    for name in raw.get("plugins") or []:
+        reason = "see above"
+        try:
+            manager.register(name)
+        except Exception as err:  # whatever importing a plugin raises
+            reason = first_line(err)
+        if name not in manager.plugins:  # Axolotl 0.19 logs that a plugin is missing, and goes on
+            return [fault("plugins", f"{name} can't be loaded here ({reason}), so Axolotl's keys were not checked")]
+    schema = merge_input_args()[1]
+    findings = list(_unknown_keys(raw, (schema,), ""))
+    try:
+        validate_config(DictDefault(copy.deepcopy(dict(raw))))
+    except ValidationError as err:
+        # Our blocks' faults are told by the blocks themselves.
+        findings += [_refusal(error) for error in err.errors() if not {*error["loc"][:1]} & BLOCKS.keys()]
+    except (ValueError, TypeError, AttributeError) as err:  # Axolotl's own rules outside of its schema
+        findings.append(fault("Axolotl", first_line(err)))
+    return findings
+
+
+def _refusal(error: Any) -> Finding:
+    """Return what the schema says against a value; a rule over several keys names none by itself."""
+    key = ".".join(str(part) for part in error["loc"] if not str(part)[:1].isupper())
+    return fault(key or "Axolotl", error["msg"].removeprefix("Value error, "))
+
+
+def _unknown_keys(value: Mapping[str, Any], schemas: tuple[type[BaseModel], ...], where: str) -> Iterator[Finding]:
+    """Yield the keys that none of the schemas knows, at any depth."""
+    if any(schema.model_config.get("extra") == "allow" for schema in schemas):
+        return
+    known = _fields(schemas)
+    for name, item in value.items():
+        key = f"{where}.{name}" if where else str(name)
+        if name in known:
+            nested = tuple(model for annotation in known[name] for model in _models_in(annotation))
+            yield from _nested(item, nested, key)
+        elif name not in BLOCKS and name != OVERRIDE:
+            yield _unknown(key, str(name), known)
+
+
+def _nested(value: Any, schemas: tuple[type[BaseModel], ...], key: str) -> Iterator[Finding]:
+    if not schemas or key in BLOCKS:  # our blocks say themselves what they do not know
+        return
+    if isinstance(value, Mapping):
+        yield from _unknown_keys(value, schemas, key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _nested(item, schemas, f"{key}[{index}]")
+
+
+def _fields(schemas: tuple[type[BaseModel], ...]) -> dict[str, list[Any]]:
+    """Return the annotations of all fields by name and by alias."""
+    found: dict[str, list[Any]] = {}
+    for schema in schemas:
+        for name, field in schema.model_fields.items():
+            for known in {name, field.alias or name, str(field.validation_alias or name)}:
+                found.setdefault(known, []).append(field.annotation)
+    return found
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the pydantic models that an annotation holds, such as those of ``list[A | B] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _unknown(key: str, name: str, known: Mapping[str, Any]) -> Finding:
+    near = difflib.get_close_matches(name, known, 1, 0.8)
+    if near:
+        return fault(key, f"Axolotl does not know this key and would drop it; did you mean {near[0]!r}?")
+    return advice(key, f"Axolotl {version('axolotl')} does not know this key and drops it")

@@ -13,6 +13,14 @@ from axolotl_sdft.core.model_folder import slug
 from axolotl_sdft.core.runtime import local_device
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.core.trained_on import weights_dir
+from axolotl_sdft.evaluation.figures import (
+    DraftFigures,
+    Estimate,
+    FigureStore,
+    ModelFigures,
+    SpeedFigures,
+    model_fingerprint,
+)
 from axolotl_sdft.evaluation.loading import load_model
 from axolotl_sdft.evaluation.measures.answer_accuracy import exact_match
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
@@ -28,9 +36,7 @@ from axolotl_sdft.evaluation.measures.likelihood import (
 )
 from axolotl_sdft.evaluation.measures.speed import described_device, measure_speed
 from axolotl_sdft.evaluation.measures.task_scores import task_scores
-from axolotl_sdft.evaluation.metrics import DraftFigures, Estimate, ModelFigures, SpeedFigures
 from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
-from axolotl_sdft.evaluation.store import FigureStore, model_fingerprint
 from axolotl_sdft.inference.forwarding import free_memory
 from axolotl_sdft.inference.likelihood import ScoredIds
 from axolotl_sdft.inference.prompts import load_tokenizer, prompt_ids

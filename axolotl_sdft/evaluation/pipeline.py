@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.core.artifacts import ensure_writable, package_versions
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.core.safe_output import masked
-from axolotl_sdft.evaluation.metrics import RecoveryReport
+from axolotl_sdft.evaluation.figures import RecoveryReport, write_whole
 from axolotl_sdft.evaluation.spec import RecoverySpec
-from axolotl_sdft.evaluation.store import write_whole
 
 if TYPE_CHECKING:
     from axolotl_sdft.evaluation.measuring import Measuring

@@ -21,9 +21,8 @@ from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.training.batching import IGNORED_LABEL
 from axolotl_sdft.training.losses.dynsdpb import DynSDPBTerms, distil
 from axolotl_sdft.training.losses.labels import LabelLayout, NextToken
-from axolotl_sdft.training.metrics import RunningFigures
 from axolotl_sdft.training.mixin import DynSDPBMixin
-from axolotl_sdft.training.student import StudentMixin, StudentPass
+from axolotl_sdft.training.student import RunningFigures, StudentMixin, StudentPass
 from axolotl_sdft.training.support import errors_of, parent_of, refuse_parallelism, refuse_vain_distillation
 from axolotl_sdft.training.teachers.prediction import Predictions
 from axolotl_sdft.training.teachers.seed_model import SeedTeacher, TeacherPlan, plan_teacher

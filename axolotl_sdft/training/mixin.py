@@ -17,8 +17,7 @@ from torch import Tensor
 
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.training.losses.dynsdpb import PresentPrediction, distil
-from axolotl_sdft.training.metrics import RunningFigures
-from axolotl_sdft.training.student import StudentMixin
+from axolotl_sdft.training.student import RunningFigures, StudentMixin
 from axolotl_sdft.training.support import parent_of, refuse_parallelism, refuse_vain_distillation
 from axolotl_sdft.training.teachers.prediction import ForwardOutputs, Predictions
 from axolotl_sdft.training.teachers.previous_prediction import FormerPrediction

@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from axolotl_sdft.cli.command import SdftCommand, echo
+from axolotl_sdft.cli.commands import SdftCommand, echo
 from axolotl_sdft.core.errors import ConfigError, ServerError, UnknownNameError
 from axolotl_sdft.core.safe_output import is_secret_name, keep_log_lines_printable, looks_secret, masked
 from axolotl_sdft.core.texts import one_line, printable

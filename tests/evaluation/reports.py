@@ -3,7 +3,7 @@
 import math
 
 from axolotl_sdft.config import RecoveryReportConfig
-from axolotl_sdft.evaluation.metrics import (
+from axolotl_sdft.evaluation.figures import (
     DraftFigures,
     Estimate,
     LikelihoodFigures,

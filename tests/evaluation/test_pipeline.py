@@ -13,10 +13,9 @@ from axolotl_sdft import cut_layers
 from axolotl_sdft.config import RecoveryReportConfig
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, UnknownNameError
 from axolotl_sdft.evaluation import measuring
-from axolotl_sdft.evaluation.metrics import SpeedFigures
+from axolotl_sdft.evaluation.figures import FigureStore, SpeedFigures, model_fingerprint
 from axolotl_sdft.evaluation.pipeline import check_report, finite, run_report, write_report
 from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
-from axolotl_sdft.evaluation.store import FigureStore, model_fingerprint
 from axolotl_sdft.inference.interfaces import Target
 from tests.evaluation.reports import full_report
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from axolotl_sdft.core.errors import ConfigError, DatasetError
 from axolotl_sdft.distillation.output.logits import TokenizedRow, logits_dir, top_log_probs, write_logits
-from axolotl_sdft.integrations.axolotl.logits import KD_TYPE, check_logits, kd_entry, tokenized_rows
+from axolotl_sdft.integrations.axolotl.rewriting import KD_TYPE, check_logits, kd_entry, tokenized_rows
 
 ENTRY = {"path": "rows", "type": "chat_template"}
 ROWS = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from axolotl_sdft.training.losses.dynsdpb import DynSDPBTerms
-from axolotl_sdft.training.metrics import RunningFigures
+from axolotl_sdft.training.student import RunningFigures
 
 CPU = torch.device("cpu")
 

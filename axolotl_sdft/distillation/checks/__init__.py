@@ -13,9 +13,15 @@ from axolotl_sdft.core.texts import one_line
 from axolotl_sdft.distillation.checks.arithmetic import arithmetic
 from axolotl_sdft.distillation.checks.fenced_code import code
 from axolotl_sdft.distillation.checks.final_answer import numeric_answer
-from axolotl_sdft.distillation.checks.form import empty, exact_match, length_ratio, normalized_match, truncated
+from axolotl_sdft.distillation.checks.form import (
+    empty,
+    exact_match,
+    language,
+    length_ratio,
+    normalized_match,
+    truncated,
+)
 from axolotl_sdft.distillation.checks.function_calls import function_call
-from axolotl_sdft.distillation.checks.languages import language
 from axolotl_sdft.distillation.checks.leaks import leak
 from axolotl_sdft.distillation.checks.loops import repetition
 from axolotl_sdft.distillation.checks.options import YAML_KEY, prepared_by, scored_check, with_options

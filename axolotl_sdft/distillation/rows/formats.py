@@ -9,8 +9,7 @@ from typing import Any
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.distillation.interfaces import RowFormat
 from axolotl_sdft.distillation.rows.chat import ChatRows
-from axolotl_sdft.distillation.rows.instructions import InstructionRows
-from axolotl_sdft.distillation.rows.raw import CompletionRows, SegmentRows
+from axolotl_sdft.distillation.rows.plain import CompletionRows, InstructionRows, SegmentRows
 from axolotl_sdft.distillation.rows.wordings import BUILT_IN, STYLES, user_defined_wording
 from axolotl_sdft.plugins.registry import ROW_FORMATS, registry
 from axolotl_sdft.plugins.specifications import hookimpl

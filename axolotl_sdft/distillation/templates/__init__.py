@@ -8,8 +8,13 @@ from collections.abc import Callable, Sequence
 
 from axolotl_sdft.config import ExampleConfig
 from axolotl_sdft.distillation.interfaces import Template
-from axolotl_sdft.distillation.templates.built_in import BUILT_IN, template_sentences
-from axolotl_sdft.distillation.templates.own import YAML_KEY, jinja_template, with_examples
+from axolotl_sdft.distillation.templates.prompts import (
+    BUILT_IN,
+    YAML_KEY,
+    jinja_template,
+    template_sentences,
+    with_examples,
+)
 from axolotl_sdft.inference.interfaces import Target
 from axolotl_sdft.plugins.registry import TEMPLATES, registry
 from axolotl_sdft.plugins.specifications import hookimpl

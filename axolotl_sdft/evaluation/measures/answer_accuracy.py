@@ -13,8 +13,8 @@ from axolotl_sdft.distillation.checks import resolve_checks
 from axolotl_sdft.distillation.checks.options import YAML_KEY
 from axolotl_sdft.distillation.generation.selection import rejection_of
 from axolotl_sdft.distillation.interfaces import AnswerCheck
+from axolotl_sdft.evaluation.figures import Estimate
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
-from axolotl_sdft.evaluation.metrics import Estimate
 from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target
 from axolotl_sdft.inference.local.backend import TransformersBackend
 from axolotl_sdft.inference.local.sequence_cache import use_plain_attention

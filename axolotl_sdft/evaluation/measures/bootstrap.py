@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from axolotl_sdft.evaluation.metrics import Estimate
+from axolotl_sdft.evaluation.figures import Estimate
 
 _PERCENTILES = (2.5, 97.5)
 _CHUNK_COUNTS = 2**20  # how often each row is in a resample: 8 MiB at a time

@@ -20,12 +20,12 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
-from axolotl_sdft.config.recovery_report import DraftingConfig
+from axolotl_sdft.config.evaluation import DraftingConfig
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.evaluation.figures import DraftFigures
 from axolotl_sdft.evaluation.measures.likelihood import require_shared_vocabulary
 from axolotl_sdft.evaluation.measures.speed import generate_greedily
-from axolotl_sdft.evaluation.metrics import DraftFigures
 from axolotl_sdft.inference.forwarding import input_device
 from axolotl_sdft.inference.loading import context_length
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.config.recovery_report import SpeedConfig
+from axolotl_sdft.config.evaluation import SpeedConfig
 from axolotl_sdft.core.errors import BackendError, ConfigError, SdftError
 from axolotl_sdft.core.runtime import progress
-from axolotl_sdft.evaluation.metrics import SpeedFigures
+from axolotl_sdft.evaluation.figures import SpeedFigures
 from axolotl_sdft.evaluation.spec import ReportedModel
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.config.recovery_report import LmEvalConfig, TaskConfig
+from axolotl_sdft.config.evaluation import LmEvalConfig, TaskConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError, MissingExtraError, first_line
 from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.evaluation.figures import Estimate
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
-from axolotl_sdft.evaluation.metrics import Estimate
 from axolotl_sdft.evaluation.spec import ReportedModel
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from axolotl_sdft.evaluation.metrics import Estimate, LikelihoodFigures
+from axolotl_sdft.evaluation.figures import Estimate, LikelihoodFigures
 from axolotl_sdft.evaluation.report.table import plain_cell
 
 _COLUMNS = ("ratio", "held-out perplexity", "KL to the seed", "")

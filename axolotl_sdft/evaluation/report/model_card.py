@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from axolotl_sdft.core.texts import printable
-from axolotl_sdft.evaluation.metrics import RecoveryReport
+from axolotl_sdft.evaluation.figures import RecoveryReport
 from axolotl_sdft.evaluation.report.table import SOURCES, Cell, headline, percent_cell, sections
 
 _HOW_TO_PASTE = (

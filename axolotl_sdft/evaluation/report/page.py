@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from axolotl_sdft.core.texts import page_template, shortened
-from axolotl_sdft.evaluation.metrics import Estimate, ModelFigures, RecoveryReport
+from axolotl_sdft.evaluation.figures import Estimate, ModelFigures, RecoveryReport
 from axolotl_sdft.evaluation.report.table import SEED, SOURCES, digits, headline, percent_cell, plain_cell, sections
 from axolotl_sdft.evaluation.report.vllm_settings import vllm_lines_of
 

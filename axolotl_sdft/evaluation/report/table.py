@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from axolotl_sdft.core.texts import printable, shortened
-from axolotl_sdft.evaluation.metrics import DraftFigures, Estimate, LikelihoodFigures, ModelFigures, RecoveryReport
+from axolotl_sdft.evaluation.figures import DraftFigures, Estimate, LikelihoodFigures, ModelFigures, RecoveryReport
 from axolotl_sdft.pruning.planning.report import short_number
 
 SEED, TRAINED = "seed", "trained"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.core.model_folder import is_adapter, read_config
-from axolotl_sdft.evaluation.metrics import RecoveryReport
+from axolotl_sdft.evaluation.figures import RecoveryReport
 
 
 def vllm_lines_of(report: RecoveryReport) -> dict[str, list[str]]:

@@ -18,9 +18,8 @@ from axolotl_sdft.distillation.spec import SUMMARY_FILE
 from axolotl_sdft.evaluation.summary import Artifacts
 from axolotl_sdft.integrations.axolotl.blocks import Blocks, read_blocks, seed_dir_of
 from axolotl_sdft.integrations.axolotl.datasets import check_overrides
-from axolotl_sdft.integrations.axolotl.logits import check_logits, logit_lines
 from axolotl_sdft.integrations.axolotl.pruned_base import output_dir_of, pruned_dir_of
-from axolotl_sdft.integrations.axolotl.rewriting import distillation_specs
+from axolotl_sdft.integrations.axolotl.rewriting import check_logits, distillation_specs, logit_lines
 from axolotl_sdft.integrations.axolotl.rules import check_plugin, check_rules
 from axolotl_sdft.integrations.axolotl.stages import pruning_spec
 from axolotl_sdft.pruning.checkpoint.cut import SCORES_FILE

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axolotl_sdft.distillation.checks import language, refusal
-from axolotl_sdft.distillation.checks.languages import spoken_language
+from axolotl_sdft.distillation.checks.form import spoken_language
 from tests.distillation.checks.samples import asked, written
 
 RUSSIAN = "Чай пьют горячим, с лимоном или с молоком."  # noqa: RUF001

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from axolotl_sdft.evaluation.figures import Estimate
 from axolotl_sdft.evaluation.measures import bootstrap
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler, transformed
-from axolotl_sdft.evaluation.metrics import Estimate
 
 RESAMPLER = Resampler(1000, seed=5)
 SIZES = st.integers(1, 40)

@@ -9,7 +9,7 @@ import dataclasses
 import pytest
 import torch
 
-from axolotl_sdft.config.recovery_report import DraftingConfig
+from axolotl_sdft.config.evaluation import DraftingConfig
 from axolotl_sdft.core.errors import CheckpointError, ConfigError
 from axolotl_sdft.evaluation.measures import drafting
 from axolotl_sdft.evaluation.measures.drafting import expected_speedup, highest_cost_ratio, measure_drafting

@@ -2,9 +2,9 @@ import math
 
 import pytest
 
+from axolotl_sdft.evaluation.figures import Estimate
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
 from axolotl_sdft.evaluation.measures.likelihood import MeasuredRows, RowSums, quality_kept
-from axolotl_sdft.evaluation.metrics import Estimate
 
 RESAMPLER = Resampler(500)
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from axolotl_sdft.config.recovery_report import SpeedConfig
+from axolotl_sdft.config.evaluation import SpeedConfig
 from axolotl_sdft.core.errors import BackendError, ConfigError
 from axolotl_sdft.evaluation.measures import speed
 from axolotl_sdft.evaluation.measures.speed import check_speed, measure_speed

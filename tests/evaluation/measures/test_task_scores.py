@@ -11,7 +11,7 @@ import yaml
 
 pytest.importorskip("lm_eval")
 
-from axolotl_sdft.config.recovery_report import LmEvalConfig, TaskConfig
+from axolotl_sdft.config.evaluation import LmEvalConfig, TaskConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError, MissingExtraError
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
 from axolotl_sdft.evaluation.measures.task_scores import check_tasks, task_scores

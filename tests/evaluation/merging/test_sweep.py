@@ -1,7 +1,7 @@
 from pathlib import Path
 
+from axolotl_sdft.evaluation.figures import Estimate, LikelihoodFigures
 from axolotl_sdft.evaluation.merging.sweep import Candidate, choice_lines, choose, sweep_lines
-from axolotl_sdft.evaluation.metrics import Estimate, LikelihoodFigures
 
 
 def figures(perplexity, kl, spread=None):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axolotl_sdft.evaluation.metrics import Estimate
+from axolotl_sdft.evaluation.figures import Estimate
 from axolotl_sdft.evaluation.report.page import render_page
 from axolotl_sdft.evaluation.report.table import SOURCES
 from tests.distillation.output.test_report import HOSTILE, Page

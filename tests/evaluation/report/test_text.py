@@ -2,7 +2,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from axolotl_sdft.evaluation.metrics import Estimate
+from axolotl_sdft.evaluation.figures import Estimate
 from axolotl_sdft.evaluation.report.table import Cell, digits, headline, percent_cell, plain_cell, sections, text_lines
 from tests.evaluation.reports import figure, full_report, model, seed_model
 

@@ -1,0 +1,279 @@
+"""The commands, and what all share: the YAML they read, and errors that are one clear message."""
+
+import contextlib
+import functools
+import logging
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from axolotl_sdft.core.errors import SdftError
+from axolotl_sdft.core.texts import printable
+
+if TYPE_CHECKING:
+    from axolotl_sdft.configs.catalogue import SharedConfig
+
+LOG = logging.getLogger(__name__)
+
+
+class SdftCommand(click.Command):
+    """A command whose help ends in the settings of its YAML block, and whose errors are one clear message."""
+
+    def __init__(self, *args: Any, block: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._block = block
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example, then the keys of the block."""
+        super().format_epilog(ctx, formatter)
+        if self._block is not None:
+            from axolotl_sdft.cli.settings_reference import plain_help
+
+            formatter.write(f"\nKeys of the {self._block} block:\n\n{plain_help(self._block)}\n")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error of ours becomes its message and exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except SdftError as err:  # the only place where an error becomes an exit code
+            raise click.ClickException(str(err)) from err
+
+
+def echo(text: str, **options: Any) -> None:
+    """Print a text without what would steer the terminal: answers, names and servers' words may hold escapes."""
+    click.echo(printable(text), **options)
+
+
+def config_command(name: str, block: str | None, epilog: str) -> Callable[[Callable], click.Command]:
+    """Turn a function of a raw configuration into a command that takes the path of a YAML file.
+
+    Args:
+        name: What follows ``axolotl`` on the command line.
+        block: The YAML block whose keys the help lists.
+        epilog: An example, shown at the end of the help.
+    """
+
+    def decorate(function: Callable) -> click.Command:
+        @click.command(name, cls=SdftCommand, block=block, epilog=epilog)
+        @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+        @functools.wraps(function)
+        def command(config: Path, **options: Any) -> None:
+            function(_load_raw(config), **options)
+
+        return command
+
+    return decorate
+
+
+def _load_raw(path: Path) -> Any:
+    """Return the YAML as Axolotl holds it before validation; keys that stand there twice are said."""
+    from axolotl.utils.dict import DictDefault
+
+    from axolotl_sdft.config.yaml_file import read_yaml_file
+    from axolotl_sdft.integrations.axolotl.compat import show_log_lines
+
+    show_log_lines()
+    file = read_yaml_file(path)
+    for repeated in file.repeated:
+        LOG.warning("%s: %s %s", path, repeated.key, repeated.sentence())
+    return DictDefault(file.values)
+
+
+class _LayerCount(click.ParamType):
+    """A number of layers, or a fraction of the model's layers."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        if isinstance(value, int | float):
+            return value
+        with contextlib.suppress(ValueError):
+            if value.isdecimal() and int(value) >= 1:
+                return int(value)
+            if not value.isdecimal() and 0 < float(value) < 1:
+                return float(value)
+        self.fail(f"{value!r} is neither a count such as 6 nor a fraction between 0 and 1 such as 0.2", param, ctx)
+
+
+@click.option(
+    "--num-layers", type=_LayerCount(), metavar="K", help="Remove K layers, or this fraction; overrides CONFIG."
+)
+@click.option("--dry-run", is_flag=True, help="Write no checkpoint. Scores and pictures are kept, as without it.")
+@config_command("prune-layers", "layer_pruning", "Example: axolotl prune-layers config.yml --num-layers 6 --dry-run")
+def prune_layers(cfg: Any, dry_run: bool, num_layers: int | float | None) -> None:
+    """Write the pruned checkpoint that CONFIG asks for, as training would.
+
+    Before that, print which layers go, what that saves and what else could go, and draw the scores.
+    """
+    from axolotl_sdft.integrations.axolotl.commands import prune_alone
+
+    for line in prune_alone(cfg, dry_run, num_layers):
+        echo(line)
+
+
+@click.option(
+    "--dry-run",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Rewrite N rows, show them, estimate the time for all, and write nothing.",
+)
+@click.option(
+    "--corrections",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write, as chat rows, how each attempt that was rejected for its content is corrected.",
+)
+@click.option(
+    "--logits",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Also write the seed model's K most likely tokens at each trained one, as Axolotl's KD plugin reads them.",
+)
+@config_command("self-distill", "self_distillation", "Example: axolotl self-distill config.yml --dry-run 5")
+def self_distill(cfg: Any, dry_run: int | None, corrections: Path | None, logits: int | None) -> None:
+    """Write the self-distilled datasets that CONFIG asks for, as training would.
+
+    Beside each stands report.html: what was accepted and why not, lengths, the distribution gap, sample answers.
+    """
+    if dry_run is not None and corrections is not None:
+        raise click.UsageError("--dry-run writes nothing, so there is no file for --corrections; leave one out")
+    if dry_run is not None and logits is not None:
+        raise click.UsageError("--dry-run writes nothing, so there is no place for --logits; leave one out")
+    from axolotl_sdft.integrations.axolotl.commands import distill_alone
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in distill_alone(cfg, num_previews=dry_run, width=width, corrections=corrections, logits=logits):
+        echo(line)
+
+
+@click.option("--prompt", help="Let the seed, the pruned and the trained model answer this.")
+@config_command("sdft-summary", None, "Example: axolotl sdft-summary config.yml --prompt 'What is a glacier?'")
+def sdft_summary(cfg: Any, prompt: str | None) -> None:
+    """Say what the stages of CONFIG made: layers, rows, losses, paths."""
+    from axolotl_sdft.evaluation.summary import summary_lines
+    from axolotl_sdft.integrations.axolotl.commands import find_artifacts
+
+    for line in list(summary_lines(find_artifacts(cfg), prompt)):  # all at once, after what loading models prints
+        echo(line)
+
+
+@click.option(
+    "--ratio",
+    type=click.FloatRange(0, 1),
+    metavar="R",
+    help="From 0, the first model, to 1, the second; overrides CONFIG.",
+)
+@click.option("--sweep", is_flag=True, help="Merge at each ratio of merge.sweep, measure each, and say which to take.")
+@config_command("sdft-merge", "merge", "Example: axolotl sdft-merge config.yml --sweep")
+def sdft_merge(cfg: Any, ratio: float | None, sweep: bool) -> None:
+    """Merge the two models that CONFIG names, such as the seed and what was trained from it, into one.
+
+    Full checkpoints of one architecture, two LoRA adapters of one base, or an adapter and its base. A sweep measures
+    perplexity on held-out rows and the divergence from the seed on general prompts, as the recovery_report block says;
+    what was merged or measured before is found again.
+    """
+    if sweep and ratio is not None:
+        raise click.UsageError("--sweep tries the ratios of merge.sweep; leave out --ratio, or leave out --sweep")
+    from axolotl_sdft.integrations.axolotl.merging import merge_alone, sweep_alone
+
+    for line in sweep_alone(cfg) if sweep else merge_alone(cfg, ratio):
+        echo(line)
+
+
+@config_command("recovery-report", "recovery_report", "Example: axolotl recovery-report config.yml")
+def recovery_report(cfg: Any) -> None:
+    """Measure what pruning took from the model of CONFIG and training gave back.
+
+    Seed, pruned and trained model side by side: size, speed, quality kept, forgetting. Written as report.html,
+    report.json and a section for the model card. What was measured before is found again.
+    """
+    from axolotl_sdft.integrations.axolotl.recovery import report_alone
+
+    for line in report_alone(cfg):
+        echo(line)
+
+
+_WIDTH = 100
+
+
+@click.group("sdft-configs", epilog="Example: axolotl sdft-configs copy today/llama-3.2-3b-24gb my.yml")
+def sdft_configs() -> None:
+    """Ready configurations: the papers' settings and today's models, to list, read, copy, and check before sharing."""
+
+
+@sdft_configs.command("list", cls=SdftCommand)
+@click.option("--filter", "word", metavar="WORD", default="", help="Only those whose name or description holds WORD.")
+def list_configs(word: str) -> None:
+    """List the configurations: name, what it takes, and what it does."""
+    from axolotl_sdft.configs.catalogue import shared_configs
+
+    chosen = [config for config in shared_configs() if word.lower() in _searched(config)]
+    for line in _list_lines(chosen):
+        echo(line)
+    if not chosen:
+        echo(f"none of the {len(shared_configs())} configurations holds {word!r}")
+
+
+def _searched(config: "SharedConfig") -> str:
+    return " ".join([config.name, *config.description().values()]).lower()
+
+
+def _list_lines(configs: list["SharedConfig"]) -> Iterator[str]:
+    """Yield two lines for each configuration, in at most 100 columns."""
+    widest = max((len(config.name) for config in configs), default=0)
+    for config in configs:
+        described = config.description()
+        needs = described.get("needs", "").partition(";")[0]
+        yield f"{config.name:<{widest}}  {textwrap.shorten(needs, _WIDTH - widest - 2)}"
+        yield f"    {textwrap.shorten(described.get('title', ''), _WIDTH - 4)}"
+
+
+@sdft_configs.command("show", cls=SdftCommand)
+@click.argument("name")
+def show_config(name: str) -> None:
+    """Print the configuration NAME as it is."""
+    from axolotl_sdft.configs.catalogue import find_config
+
+    echo(find_config(name).text(), nl=False)
+
+
+@sdft_configs.command("copy", cls=SdftCommand)
+@click.argument("name")
+@click.argument("dest", required=False, type=click.Path(path_type=Path), default=Path())
+@click.option("--force", is_flag=True, help="Overwrite what is there.")
+def copy_named(name: str, dest: Path, force: bool) -> None:
+    """Copy the configuration NAME, and the small files that it names, to DEST: a file or a folder.
+
+    It runs from the folder that it is copied to.
+    """
+    from axolotl_sdft.configs.catalogue import copy_config, find_config
+
+    target, *data = copy_config(find_config(name), dest, force)
+    for path in (target, *data):
+        echo(f"written: {path}")
+    into = "" if target.parent == Path() else f"cd {target.parent} && "
+    echo(f"run it: {into}axolotl train {target.name}")
+
+
+@sdft_configs.command("check", cls=SdftCommand)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def check_config(file: Path) -> None:
+    """Say whether FILE would run for others: no local paths, no secrets, pinned revisions, a description, known keys.
+
+    Exits with 1 if there is a fault; advice alone leaves it at 0.
+    """
+    from axolotl_sdft.configs.checking import check_file
+
+    findings = check_file(file)
+    for finding in findings:
+        echo(finding.line())
+    num_faults = sum(finding.level == "fault" for finding in findings)
+    if num_faults:
+        echo(f"{file}: {num_faults} to mend before others can use it")
+        raise SystemExit(1)
+    echo(f"{file}: fit to share" + (f"; {len(findings)} to consider" if findings else ""))
