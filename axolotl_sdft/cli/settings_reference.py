@@ -51,7 +51,7 @@ def settings_rows(block_name: str) -> list[SettingRow]:
         UnknownNameError: There is no such block; the message lists the known ones.
     """
     if block_name not in BLOCKS:
-        raise UnknownNameError(f"{block_name!r} is no block of settings; known: {', '.join(BLOCKS)}")
+        raise UnknownNameError(f"{block_name!r} is not a block of settings; known: {', '.join(BLOCKS)}")
     return list(_rows(BLOCKS[block_name], block_name))
 
 
@@ -88,7 +88,9 @@ def refresh(texts: Sequence[str]) -> list[str]:
     markdown = _BETWEEN_FILES.join(texts)
     unknown = sorted(set(re.findall(r"<!-- /?settings:(\S*) -->", markdown)) - set(BLOCKS))
     if unknown:
-        raise ConfigError(f"a marker names {unknown[0]!r}, which is no block of settings; known: {', '.join(BLOCKS)}")
+        raise ConfigError(
+            f"a marker names {unknown[0]!r}, which is not a block of settings; known: {', '.join(BLOCKS)}"
+        )
     for block_name in BLOCKS:
         markdown = _with_table(markdown, block_name)
     return refreshed(markdown).split(_BETWEEN_FILES)

@@ -67,7 +67,7 @@ def parse_num_layers(value: Any) -> int | float:
     if number is not None and not is_whole and 0 < number < 1:
         return number
     raise ValueError(
-        f"{value!r} is no number of layers; write a whole number from 1 on, such as 6, or a fraction of the model's "
+        f"{value!r} is not a number of layers; write a whole number from 1 on, such as 6, or a fraction of the model's "
         "layers between 0 and 1, such as 0.25"
     )
 
@@ -92,7 +92,7 @@ def parse_parameters(value: Any) -> int | float:
     if 1 <= number < math.inf:
         return round(number)
     raise ValueError(
-        f"{value!r} is no number of parameters; write a count such as 6.5B or 110M, or a fraction of the model's "
+        f"{value!r} is not a number of parameters; write a count such as 6.5B or 110M, or a fraction of the model's "
         "parameters between 0 and 1, such as 0.8"
     )
 

@@ -50,14 +50,14 @@ class GenerationConfig(Block):
     """Further arguments of the seed model's chat template, such as ``{enable_thinking: false}`` for models that would
     think aloud first (Qwen3, SmolLM3). Axolotl's top-level key of this name is about the rows that are trained, and
     plays no part here."""
-    # It may ask for the thinking that the rows hold, while rewriting is better off without; so it is no default.
+    # It may ask for the thinking that the rows hold, while rewriting is better off without; so it is not a default.
 
     chat_template: str | None = None
     """Chat template of a seed model that has none, as Jinja text. Unset: the template that the configuration's own
     ``chat_template`` names. Servers of backend ``openai`` must be started with it. The seed's own template stays."""
 
     SPEED_ONLY: ClassVar[frozenset[str]] = frozenset()
-    """Settings that change how fast answers come, not what they are; they are no part of a fingerprint."""
+    """Settings that change how fast answers come, not what they are; they are not part of a fingerprint."""
 
     def shaping_answers(self) -> dict[str, Any]:
         """Return the settings that answers depend on, as JSON values: those that a fingerprint is made of.

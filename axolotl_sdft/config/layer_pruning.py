@@ -71,7 +71,7 @@ class CalibrationConfig(Block):
 
     @property
     def sources(self) -> tuple["CalibrationConfig", ...]:
-        """The parts, each with its own number of rows; itself where it is no mixture."""
+        """The parts, each with its own number of rows; itself where it is not a mixture."""
         if not self.parts:
             return (self,)
         total = sum(part.share for part in self.parts)
@@ -151,7 +151,7 @@ class LayerPruningConfig(Block):
     """This many of the last layers are never chosen."""
 
     patch: Literal["linear", "none"] = "linear"
-    """What takes over for the layers that go. ``linear``: the last projection of the layer before each cut is
+    """What takes over for the removed layers. ``linear``: the last projection of the layer before each cut is
     multiplied by a map that is fitted on the calibration text, where that brings the model nearer to the seed model on
     held-out text; no tensor is added. ``none``: nothing, the bare cut."""
 

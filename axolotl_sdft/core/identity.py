@@ -111,7 +111,7 @@ class _DigestCache:
                 temporary = Path(folder) / self._path.name
                 temporary.write_text(json.dumps({"format": _FORMAT, "files": kept}), encoding="utf-8")
                 os.replace(temporary, self._path)
-        except (OSError, ValueError):  # a full or read-only disk; a path that is no Unicode
+        except (OSError, ValueError):  # a full or read-only disk; a path that is not Unicode
             return
 
 

@@ -113,14 +113,14 @@ def read_config(model_dir: Path) -> dict[str, Any]:
         CheckpointError: The folder, or the file in it, is missing or broken.
     """
     if not model_dir.is_dir():
-        raise CheckpointError(f"{model_dir} is no folder; name the folder of a checkpoint")
+        raise CheckpointError(f"{model_dir} is not a folder; name the folder of a checkpoint")
     path = own_path(model_dir, "config.json")
     if not path.exists():
         names = sorted(path.name for path in model_dir.iterdir())
         there = ", ".join(names[:8]) or "nothing"
         packed = "; GGUF files can't be used here: name the checkpoint that they were made from"
         raise CheckpointError(
-            f"{model_dir} has no config.json, so it is no checkpoint; it holds {there}"
+            f"{model_dir} has no config.json, so it is not a checkpoint; it holds {there}"
             f"{packed if any(name.lower().endswith('.gguf') for name in names) else ''}"
         )
     config = read_json_file(path)
@@ -236,7 +236,7 @@ def resolve_seed(base_model: str, revision: str | None = None, key: str = "base_
         reason = first_line(err)
         at = f" (revision {revision!r})" if revision else ""
         raise CheckpointError(
-            f"{key} is {base_model!r}{at}, which is no folder here and can't be had from the Hub: {reason}. Check "
+            f"{key} is {base_model!r}{at}, which is not a local folder and could not be downloaded: {reason}. Check "
             "the name, the connection and HF_HUB_OFFLINE"
         ) from err
     return path

@@ -42,7 +42,7 @@ def local_device() -> "torch.device":
 
 
 def compute_dtype(name: str, device: "torch.device") -> "torch.dtype":
-    """Return the number format of a name such as ``bfloat16``; ``auto`` is the one that the device computes fast in."""
+    """Return the dtype of a name such as ``bfloat16``; ``auto`` is the one that the device computes fast in."""
     import torch
 
     if name != "auto":

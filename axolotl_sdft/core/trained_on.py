@@ -42,7 +42,7 @@ class TrainedOn:
     name: str
     """The checkpoint's folder name, or what the adapter calls its base."""
     places: tuple[Path, ...]
-    """Where the checkpoint may be, the likeliest first."""
+    """Where the checkpoint may be, the most likely first."""
     provenance: Mapping[str, Any] | None = None
     """How it was pruned, as its provenance file says; None where it was not pruned, or that is not known."""
     is_recorded: bool = False
@@ -110,8 +110,8 @@ def trained_on(folder: Path) -> TrainedOn | None:
         ArtifactError: A file that should tell is broken.
     """
     found, base = _read_record(folder), _adapter_base(folder)
-    if found is not None and found.is_former:
-        return _from_former(folder, found)
+    if found is not None and found.is_previous:
+        return _from_previous(folder, found)
     if base is not None:
         is_told = found is not None and found.content["name"] == Path(base).name
         return _from_record(folder, found, base) if found is not None and is_told else _from_adapter(folder, base)
@@ -204,12 +204,12 @@ def _replaced(output_dir: Path, record: Mapping[str, Any]) -> dict[str, Any] | N
     if not weights:
         return None
     found, base = _read_record(output_dir), _adapter_base(output_dir)
-    former = {"name": None} if found is None else found.content
-    if base is not None and not (found is not None and found.is_former) and former["name"] != Path(base).name:
-        former = {"name": None, "adapter_base": base}
-    if all(former.get(key) == record.get(key) for key in ("name", "provenance")) and "adapter_base" not in former:
+    previous = {"name": None} if found is None else found.content
+    if base is not None and not (found is not None and found.is_previous) and previous["name"] != Path(base).name:
+        previous = {"name": None, "adapter_base": base}
+    if all(previous.get(key) == record.get(key) for key in ("name", "provenance")) and "adapter_base" not in previous:
         return None
-    return {"weights": weights, "record": {key: value for key, value in former.items() if key != "replaced"}}
+    return {"weights": weights, "record": {key: value for key, value in previous.items() if key != "replaced"}}
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class _Record:
     content: dict[str, Any]
     folder: Path
     """Paths in it are relative to this one."""
-    is_former: bool
+    is_previous: bool
     """Whether it is that of an earlier training, whose weights a later one has not replaced yet."""
 
 
@@ -233,8 +233,8 @@ def _read_record(folder: Path) -> _Record | None:
         raise ArtifactError(f"{path} is not a record of a training; delete it, and {ADAPTER_CONFIG} is read instead")
     replaced = content.get("replaced")
     if replaced is not None and path.parent == folder and replaced["weights"] == _weights(folder):
-        return _Record(replaced["record"], path.parent.absolute(), is_former=True)
-    return _Record(content, path.parent.absolute(), is_former=False)
+        return _Record(replaced["record"], path.parent.absolute(), is_previous=True)
+    return _Record(content, path.parent.absolute(), is_previous=False)
 
 
 def _weights(folder: Path) -> dict[str, str]:
@@ -243,7 +243,7 @@ def _weights(folder: Path) -> dict[str, str]:
     return dict(zip((path.name for path in paths), file_digests(paths), strict=True))
 
 
-def _from_former(folder: Path, record: _Record) -> TrainedOn | None:
+def _from_previous(folder: Path, record: _Record) -> TrainedOn | None:
     if "adapter_base" in record.content:
         return _from_adapter(folder, record.content["adapter_base"])
     return _from_record(folder, record) if record.content["name"] else None

@@ -128,7 +128,7 @@ def _build(spec: DistillationSpec, backend: Backend, journal: Journal, judging: 
         raise ArtifactError(
             f"{spec.where}: the seed model in {spec.seed_dir} was changed while it wrote the answers in "
             f"{spec.answers_dir}, which are kept. Start again to have the model as it is now write them anew; "
-            "or, if it had been loaded before the change, put the former files back and start again to use them"
+            "or, if it had been loaded before the change, put the previous files back and start again to use them"
         )
     if found is not None and not journal.num_new and not read_summary(found)["to_try_again"]["not_judged"]:
         LOG.warning("%s: the same answers failed again; using %s as it is", spec.where, found)

@@ -44,7 +44,7 @@ class LikelihoodFigures:
     """Mean of ``KL(seed || model)`` at each answer token, in nats per token. 0 for the seed itself."""
 
     agreement: Estimate
-    """Share of the answer tokens at which model and seed hold the same token likeliest. 1 for the seed itself."""
+    """Share of the answer tokens at which model and seed hold the same token most likely. 1 for the seed itself."""
 
 
 @dataclass(frozen=True)

@@ -37,20 +37,20 @@ MEDIA = frozenset((*_PIXELS, "pixel_attention_mask", *_ONE_AFTER_THE_OTHER, *_BY
 
 
 def join_media(
-    former: Mapping[str, Any], new: Mapping[str, Any], sizes: tuple[torch.Size, torch.Size]
+    previous: Mapping[str, Any], new: Mapping[str, Any], sizes: tuple[torch.Size, torch.Size]
 ) -> dict[str, Any]:
-    """Return the pictures and videos of both batches, those of the former first; nothing where neither has any.
+    """Return the pictures and videos of both batches, those of the previous first; nothing where neither has any.
 
     Args:
-        former: Inputs of the model.
+        previous: Inputs of the model.
         new: More of the same.
         sizes: The (B, T) of the two.
 
     Raises:
         ConfigError: Those of the two can't lie in one batch; the message names the input and both shapes.
     """
-    names = [name for name in {**former, **new} if name in MEDIA]
-    return {name: _join(name, (former.get(name), new.get(name)), {**former, **new}, sizes) for name in names}
+    names = [name for name in {**previous, **new} if name in MEDIA]
+    return {name: _join(name, (previous.get(name), new.get(name)), {**previous, **new}, sizes) for name in names}
 
 
 def _join(
@@ -181,16 +181,16 @@ def predicted_labels(inputs: Mapping[str, Any]) -> Tensor:
 
 
 def join_batches(
-    former: Mapping[str, Any], new: Mapping[str, Any], pad_token_id: int, *, one_row: bool = False
+    previous: Mapping[str, Any], new: Mapping[str, Any], pad_token_id: int, *, one_row: bool = False
 ) -> dict[str, Any]:
-    """Return one batch with the former rows first and the new ones after them, padded on the right.
+    """Return one batch with the previous rows first and the new ones after them, padded on the right.
 
     What a position can attend to is the same as in the two batches apart. Packed rows are told apart by
     ``position_ids`` that start again; so does their padding. Pictures and videos are joined as
     :mod:`axolotl_sdft.training.batching` tells. Nothing is changed in place.
 
     Args:
-        former: Inputs of the model, labels among them.
+        previous: Inputs of the model, labels among them.
         new: More of the same.
         pad_token_id: Fills ``input_ids``; no loss is computed there.
         one_row: Join two packed rows end to end instead. Flash attention tells packed samples apart only within a
@@ -199,32 +199,33 @@ def join_batches(
     Raises:
         ConfigError: An input can't be joined; the message names it.
     """
-    sizes = _size(former), _size(new)
-    media = join_media(former, new, sizes)
-    former, new = _without_media(former, new, sizes) if media else (dict(former), dict(new))
-    if set(former) != set(new):
-        names = ", ".join(sorted(set(former) ^ set(new)))
+    sizes = _size(previous), _size(new)
+    media = join_media(previous, new, sizes)
+    previous, new = _without_media(previous, new, sizes) if media else (dict(previous), dict(new))
+    if set(previous) != set(new):
+        names = ", ".join(sorted(set(previous) ^ set(new)))
         raise ConfigError(
             f"dynsdpb: inputs {names} came with only one of two successive batches, so they can't be joined; "
             "let the data collator return the same inputs each time"
         )
-    if one_row and _is_packed_row(former) and _is_packed_row(new):
-        return _join_end_to_end(former, new) | media
-    if sizes[0][1] != sizes[1][1] and not {"attention_mask", "position_ids"} & set(former):
+    if one_row and _is_packed_row(previous) and _is_packed_row(new):
+        return _join_end_to_end(previous, new) | media
+    if sizes[0][1] != sizes[1][1] and not {"attention_mask", "position_ids"} & set(previous):
         # Without a mask there was no padding so far; now there is, and layers such as routers must not count it.
-        for batch, size in ((former, sizes[0]), (new, sizes[1])):
+        for batch, size in ((previous, sizes[0]), (new, sizes[1])):
             batch["attention_mask"] = torch.ones(size, dtype=torch.long, device=batch["input_ids"].device)
     length = max(sizes[0][1], sizes[1][1])
     return {
-        name: _join_rows(name, [(former[name], sizes[0]), (new[name], sizes[1])], length, pad_token_id) for name in new
+        name: _join_rows(name, [(previous[name], sizes[0]), (new[name], sizes[1])], length, pad_token_id)
+        for name in new
     } | media
 
 
 def _without_media(
-    former: Mapping[str, Any], new: Mapping[str, Any], sizes: tuple[torch.Size, torch.Size]
+    previous: Mapping[str, Any], new: Mapping[str, Any], sizes: tuple[torch.Size, torch.Size]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the rest of both; where only one tells kinds of tokens, the other has nothing but text."""
-    rests = [{name: value for name, value in inputs.items() if name not in MEDIA} for inputs in (former, new)]
+    rests = [{name: value for name, value in inputs.items() if name not in MEDIA} for inputs in (previous, new)]
     for name in TOKEN_TYPES:
         kinds = [rest[name] for rest in rests if torch.is_tensor(rest.get(name))]
         for rest, size in zip(rests, sizes, strict=True):
@@ -285,13 +286,13 @@ def _is_packed_row(inputs: Mapping[str, Any]) -> bool:
     return is_one_row and (mask is None or (mask.dim() == 2 and bool(mask.all())))
 
 
-def _join_end_to_end(former: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+def _join_end_to_end(previous: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Return one packed row; the all-ones masks go, as packing is read from ``position_ids`` alone."""
     names = [name for name in new if name != "attention_mask"]
-    joined = {name: _join_ends(name, former[name], new[name], _size(new)) for name in names}
+    joined = {name: _join_ends(name, previous[name], new[name], _size(new)) for name in names}
     if torch.is_tensor(joined.get("labels")):
-        # The first label of the new row was predicted by nothing; now the last former position would predict it.
-        joined["labels"][:, _size(former)[1]] = IGNORED_LABEL
+        # The first label of the new row was predicted by nothing; now the last previous position would predict it.
+        joined["labels"][:, _size(previous)[1]] = IGNORED_LABEL
     return joined
 
 

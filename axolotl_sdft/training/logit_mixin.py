@@ -172,8 +172,8 @@ class LogitDistillationMixin(StudentMixin):
             rows_N = mask_BT.flatten().nonzero().squeeze(1).to(done.loss.device)
             loss = (1.0 - self.logit_distillation_config.alpha) * done.loss
             if len(rows_N):
-                present = done.seen.present(rows_N, is_constant=False)
-                terms = distil(present, prediction, self._logit_comparison("logits"))
+                student = done.seen.student_prediction(rows_N, is_constant=False)
+                terms = distil(student, prediction, self._logit_comparison("logits"))
                 self._logit_figures.add_distillation(terms)
                 loss = loss + self._logit_term(terms, num_items_in_batch).to(loss)
         return (loss, done.outputs) if return_outputs else loss

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from axolotl_sdft.config import DynSDPBConfig
-from axolotl_sdft.training.losses.dynsdpb import PresentPrediction, distil
+from axolotl_sdft.training.losses.dynsdpb import StudentPrediction, distil
 from axolotl_sdft.training.student import RunningFigures, StudentMixin
 from axolotl_sdft.training.support import parent_of, refuse_parallelism, refuse_vain_distillation
 from axolotl_sdft.training.teachers.prediction import ForwardOutputs, Predictions
-from axolotl_sdft.training.teachers.previous_prediction import FormerPrediction
+from axolotl_sdft.training.teachers.previous_prediction import TeacherPrediction
 from axolotl_sdft.training.teachers.replay_buffer import MicroBatch, PreviousMiniBatch, load_memory, save_memory
 
 log = logging.getLogger(__name__)
@@ -34,9 +34,9 @@ class DynSDPBMixin(StudentMixin):
     each checkpoint that holds the optimizer, one file for each rank, and a resumed run goes on with it.
 
     Logged beside the parent's figures, as means per token since the last log: ``dynsdpb/ce`` (the parent's loss),
-    ``dynsdpb/kl`` (divergence from the former prediction, without influence and temperature squared),
-    ``dynsdpb/alpha``, ``dynsdpb/temperature``, ``dynsdpb/uncertainty`` (of the former prediction) and
-    ``dynsdpb/agreement`` (share of tokens whose likeliest token is the same as before).
+    ``dynsdpb/kl`` (divergence from the previous prediction, without influence and temperature squared),
+    ``dynsdpb/alpha``, ``dynsdpb/temperature``, ``dynsdpb/uncertainty`` (of the previous prediction) and
+    ``dynsdpb/agreement`` (share of tokens whose most likely token is the same as before).
 
     Args:
         dynsdpb: Influence and temperature; the defaults when unset. All other arguments are the parent's.
@@ -115,10 +115,10 @@ class DynSDPBMixin(StudentMixin):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return the parent's loss on the former and the new micro-batch together, plus the distillation term.
+        """Return the parent's loss on the previous and the new micro-batch together, plus the distillation term.
 
         In evaluation, and outside a training loop, it is the parent's loss on ``inputs``. The outputs, when asked
-        for, are those of the joined batch, former rows first.
+        for, are those of the joined batch, previous rows first.
 
         Raises:
             ConfigError: The model shows no logits for the labels, its labels can't be distilled, its inputs can't be
@@ -129,8 +129,8 @@ class DynSDPBMixin(StudentMixin):
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
         layout = self._label_layout(inputs)
-        former = self._dynsdpb_memory.take()
-        joined = self._dynsdpb_join(former, inputs)
+        previous = self._dynsdpb_memory.take()
+        joined = self._dynsdpb_join(previous, inputs)
         mask_BT = layout.mask(joined)
         predictions = self._dynsdpb_reader()
         done = self._student_pass(
@@ -147,12 +147,12 @@ class DynSDPBMixin(StudentMixin):
         rows_N = mask_BT.flatten().nonzero().squeeze(1).to(loss.device)
         loss_sum = self._loss_sum(loss, len(rows_N), num_items_in_batch)
         self._dynsdpb_figures.add_cross_entropy(loss_sum, len(rows_N))
-        num_former = former.num_tokens if former else 0
-        if former is not None and num_former:
-            present = seen.present(rows_N[:num_former], is_constant=self.dynsdpb_config.alpha == 0)
-            term = self._dynsdpb_term(present, former, predictions.recall(former.kept), num_items_in_batch)
+        num_previous = previous.num_tokens if previous else 0
+        if previous is not None and num_previous:
+            student = seen.student_prediction(rows_N[:num_previous], is_constant=self.dynsdpb_config.alpha == 0)
+            term = self._dynsdpb_term(student, previous, predictions.recall(previous.kept), num_items_in_batch)
             loss = loss + term.to(loss)
-        kept = predictions.keep(seen, rows_N[num_former:])
+        kept = predictions.keep(seen, rows_N[num_previous:])
         self._dynsdpb_memory.remember(inputs, kept, cpu_offload=self.dynsdpb_config.cpu_offload)
         return (loss, outputs) if return_outputs else loss
 
@@ -175,15 +175,15 @@ class DynSDPBMixin(StudentMixin):
             logs = {**logs, **figures}
         super().log(logs, *args, **kwargs)
 
-    def _dynsdpb_join(self, former: MicroBatch | None, inputs: dict[str, Any]) -> dict[str, Any]:
-        if former is None:
+    def _dynsdpb_join(self, previous: MicroBatch | None, inputs: dict[str, Any]) -> dict[str, Any]:
+        if previous is None:
             return dict(inputs)  # trainers take labels out of what they are given, but these will be needed again
         model_config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
         one_row = self._dynsdpb_joins_end_to_end or "flash" in str(getattr(model_config, "_attn_implementation", ""))
         pad_ids = (getattr(source, "pad_token_id", None) for source in (self.processing_class, model_config))
         # Which token fills the rows makes no difference, so any token of the vocabulary will do.
         pad_token_id = next((pad_id for pad_id in pad_ids if isinstance(pad_id, int) and pad_id >= 0), 0)
-        return self._label_layout(inputs).join(former.inputs, inputs, pad_token_id, one_row=one_row)
+        return self._label_layout(inputs).join(previous.inputs, inputs, pad_token_id, one_row=one_row)
 
     @property
     def _dynsdpb_joins_end_to_end(self) -> bool:
@@ -196,7 +196,7 @@ class DynSDPBMixin(StudentMixin):
         return self._dynsdpb_predictions
 
     def _dynsdpb_term(
-        self, present: PresentPrediction, former: MicroBatch, prediction: FormerPrediction | None, num_items: Any
+        self, student: StudentPrediction, previous: MicroBatch, prediction: TeacherPrediction | None, num_items: Any
     ) -> Tensor:
         """Return the distillation term, divided the way the parent divides its own loss."""
         if prediction is None:
@@ -204,8 +204,8 @@ class DynSDPBMixin(StudentMixin):
             return torch.zeros(())
         labels_N = None
         if self.dynsdpb_config.teacher_correct_only:
-            labels_N = self._label_layout(former.inputs).trained(former.inputs).to(present.raw.device)
-        terms = distil(present, prediction, self.dynsdpb_config, labels_N)
+            labels_N = self._label_layout(previous.inputs).trained(previous.inputs).to(student.raw.device)
+        terms = distil(student, prediction, self.dynsdpb_config, labels_N)
         self._dynsdpb_figures.add_distillation(terms)
         if self._is_window_mean(num_items):
             return terms.kl_sum * self._rank_scale(num_items) / self._dynsdpb_window_tokens

@@ -110,7 +110,7 @@ def axolotl_trainer_class(*blocks: str) -> type[Any]:
     Made on demand, because Axolotl's plugins are imported before its trainers may be.
 
     Args:
-        blocks: ``dynsdpb``, ``logit_distillation`` or both; the former when none is named.
+        blocks: ``dynsdpb``, ``logit_distillation`` or both; the previous when none is named.
 
     Raises:
         MissingExtraError: Axolotl is not installed.

@@ -166,7 +166,7 @@ def main() -> None:
     ways = list(commands(source, kept, options.workdir, options.mergekit))
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name, _, _ in ways}
     for _ in range(options.rounds):
-        os.sync()  # what the former way left to be written must not slow down this one
+        os.sync()  # what the previous way left to be written must not slow down this one
         for name, command, output in ways:
             time.sleep(1)
             figures[name].append(measure(command, output))

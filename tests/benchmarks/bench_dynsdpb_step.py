@@ -5,8 +5,8 @@
 Three ways in turn, several rounds, each in a process of its own so that its peak memory is its own:
 
 * plain: ``transformers.Trainer`` on 2 N rows a step
-* dynsdpb: ``DynSDPBTrainer`` on N new rows a step, so that N former ones go along
-* straightforward: N new and N former rows in two forward passes, both graphs and the full former logits kept
+* dynsdpb: ``DynSDPBTrainer`` on N new rows a step, so that N previous ones go along
+* straightforward: N new and N previous rows in two forward passes, both graphs and the full previous logits kept
 
 Prints medians of the time of a step, of the processor's time for it, and of the peak memory while steps run (that of
 the device where there is one), as a table. Ratios are medians of those within a round.
@@ -103,17 +103,17 @@ def _straightforward_class() -> type[Any]:
     from transformers import Trainer
 
     class StraightforwardTrainer(Trainer):
-        former: tuple[dict[str, Any], Any] | None = None
+        previous: tuple[dict[str, Any], Any] | None = None
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             now = model(**inputs)
-            loss, former = now.loss, self.former
-            self.former = (inputs, now.logits.detach())
-            if former is not None:
-                again = model(**former[0])
-                present, before = ((logits.float() / 2.0).log_softmax(-1) for logits in (again.logits, former[1]))
+            loss, previous = now.loss, self.previous
+            self.previous = (inputs, now.logits.detach())
+            if previous is not None:
+                again = model(**previous[0])
+                present, before = ((logits.float() / 2.0).log_softmax(-1) for logits in (again.logits, previous[1]))
                 divergence = torch.nn.functional.kl_div(present, before, reduction="none", log_target=True).sum(-1)
-                loss = (loss + again.loss) / 2 + 4.0 * divergence[former[0]["labels"] != -100].mean()
+                loss = (loss + again.loss) / 2 + 4.0 * divergence[previous[0]["labels"] != -100].mean()
             return (loss, now) if return_outputs else loss
 
     return StraightforwardTrainer
@@ -152,7 +152,7 @@ def _wait_for_device() -> None:
 
 
 def _forget_peak() -> None:
-    """Start the peak anew where the system can: loading in another number format takes more than running."""
+    """Start the peak anew where the system can: loading in another dtype takes more than running."""
     import torch
 
     if torch.cuda.is_available():

@@ -57,7 +57,7 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
     output = options.workdir / "merged"
     shutil.rmtree(output, ignore_errors=True)
     model_dirs(options)
-    os.sync()  # what the former way left to be written must not slow down this one
+    os.sync()  # what the previous way left to be written must not slow down this one
     start = time.perf_counter()
     subprocess.run(command(way, options, output), check=True, capture_output=True)
     seconds = time.perf_counter() - start

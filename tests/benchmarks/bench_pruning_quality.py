@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def table(cells: dict[tuple[str, str, int], tuple[PruningPlan, float]], counts: list[int]) -> Iterator[str]:
-    """Yield the lines of a Markdown table: metrics by numbers of layers, with the layers that go."""
+    """Yield the lines of a Markdown table: metrics by numbers of layers, with the removed layers."""
     yield "| metric | " + " | ".join(f"less {count}" for count in counts) + " |"
     yield "|---" * (len(counts) + 1) + "|"
     for metric, average in METRICS:

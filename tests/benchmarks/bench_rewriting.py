@@ -5,7 +5,7 @@
 
 The ways take turns, so that a machine that gets slower slows down all of them: one row at a time in float32 through
 ``model.generate``, the ``transformers`` backend, and, where a server is named, the ``openai`` backend. All get the same
-prompts, made by the template ``reference``, and take the likeliest token each time. Loading the model is not measured.
+prompts, made by the template ``reference``, and decode greedily. Loading the model is not measured.
 Prints medians and ratios of the tokens per second as Markdown. Tokens are those written, the end of a turn among them.
 """
 

@@ -44,7 +44,7 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def _forget_peak() -> None:
-    """Start the peak anew where the system can: loading in another number format takes more than running."""
+    """Start the peak anew where the system can: loading in another dtype takes more than running."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -10,8 +10,8 @@ PANELS = {
     "dynsdpb/kl": "kl: divergence from the step before, nats",
     "dynsdpb/alpha": "alpha: influence",
     "dynsdpb/temperature": "temperature",
-    "dynsdpb/uncertainty": "uncertainty of the former prediction",
-    "dynsdpb/agreement": "agreement with the former prediction",
+    "dynsdpb/uncertainty": "uncertainty of the previous prediction",
+    "dynsdpb/agreement": "agreement with the previous prediction",
 }
 _COLOUR = "#0072b2"
 _AVERAGED = 9  # steps, of the thick line

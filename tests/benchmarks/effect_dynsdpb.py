@@ -92,11 +92,11 @@ SENTIMENT_COLUMNS = (
     Column("held-out accuracy, %", "accuracy", 100.0, 1),
     Column("nats a row", "nll", digits=3),
     Column("calibration error, %", "calibration_error", 100.0, 1),
-    Column("turned labels learnt, %", "turned_learnt", 100.0, 0),
+    Column("flipped labels learnt, %", "turned_learnt", 100.0, 0),
 )
 WORD_PROBLEM_COLUMNS = (
     Column("held-out answers, nats a token", "nll", digits=4),
-    Column("likeliest token right, %", "right", 100.0, 2),
+    Column("most likely token right, %", "right", 100.0, 2),
     Column("calibration error, %", "calibration_error", 100.0, 2),
     Column("forgotten: KL to the seed, nats", "kl", digits=4),
 )
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def encoder(options: argparse.Namespace) -> None:
-    """Run the ways on the encoder, and print one table for each share of turned labels."""
+    """Run the ways on the encoder, and print one table for each share of flipped labels."""
     from tests.benchmarks.effect_sentiment import SentimentBench, SentimentTraining
 
     bench = SentimentBench(options.ratings, options.encoder)
@@ -129,7 +129,7 @@ def encoder(options: argparse.Namespace) -> None:
                 figures = runs.find_or_make(training.settings(), functools.partial(bench.run, training))
                 found.setdefault((noise, way.title), []).append(figures)
     for noise in options.noise:
-        print(f"\n{noise:.0%} of the training labels turned round\n")
+        print(f"\n{noise:.0%} of the training labels flipped\n")
         print(table({way.title: found[noise, way.title] for way in ways}, SENTIMENT_COLUMNS))
 
 
@@ -195,7 +195,7 @@ def _options() -> argparse.Namespace:
         study = _study(studies, name)
         study.add_argument("--ratings", type=Path, required=True, help="sentences with their mean rating")
         study.add_argument("--encoder", type=Path, required=True, help="folder of a pretrained encoder")
-        study.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.2], help="shares of turned labels")
+        study.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.2], help="shares of flipped labels")
         study.add_argument("--batch-rows", type=int, default=16)
     study = _study(studies, "smollm2")
     study.add_argument("--data", type=Path, required=True, help="folder with gsm8k_train.jsonl and gsm8k_test.jsonl")

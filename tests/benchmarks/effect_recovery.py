@@ -3,15 +3,15 @@
     python -m tests.benchmarks.effect_recovery --data DATA --workdir bench --picture recovery.svg
 
 The seed model loses layers, chosen by block influence, and is then trained on Dolly with LoRA: on the original answers;
-on those that the unpruned seed rewrote, taking the likeliest token each time or sampling; and on these with DynSDPB, at
-half the epochs since each row is seen twice. Two controls: the batches that DynSDPB joins, but without its term; and
+on those that the unpruned seed rewrote, greedily or sampling; and on these with DynSDPB, at half the epochs since each
+row is seen twice. Two controls: the batches that DynSDPB joins, but without its term; and
 answers that the seed gave without seeing the original ones, as if rewriting could close all of the gap.
 Two models that were trained on rewritten answers, one on Dolly and one on GSM8K, are merged by SLERP: as full weights,
 which is the paper's way, and as LoRA adapters.
 
 Quality kept is 100 * perplexity(seed) / perplexity(model), on held-out original answers of Dolly, and on the seed's own
 greedy answers to held-out prompts of GSM8K and OpenFunctions; beside it stands how often model and seed hold the same
-token likeliest on those own answers. Prints the tables; ``--picture`` draws them. Finished runs and adapters are kept
+token most likely on those own answers. Prints the tables; ``--picture`` draws them. Finished runs and adapters are kept
 in ``--workdir``; ``--finished-only`` shows what is there.
 """
 

@@ -88,7 +88,7 @@ class SentimentBench:
         """Train, and return what came of it.
 
         ``accuracy``, ``nll`` (nats a row) and ``calibration_error`` are of the held-out rows, ``turned_learnt`` is the
-        share of the turned labels that the model has taken over (left out without noise), ``steps`` counts optimizer
+        share of the flipped labels that the model has taken over (left out without noise), ``steps`` counts optimizer
         steps, and ``log`` holds the trainer's.
         """
         rows, is_turned = self.train_rows(training)

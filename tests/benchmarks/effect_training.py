@@ -114,7 +114,7 @@ class Bench:
             name: Of the set.
             split: ``train`` or ``test``.
             count: How many.
-            temperature: At which the seed model writes; at 0 it takes the likeliest token each time.
+            temperature: At which the seed model writes; at 0 it takes the most likely token each time.
             changes: Fields of the set in which the rewriting differs.
         """
         task, original = replace(SETS[name], **changes), self.targets(name, split, count)

@@ -165,7 +165,7 @@ class WordProblemBench:
     def run(self, training: WordProblemTraining) -> dict[str, Any]:
         """Train, and return what came of it.
 
-        ``nll`` (nats a token), ``right`` (share of tokens that were the likeliest) and ``calibration_error`` are of
+        ``nll`` (nats a token), ``right`` (share of tokens that were the most likely) and ``calibration_error`` are of
         the held-out answers, ``kl`` is that of the seed from the model on the seed's own answers to general prompts,
         in nats a token, and ``log`` holds the trainer's.
         """

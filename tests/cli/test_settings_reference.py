@@ -133,7 +133,7 @@ def test_a_default_is_told_as_it_would_stand_in_yaml(define, annotation, default
 
 
 def test_an_unknown_block_is_refused_with_the_known_ones():
-    with pytest.raises(UnknownNameError, match="'pruning' is no block of settings; known: layer_pruning, self_dist"):
+    with pytest.raises(UnknownNameError, match="'pruning' is not a block of settings; known: layer_pruning, self_dist"):
         settings_rows("pruning")
 
 
@@ -220,7 +220,9 @@ def test_markers_that_are_not_one_pair_are_refused_by_name(old, new):
 
 
 def test_a_marker_of_an_unknown_block_is_refused():
-    with pytest.raises(ConfigError, match="a marker names 'merging', which is no block of settings; known: layer_pr"):
+    with pytest.raises(
+        ConfigError, match="a marker names 'merging', which is not a block of settings; known: layer_pr"
+    ):
         refresh([marked("") + "<!-- settings:merging -->"])
 
 

@@ -121,8 +121,8 @@ def test_a_block_can_not_be_changed_once_it_is_read(model):
         (CalibrationConfig, "num_samples", 0, "greater than or equal to 1"),
         (CalibrationConfig, "sequence_len", 7, "greater than or equal to 8"),
         (CalibrationConfig, "batch_size", 0, "greater than or equal to 1"),
-        (LayerPruningConfig, "num_layers", 0, "0 is no number of layers; write a whole number from 1 on"),
-        (LayerPruningConfig, "num_layers", 2.5, "2.5 is no number of layers; .* between 0 and 1, such as 0.25"),
+        (LayerPruningConfig, "num_layers", 0, "0 is not a number of layers; write a whole number from 1 on"),
+        (LayerPruningConfig, "num_layers", 2.5, "2.5 is not a number of layers; .* between 0 and 1, such as 0.25"),
         (LayerPruningConfig, "dtype", "int8", "'auto', 'float32', 'bfloat16' or 'float16'"),
         (LayerPruningConfig, "token_reduction", "first", "'all' or 'last'"),
         (LayerPruningConfig, "protect_first", -1, "greater than or equal to 0"),
@@ -219,7 +219,7 @@ def test_a_number_of_layers_is_a_count_or_a_fraction(written, read):
     | st.sampled_from([True, False, "", "six", "1.0", "25%", float("nan"), [2], {"layers": 2}])
 )
 def test_what_is_no_number_of_layers_is_refused_with_an_example_of_each_kind(written):
-    with pytest.raises(ValidationError, match=r"is no number of layers; write .* such as 6, or a fraction .*0\.25"):
+    with pytest.raises(ValidationError, match=r"is not a number of layers; write .* such as 6, or a fraction .*0\.25"):
         LayerPruningConfig.model_validate({"num_layers": written})
 
 
@@ -324,7 +324,7 @@ def test_a_budget_of_parameters_is_a_count_or_a_fraction(written, read):
 
 @pytest.mark.parametrize("written", [0, -1, "0.5B0", "many", True, "inf", "nan", "", None, "1.5Q"])
 def test_what_is_no_number_of_parameters_is_refused(written):
-    with pytest.raises(ValidationError, match=r"is no number of parameters; write a count such as 6\.5B"):
+    with pytest.raises(ValidationError, match=r"is not a number of parameters; write a count such as 6\.5B"):
         LayerPruningConfig(target={"parameters": written})
 
 

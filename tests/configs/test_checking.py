@@ -69,7 +69,7 @@ def test_a_good_configuration_has_no_findings(found):
         ({"datasets": dataset(revision=None)}, "advice: datasets[0].revision: is not set, so tatsu-lab/alpaca"),
         ({"header": "# title: A\n"}, "fault: description: the first lines do not say needs, expects, source"),
         ({"plugins": None}, "fault: plugins: axolotl_sdft.SDFTPlugin is not listed"),
-        ({"self_distilation": {}}, "fault: self_distilation: is no key of Axolotl or its plugins"),
+        ({"self_distilation": {}}, "fault: self_distilation: is not a key of Axolotl or its plugins"),
         ({"self_distillation": {"chekcs": []}}, "fault: self_distillation: unknown key 'chekcs'; did you mean"),
         (
             {"datasets": dataset(self_distillation={"chekcs": []})},

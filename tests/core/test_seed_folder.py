@@ -37,11 +37,15 @@ def test_a_folder_is_its_own_seed(tiny_llama_dir, monkeypatch):
         (
             "nobody/no-such-model",
             None,
-            r"base_model is 'nobody/no-such-model', which is no folder here and can't be had",
+            r"base_model is 'nobody/no-such-model', which is not a local folder and could not be downloaded",
         ),
-        ("nobody/no-such-model", "v2", r"base_model is 'nobody/no-such-model' \(revision 'v2'\), which is no folder"),
-        ("models/no/such/folder", None, r"base_model is 'models/no/such/folder', which is no folder here"),
-        ("/no/such/folder", None, r"base_model is '/no/such/folder', which is no folder here"),
+        (
+            "nobody/no-such-model",
+            "v2",
+            r"base_model is 'nobody/no-such-model' \(revision 'v2'\), which is not a local folder",
+        ),
+        ("models/no/such/folder", None, r"base_model is 'models/no/such/folder', which is not a local folder"),
+        ("/no/such/folder", None, r"base_model is '/no/such/folder', which is not a local folder"),
     ],
 )
 def test_a_seed_that_is_nowhere_is_refused_by_its_key(base_model, revision, message):

@@ -14,7 +14,7 @@ from axolotl_sdft.configs.catalogue import find_config
 from tests.docs.pages import PAGES, REPOSITORY, commands, each_block, name_of, prose
 
 OWN_CONCERN = {"vllm", "llama-server", "source"}
-"""Programs that are no part of this project; what they take is theirs to say."""
+"""Programs that are not part of this project; what they take is theirs to say."""
 FOREIGN_MODULES = {"sglang.launch_server"}
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]

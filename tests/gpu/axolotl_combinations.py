@@ -6,8 +6,8 @@
     python -m tests.gpu.axolotl_combinations --on-cpu lora    # to try this script itself
 
 Each case is a configuration laid over the same small one. It passes when Axolotl ends well, the first step's
-cross-entropy is that of the plain case (nothing is repeated yet), and from the second step on the former prediction is
-distilled. Cases that must be refused pass when the error says so. The output of each is kept in its folder.
+cross-entropy is that of the plain case (nothing is repeated yet), and from the second step on the previous prediction
+is distilled. Cases that must be refused pass when the error says so. The output of each is kept in its folder.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import yaml
 REPOSITORY = Path(__file__).parents[2]
 _STEPS = 6
 _TOLERANCE = 0.05
-"""Of the first step's cross-entropy: kernels and number formats round differently."""
+"""Of the first step's cross-entropy: kernels and dtypes round differently."""
 
 _LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
 _LIGER = {

@@ -25,7 +25,10 @@ def test_an_empty_block_switches_its_stage_on_with_the_defaults():
         ),
         ({"dynsdpb": {"alpha": -1}}, r"dynsdpb.alpha is -1: Input should be greater than or equal to 0"),
         ({"layer_pruning": 6}, r"layer_pruning is 6: Input should be a valid dictionary"),
-        ({"layer_prunning": {"num_layers": 2}}, r"layer_prunning is no key of Axolotl.*did you mean 'layer_pruning'\?"),
+        (
+            {"layer_prunning": {"num_layers": 2}},
+            r"layer_prunning is not a key of Axolotl.*did you mean 'layer_pruning'\?",
+        ),
         ({"dynsdbp": {}}, r"did you mean 'dynsdpb'\?"),
     ],
 )

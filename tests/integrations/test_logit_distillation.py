@@ -49,7 +49,7 @@ def test_a_seed_model_that_was_moved_is_named_before_training(pruned_dir, monkey
 def test_another_model_in_the_place_of_the_seed_model_is_refused(pruned_dir, monkeypatch):
     path = pruned_dir / "provenance/layer_pruning.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": "0" * 64}))
-    with pytest.raises(CheckpointError, match=r"but .*seed holds another model by now; put the former one back"):
+    with pytest.raises(CheckpointError, match=r"but .*seed holds another model by now; put the previous one back"):
         prepared("train", monkeypatch, base_model=str(pruned_dir), logit_distillation={})
 
 

@@ -96,7 +96,7 @@ def test_the_help_lists_the_keys_of_the_block():
         (
             {"merge": {"models": ["base_model", "absent"]}},
             (),
-            r"merge\.models is 'absent', which is no folder here",
+            r"merge\.models is 'absent', which is not a local folder",
         ),
         (
             {"layer_pruning": {"drop_layers": [2]}, "output_dir": "empty"},

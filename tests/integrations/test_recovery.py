@@ -140,7 +140,7 @@ def test_seed_pruned_named_and_trained_models_stand_in_this_order(cfg, tiny_llam
     )
 
 
-@pytest.mark.parametrize(("folder", "what"), [("nowhere", "is no folder"), (".", "holds neither config.json nor")])
+@pytest.mark.parametrize(("folder", "what"), [("nowhere", "is not a folder"), (".", "holds neither config.json nor")])
 def test_a_named_model_that_is_not_there_is_refused(cfg, folder, what):
     with pytest.raises(ConfigError, match=rf"recovery_report.models.plain is '{folder}', which {what}"):
         names_and_notes(cfg, models={"plain": folder})

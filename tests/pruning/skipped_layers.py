@@ -107,7 +107,7 @@ def check_patch(
     Args:
         seed: The unpruned model, loaded from ``seed_dir``.
         seed_dir: Its checkpoint.
-        drop_layers: The layers that go.
+        drop_layers: The removed layers.
         bare_dir: The checkpoint of the bare cut.
         reason: Part of why a layer of this type takes no patch; None: all do.
     """

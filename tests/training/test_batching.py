@@ -43,10 +43,12 @@ def test_labels_that_are_no_rows_of_tokens_are_refused(inputs: dict[str, Any], f
         label_mask(inputs)
 
 
-def test_former_rows_come_first_and_shorter_rows_are_padded_on_the_right():
-    former = batch(input_ids=[[1, 2, 3]], labels=[[-100, 2, 3]], attention_mask=[[1, 1, 1]], token_type_ids=[[1, 1, 1]])
+def test_previous_rows_come_first_and_shorter_rows_are_padded_on_the_right():
+    previous = batch(
+        input_ids=[[1, 2, 3]], labels=[[-100, 2, 3]], attention_mask=[[1, 1, 1]], token_type_ids=[[1, 1, 1]]
+    )
     new = batch(input_ids=[[4, 5]], labels=[[4, 5]], attention_mask=[[1, 1]], token_type_ids=[[1, 1]])
-    assert {name: value.tolist() for name, value in join_batches(former, new, 9).items()} == {
+    assert {name: value.tolist() for name, value in join_batches(previous, new, 9).items()} == {
         "input_ids": [[1, 2, 3], [4, 5, 9]],
         "labels": [[-100, 2, 3], [4, 5, -100]],
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
@@ -67,14 +69,14 @@ def test_padding_where_there_was_none_brings_a_mask():
 
 
 def test_other_tensors_are_joined_row_by_row_and_equal_settings_kept():
-    former = tokens(2, 3, pixel_values=torch.zeros(2, 3, 4, 4), use_cache=False)
-    joined = join_batches(former, tokens(1, 5, pixel_values=torch.ones(1, 3, 4, 4), use_cache=False), 0)
+    previous = tokens(2, 3, pixel_values=torch.zeros(2, 3, 4, 4), use_cache=False)
+    joined = join_batches(previous, tokens(1, 5, pixel_values=torch.ones(1, 3, 4, 4), use_cache=False), 0)
     assert joined["pixel_values"].sum(dim=(1, 2, 3)).tolist() == [0.0, 0.0, 48.0]
     assert joined["use_cache"] is False
 
 
 @pytest.mark.parametrize(
-    ("former", "new"),
+    ("previous", "new"),
     [
         (torch.zeros(2, 4, 4), torch.zeros(1, 5, 5)),  # widths that differ
         (torch.zeros(3), torch.zeros(1)),  # not one entry per row
@@ -84,9 +86,9 @@ def test_other_tensors_are_joined_row_by_row_and_equal_settings_kept():
         ([[1, 2]], [[1, 2]]),  # entries of each batch, though they are equal
     ],
 )
-def test_an_input_that_cannot_be_joined_is_named(former: Any, new: Any):
+def test_an_input_that_cannot_be_joined_is_named(previous: Any, new: Any):
     with pytest.raises(ConfigError, match=r"dynsdpb: input 'extra' \(.*can't be joined"):
-        join_batches(tokens(2, 4, extra=former), tokens(1, 5, extra=new), 0)
+        join_batches(tokens(2, 4, extra=previous), tokens(1, 5, extra=new), 0)
 
 
 def test_flash_attention_offsets_are_never_joined_as_if_they_were_rows():
@@ -101,16 +103,16 @@ def test_an_input_of_only_one_batch_is_named():
 
 
 def test_joining_changes_neither_batch():
-    former, new = tokens(1, 2), tokens(1, 3)
-    join_batches(former, new, 0)
-    assert set(former) == set(new) == {"input_ids", "labels"}
-    assert (former["input_ids"].shape, new["input_ids"].shape) == ((1, 2), (1, 3))
+    previous, new = tokens(1, 2), tokens(1, 3)
+    join_batches(previous, new, 0)
+    assert set(previous) == set(new) == {"input_ids", "labels"}
+    assert (previous["input_ids"].shape, new["input_ids"].shape) == ((1, 2), (1, 3))
 
 
 def test_packed_rows_can_be_joined_end_to_end():
-    former = packed(3, 2) | batch(cu_seq_lens_q=[0, 3, 5]) | {"max_length_q": 3}
+    previous = packed(3, 2) | batch(cu_seq_lens_q=[0, 3, 5]) | {"max_length_q": 3}
     new = packed(4) | batch(cu_seq_lens_q=[0, 4]) | {"max_length_q": 4}
-    joined = join_batches(former, new, 0, one_row=True)
+    joined = join_batches(previous, new, 0, one_row=True)
     assert joined["input_ids"].tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 4]]
     # The new row's first token was predicted by nothing, and still is.
     assert joined["labels"].tolist() == [[1, 2, 3, 4, 5, -100, 2, 3, 4]]
@@ -145,11 +147,11 @@ def padded(lengths: list[int]) -> dict[str, torch.Tensor]:
 @settings(max_examples=25)
 @given(row_lengths, row_lengths)
 def test_one_joined_pass_over_padded_rows_predicts_what_two_passes_do(
-    former_lengths: list[int], new_lengths: list[int]
+    previous_lengths: list[int], new_lengths: list[int]
 ):
-    model, former, new = make_llama(), padded(former_lengths), padded(new_lengths)
-    apart = torch.cat([label_logits(model, former), label_logits(model, new)])
-    torch.testing.assert_close(label_logits(model, join_batches(former, new, 0)), apart, rtol=1e-4, atol=1e-5)
+    model, previous, new = make_llama(), padded(previous_lengths), padded(new_lengths)
+    apart = torch.cat([label_logits(model, previous), label_logits(model, new)])
+    torch.testing.assert_close(label_logits(model, join_batches(previous, new, 0)), apart, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -157,8 +159,8 @@ def test_one_joined_pass_over_padded_rows_predicts_what_two_passes_do(
 def test_one_joined_pass_over_packed_rows_predicts_what_each_sample_alone_does(attention: str, one_row: bool):
     # With a cache, transformers takes a row for one sample whatever its position ids say.
     model = make_llama(attn_implementation=attention, use_cache=False)
-    former, new = packed(3, 4, 2), packed(5, 1)
-    joined = label_logits(model, join_batches(former, new, 0, one_row=one_row))
+    previous, new = packed(3, 4, 2), packed(5, 1)
+    joined = label_logits(model, join_batches(previous, new, 0, one_row=one_row))
     # Token numbers count up through a packed row: 1 2 3, 4 5 6 7, 8 9 and 1 2 3 4 5, 6.
     samples = [torch.arange(start, stop)[None] for start, stop in ((1, 4), (4, 8), (8, 10), (1, 6), (6, 7))]
     with torch.no_grad():

@@ -80,19 +80,21 @@ def an_epoch(labels: str) -> MicroBatches:
     return [texts(*parts, seed=place, labels=labels) for place, parts in enumerate(lengths)]
 
 
-def beside_the_former(epochs: list[MicroBatches], size: int) -> list[MicroBatches]:
+def beside_the_previous(epochs: list[MicroBatches], size: int) -> list[MicroBatches]:
     """The same epochs with each micro-batch joined to that at its place in the window before."""
-    joined, former = [], []
+    joined, previous = [], []
     for epoch in epochs:
         for start in range(0, len(epoch), size):
             window = epoch[start : start + size]
-            joined += [stacked(former[place], new) if place < len(former) else new for place, new in enumerate(window)]
-            former = window
+            joined += [
+                stacked(previous[place], new) if place < len(previous) else new for place, new in enumerate(window)
+            ]
+            previous = window
     return [joined[start : start + len(epochs[0])] for start in range(0, len(joined), len(epochs[0]))]
 
 
-def stacked(former: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
-    length = max(former["input_ids"].shape[1], new["input_ids"].shape[1])
+def stacked(previous: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
+    length = max(previous["input_ids"].shape[1], new["input_ids"].shape[1])
     filling = {"input_ids": 1, "attention_mask": 0, "labels": -100}
 
     def padded(name: str, batch: dict[str, Tensor]) -> Tensor:
@@ -100,7 +102,7 @@ def stacked(former: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tens
         is_per_token = value.shape == batch["input_ids"].shape
         return pad(value, (0, length - value.shape[1]), value=filling[name]) if is_per_token else value
 
-    return {name: torch.cat([padded(name, former), padded(name, new)]) for name in former}
+    return {name: torch.cat([padded(name, previous), padded(name, new)]) for name in previous}
 
 
 def assert_same_parameters(model: torch.nn.Module, expected: torch.nn.Module, **tolerance: float) -> None:
@@ -120,7 +122,7 @@ def test_without_influence_twenty_steps_are_plain_training_on_the_joined_micro_b
     settings = {"gradient_accumulation_steps": accumulation, "optim": "adamw_torch", "learning_rate": 0.01}
     settings |= {"label_smoothing_factor": smoothing}
     plain_model, model = (make_model(classes, dropout=0.1) for _ in range(2))
-    plain = train(Trainer, plain_model, beside_the_former(epochs, accumulation), tmp_path, **settings)
+    plain = train(Trainer, plain_model, beside_the_previous(epochs, accumulation), tmp_path, **settings)
     trainer = train(DynSDPBTrainer, model, epochs, tmp_path, dynsdpb=DynSDPBConfig(alpha=0.0), **settings)
     assert trainer.state.global_step == plain.state.global_step >= 20
     assert_same_parameters(trainer.model, plain.model, rtol=0.0, atol=0.0)
@@ -128,7 +130,7 @@ def test_without_influence_twenty_steps_are_plain_training_on_the_joined_micro_b
 
 def slow_training(model: Any, epochs: list[MicroBatches], size: int, labels: str) -> None:
     """The method written out, one pass for each micro-batch; transformers adds up the means of a step here."""
-    former: list[tuple[dict[str, Tensor], Tensor]] = []
+    previous: list[tuple[dict[str, Tensor], Tensor]] = []
     for epoch in epochs:
         for start in range(0, len(epoch), size):
             remembered = []
@@ -136,15 +138,15 @@ def slow_training(model: Any, epochs: list[MicroBatches], size: int, labels: str
                 logits, ce = trained_logits(model, new, labels)
                 remembered.append((new, logits.detach()))
                 loss = ce.mean()
-                if place < len(former):
-                    again, ce_again = trained_logits(model, former[place][0], labels)
-                    loss = torch.cat([ce, ce_again]).mean() + tempered_kl(again, former[place][1], labels).mean()
+                if place < len(previous):
+                    again, ce_again = trained_logits(model, previous[place][0], labels)
+                    loss = torch.cat([ce, ce_again]).mean() + tempered_kl(again, previous[place][1], labels).mean()
                 loss.backward()
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter -= 0.0 if parameter.grad is None else 0.05 * parameter.grad
             model.zero_grad()
-            former = remembered
+            previous = remembered
 
 
 def trained_logits(model: Any, batch: dict[str, Tensor], labels: str) -> tuple[Tensor, Tensor]:
@@ -157,14 +159,14 @@ def trained_logits(model: Any, batch: dict[str, Tensor], labels: str) -> tuple[T
     return logits, cross_entropy(logits, targets, reduction="none")
 
 
-def tempered_kl(present: Tensor, former: Tensor, labels: str) -> Tensor:
+def tempered_kl(present: Tensor, previous: Tensor, labels: str) -> Tensor:
     """Return ``0.8 * 2^2 * KL`` of each trained label, at temperature 2."""
-    present, former = present.double() / 2, former.double() / 2
+    present, previous = present.double() / 2, previous.double() / 2
     if labels == "many":
-        yes, no = (former.sigmoid() * (logsigmoid(former) - logsigmoid(present))), -former
+        yes, no = (previous.sigmoid() * (logsigmoid(previous) - logsigmoid(present))), -previous
         kl = yes + no.sigmoid() * (logsigmoid(no) - logsigmoid(-present))
     else:
-        kl = (former.softmax(-1) * (former.log_softmax(-1) - present.log_softmax(-1))).sum(-1)
+        kl = (previous.softmax(-1) * (previous.log_softmax(-1) - present.log_softmax(-1))).sum(-1)
     return 3.2 * kl.float()
 
 
@@ -191,7 +193,7 @@ def test_each_step_is_distilled_from_the_step_before(tmp_path: Path, classes: An
     assert not torch.allclose(next(trainer.model.parameters()), next(plain.parameters()), atol=1e-3)
 
 
-def test_only_correct_distils_the_rows_whose_class_the_former_prediction_had_right(tmp_path: Path):
+def test_only_correct_distils_the_rows_whose_class_the_previous_prediction_had_right(tmp_path: Path):
     batch, model = texts(5, 4, 3, 6, seed=1), make_model(SEQUENCE[0])
     with torch.no_grad():
         share = (model(**batch).logits.argmax(-1) == batch["labels"]).float().mean().item()
@@ -212,20 +214,24 @@ def test_the_logged_cross_entropy_is_the_mean_over_what_is_trained(tmp_path: Pat
 @pytest.mark.parametrize("classes", [*SEQUENCE, *TOKEN])
 def test_the_padding_of_joined_rows_changes_no_prediction(classes: Any):
     labels = "tokens" if classes in TOKEN else "rows"
-    model, former, new = make_model(classes).eval(), texts(3, 2, seed=1, labels=labels), texts(8, seed=2, labels=labels)
+    model, previous, new = (
+        make_model(classes).eval(),
+        texts(3, 2, seed=1, labels=labels),
+        texts(8, seed=2, labels=labels),
+    )
     layout = label_layout(model, new)
-    joined = layout.join(former, new, 1, one_row=False)
+    joined = layout.join(previous, new, 1, one_row=False)
     with torch.no_grad():
-        parts = [layout.logits(model(**batch).logits)[layout.mask(batch)] for batch in (former, new)]
+        parts = [layout.logits(model(**batch).logits)[layout.mask(batch)] for batch in (previous, new)]
         together = layout.logits(model(**joined).logits)[layout.mask(joined)]
     torch.testing.assert_close(together, torch.cat(parts), rtol=1e-4, atol=1e-5)
-    assert layout.trained(joined).tolist() == [*layout.trained(former).tolist(), *layout.trained(new).tolist()]
+    assert layout.trained(joined).tolist() == [*layout.trained(previous).tolist(), *layout.trained(new).tolist()]
 
 
 def test_as_many_labels_as_positions_are_not_taken_for_tokens():
-    former, new = texts(5, 2, seed=1, labels="many"), texts(7, seed=2, labels="many")
-    joined = PerLabel().join(former, new, 1, one_row=False)
-    assert joined["labels"].tolist() == [*former["labels"].tolist(), *new["labels"].tolist()]
+    previous, new = texts(5, 2, seed=1, labels="many"), texts(7, seed=2, labels="many")
+    joined = PerLabel().join(previous, new, 1, one_row=False)
+    assert joined["labels"].tolist() == [*previous["labels"].tolist(), *new["labels"].tolist()]
 
 
 def test_packed_tokens_joined_end_to_end_keep_all_their_classes():

@@ -205,12 +205,12 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("name", "make"), PAIRS.values(), ids=PAIRS)
 def test_one_joined_pass_has_the_loss_and_the_gradients_of_two(name: str, make: Any):
-    model, (former, new) = make_model(name), make()
+    model, (previous, new) = make_model(name), make()
     if name == "gemma3" and Version(version("transformers")) < Version("5.10"):
         pytest.skip("this transformers trains no text without kinds of tokens")
-    apart = loss_of(model, former) + loss_of(model, new)
+    apart = loss_of(model, previous) + loss_of(model, new)
     expected = gradients(model, apart)
-    joined = loss_of(model, join_batches(former, new, 0))
+    joined = loss_of(model, join_batches(previous, new, 0))
     assert joined.item() == pytest.approx(apart.item(), rel=1e-5)
     found = gradients(model, joined)
     assert set(found) == set(expected)
@@ -248,17 +248,17 @@ def test_logits_are_made_of_what_the_body_of_a_model_that_sees_gives(name: str, 
 
 
 def test_pictures_come_in_the_order_of_the_rows():
-    former, new = qwen(14, 2, 2), qwen(11, 4, 2, seed=2)
-    joined = join_batches(former, new, 0)
-    assert torch.equal(joined["pixel_values"], torch.cat([former["pixel_values"], new["pixel_values"]]))
+    previous, new = qwen(14, 2, 2), qwen(11, 4, 2, seed=2)
+    joined = join_batches(previous, new, 0)
+    assert torch.equal(joined["pixel_values"], torch.cat([previous["pixel_values"], new["pixel_values"]]))
     assert joined["image_grid_thw"].tolist() == [[1, 2, 2], [1, 4, 2]]
     assert joined["mm_token_type_ids"].shape == (2, 14)
 
 
 def test_positions_of_rows_and_columns_are_joined_row_by_row():
-    former, new = qwen(5, 2, 2), qwen(4, 2, 2)
-    former["position_ids"], new["position_ids"] = torch.full((3, 1, 5), 7), torch.full((3, 1, 4), 8)
-    joined = join_batches(former, new, 0)["position_ids"]
+    previous, new = qwen(5, 2, 2), qwen(4, 2, 2)
+    previous["position_ids"], new["position_ids"] = torch.full((3, 1, 5), 7), torch.full((3, 1, 4), 8)
+    joined = join_batches(previous, new, 0)["position_ids"]
     assert joined[2].tolist() == [[7, 7, 7, 7, 7], [8, 8, 8, 8, 0]]
 
 
@@ -282,7 +282,7 @@ def videos(num_frames: int) -> Batch:
 
 
 @pytest.mark.parametrize(
-    ("former", "new", "name"),
+    ("previous", "new", "name"),
     [
         (plain("llava", 9, 1), batch("llava", 9, 1, 1, 3, 8, 12), r"pixel_values.*\(1, 3, 8, 8\).*\(1, 3, 8, 12\)"),
         (videos(2), videos(3), r"pixel_values_videos.*\(1, 2, 3, 8, 8\)"),
@@ -292,6 +292,6 @@ def videos(num_frames: int) -> Batch:
         (masked("smolvlm", 9, 1), {**masked("smolvlm", 9, 1), "pixel_attention_mask": torch.ones(2, 1, 8, 8)}, "mask"),
     ],
 )
-def test_pictures_that_a_model_could_not_tell_apart_are_refused(former: Batch, new: Batch, name: str):
+def test_pictures_that_a_model_could_not_tell_apart_are_refused(previous: Batch, new: Batch, name: str):
     with pytest.raises(ConfigError, match=rf"dynsdpb: input '.*{name}.*can't be joined.*give all pictures one size"):
-        join_batches(former, new, 0)
+        join_batches(previous, new, 0)

@@ -34,11 +34,11 @@ def windows(epochs: list[MicroBatches], size: int) -> list[MicroBatches]:
     return [epoch[start : start + size] for epoch in epochs for start in range(0, len(epoch), size)]
 
 
-def stacked(former: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
-    length = max(former["labels"].shape[1], new["labels"].shape[1])
+def stacked(previous: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
+    length = max(previous["labels"].shape[1], new["labels"].shape[1])
     filling = {"input_ids": 0, "labels": -100, "attention_mask": 0}
     return {
-        name: torch.cat([pad(part[name], (0, length - part[name].shape[1]), value=value) for part in (former, new)])
+        name: torch.cat([pad(part[name], (0, length - part[name].shape[1]), value=value) for part in (previous, new)])
         for name, value in filling.items()
     }
 
@@ -46,10 +46,10 @@ def stacked(former: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tens
 def joined_by_hand(epochs: list[MicroBatches], size: int) -> list[MicroBatches]:
     """The same epochs with each micro-batch beside that at its place in the window before."""
     joined: list[dict[str, Tensor]] = []
-    former: MicroBatches = []
+    previous: MicroBatches = []
     for window in windows(epochs, size):
-        joined += [stacked(former[place], new) if place < len(former) else new for place, new in enumerate(window)]
-        former = window
+        joined += [stacked(previous[place], new) if place < len(previous) else new for place, new in enumerate(window)]
+        previous = window
     length = len(epochs[0])
     return [joined[start : start + length] for start in range(0, len(joined), length)]
 
@@ -88,17 +88,17 @@ def slow_training(
     model: LlamaForCausalLM, epochs: list[MicroBatches], size: int, config: DynSDPBConfig, over_window: bool
 ) -> None:
     """The method written out: each micro-batch in a pass of its own, terms as formulas, plain gradient descent."""
-    former: list[tuple[dict[str, Tensor], Tensor]] = []
+    previous: list[tuple[dict[str, Tensor], Tensor]] = []
     for window in windows(epochs, size):
         remembered, ce, kl = [], [], []
         for place, new in enumerate(window):
             batches = [new]
-            if place < len(former):
-                batches.append(former[place][0])
+            if place < len(previous):
+                batches.append(previous[place][0])
             logits = [model(**{**batch, "labels": None}).logits[label_mask(batch)] for batch in batches]
             labels = [batch["labels"][:, 1:][label_mask(batch)[:, :-1]] for batch in batches]
             ce.append(cross_entropy(torch.cat(logits), torch.cat(labels), reduction="none"))
-            kl.append(tempered_kl(logits[1], former[place][1], config) if place < len(former) else torch.zeros(0))
+            kl.append(tempered_kl(logits[1], previous[place][1], config) if place < len(previous) else torch.zeros(0))
             remembered.append((new, logits[0].detach()))
         groups = [torch.cat(ce), torch.cat(kl)] if over_window else ce + kl
         means = sum(terms.mean() for terms in groups if len(terms))
@@ -108,7 +108,7 @@ def slow_training(
             for parameter in model.parameters():
                 parameter -= 0.3 * parameter.grad
         model.zero_grad()
-        former = remembered
+        previous = remembered
 
 
 def tempered_kl(student: Tensor, teacher: Tensor, config: DynSDPBConfig) -> Tensor:

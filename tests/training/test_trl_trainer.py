@@ -83,30 +83,30 @@ def trained(trainer: Any, epochs: list[MicroBatches]) -> Any:
     return trainer
 
 
-def joined(former: dict[str, Tensor], new: dict[str, Tensor], end_to_end: bool) -> dict[str, Tensor]:
+def joined(previous: dict[str, Tensor], new: dict[str, Tensor], end_to_end: bool) -> dict[str, Tensor]:
     if end_to_end:
-        ends = {name: torch.cat([former[name], new[name]], dim=1) for name in ("input_ids", "labels", "position_ids")}
+        ends = {name: torch.cat([previous[name], new[name]], dim=1) for name in ("input_ids", "labels", "position_ids")}
         offsets = [name for name in new if name.startswith("cu_seq_lens")]
         lengths = [name for name in new if name.startswith("max_length")]
-        ends |= {name: torch.cat([former[name], former[name][-1] + new[name][1:]]) for name in offsets}
-        return ends | {name: max(former[name], new[name]) for name in lengths}
-    length = max(former["labels"].shape[1], new["labels"].shape[1])
+        ends |= {name: torch.cat([previous[name], previous[name][-1] + new[name][1:]]) for name in offsets}
+        return ends | {name: max(previous[name], new[name]) for name in lengths}
+    length = max(previous["labels"].shape[1], new["labels"].shape[1])
     filling = {"input_ids": 0, "labels": -100, "attention_mask": 0}
     return {
         name: torch.cat([pad(part[name], (0, length - part[name].shape[1]), value=filling[name]) for part in parts])
-        for name, parts in ((name, (former, new)) for name in new)
+        for name, parts in ((name, (previous, new)) for name in new)
     }
 
 
-def beside_the_former(epochs: list[MicroBatches], size: int, end_to_end: bool) -> list[MicroBatches]:
+def beside_the_previous(epochs: list[MicroBatches], size: int, end_to_end: bool) -> list[MicroBatches]:
     """The same epochs with each micro-batch joined to that at its place in the window before."""
-    together, former = [], []
+    together, previous = [], []
     for epoch in epochs:
         for start in range(0, len(epoch), size):
             window = epoch[start : start + size]
             for place, new in enumerate(window):
-                together.append(joined(former[place], new, end_to_end) if place < len(former) else new)
-            former = window
+                together.append(joined(previous[place], new, end_to_end) if place < len(previous) else new)
+            previous = window
     return [together[start : start + len(epochs[0])] for start in range(0, len(together), len(epochs[0]))]
 
 
@@ -137,7 +137,7 @@ def test_without_influence_twenty_steps_are_plain_training_on_the_joined_micro_b
     plain = make_trainer(SFTTrainer, tmp_path, rows, **settings)
     trainer = make_trainer(DynSDPBSFTTrainer, tmp_path, rows, dynsdpb_alpha=0.0, **settings)
     epochs = batches_of(plain, 8)
-    trained(plain, beside_the_former(epochs, accumulation, "padding_free" in settings or "packing" in settings))
+    trained(plain, beside_the_previous(epochs, accumulation, "padding_free" in settings or "packing" in settings))
     trained(trainer, epochs)
     assert trainer.state.global_step == plain.state.global_step == 20
     assert_same_parameters(trainer.model, plain.model, rtol=0.0, atol=0.0)
@@ -170,8 +170,8 @@ def test_the_second_step_adds_the_distillation_to_the_loss_of_both_batches(
     present = model(**second, use_cache=False).logits[label_mask(second)]
     labels = torch.cat([batch["labels"][:, 1:][label_mask(batch)[:, :-1]] for batch in (first, second)])
     ce = torch.nn.functional.cross_entropy(torch.cat([again, present]), labels)
-    former, now = (before / 2).log_softmax(-1), (again / 2).log_softmax(-1)
-    kl = (former.exp() * (former - now)).sum(-1).mean()
+    previous, now = (before / 2).log_softmax(-1), (again / 2).log_softmax(-1)
+    kl = (previous.exp() * (previous - now)).sum(-1).mean()
     descend(model, ce + 0.8 * 4 * kl, second)
     trained(trainer, [[first, second, *rest]])
     assert_same_parameters(trainer.model, model, rtol=1e-3, atol=2e-5)

@@ -125,7 +125,7 @@ def _python_fault(text: str) -> str | None:
     text = _NOTEBOOK_LINE.sub(r"\1pass", textwrap.dedent(text))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # an odd escape in someone's string is no fault of ours
+            warnings.simplefilter("ignore", SyntaxWarning)  # an odd escape in someone's string is not a fault of ours
             ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as err:
         if _NEWER_PYTHON.search(text):

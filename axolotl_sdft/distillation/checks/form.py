@@ -146,7 +146,7 @@ def spoken_language(text: str) -> str | None:
 
 
 def _num_function_words(words: list[str], known: frozenset[str]) -> int:
-    """Count the words that are known; single letters, which code is full of, and one word alone are no evidence."""
+    """Count the words that are known; single letters, which code is full of, and one word alone are not evidence."""
     found = [word for word in words if len(word) > 1 and word in known]
     return len(found) if len(set(found)) >= _FEWEST_DIFFERENT else 0
 

@@ -310,7 +310,7 @@ def function_call(answer: Answer, target: Target) -> str | None:
         if match is None:
             return f"no {shortened(call.source)}"
         unmatched.remove(match)
-    for call in unmatched:  # the same call again is no other call
+    for call in unmatched:  # the same call again is not another call
         if not any(call.same_as(each, parameters[each.name]) for each in expected):
             return f"also {shortened(call.source)}"
     return None

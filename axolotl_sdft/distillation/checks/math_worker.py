@@ -22,7 +22,7 @@ from typing import Any
 from axolotl_sdft.core.errors import MissingExtraError
 
 _MAX_MEMORY = 4 << 30  # bytes of address space; large powers would take all there is
-_MAX_LENGTH = 300  # characters of an expression; longer ones are no answer that is meant to be read
+_MAX_LENGTH = 300  # characters of an expression; a longer one is not an answer that is meant to be read
 _HAS_ALARM = hasattr(signal, "setitimer")
 # Seconds of the clock beyond the limit until the process is killed from outside. With an alarm that only matters where
 # it does not compute at all.
@@ -116,7 +116,7 @@ def serve() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     replies, sys.stdout = sys.stdout, sys.stderr
-    _equal(math_verify, "x+1", "1+x")  # what the first comparison loads is no part of its time
+    _equal(math_verify, "x+1", "1+x")  # what the first comparison loads is not part of its time
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
         first, second, seconds = json.loads(line)
@@ -137,7 +137,7 @@ def _equal(math_verify: Any, first: str, second: str) -> bool:
     try:
         parsed = [math_verify.parse(f"${each}$", parsing_timeout=None) for each in (first, second)]
         return all(parsed) and bool(math_verify.verify(*parsed, timeout_seconds=None))
-    except (Exception, RecursionError, MemoryError):  # whatever sympy meets in a text that is no formula
+    except (Exception, RecursionError, MemoryError):  # whatever sympy meets in a text that is not a formula
         return False
 
 

@@ -137,7 +137,7 @@ def _read_words(text: str, place: int) -> tuple[Fraction, int] | None:
 
 
 def _past_article(text: str, place: int) -> int:
-    """Return where "a" in "half a million" ends, or ``place`` where what is halved is no number."""
+    """Return where "a" in "half a million" ends, or ``place`` where what is halved is not a number."""
     found = re.compile(r"an?(?=\s+(?:hundred|thousand|million|billion|trillion|dozen)\b)").match(text, place)
     return found.end() if found else place - 1
 

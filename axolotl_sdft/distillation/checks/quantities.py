@@ -233,7 +233,7 @@ def _range_behind_unit(text: str, end: int) -> re.Match[str] | None:
 
 
 def _sign(text: str, start: int) -> int:
-    """Return -1 for a number behind a minus, 1 else; a dash between words or numbers is no minus."""
+    """Return -1 for a number behind a minus, 1 else; a dash between words or numbers is not a minus."""
     before = text[max(0, start - 24) : start]
     found = _SIGN.search(before)
     if found is None:

@@ -114,7 +114,7 @@ def measure_gap(spec: "DistillationSpec", backend: Backend, distilled: "Dataset"
             figures = measure_answers(backend, [(pair.target, after) for pair, after in pairs])
         except SdftError:
             raise
-        except Exception as err:  # some odd text, which is no reason to lose the dataset
+        except Exception as err:  # some odd text, which is not a reason to lose the dataset
             figures, level, why = None, logging.WARNING, f"{type(err).__name__}: {first_line(err)}"
         if figures is None:
             LOG.log(level, "%s: the distribution gap was not measured: %s", spec.where, why)

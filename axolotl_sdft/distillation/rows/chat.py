@@ -101,7 +101,7 @@ class ChatRows:
         """Return how many assistant turns are trained and can be rewritten.
 
         Raises:
-            DatasetError: The conversation is a text that is no JSON list of messages.
+            DatasetError: The conversation is a text that is not a JSON list of messages.
         """
         return len(self._places(row, self._conversation(row)))
 

@@ -45,7 +45,7 @@ def parsed_tools(value: Any, column: str) -> list[Any]:
     """Return the functions of a row: a list, or such a list as JSON text; empty when there are none.
 
     Raises:
-        DatasetError: The column holds a text that is no JSON.
+        DatasetError: The column holds a text that is not JSON.
     """
     if isinstance(value, str) and value.strip():
         try:

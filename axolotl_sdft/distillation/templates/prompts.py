@@ -186,7 +186,7 @@ def jinja_template(text: str) -> Template:
         used = meta.find_undeclared_variables(environment.parse(text))
         compiled = environment.from_string(text)
     except TemplateError as err:
-        raise ConfigError(f"{YAML_KEY} is no valid Jinja text: {err}; it reads: {shortened(text)!r}") from err
+        raise ConfigError(f"{YAML_KEY} is not a valid Jinja text: {err}; it reads: {shortened(text)!r}") from err
     unknown = sorted(used.difference(_VARIABLES))
     if unknown:
         raise ConfigError(f"{YAML_KEY} uses {unknown[0]!r}, which is not known; known: {', '.join(_VARIABLES)}")

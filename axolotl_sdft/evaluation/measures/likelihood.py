@@ -46,7 +46,7 @@ class RowSums:
     """``KL(seed || model)`` summed over the tokens, in nats."""
 
     agreement: int
-    """Tokens at which model and seed hold the same one likeliest."""
+    """Tokens at which model and seed hold the same one most likely."""
 
 
 def encode_targets(
@@ -151,7 +151,7 @@ def answer_statistics(model: Any, seed: Any, answers: Sequence[ScoredIds]) -> li
 
     Raises:
         ConfigError: A text is longer than one of the models takes.
-        CheckpointError: A likelihood is not finite: the model is broken, or overflows in its number format.
+        CheckpointError: A likelihood is not finite: the model is broken, or overflows in its dtype.
     """
     longest = max((len(answer.ids) for answer in answers), default=0)
     for limit in filter(None, map(context_length, (seed, model))):
@@ -190,7 +190,7 @@ def _batch_sums(model: Any, seed: Any, texts: Sequence[ScoredIds]) -> list[RowSu
 
 
 def _compared(answers_C: Tensor, logits_CV: Tensor, seed_CV: Tensor | None = None) -> Tensor:
-    """Return each token's negative log-likelihood, KL(seed || model), and whether both hold one likeliest, [3, C].
+    """Return each token's negative log-likelihood, KL(seed || model), and whether both hold one most likely, [3, C].
 
     Without logits of the seed, the model is the seed.
     """

@@ -32,7 +32,7 @@ def check_tasks(config: LmEvalConfig) -> None:
     """Refuse tasks and metrics that are not there; loads no model and no data.
 
     Raises:
-        ConfigError: A task or metric is unknown, or its scores are no means over questions.
+        ConfigError: A task or metric is unknown, or its scores are not means over questions.
         MissingExtraError: lm-evaluation-harness is not installed.
     """
     manager = _task_manager(config.include_path)
@@ -96,7 +96,7 @@ def _task_manager(include_path: str | None) -> "TaskManager":
     """Return the harness's index of tasks.
 
     Raises:
-        ConfigError: ``include_path`` is no folder.
+        ConfigError: ``include_path`` is not a folder.
         MissingExtraError: The harness is not installed.
     """
     try:
@@ -107,7 +107,7 @@ def _task_manager(include_path: str | None) -> "TaskManager":
             "pip install 'axolotl-sdft[lm-eval]', or remove lm_eval"
         ) from err
     if include_path is not None and not Path(include_path).is_dir():
-        raise ConfigError(f"recovery_report.lm_eval.include_path is {include_path!r}, which is no folder; name one")
+        raise ConfigError(f"recovery_report.lm_eval.include_path is {include_path!r}, which is not a folder; name one")
     return _index(include_path)
 
 

@@ -108,7 +108,7 @@ class Adapter:
         tensors = _load(self.folder)
         faults = [name for name in tensors if _KEY.fullmatch(name) is None]
         if faults:
-            raise CheckpointError(f"{self.folder} holds {faults[0]!r}, which is no LoRA matrix; {_MERGE_FIRST}")
+            raise CheckpointError(f"{self.folder} holds {faults[0]!r}, which is not a LoRA matrix; {_MERGE_FIRST}")
         beginnings = dict.fromkeys(_beginning(name) for name in tensors)
         return {beginning: self._module(beginning, tensors) for beginning in beginnings}
 

@@ -49,7 +49,7 @@ class TensorPair:
     first: StoredTensor
     second: StoredTensor
     merged: StoredTensor
-    """Its name, number format and size; where it will lie is not known yet."""
+    """Its name, dtype and size; where it will lie is not known yet."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def read_merge(first_dir: Path, second_dir: Path, dtype: str) -> CheckpointMerge
         dtype: Number format of the merged weights; ``auto`` keeps that of each tensor of the first model.
 
     Raises:
-        ConfigError: The two are no variants of one model: settings, names, shapes or tokens differ.
+        ConfigError: The two are not variants of one model: settings, names, shapes or tokens differ.
         CheckpointError: One is quantized, incomplete or broken.
     """
     config = check_same_model(first_dir, second_dir)
@@ -110,7 +110,7 @@ def write_merge(merge: CheckpointMerge, folder: Path, blend: Blend, max_shard_by
     Computed in float32. A few pieces of 16 MB are in memory at a time, whatever the size of the model.
 
     Raises:
-        CheckpointError: A file is broken, a weight is no number, or integers differ between the models.
+        CheckpointError: A file is broken, a weight is not a number, or integers differ between the models.
     """
     with ExitStack() as stack:
         pairs = _converted_pairs(merge, folder, stack)
@@ -249,7 +249,7 @@ def _pieces(pair: TensorPair) -> "Iterator[tuple[Tensor, Tensor]]":
 
 
 def _raw_pieces(tensor: StoredTensor) -> Iterator[bytearray]:
-    """Yield a stored tensor's bytes, as many numbers at a time as of any other number format."""
+    """Yield a stored tensor's bytes, as many numbers at a time as of any other dtype."""
     step = _PIECE * max(1, bytes_per_number(tensor))
     with tensor.file.open("rb", buffering=0) as file:
         file.seek(tensor.offset)

@@ -214,7 +214,7 @@ def merge_models(
         max_shard_size: Largest weight file of a checkpoint, such as ``500MB`` or ``5GB``, or its number of bytes.
 
     Raises:
-        ConfigError: The two are no variants of one model: layers, settings, names, shapes, tokens or bases differ.
+        ConfigError: The two are not variants of one model: layers, settings, names, shapes, tokens or bases differ.
         CheckpointError: One is missing, broken, quantized, or an adapter of another kind than plain LoRA.
         ArtifactError: ``output_dir`` holds something else, can't be written or lacks the space.
 
@@ -244,7 +244,7 @@ def _identity(first: NamedModel, second: NamedModel, config: MergeConfig) -> dic
 
 
 def _require_base(adapter: Adapter, model: NamedModel) -> None:
-    """Refuse a full checkpoint that an adapter was not trained on: their difference is no adapter."""
+    """Refuse a full checkpoint that an adapter was not trained on: their difference is not an adapter."""
     if model.name == adapter.base_name or str(model.folder.resolve()) == adapter.base:
         return
     base = Path(adapter.base)

@@ -56,7 +56,7 @@ def check_same_model(first_dir: Path, second_dir: Path) -> dict[str, Any]:
 
 
 def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """Return a ``config.json`` that gives this number format wherever it gives one, in nested parts too."""
+    """Return a ``config.json`` that gives this dtype wherever it gives one, in nested parts too."""
     changed = {key: with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
     return changed | {key: dtype for key in ("dtype", "torch_dtype") if key in config}
 

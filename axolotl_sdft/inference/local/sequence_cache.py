@@ -6,7 +6,7 @@ stand in the place of queries instead: same sums, no copies.
 Shapes: B rows, N query heads, H key heads, G query heads per key head, T tokens, D head size.
 
 All rows end in the same column, as if they were padded on the left, so that what transformers makes of padding, windows
-and positions holds here too. Columns of no row hold zeros or what is left of former rows; they are masked.
+and positions holds here too. Columns of no row hold zeros or what is left of previous rows; they are masked.
 
 Shapes: R rows of room, B rows in use, H heads, W columns of room, T tokens, D head size.
 """

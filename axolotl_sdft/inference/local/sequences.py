@@ -1,6 +1,6 @@
 """The rows that the embedded model writes on, and the choice of their next tokens.
 
-Shapes: B rows, V vocabulary, K likeliest tokens of it, T tokens of the longest row.
+Shapes: B rows, V vocabulary, K most likely tokens of it, T tokens of the longest row.
 """
 
 from collections.abc import Collection, Sequence
@@ -91,10 +91,10 @@ _LIKELIEST = 1024  # tokens that nearly always hold top_p of the probability, so
 
 
 class TokenChooser:
-    """Takes the likeliest token of a row, or samples one where its temperature is above 0.
+    """Takes the most likely token of a row, or samples one where its temperature is above 0.
 
     Args:
-        top_p: Share of the probability that is sampled from, the likeliest tokens first.
+        top_p: Share of the probability that is sampled from, the most likely tokens first.
         repetition_penalty: What the score of a token that is in the row already is divided by, or multiplied where it
             is negative; 1 leaves it.
     """
@@ -126,12 +126,12 @@ class TokenChooser:
         probability_BV = (scores_BV / temperature_B[:, None]).softmax(-1)
         if self._top_p == 1.0:
             return _inverse_distribution(probability_BV, drawn_B)
-        likeliest_BK, token_BK = _nucleus(probability_BV, self._top_p)
-        return token_BK.gather(1, _inverse_distribution(likeliest_BK, drawn_B)[:, None])[:, 0]
+        nucleus_BK, token_BK = _nucleus(probability_BV, self._top_p)
+        return token_BK.gather(1, _inverse_distribution(nucleus_BK, drawn_B)[:, None])[:, 0]
 
 
 def _nucleus(probability_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Return the likeliest tokens' probabilities, 0 for those beyond ``top_p``, and the tokens, both [B, K]."""
+    """Return the most likely tokens' probabilities, 0 for those beyond ``top_p``, and the tokens, both [B, K]."""
     num_tokens = min(_LIKELIEST, probability_BV.shape[1])
     value_BK, token_BK = probability_BV.topk(num_tokens)
     if bool((value_BK.sum(-1) < top_p).any()):

@@ -19,7 +19,7 @@ REDACTED = "[redacted key]"
 HIDDEN = "(a text that holds the servers' key in another form is not shown)"
 
 _SHORTEST_SECRET = 8  # `EMPTY` and `none`, which stand for no key, are words of any answer
-_LONGEST_FRAGMENT = 16  # of a key that was split: as many characters in a row are no accident
+_LONGEST_FRAGMENT = 16  # of a key that was split: as many equal characters are not a coincidence
 _HTTP_LOGGERS = ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
 _BETWEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\\\"']")
 _JSON_ESCAPE = re.compile(r"\\+u00([0-7][0-9a-fA-F])")

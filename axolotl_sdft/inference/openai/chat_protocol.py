@@ -196,7 +196,7 @@ def _text(message: dict[str, Any]) -> str:
 
 
 def _part(part: Any) -> str:
-    """Return the text of a part of an answer; a thinking part, which is no answer, has none."""
+    """Return the text of a part of an answer; a thinking part, which is not an answer, has none."""
     if isinstance(part, str):
         return part
     kind = part.get("type", "text") if isinstance(part, dict) else None

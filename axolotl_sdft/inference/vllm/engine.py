@@ -168,7 +168,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _dtype_name(name: str) -> str:
-    """Return vLLM's name of the number format; ``auto`` is the one that the hardware computes fast in."""
+    """Return vLLM's name of the dtype; ``auto`` is the one that the hardware computes fast in."""
     from vllm.platforms import current_platform
 
     if name != "auto":

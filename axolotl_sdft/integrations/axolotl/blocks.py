@@ -65,7 +65,7 @@ def read_blocks(cfg: Mapping[str, Any]) -> Blocks:
             block's name misspelt, which Axolotl would drop without a word.
     """
     faults = [
-        f"{key} is no key of Axolotl or its plugins; did you mean {near[0]!r}?"
+        f"{key} is not a key of Axolotl or its plugins; did you mean {near[0]!r}?"
         for key in cfg
         if key not in BLOCKS and key != SEED_KEY and (near := difflib.get_close_matches(str(key), BLOCKS, 1, 0.85))
     ]

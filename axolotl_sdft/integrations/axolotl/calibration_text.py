@@ -28,7 +28,7 @@ _GUESSES: tuple[dict[str, Any], ...] = (
 
 
 def plain_column(entry: Mapping[str, Any]) -> str | None:
-    """Return the column of running text that a dataset entry names by its type, or None when its rows are no such."""
+    """Return the column of running text that a dataset entry names by its type, or None when its rows are not such."""
     kind = entry.get("type")
     if isinstance(kind, Mapping):
         return str(kind["field"]) if set(kind) == {"field"} else None
@@ -203,7 +203,7 @@ def _with_parsed_arguments(call: Any) -> Any:
         return call
     try:
         return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
-    except ValueError:  # arguments that a model wrote may be no JSON; the template prints them as they are
+    except ValueError:  # arguments that a model wrote may not be JSON; the template prints them as they are
         return call
 
 
@@ -227,7 +227,7 @@ def _from_json(value: Any, what: str) -> Any:
     try:
         return json.loads(value)
     except ValueError as err:
-        raise DatasetError(f"{what} holds a text that is no JSON ({err}): {value[:80]!r}; make it a list") from err
+        raise DatasetError(f"{what} holds a text that is not JSON ({err}): {value[:80]!r}; make it a list") from err
 
 
 def _rendered(messages: list[dict[str, Any]], tools: list[Any] | None, where: str, tokenizer: Any) -> str:

@@ -28,7 +28,7 @@ _WAY_OUT = (
     "take the numbers out, or prune first (axolotl prune-layers) and train from that folder as base_model without "
     "layer_pruning, with the numbers that the layers have there"
 )
-# Keys whose texts are no names of modules: data, places, and the blocks of this package.
+# Keys whose texts are not names of modules: data, places, and the blocks of this package.
 _OTHER_KEYS = frozenset(
     (
         *("base_model", "datasets", "test_datasets", "pretraining_dataset", "output_dir", "plugins", "hub_model_id"),

@@ -34,7 +34,7 @@ def check_pictures(cfg: Mapping[str, Any]) -> None:
         processor = _load_processor(cfg)
         size = _common_size(cfg, processor)
         template = yaml_chat_template(cfg)
-        former, new = (_batch(processor, template, size or other) for other in _SIZES)
+        previous, new = (_batch(processor, template, size or other) for other in _SIZES)
         alike = _batch(processor, template, _SIZES[0])
         text = _batch(processor, template, None)
     except Exception as err:  # a processor and its template may raise anything
@@ -46,11 +46,11 @@ def check_pictures(cfg: Mapping[str, Any]) -> None:
             str(err).partition("\n")[0],
         )
         return
-    fault = _fault(former, new)
+    fault = _fault(previous, new)
     if fault is not None:
         is_cured_by_size = size is None and _fault(alike, alike) is None
         raise ConfigError(_refusal(cfg, processor, fault, is_cured_by_size=is_cured_by_size))
-    fault = _fault(former, text) or _fault(text, former)
+    fault = _fault(previous, text) or _fault(text, previous)
     if fault is not None:
         LOG.warning(
             "dynsdpb: processor_type is %s (%s), whose rows with pictures can't be joined with rows that have none, "
@@ -72,12 +72,12 @@ def _refusal(cfg: Mapping[str, Any], processor: Any, fault: str, *, is_cured_by_
     return f"{what}, whose pictures can't be joined: {fault}; train without the dynsdpb block, or with another model"
 
 
-def _fault(former: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+def _fault(previous: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """Return what stands in the way of joining two mini-batches; None where nothing does."""
     from axolotl_sdft.training.batching import join_batches
 
     try:
-        join_batches(former, new, 0)
+        join_batches(previous, new, 0)
     except ConfigError as err:
         return str(err).removeprefix("dynsdpb: ").partition("; ")[0]
     return None

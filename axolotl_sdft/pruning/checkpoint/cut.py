@@ -110,7 +110,7 @@ def cut_layers(
     Args:
         source_dir: Folder of a checkpoint in safetensors files, or in ``.bin`` files that hold only tensors; or a Hub
             id, which is downloaded or found in the cache.
-        drop_layers: The layers that go, counted from 0.
+        drop_layers: The removed layers, counted from 0.
         output_dir: Folder to make; it must not exist.
         max_shard_size: Largest weight file, such as ``500MB`` or ``5GB``, or its number of bytes.
         provenance: Added to the provenance file.

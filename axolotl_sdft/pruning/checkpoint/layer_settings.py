@@ -40,7 +40,7 @@ class LayerCut:
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        """The layers that go."""
+        """The removed layers."""
         return tuple(layer for layer in range(self.num_layers) if layer not in self.kept)
 
     @property

@@ -147,7 +147,7 @@ def _require_same_modules(old: str, new: str | None, layers: LayerNames) -> None
     except re.error as err:
         if old == new:  # a text that only looks like a pattern
             return
-        raise ValueError(f"it is no regular expression: {err}") from err
+        raise ValueError(f"it is not a regular expression: {err}") from err
     for old_name, new_name in layers.modules.items():
         is_same = bool(before.match(old_name)) == bool(after.match(new_name))
         if not is_same or bool(before.search(old_name)) != bool(after.search(new_name)):
@@ -222,7 +222,7 @@ class _NumberPart:
         try:
             fits = re.compile(literal if self.is_pattern else fnmatch.translate(literal)).fullmatch
         except re.error as err:
-            raise ValueError(f"the layer's number is no regular expression: {err}") from err
+            raise ValueError(f"the layer's number is not a regular expression: {err}") from err
         return {layer for layer in range(num_layers) if fits(str(layer))}
 
     def _require_one_meaning(self, head: str, numbers: set[int], layers: LayerNames) -> None:

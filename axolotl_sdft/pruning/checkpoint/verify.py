@@ -29,9 +29,9 @@ _ABSENT = "nothing"
 
 
 def verify_cut(seed_config: dict[str, Any], pruned_config: dict[str, Any], kept: Sequence[int]) -> None:
-    """Require that both ``config.json`` build the same model, but for the layers that go.
+    """Require that both ``config.json`` build the same model, but for the removed layers.
 
-    Classes, shapes and number formats of all parameters and buffers, and the plain values of all modules are compared.
+    Classes, shapes and dtypes of all parameters and buffers, and the plain values of all modules are compared.
     Where transformers has no class for the model, or can't build the seed this way, a warning says so.
 
     Args:
@@ -184,7 +184,7 @@ def _is_same(key: str, old: Any, new: Any, matching: _Matching, is_layer: bool) 
 
 
 def _is_cut_list(old: list[Any], new: list[Any], matching: _Matching) -> bool:
-    """Tell whether a list lost the entries, or the numbers, of the layers that go."""
+    """Tell whether a list lost the entries, or the numbers, of the removed layers."""
     kept = matching.kept
     is_by_layer = len(old) in matching.lists.values() and new == [old[layer] for layer in kept]
     are_numbers = all(isinstance(layer, int) and 0 <= layer < len(kept) for layer in new)

@@ -78,7 +78,7 @@ def divergences(
 
 
 def num_tokens(batch: Batch) -> int:
-    """Return how many tokens of a micro-batch are no padding."""
+    """Return how many tokens of a micro-batch are not padding."""
     return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
 
 

@@ -1,7 +1,7 @@
 """Fits the patch of a cut on calibration text: a ridge least-squares map, after ReplaceMe (arXiv 2505.02819).
 
 Several cuts are patched one after the other, front to back: the projection's outputs are those of the model that has
-been cut and patched so far, and the map is to lead from there to what the seed model has behind the layers that go.
+been cut and patched so far, and the map is to lead from there to what the seed model has behind the removed layers.
 A map is kept only if the model with it is nearer to the seed model on text that it was not fitted on.
 """
 
@@ -62,7 +62,7 @@ def fit_patch(
     hold_out: bool = True,
     refuse: Refusal = _never,
 ) -> LayerPatch:
-    """Return the patch that lets the layer before each cut stand in for the layers that go, as far as a map can.
+    """Return the patch that lets the layer before each cut stand in for the removed layers, as far as a map can.
 
     The model comes back as it was. In memory are one micro-batch and two float64 matrices [D, D], with D the hidden
     size. What can't be patched stays bare, with the reason.
@@ -71,7 +71,7 @@ def fit_patch(
         model: The unpruned model, on the device or devices where it is to run.
         batches: Calibration text as micro-batches of ``input_ids`` and ``attention_mask``, each [rows, tokens]. It
             should hold at least eight times as many tokens as the hidden size.
-        drop_layers: The layers that go, counted from 0.
+        drop_layers: The removed layers, counted from 0.
         ridge: Weight of the ridge that pulls the map to the identity, as a share of the mean square of the outputs.
         hold_out: Fit on nine tenths of the rows only, and let the rest decide whether a map is kept. Otherwise every
             map is kept.
@@ -148,7 +148,7 @@ class _Fitting:
         return fitted if found < without else fitted.without_map(_not_nearer(found, without))
 
     def _with_divergences(self, cuts: Sequence[CutPatch]) -> LayerPatch:
-        """Return the patch with both figures of the whole model, and bare where all maps together are no help."""
+        """Return the patch with both figures of the whole model, and bare where all maps together do not help."""
         bare = patched = None
         if len(cuts) == 1:
             bare, patched = cuts[0].divergence_without, cuts[0].divergence_with
@@ -201,7 +201,7 @@ def solved(cut: CutPatch, sums: FitSums, ridge: float) -> CutPatch:
     except RuntimeError as err:
         return cut.without_map(f"the fit has no solution ({first_line(err)})")
     if not correction.isfinite().all():
-        return cut.without_map("hidden states overflow or are no numbers; set layer_pruning.dtype to float32")
+        return cut.without_map("hidden states overflow or are not numbers; set layer_pruning.dtype to float32")
     return replace(cut, correction=correction, num_directions=num_directions)
 
 
@@ -245,7 +245,7 @@ def fitted_patch(
 
     Args:
         seed_dir: Folder of the seed model.
-        drop_layers: The layers that go.
+        drop_layers: The removed layers.
         stored: The tensors that stay, and what comes before the layer number in their old names.
         config: How the model is loaded.
         batches: Calibration text.

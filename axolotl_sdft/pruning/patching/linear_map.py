@@ -195,7 +195,7 @@ class FitSums:
         self.num_sinks = 0
 
     def add(self, outputs_ND: Tensor, changes_ND: Tensor) -> None:
-        """Add tokens: the projection's outputs M and what the layers that go add, E - H, each [N, D].
+        """Add tokens: the projection's outputs M and what the removed layers add, E - H, each [N, D].
 
         Which of them are sinks is told from the median norm of the tokens so far, so the first should be many.
         """

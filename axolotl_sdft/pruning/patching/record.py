@@ -76,10 +76,10 @@ class Projection:
 
 @dataclass(frozen=True)
 class CutPatch:
-    """What was done about one run of neighbouring layers that go."""
+    """What was done about one run of neighbouring removed layers."""
 
     removed: tuple[int, ...]
-    """The layers that go, counted from 0 in the unpruned model."""
+    """The removed layers, counted from 0 in the unpruned model."""
     projection: Projection | None = None
     """Where the map is folded in."""
     correction: "Tensor | None" = None
@@ -128,7 +128,7 @@ class LayerPatch:
     """What is folded into the layers before each cut, and how much nearer to the seed model that brings the model."""
 
     cuts: tuple[CutPatch, ...]
-    """One for each run of neighbouring layers that go, front to back."""
+    """One for each run of neighbouring removed layers, front to back."""
     divergence_bare: float | None = None
     """KL(seed || pruned) in nats per held-out token of the bare cut; None where it was not measured."""
     divergence_patched: float | None = None
@@ -138,7 +138,7 @@ class LayerPatch:
 
     @property
     def drop_layers(self) -> tuple[int, ...]:
-        """The layers that go."""
+        """The removed layers."""
         return tuple(layer for cut in self.cuts for layer in cut.removed)
 
     @property

@@ -17,7 +17,7 @@ class PruningPlan:
     """Which layers of a model go, and why."""
 
     drop_layers: tuple[int, ...]
-    """The layers that go, counted from 0, in ascending order."""
+    """The removed layers, counted from 0, in ascending order."""
 
     num_layers: int
     """Layers of the model before."""
@@ -203,7 +203,7 @@ def _validate_chosen(scores: LayerScores, config: LayerPruningConfig, drop_layer
 def _require_finite(scores: LayerScores, layers: str, cost: float) -> None:
     if not math.isfinite(cost):
         raise CheckpointError(
-            f"{scores.metric} scores removing {layers} as {cost}; the model's hidden states overflow or are no "
+            f"{scores.metric} scores removing {layers} as {cost}; the model's hidden states overflow or are not "
             "numbers. Check the weights, set layer_pruning.dtype to float32, or name the layers in "
             "layer_pruning.drop_layers"
         )
@@ -263,7 +263,7 @@ def best_plans(scores: LayerScores, config: LayerPruningConfig) -> list[PruningP
     """Return the plan for each number of layers that can go, from 1 on, under the same protected layers.
 
     Raises:
-        CheckpointError: A score that matters is no finite number.
+        CheckpointError: A score that matters is not a finite number.
     """
     unprotected = scores.num_layers - config.protect_first - config.protect_last
     most = min(unprotected, scores.num_layers - 1, len(scores.removal_order) or scores.num_layers)

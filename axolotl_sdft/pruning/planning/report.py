@@ -36,7 +36,7 @@ def report_lines(
 
     Args:
         model_name: What the user calls the seed model.
-        plan: The layers that go.
+        plan: The removed layers.
         scores: What chose them; None when the user named them.
         savings: Of this plan.
         config: For the protected layers.
@@ -205,7 +205,7 @@ def write_plots(
 
     Args:
         model_name: What the user calls the seed model.
-        plan: The layers that go.
+        plan: The removed layers.
         scores: What chose them.
         config: For the protected layers.
         folder: An existing folder.
@@ -289,7 +289,7 @@ def _bars(name: str, plan: PruningPlan, scores: LayerScores) -> "Figure":
 
 
 def _curve(name: str, plan: PruningPlan, scores: LayerScores, config: LayerPruningConfig) -> "Figure":
-    """Draw the least cost over the number of layers that go."""
+    """Draw the least cost over the number of removed layers."""
     plans = best_plans(scores, config)
     counts, costs = zip(*((len(choice.drop_layers), choice.cost or 0.0) for choice in plans), strict=True)
     figure, axes = _new_figure(f"{name}: least {_shown(scores.metric)} for each number of layers", (7.6, 4.6))
@@ -306,7 +306,7 @@ def _curve(name: str, plan: PruningPlan, scores: LayerScores, config: LayerPruni
     text = f"chosen: {_chosen_text(plan, scores)}\n{cost_text(plan.cost)}"
     place: dict[str, Any] = {"ha": "left", "va": "top"} if is_left else {"ha": "right", "va": "bottom"}
     _note(axes, plan, text, (10, -10) if is_left else (-10, 12), color=_CHOSEN_COLOUR, **place)
-    axes.set_xlabel("layers that go" + (" (at each point: the one that goes there)" if scores.removal_order else ""))
+    axes.set_xlabel("removed layers" + (" (at each point: the one that goes there)" if scores.removal_order else ""))
     axes.set_ylabel(_axis_label(scores.metric))
     if min(costs) > 0 and max(costs) / min(costs) > _LOG_SCALE_FROM:
         axes.set_yscale("log")

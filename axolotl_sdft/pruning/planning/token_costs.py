@@ -4,7 +4,7 @@ The model is built from its ``config.json`` on torch's meta device, where a tens
 runs a few tokens, so that whatever its layers are made of - grouped heads, latent attention, experts, recurrent
 states - is counted as transformers runs it.
 
-``python -m axolotl_sdft.pruning.planning.token_costs`` reads a config and a number format as JSON and prints the costs.
+``python -m axolotl_sdft.pruning.planning.token_costs`` reads a config and a dtype as JSON and prints the costs.
 """
 
 import copy
@@ -143,7 +143,7 @@ def _measured(model: "PreTrainedModel") -> TokenCosts:
     cache = _step(model, {})
     if not cache:
         return TokenCosts(None, None, _num_operations(model, {})[1])
-    # The first step is no measure: recurrent layers fill whole chunks in it. The second one attends to two tokens.
+    # The first step would mislead: recurrent layers fill whole chunks in it. The second one attends to two tokens.
     cache, second = _num_operations(model, cache)
     bytes_before = _num_bytes(cache)
     cache, third = _num_operations(model, cache)
@@ -169,7 +169,7 @@ def _step(model: "PreTrainedModel", cache: dict[str, Any]) -> dict[str, Any]:
     caching = {"use_cache": True} if "use_cache" in inspect.signature(model.forward).parameters else {}
     with torch.no_grad():
         output = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device="meta"), **caching, **cache)
-    found = list(output)  # from 5.24 on an output answers to the former names too, with a warning
+    found = list(output)  # from 5.24 on an output answers to the previous names too, with a warning
     return {key: output[key] for key in _CACHE_KEYS if key in found}
 
 

@@ -71,7 +71,7 @@ def mean_over_tokens(
     Args:
         model: A decoder or encoder.
         batches: ``input_ids`` and ``attention_mask``, each [B, T].
-        token_reduction: Which tokens count: all that are no padding, or the last of each row.
+        token_reduction: Which tokens count: all that are not padding, or the last of each row.
         of_cosines: Applied to cosines [C, K, K]; returns the same shape.
 
     Returns:

@@ -27,7 +27,7 @@ from axolotl_sdft.pruning.scoring.scores import Batch, LayerScores, ScoringOptio
 LOG = logging.getLogger(__name__)
 
 _NAME = "perplexity"
-_LARGEST_EXPONENT = 700.0  # exp of more is no finite float64
+_LARGEST_EXPONENT = 700.0  # exp of more is not a finite float64
 _CHUNK_LOGITS = 2**25  # numbers of a chunk in float32: 128 MiB
 
 
@@ -106,7 +106,7 @@ def greedy_removals(model: PreTrainedModel, batches: Sequence[Batch], options: S
 
     Raises:
         ConfigError: ``num_layers`` is not given, or the protected layers leave fewer.
-        CheckpointError: The model does not predict next tokens, or its logits are no numbers.
+        CheckpointError: The model does not predict next tokens, or its logits are not numbers.
         DatasetError: No row has two tokens.
     """
     layers = decoder_layers(model)
@@ -201,7 +201,7 @@ def _with_best(
     finite = {layer: total / num_tokens for layer, total in sums.items() if math.isfinite(total)}
     if not finite:
         raise CheckpointError(
-            "perplexity is no number whichever layer is left out; the model's hidden states overflow or are no "
+            "perplexity is not a number whichever layer is left out; the model's hidden states overflow or are not "
             "numbers. Check the weights, set layer_pruning.dtype to float32, or name the layers in "
             "layer_pruning.drop_layers"
         )

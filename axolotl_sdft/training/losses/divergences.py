@@ -1,6 +1,6 @@
 """The divergences of a student from a teacher, how much each token counts, and how far its teacher is softened.
 
-DynSDPB (arXiv 2411.16991) lets the influence of the distillation follow the *uncertainty* of the former prediction,
+DynSDPB (arXiv 2411.16991) lets the influence of the distillation follow the *uncertainty* of the previous prediction,
 and its temperature follow the *discrimination*. The forms below are this project's own:
 
 * uncertainty ``u = H(p) / ln V``: entropy relative to the uniform distribution; influence ``alpha * (1 - u)``
@@ -49,7 +49,7 @@ class Confidence:
     """Gap between the two largest probabilities, in [0, 1]. A vocabulary of one token has no rival: 1."""
 
     top: Tensor
-    """The likeliest token."""
+    """The most likely token."""
 
 
 def confidence_of(log_probs_NV: Tensor) -> Confidence:
@@ -58,7 +58,7 @@ def confidence_of(log_probs_NV: Tensor) -> Confidence:
     if vocab_size == 1:
         zeros_N = log_probs_NV.new_zeros(num_tokens)
         return Confidence(zeros_N, zeros_N + 1.0, zeros_N.long())
-    # What is impossible adds nothing, but 0 * -inf is no number, so these are left out of the sum.
+    # What is impossible adds nothing, but 0 * -inf is not a number, so these are left out of the sum.
     entropy_N = -log_probs_NV.exp().mul_(log_probs_NV).nansum(-1)
     largest_N2, tokens_N2 = log_probs_NV.topk(2, dim=-1)
     probs_N2 = largest_N2.exp()
@@ -82,26 +82,26 @@ def temperature(discrimination_N: Tensor, config: DynSDPBConfig) -> Tensor:
     return config.temperature_min + span * (1.0 - discrimination_N)
 
 
-# Of what these are given, the former log-probabilities may be overwritten: memory is what limits the chunk size.
+# Of what these are given, the previous log-probabilities may be overwritten: memory is what limits the chunk size.
 
 
-def _forward_kl(former_CB: Tensor, present_CB: Tensor) -> tuple[Tensor, Tensor]:
-    prob_former_CB = former_CB.exp()
-    divergence_C = former_CB.sub_(present_CB).mul_(prob_former_CB).sum(-1)
-    return divergence_C, prob_former_CB.neg_()
+def _forward_kl(previous_CB: Tensor, present_CB: Tensor) -> tuple[Tensor, Tensor]:
+    prob_previous_CB = previous_CB.exp()
+    divergence_C = previous_CB.sub_(present_CB).mul_(prob_previous_CB).sum(-1)
+    return divergence_C, prob_previous_CB.neg_()
 
 
-def _reverse_kl(former_CB: Tensor, present_CB: Tensor) -> tuple[Tensor, Tensor]:
-    slope_CB = former_CB.sub_(present_CB).neg_().mul_(present_CB.exp())
+def _reverse_kl(previous_CB: Tensor, present_CB: Tensor) -> tuple[Tensor, Tensor]:
+    slope_CB = previous_CB.sub_(present_CB).neg_().mul_(present_CB.exp())
     return slope_CB.sum(-1), slope_CB
 
 
-def _jsd(former_CB: Tensor, present_CB: Tensor) -> tuple[Tensor, Tensor]:
-    mixture_CB = torch.logaddexp(former_CB, present_CB).sub_(math.log(2.0))
+def _jsd(previous_CB: Tensor, present_CB: Tensor) -> tuple[Tensor, Tensor]:
+    mixture_CB = torch.logaddexp(previous_CB, present_CB).sub_(math.log(2.0))
     slope_CB = present_CB.exp().mul_(present_CB - mixture_CB).mul_(0.5)
-    prob_former_CB = former_CB.exp()
-    former_C = former_CB.sub_(mixture_CB).mul_(prob_former_CB).sum(-1)
-    return 0.5 * former_C + slope_CB.sum(-1), slope_CB
+    prob_previous_CB = previous_CB.exp()
+    previous_C = previous_CB.sub_(mixture_CB).mul_(prob_previous_CB).sum(-1)
+    return 0.5 * previous_C + slope_CB.sum(-1), slope_CB
 
 
 _DIVERGENCES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
@@ -112,7 +112,7 @@ _DIVERGENCES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 
 
 def divergence_and_gradient(
-    name: str, log_former_CB: Tensor, log_present_CV: Tensor, token_ids_CK: Tensor | None
+    name: str, log_previous_CB: Tensor, log_present_CV: Tensor, token_ids_CK: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return the divergence of each token in nats, [C], and its gradient with respect to the scaled logits, [C, V].
 
@@ -120,15 +120,15 @@ def divergence_and_gradient(
 
     Args:
         name: One of the divergences above.
-        log_former_CB: Log-probabilities of the former prediction, one for each bucket.
-        log_present_CV: Those of the present prediction, one for each token of the vocabulary.
+        log_previous_CB: Log-probabilities of the previous prediction, one for each bucket.
+        log_present_CV: Those of the student, one for each token of the vocabulary.
         token_ids_CK: The tokens with a bucket of their own; one last bucket holds the rest. None: each has its own.
     """
-    # Where both are impossible the difference of two infinities would be no number.
+    # Where both are impossible the difference of two infinities would not be a number.
     lowest = torch.finfo(log_present_CV.dtype).min / 4
-    log_former_CB.clamp_min_(lowest)
+    log_previous_CB.clamp_min_(lowest)
     log_buckets_CB = _bucketed(log_present_CV, token_ids_CK).clamp_min_(lowest)
-    divergence_C, slope_CB = _DIVERGENCES[name](log_former_CB, log_buckets_CB)
+    divergence_C, slope_CB = _DIVERGENCES[name](log_previous_CB, log_buckets_CB)
     total_C1 = slope_CB.sum(-1, keepdim=True)
     if token_ids_CK is not None:
         tail_CV = slope_CB[:, -1:] * (log_present_CV - log_buckets_CB[:, -1:]).exp()

@@ -1,19 +1,18 @@
 """The distillation term of DynSDPB (arXiv 2411.16991), as a sum over tokens with an explicit count.
 
-With former logits ``t`` and present logits ``s`` of a token, ``p^tau = softmax(logits / tau)``, alpha and tau from
-:mod:`axolotl_sdft.training.losses.divergences` and ``D`` from :mod:`axolotl_sdft.training.losses.divergences`:
+With teacher logits ``t`` (those of the previous prediction) and student logits ``s`` of a token,
+``p^tau = softmax(logits / tau)``, and alpha, tau and ``D`` from :mod:`axolotl_sdft.training.losses.divergences`:
 
     ``sum over tokens of  alpha * tau^2 * D(p_t^tau, p_s^tau)``
 
 With the forward divergence and constant alpha and tau that is the last-mini-batch term of DLB (arXiv 2203.16172)
 before it is averaged. Its gradient with respect to ``s`` is ``alpha * tau`` times that of ``D`` with respect to
-``s / tau``; for the forward divergence ``alpha * tau * (p_s^tau - p_t^tau)``. All that comes from the former
+``s / tau``; for the forward divergence ``alpha * tau * (p_s^tau - p_t^tau)``. All that comes from the previous
 prediction is a constant, alpha and tau included.
 
 Both are computed chunk by chunk: full precision is paid for one chunk of tokens at a time, and the gradient is kept
-in the number format of what it is the gradient of. That are the present logits, or, where a model computes its loss
-without any, the hidden states that its output head makes them of: then logits exist for one block of tokens at a time
-only, in any number format.
+in the dtype of its input: the student logits, or the hidden states if the loss is computed without logits. Then logits
+exist for one block of tokens at a time only.
 
 Shapes: R rows of the batch, N tokens among them, M tokens of a block, C tokens of a chunk, V vocabulary, H hidden, X
 either of the two.
@@ -32,7 +31,7 @@ from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.training.losses.fused_divergence import ChunkAccumulator
 from axolotl_sdft.training.losses.head import OutputHead
-from axolotl_sdft.training.teachers.previous_prediction import FormerLogits, FormerPrediction, block_tokens, identity
+from axolotl_sdft.training.teachers.previous_prediction import TeacherLogits, TeacherPrediction, block_tokens, identity
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,21 @@ class DynSDPBTerms:
     """Sum of the plain ``D``, in nats, without alpha and tau^2; for logging, as are all below."""
 
     alpha_sum: Tensor
-    """Sum of the influences; with ``teacher_correct_only``, a former prediction that was wrong has none."""
+    """Sum of the influences; with ``teacher_correct_only``, a previous prediction that was wrong has none."""
 
     temperature_sum: Tensor
     """Sum of the temperatures."""
 
     uncertainty_sum: Tensor
-    """Sum of the former prediction's uncertainty."""
+    """Sum of the previous prediction's uncertainty."""
 
     agreement_sum: Tensor
     """How many tokens have the same token on top before and now."""
 
 
 @dataclass(frozen=True)
-class PresentPrediction:
-    """Where the present logits of the tokens are found.
+class StudentPrediction:
+    """Where the student logits of the tokens are found.
 
     Args:
         raw: [..., V], what the model makes logits of; with ``head``, [..., H], what goes into that.
@@ -84,9 +83,9 @@ class PresentPrediction:
 def dynsdpb_loss(
     student_logits_NV: Tensor, teacher_logits_NV: Tensor, config: DynSDPBConfig, labels_N: Tensor | None = None
 ) -> DynSDPBTerms:
-    """Return the divergence of the present prediction from the former one, summed over tokens.
+    """Return the divergence of the student's prediction from the previous one, summed over tokens.
 
-    Only the present (student) logits receive a gradient.
+    Only the student logits receive a gradient.
 
     Args:
         student_logits_NV: What the model predicts now, [tokens, vocabulary].
@@ -99,17 +98,17 @@ def dynsdpb_loss(
     """
     if student_logits_NV.dim() != 2 or student_logits_NV.shape != teacher_logits_NV.shape:
         raise ConfigError(
-            f"dynsdpb: present logits of shape {tuple(student_logits_NV.shape)} meet former logits of shape "
+            f"dynsdpb: student logits of shape {tuple(student_logits_NV.shape)} meet teacher logits of shape "
             f"{tuple(teacher_logits_NV.shape)}; both must be [tokens, vocabulary] of the same tokens"
         )
-    former = FormerLogits(teacher_logits_NV.detach())
-    return distil(PresentPrediction(student_logits_NV), former, config, labels_N)
+    teacher = TeacherLogits(teacher_logits_NV.detach())
+    return distil(StudentPrediction(student_logits_NV), teacher, config, labels_N)
 
 
 def distil(
-    present: PresentPrediction, former: FormerPrediction, config: DynSDPBConfig, labels_N: Tensor | None = None
+    student: StudentPrediction, teacher: TeacherPrediction, config: DynSDPBConfig, labels_N: Tensor | None = None
 ) -> DynSDPBTerms:
-    """Return the divergence of the present prediction from a former one in any form, summed over tokens.
+    """Return the divergence of the student's prediction from a previous one in any form, summed over tokens.
 
     Raises:
         ConfigError: ``teacher_correct_only`` is set and the labels are missing.
@@ -118,20 +117,20 @@ def distil(
         raise ConfigError(
             "dynsdpb.teacher_correct_only needs the labels of the tokens; pass labels_N, or set it to false"
         )
-    work = _FusedDivergence(present, config, labels_N)
-    sums = _Distillation.apply(present.raw, former, work, *work.head_parameters)
-    if work.is_late and present.raw.requires_grad:
-        present.raw.register_hook(work.added)
-    return DynSDPBTerms(sums[0], former.num_tokens, *sums[1:])
+    work = _FusedDivergence(student, config, labels_N)
+    sums = _Distillation.apply(student.raw, teacher, work, *work.head_parameters)
+    if work.is_late and student.raw.requires_grad:
+        student.raw.register_hook(work.added)
+    return DynSDPBTerms(sums[0], teacher.num_tokens, *sums[1:])
 
 
 class _FusedDivergence:
     """Sums the divergence, and computes its gradient on the way, while a chunk is in full precision anyway."""
 
-    def __init__(self, present: PresentPrediction, config: DynSDPBConfig, labels_N: Tensor | None) -> None:
-        # The graph holds on to this object, so neither the logits nor the former prediction may hang on it.
-        self.rows_N, self.logit_transform, self.is_late = present.rows, present.logit_transform, present.feeds_loss
-        self.head, self.config, self.labels_N = present.head, config, labels_N
+    def __init__(self, student: StudentPrediction, config: DynSDPBConfig, labels_N: Tensor | None) -> None:
+        # The graph holds on to this object, so neither the logits nor the previous prediction may hang on it.
+        self.rows_N, self.logit_transform, self.is_late = student.rows, student.logit_transform, student.feeds_loss
+        self.head, self.config, self.labels_N = student.head, config, labels_N
         self.gradient_NX: Tensor | None = None
         """Of the tokens' rows of ``raw``."""
         self.head_gradients: list[Tensor] = []
@@ -141,16 +140,16 @@ class _FusedDivergence:
     def head_parameters(self) -> tuple[Tensor, ...]:
         return self.head.parameters if self.head is not None else ()
 
-    def run(self, flat_RX: Tensor, former: FormerPrediction, needs_gradient: bool) -> Tensor:
+    def run(self, flat_RX: Tensor, teacher: TeacherPrediction, needs_gradient: bool) -> Tensor:
         """Return the six sums, [6]."""
         if self.rows_N is None:
             self.rows_N = torch.arange(len(flat_RX), device=flat_RX.device)
         if needs_gradient:
-            self.gradient_NX = former.gradient_memory(flat_RX)
+            self.gradient_NX = teacher.gradient_memory(flat_RX)
             self.head_gradients = [torch.zeros_like(weight) for weight in self.head_parameters]
-        chunks = ChunkAccumulator(self.logit_transform, self.config, self.labels_N, former, flat_RX)
+        chunks = ChunkAccumulator(self.logit_transform, self.config, self.labels_N, teacher, flat_RX)
         chunk_tokens = self.config.chunk_tokens
-        for block in parts(former.num_tokens, chunk_tokens if self.head is None else block_tokens(chunk_tokens)):
+        for block in parts(teacher.num_tokens, chunk_tokens if self.head is None else block_tokens(chunk_tokens)):
             if self.head is None:
                 gradient_MX = chunks.add(chunks.gathered(flat_RX, self.rows_N[block]), block)
             else:
@@ -198,7 +197,7 @@ class _FusedDivergence:
         assert self.rows_N is not None
         total_RX = total.view(-1, total.shape[-1])
         for part in parts(len(gradient_NX), self.config.chunk_tokens):
-            # The factor, a loss scale among others, may be out of range for the number format of the gradient.
+            # The factor, a loss scale among others, may be out of range for the dtype of the gradient.
             scaled_CX = (gradient_NX[part].to(factor.dtype) * factor).to(total.dtype)
             total_RX.index_add_(0, self.rows_N[part], scaled_CX)
         return total
@@ -207,9 +206,9 @@ class _FusedDivergence:
 class _Distillation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, raw: Tensor, former: FormerPrediction, work: _FusedDivergence, *_head_parameters: Tensor
+        ctx: Any, raw: Tensor, teacher: TeacherPrediction, work: _FusedDivergence, *_head_parameters: Tensor
     ) -> tuple[Tensor, ...]:
-        total, *figures = work.run(raw.flatten(0, -2), former, any(ctx.needs_input_grad)).unbind()
+        total, *figures = work.run(raw.flatten(0, -2), teacher, any(ctx.needs_input_grad)).unbind()
         ctx.work, ctx.shape = work, raw.shape
         if not work.is_late:
             # The graph lets go of what it saved as soon as it has been used.

@@ -1,6 +1,6 @@
 """A chunk of tokens of a distillation term, with its gradient, and the lean form of the forward divergence.
 
-With former logits ``t``, present logits ``s``, their maxima, and ``a = (t - max t) / tau``, ``b = (s - max s) / tau``:
+With teacher logits ``t``, student logits ``s``, ``a = (t - max t) / tau`` and ``b = (s - max s) / tau``:
 
     ``KL(p_t^tau || p_s^tau)  =  sum e^a (a - b) / sum e^a  -  ln sum e^a  +  ln sum e^b``
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.training.losses.divergences import Confidence, divergence_and_gradient, influence, temperature
-from axolotl_sdft.training.teachers.previous_prediction import FormerChunk, FormerPrediction, identity
+from axolotl_sdft.training.teachers.previous_prediction import TeacherChunk, TeacherPrediction, identity
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class ChunkTerms:
     uncertainty: Tensor
 
     agreement: Tensor
-    """1 where the likeliest token is the same before and now, else 0."""
+    """1 where the most likely token is the same before and now, else 0."""
 
     gradient: Tensor
-    """Of ``alpha * temperature^2 * divergence`` with respect to the present logits, [C, V]; read it before the next
+    """Of ``alpha * temperature^2 * divergence`` with respect to the student logits, [C, V]; read it before the next
     chunk is computed."""
 
 
@@ -57,10 +57,10 @@ class FullVocabularyKL:
 
         Args:
             student_CV: Present logits, in full precision.
-            teacher_CV: Former logits, over at least two tokens of a vocabulary.
+            teacher_CV: Previous logits, over at least two tokens of a vocabulary.
             labels_C: The right tokens; only needed with ``teacher_correct_only``.
         """
-        # Where both are impossible the difference of two infinities would be no number.
+        # Where both are impossible the difference of two infinities would not be a number.
         lowest = torch.finfo(student_CV.dtype).min / 100  # so that it can be divided by the lowest temperature
         largest_C2, tokens_C2 = teacher_CV.topk(2, dim=-1)
         before_CV, weight_CV, now_CV = self._working_memory(student_CV)
@@ -108,7 +108,7 @@ def _confidence(
 
 
 def weight_gap(largest_C2: Tensor) -> Tensor:
-    """Return by how much the likeliest token outweighs the next one, where the likeliest weighs 1."""
+    """Return by how much the most likely token outweighs the next one, where the most likely one weighs 1."""
     return -(largest_C2[:, 1] - largest_C2[:, 0]).expm1()
 
 
@@ -119,7 +119,7 @@ class ChunkAccumulator:
         logit_transform: Makes logits of what the output head gives.
         config: The settings.
         labels_N: The right tokens; only needed with ``teacher_correct_only``.
-        former: The former prediction.
+        previous: The previous prediction.
         like: Tells the device, and whether to compute in double precision.
     """
 
@@ -128,11 +128,16 @@ class ChunkAccumulator:
         logit_transform: Callable[[Tensor], Tensor],
         config: DynSDPBConfig,
         labels_N: Tensor | None,
-        former: FormerPrediction,
+        teacher: TeacherPrediction,
         like: Tensor,
     ) -> None:
-        self._logit_transform, self._config, self._labels_N, self._former = logit_transform, config, labels_N, former
-        self._precise = torch.float64 if like.dtype == torch.float64 or former.is_double else torch.float32
+        self._logit_transform, self._config, self._labels_N, self._previous = (
+            logit_transform,
+            config,
+            labels_N,
+            teacher,
+        )
+        self._precise = torch.float64 if like.dtype == torch.float64 or teacher.is_double else torch.float32
         self._device = like.device
         self._lean = FullVocabularyKL(config) if config.divergence == "forward_kl" else None
         self._gathered_CV: Tensor | None = None
@@ -171,24 +176,24 @@ class ChunkAccumulator:
     def _terms(self, student_CV: Tensor, part: slice) -> ChunkTerms:
         labels_C = None if self._labels_N is None else self._labels_N[part]
         if self._lean is not None and student_CV.shape[1] > 1:
-            teacher_CV = self._former.logits(part, self._device, self._precise)
+            teacher_CV = self._previous.logits(part, self._device, self._precise)
             if teacher_CV is not None:
                 return self._lean.terms(student_CV, teacher_CV, labels_C)
-        chunk = self._former.chunk(part, self._config, self._device, self._precise)
+        chunk = self._previous.chunk(part, self._config, self._device, self._precise)
         return any_divergence(student_CV, chunk, self._config, labels_C)
 
 
 def any_divergence(
-    student_CV: Tensor, former: FormerChunk, config: DynSDPBConfig, labels_C: Tensor | None
+    student_CV: Tensor, teacher: TeacherChunk, config: DynSDPBConfig, labels_C: Tensor | None
 ) -> ChunkTerms:
     """Return the terms of a chunk for any of the divergences, over the vocabulary or over buckets of it."""
-    alpha_C, temperature_C = influence(former.uncertainty, config), former.temperature
+    alpha_C, temperature_C = influence(teacher.uncertainty, config), teacher.temperature
     if config.teacher_correct_only and labels_C is not None:
-        alpha_C = alpha_C * (former.top == labels_C)
+        alpha_C = alpha_C * (teacher.top == labels_C)
     log_probs_CV = (student_CV / temperature_C[:, None]).log_softmax(-1)
     divergence_C, gradient_CV = divergence_and_gradient(
-        config.divergence, former.log_probs, log_probs_CV, former.token_ids
+        config.divergence, teacher.log_probs, log_probs_CV, teacher.token_ids
     )
     gradient_CV.mul_((alpha_C * temperature_C)[:, None])
-    agreement_C = (student_CV.argmax(-1) == former.top).to(divergence_C.dtype)
-    return ChunkTerms(divergence_C, alpha_C, temperature_C, former.uncertainty, agreement_C, gradient_CV)
+    agreement_C = (student_CV.argmax(-1) == teacher.top).to(divergence_C.dtype)
+    return ChunkTerms(divergence_C, alpha_C, temperature_C, teacher.uncertainty, agreement_C, gradient_CV)

@@ -192,7 +192,7 @@ def is_frozen(head: nn.Module) -> bool:
 
 def infer_logit_transform(logits_SV: Tensor, raw_SV: Tensor, model_config: Any) -> LogitTransform | None:
     """Return what turns the head's output into these logits; None when nothing known does."""
-    # Any cap changes the last bits of some of so many numbers, so what is equal is no coincidence.
+    # Any cap changes the last bits of some of so many numbers, so what is equal is not a coincidence.
     if torch.equal(raw_SV.to(logits_SV.dtype), logits_SV):
         return identity
     step = max(torch.finfo(logits_SV.dtype).eps, torch.finfo(raw_SV.dtype).eps)
@@ -227,7 +227,7 @@ def _is_close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 
 def _candidates(model_config: Any) -> Iterator[LogitTransform]:
-    """Give every way of finishing that the configuration's numbers allow; the likeliest, with a cap, first."""
+    """Give every way of finishing that the configuration's numbers allow; the most likely, with a cap, first."""
     text_config = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
     factors = [factor for name in _FACTORS if (factor := _number(text_config, name))]
     factors += [1.0 / divisor for name in _DIVISORS if (divisor := _number(text_config, name))]

@@ -47,10 +47,10 @@ class LabelLayout(ABC):
         return logits
 
     def join(
-        self, former: Mapping[str, Any], new: Mapping[str, Any], pad_token_id: int, *, one_row: bool
+        self, previous: Mapping[str, Any], new: Mapping[str, Any], pad_token_id: int, *, one_row: bool
     ) -> dict[str, Any]:
         """Return one batch, as :func:`~axolotl_sdft.training.batching.join_batches` does."""
-        return join_batches(former, new, pad_token_id, one_row=one_row)
+        return join_batches(previous, new, pad_token_id, one_row=one_row)
 
 
 class NextToken(LabelLayout):
@@ -79,12 +79,12 @@ class SamePosition(LabelLayout):
         return inputs["labels"][self.mask(inputs)]
 
     def join(
-        self, former: Mapping[str, Any], new: Mapping[str, Any], pad_token_id: int, *, one_row: bool
+        self, previous: Mapping[str, Any], new: Mapping[str, Any], pad_token_id: int, *, one_row: bool
     ) -> dict[str, Any]:
         """Return one batch; end to end, the first label of the new row stays trained, as its own logits predict it."""
-        joined = super().join(former, new, pad_token_id, one_row=one_row)
-        if len(joined["labels"]) < len(former["labels"]) + len(new["labels"]):
-            joined["labels"] = torch.cat([former["labels"], new["labels"]], dim=1)
+        joined = super().join(previous, new, pad_token_id, one_row=one_row)
+        if len(joined["labels"]) < len(previous["labels"]) + len(new["labels"]):
+            joined["labels"] = torch.cat([previous["labels"], new["labels"]], dim=1)
         return joined
 
 
@@ -107,12 +107,12 @@ class PerRow(LabelLayout):
         return logits[:, None] if logits.dim() == 2 else logits
 
     def join(
-        self, former: Mapping[str, Any], new: Mapping[str, Any], pad_token_id: int, *, one_row: bool
+        self, previous: Mapping[str, Any], new: Mapping[str, Any], pad_token_id: int, *, one_row: bool
     ) -> dict[str, Any]:
         """Return one batch; rows stay rows, since each has one label."""
-        without = [{name: value for name, value in part.items() if name != "labels"} for part in (former, new)]
+        without = [{name: value for name, value in part.items() if name != "labels"} for part in (previous, new)]
         joined = join_batches(without[0], without[1], pad_token_id)
-        return {**joined, "labels": torch.cat([former["labels"], new["labels"]])}
+        return {**joined, "labels": torch.cat([previous["labels"], new["labels"]])}
 
     def _classes(self, inputs: Mapping[str, Any]) -> Tensor:
         labels = inputs.get("labels")

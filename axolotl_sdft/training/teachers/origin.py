@@ -95,7 +95,7 @@ def _require_same_seed(folder: Path, seed_dir: Path, provenance: Mapping[str, An
         return
     raise CheckpointError(
         f"logit_distillation needs the seed model that {folder} was pruned from, but {seed_dir} holds another model "
-        "by now; put the former one back, or prune this one (axolotl prune-layers)"
+        "by now; put the previous one back, or prune this one (axolotl prune-layers)"
     )
 
 

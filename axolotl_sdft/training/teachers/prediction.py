@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.training.batching import TOKEN_TYPES
-from axolotl_sdft.training.losses.dynsdpb import PresentPrediction
+from axolotl_sdft.training.losses.dynsdpb import StudentPrediction
 from axolotl_sdft.training.losses.head import (
     HeadCall,
     HookRecord,
@@ -40,10 +40,10 @@ from axolotl_sdft.training.losses.head import (
     watched,
 )
 from axolotl_sdft.training.teachers.previous_prediction import (
-    FormerHiddenStates,
-    FormerLogits,
-    FormerPrediction,
-    FormerTopK,
+    TeacherHiddenStates,
+    TeacherLogits,
+    TeacherPrediction,
+    TeacherTopK,
     block_tokens,
     identity,
     keep_top_k,
@@ -72,16 +72,16 @@ class ForwardOutputs:
     head: OutputHead | None
     """Makes ``raw`` of ``hidden``; None where it can't be run apart from the model."""
 
-    def present(self, rows_N: Tensor, *, is_constant: bool) -> PresentPrediction:
+    def student_prediction(self, rows_N: Tensor, *, is_constant: bool) -> StudentPrediction:
         """Return the prediction at these rows of the flattened batch, for the loss."""
         if self.raw is not None:
             raw = self.raw.detach() if is_constant else self.raw
-            return PresentPrediction(raw, rows_N, self.logit_transform, feeds_loss=self.hidden is not None)
+            return StudentPrediction(raw, rows_N, self.logit_transform, feeds_loss=self.hidden is not None)
         assert self.hidden is not None
         assert self.head is not None
         if is_constant:
-            return PresentPrediction(self.hidden.detach(), rows_N, self.logit_transform, head=self.head.as_constant())
-        return PresentPrediction(self.hidden, rows_N, self.logit_transform, head=self.head)
+            return StudentPrediction(self.hidden.detach(), rows_N, self.logit_transform, head=self.head.as_constant())
+        return StudentPrediction(self.hidden, rows_N, self.logit_transform, head=self.head)
 
     @property
     def source(self) -> Tensor | None:
@@ -254,21 +254,21 @@ class Predictions:
         for raw_CV in seen.raw_parts(rows_N, self._config.chunk_tokens):
             yield seen.logit_transform(raw_CV.to(torch.float64 if raw_CV.dtype == torch.float64 else torch.float32))
 
-    def recall(self, kept: dict[str, Tensor]) -> FormerPrediction | None:
+    def recall(self, kept: dict[str, Tensor]) -> TeacherPrediction | None:
         """Return what :meth:`keep` kept, to be read once, after the pass of its own iteration: it may be written over.
 
         None when it can't be read: it came from a checkpoint whose output head was watched, and this one can't be.
         """
         if "log_probs" in kept:
-            return FormerTopK(**kept)
+            return TeacherTopK(**kept)
         if "logits" in kept:
-            return FormerLogits(kept["logits"], is_read_once=True)
+            return TeacherLogits(kept["logits"], is_read_once=True)
         if self._logit_transform is None or self._head is None:
             return None
         if "raw" in kept:
-            return FormerLogits(kept["raw"], self._logit_transform, is_read_once=True)
+            return TeacherLogits(kept["raw"], self._logit_transform, is_read_once=True)
         return (
-            FormerHiddenStates(kept["hidden"], self._head, self._logit_transform)
+            TeacherHiddenStates(kept["hidden"], self._head, self._logit_transform)
             if self.form == "hidden_states"
             else None
         )

@@ -1,4 +1,4 @@
-"""The former prediction, in one of the forms that the memory keeps it in.
+"""The previous prediction, in one of the forms that the memory keeps it in.
 
 =================  ==========================================  =======================================
 form               kept for each label token                   read back
@@ -26,7 +26,7 @@ from axolotl_sdft.training.losses.divergences import confidence_of, tail_log_pro
 
 
 @dataclass(frozen=True)
-class FormerChunk:
+class TeacherChunk:
     """What is known about a chunk of tokens from the iteration before, in full precision; memory of its own."""
 
     log_probs: Tensor
@@ -41,10 +41,10 @@ class FormerChunk:
     uncertainty: Tensor
 
     top: Tensor
-    """The likeliest token."""
+    """The most likely token."""
 
 
-class FormerPrediction(ABC):
+class TeacherPrediction(ABC):
     """Any of the forms; ``kept`` is what it keeps, [N, ...]."""
 
     def __init__(self, kept: Tensor) -> None:
@@ -52,8 +52,8 @@ class FormerPrediction(ABC):
         self.is_double = kept.dtype == torch.float64
 
     @abstractmethod
-    def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> FormerChunk:
-        """Return the tokens of ``part``, on this device and in this number format."""
+    def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> TeacherChunk:
+        """Return the tokens of ``part``, on this device and in this dtype."""
 
     def logits(self, part: slice, device: torch.device, precise: torch.dtype) -> Tensor | None:
         """Return the logits of ``part``, [C, V], not to be written to; None where they are not known."""
@@ -80,7 +80,7 @@ def block_tokens(chunk_tokens: int) -> int:
     return chunk_tokens * max(1, _HEAD_TOKENS // chunk_tokens)
 
 
-class FormerLogits(FormerPrediction):
+class TeacherLogits(TeacherPrediction):
     """Logits, or what the model makes logits of.
 
     Args:
@@ -95,7 +95,7 @@ class FormerLogits(FormerPrediction):
         super().__init__(raw_NV)
         self._raw_NV, self._logit_transform, self._is_read_once = raw_NV, logit_transform, is_read_once
 
-    def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> FormerChunk:
+    def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> TeacherChunk:
         """Soften the logits."""
         return soften(self.logits(part, device, precise), config)
 
@@ -109,7 +109,7 @@ class FormerLogits(FormerPrediction):
         return self._raw_NV if self._is_read_once and kinds[0] == kinds[1] else super().gradient_memory(like_RX)
 
 
-class FormerHiddenStates(FormerPrediction):
+class TeacherHiddenStates(TeacherPrediction):
     """What went into the output head.
 
     Args:
@@ -128,7 +128,7 @@ class FormerHiddenStates(FormerPrediction):
         self._hidden_NH, self._head, self._logit_transform = hidden_NH, head, logit_transform
         self._block, self._block_raw_MV = slice(0, 0), hidden_NH
 
-    def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> FormerChunk:
+    def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> TeacherChunk:
         """Run the head and soften its logits."""
         return soften(self.logits(part, device, precise), config)
 
@@ -143,33 +143,33 @@ class FormerHiddenStates(FormerPrediction):
         return self._logit_transform(self._block_raw_MV[place].to(precise))
 
 
-class FormerTopK(FormerPrediction):
-    """The likeliest tokens, and the rest in one bucket; made of what :func:`keep_top_k` returns."""
+class TeacherTopK(TeacherPrediction):
+    """The most likely tokens, and the rest in one bucket; made of what :func:`keep_top_k` returns."""
 
     def __init__(self, log_probs: Tensor, token_ids: Tensor, temperature: Tensor, uncertainty: Tensor) -> None:
         super().__init__(log_probs)
         self._floats, self._token_ids_NK = (log_probs, temperature, uncertainty), token_ids
 
-    def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> FormerChunk:
+    def chunk(self, part: slice, config: DynSDPBConfig, device: torch.device, precise: torch.dtype) -> TeacherChunk:
         """Return what was kept."""
         floats = (kept[part].to(device, precise, non_blocking=True, copy=True) for kept in self._floats)
         log_probs_CB, temperature_C, uncertainty_C = floats
         token_ids_CK = self._token_ids_NK[part].to(device, torch.long, non_blocking=True)
-        return FormerChunk(log_probs_CB, token_ids_CK, temperature_C, uncertainty_C, token_ids_CK[:, 0])
+        return TeacherChunk(log_probs_CB, token_ids_CK, temperature_C, uncertainty_C, token_ids_CK[:, 0])
 
 
-def soften(logits_CV: Tensor, config: DynSDPBConfig) -> FormerChunk:
+def soften(logits_CV: Tensor, config: DynSDPBConfig) -> TeacherChunk:
     """Return log-probabilities at each token's own temperature, and how sure they are at temperature 1."""
     log_probs_CV = logits_CV.log_softmax(-1)
     confidence = confidence_of(log_probs_CV)
     temperature_C = temperature(confidence.discrimination, config)
     # The softmax of log-probabilities is that of the logits, and here they need no memory of their own.
     softened_CV = log_probs_CV.div_(temperature_C[:, None]).log_softmax(-1)
-    return FormerChunk(softened_CV, None, temperature_C, confidence.uncertainty, confidence.top)
+    return TeacherChunk(softened_CV, None, temperature_C, confidence.uncertainty, confidence.top)
 
 
 def keep_top_k(chunks: Iterable[Tensor], config: DynSDPBConfig) -> dict[str, Tensor]:
-    """Return what :class:`FormerTopK` is made of, by name.
+    """Return what :class:`TeacherTopK` is made of, by name.
 
     Args:
         chunks: Logits [C, V] in full precision; at least one chunk, which may be without tokens.
@@ -179,7 +179,7 @@ def keep_top_k(chunks: Iterable[Tensor], config: DynSDPBConfig) -> dict[str, Ten
     return {name: torch.cat([part[name] for part in kept]) for name in kept[0]}
 
 
-def _top_of(chunk: FormerChunk, k: int) -> dict[str, Tensor]:
+def _top_of(chunk: TeacherChunk, k: int) -> dict[str, Tensor]:
     largest_CK, token_ids_CK = chunk.log_probs.topk(min(k, chunk.log_probs.shape[1]), dim=-1)
     log_probs_CB = torch.cat([largest_CK, tail_log_prob(chunk.log_probs, token_ids_CK)], dim=1)
     sizes = {"temperature": chunk.temperature, "uncertainty": chunk.uncertainty}

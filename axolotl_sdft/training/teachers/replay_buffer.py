@@ -36,15 +36,15 @@ class MicroBatch:
 
 
 class PreviousMiniBatch:
-    """The micro-batches of the window before, by their place in it, and those of the present window so far.
+    """The micro-batches of the window before, by their place in it, and those of the current window so far.
 
     Two windows with two places each: ``begin_window(2)`` returns nothing, and both ``take()`` give None; after two
     ``remember(...)`` the next ``begin_window(2)`` returns both, and ``take()`` gives them in the same order.
     """
 
     def __init__(self) -> None:
-        self._former: deque[MicroBatch] = deque()
-        self._present: deque[MicroBatch] = deque()
+        self._previous: deque[MicroBatch] = deque()
+        self._current: deque[MicroBatch] = deque()
         self._is_open = False
 
     @property
@@ -54,45 +54,45 @@ class PreviousMiniBatch:
 
     @property
     def window(self) -> list[MicroBatch]:
-        """The present window so far; once it is complete, all that the next one depends on."""
-        return list(self._present)
+        """The current window so far; once it is complete, all that the next one depends on."""
+        return list(self._current)
 
     def begin_window(self, num_micro_batches: int) -> list[MicroBatch]:
-        """Turn the present window into the former one, and return the micro-batches that will be repeated.
+        """Turn the current window into the previous one, and return the micro-batches that will be repeated.
 
-        The last window of an epoch can be shorter: former micro-batches without a counterpart are forgotten. A window
+        The last window of an epoch can be shorter: previous micro-batches without a counterpart are forgotten. A window
         without any micro-batch is none, and changes nothing.
         """
         if num_micro_batches == 0:
             return []
-        self._former = deque(list(self._present)[:num_micro_batches])
-        self._present = deque()
+        self._previous = deque(list(self._current)[:num_micro_batches])
+        self._current = deque()
         self._is_open = True
-        return list(self._former)
+        return list(self._previous)
 
     def take(self) -> MicroBatch | None:
-        """Return the former micro-batch at the next place of the window, and forget it; None when there is none."""
-        return self._former.popleft() if self._former else None
+        """Return the previous micro-batch at the next place of the window, and forget it; None when there is none."""
+        return self._previous.popleft() if self._previous else None
 
     def remember(self, inputs: dict[str, Any], kept: dict[str, Tensor], *, cpu_offload: bool = False) -> None:
-        """Add a micro-batch to the present window: its inputs, and what is kept of its prediction, as constants.
+        """Add a micro-batch to the current window: its inputs, and what is kept of its prediction, as constants.
 
         With ``cpu_offload`` what is kept moves to the CPU, while the device goes on working.
         """
         constants = {name: value.detach() if torch.is_tensor(value) else value for name, value in inputs.items()}
         kept = {name: value.detach() for name, value in kept.items()}
-        self._present.append(
+        self._current.append(
             MicroBatch(constants, {name: _on_cpu(kept[name]) for name in kept} if cpu_offload else kept)
         )
 
     def restore(self, window: Sequence[MicroBatch]) -> None:
-        """Take these micro-batches for the present window, as if they had been remembered one by one."""
-        self._present = deque(window)
+        """Take these micro-batches for the current window, as if they had been remembered one by one."""
+        self._current = deque(window)
 
     def clear(self) -> None:
         """Forget everything; a window has to begin anew."""
-        self._former.clear()
-        self._present.clear()
+        self._previous.clear()
+        self._current.clear()
         self._is_open = False
 
 

@@ -20,7 +20,7 @@ from axolotl_sdft.training.losses.head import find_body, find_head, logits_of, w
 from axolotl_sdft.training.teachers.loading import load_own_teacher, plan_layers, quantization_of, seed_folder
 from axolotl_sdft.training.teachers.origin import SeedOrigin, find_origin, seed_config
 from axolotl_sdft.training.teachers.prediction import ForwardOutputs, Predictions
-from axolotl_sdft.training.teachers.previous_prediction import FormerPrediction
+from axolotl_sdft.training.teachers.previous_prediction import TeacherPrediction
 from axolotl_sdft.training.teachers.shared_layers import base_model_of, build_shared_teacher, unshareable_reason
 
 LOG = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class SeedTeacher:
         self._can_leave_out_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.no_grad()
-    def predict(self, inputs: Mapping[str, Any], mask_BT: Tensor) -> FormerPrediction:
+    def predict(self, inputs: Mapping[str, Any], mask_BT: Tensor) -> TeacherPrediction:
         """Return the prediction at the positions of a mask, in row-major order.
 
         Args:
@@ -151,9 +151,9 @@ class SeedTeacher:
             seen_pass = self._read_whole(seen, logits_BTV, mask_BT)
         if seen_pass is None:
             raise ConfigError("logit_distillation: the teacher gave no hidden states for this batch")
-        former = self._predictions.recall(self._predictions.keep(seen_pass, rows_N))
-        assert former is not None  # what has just been kept can be read
-        return former
+        previous = self._predictions.recall(self._predictions.keep(seen_pass, rows_N))
+        assert previous is not None  # what has just been kept can be read
+        return previous
 
     def _read_whole(self, seen: Any, logits_BTV: Tensor | None, mask_BT: Tensor) -> ForwardOutputs:
         if logits_BTV is None or logits_BTV.shape[:2] != mask_BT.shape:

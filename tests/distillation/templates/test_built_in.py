@@ -52,7 +52,7 @@ def test_a_jinja_text_can_go_through_the_earlier_turns():
 
 
 def test_a_broken_jinja_text_is_refused_when_it_is_resolved():
-    with pytest.raises(ConfigError, match=r"self_distillation\.template is no valid Jinja text: .*'{{ reference'"):
+    with pytest.raises(ConfigError, match=r"self_distillation\.template is not a valid Jinja text: .*'{{ reference'"):
         resolve_template("{{ reference")
 
 

@@ -42,7 +42,7 @@ def _noisy(seed, scale):
 
 @torch.inference_mode()
 def _most_likely(model, ids):
-    """The token that a model holds likeliest after each of the given ones."""
+    """The token that a model holds most likely after each of the given ones."""
     return model(torch.tensor([ids]), use_cache=False).logits[0].argmax(-1).tolist()
 
 

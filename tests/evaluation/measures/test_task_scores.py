@@ -211,7 +211,7 @@ def test_a_task_named_twice_is_refused(include_path):
 
 
 def test_a_missing_folder_of_tasks_is_refused():
-    with pytest.raises(ConfigError, match="include_path is 'nowhere', which is no folder"):
+    with pytest.raises(ConfigError, match="include_path is 'nowhere', which is not a folder"):
         check_tasks(_config("nowhere", "gsm8k"))
 
 

@@ -80,7 +80,7 @@ def test_a_merge_that_stops_half_way_leaves_nothing_and_can_be_made_again(pair, 
 
 
 def test_a_model_that_is_not_there_is_named(pair, tmp_path):
-    with pytest.raises(CheckpointError, match=r"the model to merge is '.*absent', which is no folder here"):
+    with pytest.raises(CheckpointError, match=r"the model to merge is '.*absent', which is not a local folder"):
         merge_models(pair[0], tmp_path / "absent", tmp_path / "merged")
 
 

@@ -32,7 +32,7 @@ def logits(*rows):
     return torch.tensor(rows).log()
 
 
-def test_without_temperature_the_likeliest_token_is_taken():
+def test_without_temperature_the_most_likely_token_is_taken():
     assert TokenChooser()(logits([0.2, 0.5, 0.3], [0.6, 0.1, 0.3]), [row(), row()]) == [(1, 0.0), (0, 0.0)]
 
 

@@ -205,7 +205,7 @@ def test_layers_that_are_not_there_or_all_of_them_are_refused(checkpoint, tmp_pa
 
 
 def test_a_source_that_is_no_folder_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"nowhere is no folder; name the folder of a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"nowhere is not a folder; name the folder of a checkpoint"):
         cut_layers(tmp_path / "nowhere", (1,), tmp_path / "pruned")
 
 

@@ -78,7 +78,9 @@ def test_a_hub_id_is_cut_from_the_cache_and_named_in_the_provenance(hub_cache, t
 
 
 def test_a_hub_id_that_can_not_be_had_is_refused_by_the_name_of_the_argument(hub_cache, tmp_path):
-    with pytest.raises(CheckpointError, match=r"source_dir is 'org/other', which is no folder here and can't be had"):
+    with pytest.raises(
+        CheckpointError, match=r"source_dir is 'org/other', which is not a local folder and could not be downloaded"
+    ):
         cut_layers("org/other", (1,), tmp_path / "pruned")
 
 

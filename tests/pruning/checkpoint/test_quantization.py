@@ -98,7 +98,7 @@ VISION = [f"vision_tower.layers.{layer}.mlp.fc1.weight" for layer in range(6)]
         ("model.layers.[0-4]*", layers(num_layers=40), r"it can mean layer 0 alone or layer 10 too"),
         ("*.layers.1?.mlp", layers(kept=range(4, 30), num_layers=30), r"layers 6, 7, 8, .* have no common name"),
         ("re:.*layers\\.(0\\.mlp|4\\.x)", layers(), r"the layer's number is not set apart by dots"),
-        ("re:.*layers\\.(4|[)\\.mlp", layers(), r"the layer's number is no regular expression"),
+        ("re:.*layers\\.(4|[)\\.mlp", layers(), r"the layer's number is not a regular expression"),
         ("re:.*s[.]4[.]mlp.*", layers(), r"it would no longer speak of model\.layers\.4\.mlp\.down_proj in the same"),
         ("-:.*\\.4\\..*", layers(parts=EXPERTS), r"its number can mean a layer or an expert"),
         ("*.layers.4.mlp", layers(others=VISION), r"it can mean model\.layers\. or vision_tower\.layers\."),

@@ -150,7 +150,7 @@ def test_an_infinite_cost_stops_a_greedy_plan_only_when_it_is_reached():
 
 @pytest.mark.parametrize(
     ("fraction", "num_layers", "expected"),
-    # 0.25 of 30 is 7.5 and of 10 is 2.5: half a layer counts as one. Of 32: 8 exactly. 1 % of 30 is no layer at all.
+    # 0.25 of 30 is 7.5 and of 10 is 2.5: half a layer counts as one. Of 32: 8 exactly. 1 % of 30 is not a layer at all.
     [(0.25, 30, 8), (0.25, 10, 3), (0.25, 32, 8), (0.2, 32, 6), (0.01, 30, 1), (0.5, 2, 1)],
 )
 def test_a_fraction_of_the_layers_is_rounded_to_the_nearest_number_and_at_least_one(fraction, num_layers, expected):

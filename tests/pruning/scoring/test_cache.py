@@ -146,7 +146,7 @@ def test_a_longer_order_takes_the_place_of_a_shorter_one_and_other_files_stay(tm
     assert snapshot(tmp_path / "scores") == ["curve.png", "scores.json", "scoring.json"]
 
 
-def test_a_failure_while_scoring_leaves_the_former_scores(tmp_path):
+def test_a_failure_while_scoring_leaves_the_previous_scores(tmp_path):
     cache = ScoreCache(tmp_path / "scores", {})
     cache.find_or_make(2, lambda known: ordered(2))
     with pytest.raises(ZeroDivisionError):

@@ -74,7 +74,7 @@ def test_protected_layers_stay_whatever_they_cost(model):
 
 
 def own_text(model, length=12):
-    """What a model itself finds likeliest, so that leaving out any layer that does something hurts."""
+    """What a model itself finds most likely, so that leaving out any layer that does something hurts."""
     ids = torch.tensor([[5]])
     for _ in range(length):
         with torch.no_grad():
@@ -235,7 +235,9 @@ def test_text_in_which_no_token_follows_another_is_refused(model, batches):
 def test_logits_that_are_no_numbers_are_refused_at_the_first_step(model):
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(CheckpointError, match=r"perplexity is no number whichever layer is left out; .*dtype to float"):
+    with pytest.raises(
+        CheckpointError, match=r"perplexity is not a number whichever layer is left out; .*dtype to float"
+    ):
         score_layers(model, [batch_of(ROWS)], "perplexity", num_layers=2)
 
 

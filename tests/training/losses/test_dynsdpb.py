@@ -9,13 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.training.losses.dynsdpb import PresentPrediction, distil, dynsdpb_loss
+from axolotl_sdft.training.losses.dynsdpb import StudentPrediction, distil, dynsdpb_loss
 from axolotl_sdft.training.losses.fused_divergence import FullVocabularyKL, any_divergence
 from axolotl_sdft.training.losses.head import OutputHead
 from axolotl_sdft.training.teachers.previous_prediction import (
-    FormerHiddenStates,
-    FormerLogits,
-    FormerTopK,
+    TeacherHiddenStates,
+    TeacherLogits,
+    TeacherTopK,
     identity,
     keep_top_k,
 )
@@ -32,25 +32,25 @@ def random_logits(num_tokens: int, vocab: int, seed: int, dtype: torch.dtype = t
     return (3 * torch.randn(num_tokens, vocab, generator=torch.Generator().manual_seed(seed))).to(dtype)
 
 
-def divergence(name: str, former: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+def divergence(name: str, previous: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """The definitions, over probabilities of one token."""
-    mixture = (former + present) / 2
+    mixture = (previous + present) / 2
 
     def kl(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return (one * (one / other).log()).sum()
 
     if name == "jsd":
-        return kl(former, mixture) / 2 + kl(present, mixture) / 2
-    return kl(former, present) if name == "forward_kl" else kl(present, former)
+        return kl(previous, mixture) / 2 + kl(present, mixture) / 2
+    return kl(previous, present) if name == "forward_kl" else kl(present, previous)
 
 
-def bucketed(probabilities: torch.Tensor, former: torch.Tensor, k: int | None) -> torch.Tensor:
-    """The k tokens that the former held likeliest, and the sum of the rest."""
+def bucketed(probabilities: torch.Tensor, previous: torch.Tensor, k: int | None) -> torch.Tensor:
+    """The k tokens that the previous held most likely, and the sum of the rest."""
     if k is None:
         return probabilities
-    order = former.argsort(descending=True)
+    order = previous.argsort(descending=True)
     rest = probabilities[order[k:]].sum(0, keepdim=True)
-    return torch.cat([probabilities[order[:k]], rest]) if k < len(former) else probabilities[order]
+    return torch.cat([probabilities[order[:k]], rest]) if k < len(previous) else probabilities[order]
 
 
 def slow_reference(
@@ -97,7 +97,7 @@ def test_the_sum_and_its_gradient_match_values_worked_out_by_hand():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        # former (3/4, 1/4), present (1/4, 3/4): 3/4 ln 3 - 1/4 ln 3
+        # previous (3/4, 1/4), present (1/4, 3/4): 3/4 ln 3 - 1/4 ln 3
         ("forward_kl", 0.5 * math.log(3)),
         ("reverse_kl", 0.5 * math.log(3)),
         # the mixture is (1/2, 1/2): 3/4 ln 3/2 + 1/4 ln 1/2, the same from both sides
@@ -111,14 +111,14 @@ def test_each_divergence_has_the_value_worked_out_by_hand(name: str, expected: f
 
 
 def test_the_forward_divergence_asks_for_all_that_was_likely_and_the_reverse_for_nothing_else():
-    former, narrow = logits_of([0.5, 0.5]), logits_of([0.999, 0.001])
+    previous, narrow = logits_of([0.5, 0.5]), logits_of([0.999, 0.001])
     forward, reverse = (STATIC.model_copy(update={"divergence": name}) for name in DIVERGENCES[:2])
-    missed = dynsdpb_loss(narrow, former, forward).divergence_sum
-    assert missed > dynsdpb_loss(narrow, former, reverse).divergence_sum
-    assert missed < dynsdpb_loss(former, narrow, reverse).divergence_sum + 1e-12
+    missed = dynsdpb_loss(narrow, previous, forward).divergence_sum
+    assert missed > dynsdpb_loss(narrow, previous, reverse).divergence_sum
+    assert missed < dynsdpb_loss(previous, narrow, reverse).divergence_sum + 1e-12
 
 
-def test_only_tokens_that_the_former_prediction_had_right_are_distilled():
+def test_only_tokens_that_the_previous_prediction_had_right_are_distilled():
     config = STATIC.model_copy(update={"teacher_correct_only": True})
     student, teacher = logits_of([0.25, 0.75], [0.25, 0.75]).requires_grad_(), logits_of([0.6, 0.4], [0.4, 0.6])
     terms = dynsdpb_loss(student, teacher, config, labels_N=torch.tensor([0, 0]))
@@ -187,7 +187,7 @@ def test_low_precision_gradients_are_as_close_to_the_truth_as_their_format_allow
     torch.testing.assert_close(student.grad, gradient.bfloat16(), rtol=2**-7, atol=1e-6)
 
 
-def test_the_former_prediction_is_a_constant():
+def test_the_previous_prediction_is_a_constant():
     student, teacher = random_logits(3, 4, 0).requires_grad_(), random_logits(3, 4, 1).requires_grad_()
     dynsdpb_loss(student, teacher, DynSDPBConfig()).kl_sum.backward()
     assert teacher.grad is None
@@ -232,8 +232,8 @@ def test_the_lean_way_gives_what_the_general_one_gives():
     config = DynSDPBConfig(alpha=1.3, temperature=3.0, temperature_min=0.5, teacher_correct_only=True)
     student, teacher, labels = random_logits(9, 6, 0), random_logits(9, 6, 1), torch.arange(9) % 6
     terms = FullVocabularyKL(config).terms(student, teacher, labels)
-    former = FormerLogits(teacher).chunk(slice(0, 9), config, student.device, torch.float64)
-    reference = any_divergence(student, former, config, labels)
+    previous = TeacherLogits(teacher).chunk(slice(0, 9), config, student.device, torch.float64)
+    reference = any_divergence(student, previous, config, labels)
     for name in ("divergence", "alpha", "temperature", "uncertainty", "agreement", "gradient"):
         torch.testing.assert_close(getattr(terms, name), getattr(reference, name))
 
@@ -254,21 +254,21 @@ def test_full_precision_is_paid_for_one_chunk_at_a_time(feeds_loss: bool, form: 
     config = DynSDPBConfig(chunk_tokens=8, top_k=2)
     hidden, head = random_logits(64, 6, 1, torch.bfloat16), torch.nn.Linear(6, 50, dtype=torch.bfloat16)
     raw = (random_logits(80, 50, 0, torch.bfloat16).requires_grad_() * 1).view(4, 20, 50)
-    present = PresentPrediction(raw, torch.arange(8, 72), feeds_loss=feeds_loss)
+    present = StudentPrediction(raw, torch.arange(8, 72), feeds_loss=feeds_loss)
     with LargestFloat32() as seen:
         logits = head(hidden).detach()
-        former = {
-            "logits": lambda: FormerLogits(logits),
-            "hidden": lambda: FormerHiddenStates(hidden, head),
-            "top_k": lambda: FormerTopK(**keep_top_k((part.float() for part in logits.split(8)), config)),
+        previous = {
+            "logits": lambda: TeacherLogits(logits),
+            "hidden": lambda: TeacherHiddenStates(hidden, head),
+            "top_k": lambda: TeacherTopK(**keep_top_k((part.float() for part in logits.split(8)), config)),
         }[form]()
-        (distil(present, former, config).kl_sum + raw.sum()).backward()
+        (distil(present, previous, config).kl_sum + raw.sum()).backward()
     pieces = 1 if form == "top_k" else 3  # of working memory, in one tensor
     assert seen.numel == pieces * 8 * 50
 
 
 def test_logits_of_different_shapes_are_refused():
-    with pytest.raises(ConfigError, match=r"present logits of shape \(3, 5\) meet former logits of shape \(2, 5\)"):
+    with pytest.raises(ConfigError, match=r"student logits of shape \(3, 5\) meet teacher logits of shape \(2, 5\)"):
         dynsdpb_loss(torch.zeros(3, 5), torch.zeros(2, 5), DynSDPBConfig())
 
 
@@ -279,8 +279,8 @@ def test_gradients_are_added_to_those_of_a_loss_that_the_logits_feed():
     def gradient(feeds_loss: bool) -> torch.Tensor:
         leaf = logits.clone().requires_grad_()
         raw = (leaf * 2).view(2, 2, 5)
-        present = PresentPrediction(raw, rows, torch.tanh, feeds_loss)
-        term = distil(present, FormerLogits(teacher), config).kl_sum
+        present = StudentPrediction(raw, rows, torch.tanh, feeds_loss)
+        term = distil(present, TeacherLogits(teacher), config).kl_sum
         (3.0 * term + (weights.view(2, 2, 5) * raw).sum()).backward()
         return leaf.grad
 
@@ -294,16 +294,16 @@ def test_gradients_are_added_to_those_of_a_loss_that_the_logits_feed():
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("logit_transform", [identity, torch.tanh])
-def test_former_logits_that_nobody_else_needs_give_their_memory_to_the_gradient(
+def test_previous_logits_that_nobody_else_needs_give_their_memory_to_the_gradient(
     divergence: str, dtype: torch.dtype, logit_transform: Any
 ):
     config, rows = DynSDPBConfig(chunk_tokens=2, divergence=divergence), torch.tensor([0, 2, 3, 4, 6])
     logits, teacher = random_logits(7, 5, 0, dtype), random_logits(5, 5, 1, dtype)
 
-    def gradient(former: torch.Tensor, is_read_once: bool) -> torch.Tensor:
+    def gradient(previous: torch.Tensor, is_read_once: bool) -> torch.Tensor:
         leaf = logits.clone().requires_grad_()
-        present = PresentPrediction(leaf * 1, rows, logit_transform)
-        distil(present, FormerLogits(former, logit_transform, is_read_once=is_read_once), config).kl_sum.backward()
+        present = StudentPrediction(leaf * 1, rows, logit_transform)
+        distil(present, TeacherLogits(previous, logit_transform, is_read_once=is_read_once), config).kl_sum.backward()
         return leaf.grad
 
     for_others, spent = teacher.clone(), teacher.clone()
@@ -326,8 +326,8 @@ def test_hidden_states_and_the_head_get_the_gradients_that_they_would_get_throug
         if through_logits:
             term = dynsdpb_loss(logit_transform(head(leaf))[rows], teacher, config).kl_sum
         else:
-            present = PresentPrediction(leaf * 1, rows, logit_transform, head=OutputHead(head))
-            term = distil(present, FormerLogits(teacher), config).kl_sum
+            present = StudentPrediction(leaf * 1, rows, logit_transform, head=OutputHead(head))
+            term = distil(present, TeacherLogits(teacher), config).kl_sum
         return [term.detach(), *torch.autograd.grad(2.0 * term, (leaf, head.weight, head.bias))]
 
     for found, expected in zip(gradients(False), gradients(True), strict=True):
@@ -337,14 +337,14 @@ def test_hidden_states_and_the_head_get_the_gradients_that_they_would_get_throug
 def test_a_constant_head_gets_no_gradient():
     head = OutputHead(torch.nn.Linear(3, 5)).as_constant()
     hidden = torch.randn(4, 3).requires_grad_()
-    distil(PresentPrediction(hidden, head=head), FormerLogits(torch.randn(4, 5)), STATIC).kl_sum.backward()
+    distil(StudentPrediction(hidden, head=head), TeacherLogits(torch.randn(4, 5)), STATIC).kl_sum.backward()
     assert hidden.grad.abs().sum() > 0
     assert head.module.weight.grad is None
 
 
 def test_a_loss_that_the_logits_do_not_feed_is_refused_instead_of_losing_the_gradient():
     raw = random_logits(2, 3, 0).requires_grad_() * 1
-    terms = distil(PresentPrediction(raw, feeds_loss=True), FormerLogits(random_logits(2, 3, 1)), DynSDPBConfig())
+    terms = distil(StudentPrediction(raw, feeds_loss=True), TeacherLogits(random_logits(2, 3, 1)), DynSDPBConfig())
     with pytest.raises(ConfigError, match="does not depend on what came out of the output head"):
         terms.kl_sum.backward()
 
@@ -356,7 +356,7 @@ def test_top_k_is_the_divergence_between_k_tokens_and_the_rest(
     config = config.model_copy(update={"top_k": k})
     student, teacher = random_logits(num_tokens, vocab, seed).requires_grad_(), random_logits(num_tokens, vocab, -seed)
     kept = keep_top_k(teacher.split(config.chunk_tokens), config)
-    terms = distil(PresentPrediction(student), FormerTopK(**kept), config)
+    terms = distil(StudentPrediction(student), TeacherTopK(**kept), config)
     terms.kl_sum.backward()
     total, gradient = slow_reference(student, teacher, config, k)
     torch.testing.assert_close(terms.kl_sum.detach(), total, rtol=1e-8, atol=1e-10)
@@ -366,7 +366,7 @@ def test_top_k_is_the_divergence_between_k_tokens_and_the_rest(
 def test_a_rest_that_is_tiny_is_not_lost_in_rounding():
     teacher, student = torch.tensor([[[0.0, -60.0, -61.0]], [[0.0, -30.0, -31.0]]], dtype=torch.float64)
     config = STATIC.model_copy(update={"top_k": 1, "divergence": "reverse_kl"})
-    terms = distil(PresentPrediction(student), FormerTopK(**keep_top_k([teacher], config)), config)
+    terms = distil(StudentPrediction(student), TeacherTopK(**keep_top_k([teacher], config)), config)
     # The rest rose from e^-60 (1 + 1/e) to e^-30 (1 + 1/e): p ln(p/q) = 30 p, less the p that the first token lost.
     rest = math.exp(-30) * (1 + math.exp(-1))
     assert terms.divergence_sum.item() == pytest.approx(29 * rest, rel=1e-3, abs=0.0)

@@ -128,7 +128,7 @@ def test_logits_exist_for_one_block_of_tokens_at_a_time(tmp_path: Path, monkeypa
     assert sizes[0] == 7
     assert max(sizes[1:]) == 4
     tokens = sum(label_mask(batch).sum().item() for batch in EPOCH[:-1])
-    assert sum(sizes[1:]) == 2 * tokens, "once for the former prediction, once for the present one"
+    assert sum(sizes[1:]) == 2 * tokens, "once for the previous prediction, once for the present one"
     assert trainer.model.training
 
 

@@ -29,7 +29,7 @@ def test_uncertainty_is_entropy_relative_to_the_whole_vocabulary():
     assert result.uncertainty.item() == pytest.approx(1.5 * math.log(2) / math.log(3))
 
 
-def test_discrimination_is_the_gap_between_the_two_likeliest_tokens():
+def test_discrimination_is_the_gap_between_the_two_most_likely_tokens():
     result = confidence_of(log_probs([0.2, 0.7, 0.1], [0.5, 0.0, 0.5]))
     assert result.discrimination.tolist() == pytest.approx([0.5, 0.0])
     assert result.top[0] == 1

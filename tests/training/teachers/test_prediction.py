@@ -14,7 +14,7 @@ from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.training.batching import label_mask
 from axolotl_sdft.training.teachers.prediction import Predictions
-from axolotl_sdft.training.teachers.previous_prediction import FormerLogits
+from axolotl_sdft.training.teachers.previous_prediction import TeacherLogits
 from axolotl_sdft.training.trainers import DynSDPBTrainer
 from tests.training.micro_batches import EPOCH, make_llama, train, train_logs
 
@@ -65,7 +65,7 @@ def test_the_cheapest_exact_form_is_kept_and_read_back(make: Any, memory: str, f
     seen, rows, logits = read(predictions, model, EPOCH[0])
     kept = predictions.keep(seen, rows)
     chunk = predictions.recall(kept).chunk(slice(0, 4), config, torch.device("cpu"), torch.float32)
-    exact = FormerLogits(logits.detach()).chunk(slice(0, 4), config, torch.device("cpu"), torch.float32)
+    exact = TeacherLogits(logits.detach()).chunk(slice(0, 4), config, torch.device("cpu"), torch.float32)
     assert predictions.form == form
     assert not any(value.requires_grad for value in kept.values())
     order = exact.log_probs.argsort(descending=True) if form == "top_k" else torch.arange(64).expand(4, -1)
@@ -148,7 +148,7 @@ RUNS = {
     [{"label_smoothing_factor": 0.1}, {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}],
     ids=["smoothing", "accumulation"],
 )
-def test_however_the_former_prediction_is_kept_the_same_model_is_trained(
+def test_however_the_previous_prediction_is_kept_the_same_model_is_trained(
     tmp_path: Path, make: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     configs = [DynSDPBConfig(alpha=0.8, teacher_storage=memory, top_k=64) for memory in ("auto", "logits", "top_k")]

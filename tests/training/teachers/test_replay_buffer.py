@@ -101,12 +101,12 @@ def test_what_is_offloaded_is_on_the_cpu_and_equal():
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=8))
 def test_any_row_of_window_sizes_repeats_the_common_places(sizes: list[int]):
-    memory, former_size = PreviousMiniBatch(), 0
+    memory, previous_size = PreviousMiniBatch(), 0
     for window, size in enumerate(sizes):
         repeated = memory.begin_window(size)
-        common = min(size, former_size)
+        common = min(size, previous_size)
         expected = [f"{window - 1}/{place}" for place in range(common)]
         assert [micro_batch.inputs["name"] for micro_batch in repeated] == expected
         assert taken(memory, size) == expected + [None] * (size - common)
         fill(memory, *(f"{window}/{place}" for place in range(size)))
-        former_size = size
+        previous_size = size
