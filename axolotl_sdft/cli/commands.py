@@ -3,9 +3,6 @@
 import contextlib
 import functools
 import logging
-import shutil
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from axolotl_sdft.core.errors import SdftError
+from axolotl_sdft.core.terminal import fact_lines, terminal_width
 from axolotl_sdft.core.texts import printable
 
 if TYPE_CHECKING:
@@ -146,8 +144,9 @@ def self_distill(cfg: Any, dry_run: int | None, corrections: Path | None, logits
         raise click.UsageError("--dry-run writes nothing, so there is no place for --logits; leave one out")
     from axolotl_sdft.integrations.axolotl.commands import distill_alone
 
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in distill_alone(cfg, num_previews=dry_run, width=width, corrections=corrections, logits=logits):
+    for line in distill_alone(
+        cfg, num_previews=dry_run, width=terminal_width(), corrections=corrections, logits=logits
+    ):
         echo(line)
 
 
@@ -198,9 +197,6 @@ def recovery_report(cfg: Any) -> None:
         echo(line)
 
 
-_WIDTH = 100
-
-
 @click.group("sdft-configs", epilog="Example: axolotl sdft-configs copy today/llama-3.2-3b-24gb my.yml")
 def sdft_configs() -> None:
     """Ready configurations: the papers' settings and today's models, to list, read, copy, and check before sharing."""
@@ -224,13 +220,13 @@ def _searched(config: "SharedConfig") -> str:
 
 
 def _list_lines(configs: list["SharedConfig"]) -> Iterator[str]:
-    """Yield two lines for each configuration, in at most 100 columns."""
+    """Yield what each configuration takes, and below it what it does."""
     widest = max((len(config.name) for config in configs), default=0)
     for config in configs:
         described = config.description()
         needs = described.get("needs", "").partition(";")[0]
-        yield f"{config.name:<{widest}}  {textwrap.shorten(needs, _WIDTH - widest - 2)}"
-        yield f"    {textwrap.shorten(described.get('title', ''), _WIDTH - 4)}"
+        yield from fact_lines([(config.name, needs)], label_width=widest)
+        yield f"    {described.get('title', '')}"
 
 
 @sdft_configs.command("show", cls=SdftCommand)

@@ -71,6 +71,16 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} days {hours % 24} h"
 
 
+def short_number(value: int, unit: str) -> str:
+    """Return a number in four digits, with the prefix of its thousands: 134515008 is 134.5 M."""
+    size, prefixes = float(value), iter(("", "k", "M", "G", "T", "P"))
+    prefix = next(prefixes)
+    while abs(size) >= 999.95:
+        size, prefix = size / 1000, next(prefixes)
+    digits = f"{size:.1f}" if prefix else str(value)
+    return f"{digits} {prefix}{unit}".rstrip()
+
+
 def evenly_spaced(length: int, count: int) -> list[int]:
     """Return up to ``count`` indices, spread over all of ``range(length)``; 3 of 10: 0, 3, 6."""
     count = min(length, count)

@@ -7,6 +7,7 @@ from typing import Any
 
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.model_folder import holds_model
+from axolotl_sdft.core.terminal import fact_lines
 from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.distillation.output.dataset import read_summary
@@ -14,6 +15,9 @@ from axolotl_sdft.distillation.output.report import REPORT_FILE
 from axolotl_sdft.distillation.rows.left_alone import reasons_named
 
 _SHOWN_CHARS = 400
+
+Fact = tuple[str, str]
+"""A label, and what there is to say."""
 
 
 @dataclass(frozen=True)
@@ -29,60 +33,67 @@ class Artifacts:
 
 def summary_lines(artifacts: Artifacts, prompt: str | None, max_new_tokens: int = 48) -> Iterator[str]:
     """Yield the account line by line; with a prompt, each model answers it greedily, which takes a while."""
+    yield from fact_lines(_facts(artifacts, prompt, max_new_tokens), label_width=17)
+
+
+def _facts(artifacts: Artifacts, prompt: str | None, max_new_tokens: int) -> Iterator[Fact]:
     if artifacts.pruned_dir is not None:
-        yield from _pruning_lines(read_json(artifacts.pruned_dir / PROVENANCE_FILE))
+        yield from _pruning_facts(read_json(artifacts.pruned_dir / PROVENANCE_FILE))
     for folder in artifacts.distilled_dirs:
-        yield from _distillation_lines(read_summary(folder))
-    yield from _training_lines(artifacts.output_dir)
+        yield from _distillation_facts(read_summary(folder))
+    yield from _training_facts(artifacts.output_dir)
     if prompt is not None:
-        yield f"Prompt            {prompt}"
+        yield "Prompt", prompt
         for name, folder in _models(artifacts):
-            yield f"  {name:<15} {shortened(answer_of(folder, prompt, max_new_tokens), _SHOWN_CHARS) or '(nothing)'}"
-    yield from _path_lines(artifacts)
+            yield f"  {name}", shortened(answer_of(folder, prompt, max_new_tokens), _SHOWN_CHARS) or "(nothing)"
+    yield from _path_facts(artifacts)
 
 
-def _pruning_lines(provenance: dict[str, Any]) -> Iterator[str]:
+def _pruning_facts(provenance: dict[str, Any]) -> Iterator[Fact]:
     dropped, before = provenance["drop_layers"], provenance["num_layers_before"]
     parameters = [provenance[key] for key in ("parameters_before", "parameters_after")]
-    yield f"Layers dropped    {len(dropped)} of {before}: {', '.join(str(layer) for layer in dropped)}"
+    yield "Layers dropped", f"{len(dropped)} of {before}: {', '.join(str(layer) for layer in dropped)}"
     yield (
-        f"Parameters        {parameters[0] / 1e6:.1f}M before, {parameters[1] / 1e6:.1f}M after "
-        f"({100 * (1 - parameters[1] / parameters[0]):.1f} % fewer)"
+        "Parameters",
+        f"{parameters[0] / 1e6:.1f}M before, {parameters[1] / 1e6:.1f}M after "
+        f"({100 * (1 - parameters[1] / parameters[0]):.1f} % fewer)",
     )
     if provenance.get("patch") is not None:
-        yield from _patch_lines(provenance["patch"])
+        yield from _patch_facts(provenance["patch"])
 
 
-def _patch_lines(patch: dict[str, Any]) -> Iterator[str]:
+def _patch_facts(patch: dict[str, Any]) -> Iterator[Fact]:
     bare, patched = patch["divergence_bare"], patch["divergence_patched"]
     for cut in patch["cuts"]:
         if not cut["applied"]:
             removed = ", ".join(str(layer) for layer in cut["removed"])
-            yield f"Patch             none before layers {removed}: {cut['reason']}"
+            yield "Patch", f"none before layers {removed}: {cut['reason']}"
     if bare is not None and patched is not None and patched < bare:
-        yield f"Patch             KL to the seed model {bare:.3g} nats per token without it, {patched:.3g} with it"
+        yield "Patch", f"KL to the seed model {bare:.3g} nats per token without it, {patched:.3g} with it"
 
 
-def _distillation_lines(summary: dict[str, Any]) -> Iterator[str]:
+def _distillation_facts(summary: dict[str, Any]) -> Iterator[Fact]:
     rejections = ", ".join(f"{name} {count}" for name, count in summary["rejections"].items())
     kept = summary["rows"] - summary["rows_dropped"]
     yield (
-        f"Rows              {kept} kept of {summary['rows']}, {summary['rows_distilled']} with rewritten answers; "
+        "Rows",
+        f"{kept} kept of {summary['rows']}, {summary['rows_distilled']} with rewritten answers; "
         f"{summary['turns_distilled']} of {summary['turns']} answers accepted"
         + (f" (rejected: {rejections})" if rejections else "")
-        + (f"; left alone: {reasons_named(summary['left_alone'])}" if summary["left_alone"] else "")
+        + (f"; left alone: {reasons_named(summary['left_alone'])}" if summary["left_alone"] else ""),
     )
     if summary["gap"] is not None:
         yield (
-            f"Distribution gap  {summary['gap']['nats_per_token_before']:.2f} nats per token before, "
-            f"{summary['gap']['nats_per_token_after']:.2f} after (answers under the seed model)"
+            "Distribution gap",
+            f"{summary['gap']['nats_per_token_before']:.2f} nats per token before, "
+            f"{summary['gap']['nats_per_token_after']:.2f} after (answers under the seed model)",
         )
 
 
-def _training_lines(output_dir: Path) -> Iterator[str]:
+def _training_facts(output_dir: Path) -> Iterator[Fact]:
     losses = [entry["loss"] for entry in _log_history(output_dir) if "loss" in entry]
     if losses:
-        yield f"Training loss     {losses[0]:.3f} first, {losses[-1]:.3f} last, {len(losses)} logged"
+        yield "Training loss", f"{losses[0]:.3f} first, {losses[-1]:.3f} last, {len(losses)} logged"
 
 
 def _log_history(output_dir: Path) -> list[dict[str, Any]]:
@@ -115,13 +126,13 @@ def answer_of(model_dir: Path, prompt: str, max_new_tokens: int) -> str:
     return answer.text
 
 
-def _path_lines(artifacts: Artifacts) -> Iterator[str]:
-    yield f"Seed model        {'gone' if artifacts.seed_dir is None else _shown(artifacts.seed_dir)}"
+def _path_facts(artifacts: Artifacts) -> Iterator[Fact]:
+    yield "Seed model", "gone" if artifacts.seed_dir is None else _shown(artifacts.seed_dir)
     if artifacts.pruned_dir is not None:
-        yield f"Pruned model      {_shown(artifacts.pruned_dir)}"
+        yield "Pruned model", _shown(artifacts.pruned_dir)
     for folder in artifacts.distilled_dirs:
-        yield f"Distilled dataset {_shown(folder)}, see {REPORT_FILE} in it"
-    yield f"Trained model     {_shown(artifacts.output_dir)}"
+        yield "Distilled dataset", f"{_shown(folder)}, see {REPORT_FILE} in it"
+    yield "Trained model", _shown(artifacts.output_dir)
 
 
 def _shown(path: Path) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from axolotl_sdft.core.errors import ArtifactError, PluginError
 from axolotl_sdft.core.ranks import RankGroup
-from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.distillation.digest import rows_between
 from axolotl_sdft.distillation.generation.journal import Journal, JournalWriter
 from axolotl_sdft.distillation.generation.journal_files import AnswerIndex, Keys, keys_array

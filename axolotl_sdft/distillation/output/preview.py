@@ -2,15 +2,14 @@
 
 import math
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.core.errors import PluginError
+from axolotl_sdft.core.terminal import fact_lines, side_by_side
 from axolotl_sdft.core.texts import cut, duration, evenly_spaced, printable
 from axolotl_sdft.distillation.digest import as_rows
 from axolotl_sdft.distillation.generation.journal_files import StoredAnswer, StoredVerdict
@@ -194,8 +193,7 @@ def _is_asked(spec: "DistillationSpec", judging: Judging, target: Target, attemp
 _LEAST_WIDTH = 100
 _MOST_WIDTH = 200
 _SHOWN_CHARS = 1200
-_LABEL = 11
-_BETWEEN = " | "
+_LABEL = 10
 
 
 def answer_lines(shown: PreviewedAnswer, where: str, width: int | None) -> Iterator[str]:
@@ -209,12 +207,13 @@ def answer_lines(shown: PreviewedAnswer, where: str, width: int | None) -> Itera
     turn = f", answer {shown.turn + 1} of {shown.num_turns}" if shown.num_turns > 1 else ""
     yield printable(f"--- {where}, row {shown.row}{turn}: {shown.verdict}".replace("\n", " "))
     texts = [_shown(text) for text in (shown.target.instruction, shown.target.reference, shown.answer.text)]
-    yield from _labelled("prompt:", texts[0], width)
+    labelled = list(zip(("prompt:", "reference:", "rewritten:"), texts, strict=True))
     if width is None or width < _LEAST_WIDTH:
-        yield from _labelled("reference:", texts[1], width)
-        yield from _labelled("rewritten:", texts[2], width)
+        yield from fact_lines(labelled, width=width)
     else:
-        yield from _columns(("reference:", texts[1]), ("rewritten:", texts[2]), min(width, _MOST_WIDTH))
+        yield from fact_lines(labelled[:1], label_width=_LABEL, width=width)
+        left, right = ("\n".join(pair) for pair in labelled[1:])
+        yield from side_by_side(left, right, min(width, _MOST_WIDTH))
     yield ""
 
 
@@ -252,48 +251,3 @@ def preview_lines(previewed: Preview, where: str, num_rows: int) -> Iterator[str
 
 def _shown(text: str) -> str:
     return printable(cut(text, _SHOWN_CHARS)).expandtabs(4)
-
-
-def _labelled(label: str, text: str, width: int | None) -> Iterator[str]:
-    """Yield a text beside its label."""
-    lines = text.split("\n") if width is None else _wrapped(text, max(20, width - _LABEL))
-    for place, line in enumerate(lines):
-        yield f"{label if place == 0 else '':<{_LABEL}}{line}".rstrip()
-
-
-def _columns(left: tuple[str, str], right: tuple[str, str], width: int) -> Iterator[str]:
-    """Yield two texts beside each other, each under its label."""
-    column = (width - len(_BETWEEN)) // 2
-    pairs = zip_longest(*([label, *_wrapped(text, column)] for label, text in (left, right)), fillvalue="")
-    for one, other in pairs:
-        yield f"{one}{' ' * (column - _cells(one))}{_BETWEEN}{other}".rstrip()
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Return a text in lines of at most ``width`` terminal cells, broken at spaces where there are any."""
-    lines = []
-    for paragraph in text.split("\n"):
-        line, cells = "", 0
-        for word in paragraph.split(" "):
-            size = _cells(word)
-            if line and cells + 1 + size > width:
-                lines.append(line)
-                line, cells = "", 0
-            elif line:
-                line, cells = line + " ", cells + 1
-            for character in word:  # a word longer than the line is broken; Chinese has no spaces at all
-                size = _cells(character)
-                if cells + size > width:
-                    lines.append(line)
-                    line, cells = "", 0
-                line, cells = line + character, cells + size
-        lines.append(line)
-    return lines
-
-
-def _cells(text: str) -> int:
-    """Return how many cells of a terminal a text takes: two for wide characters, none for combining ones."""
-    return sum(_CELLS.get(unicodedata.east_asian_width(char), 1) for char in text if not unicodedata.combining(char))
-
-
-_CELLS = {"W": 2, "F": 2}

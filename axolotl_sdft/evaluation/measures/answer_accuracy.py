@@ -8,7 +8,7 @@ from typing import Any
 
 from axolotl_sdft.config import ExactMatchConfig, TransformersGeneration
 from axolotl_sdft.core.errors import ConfigError, SdftError
-from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.distillation.checks import resolve_checks
 from axolotl_sdft.distillation.checks.options import YAML_KEY
 from axolotl_sdft.distillation.generation.selection import rejection_of

@@ -22,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from axolotl_sdft.config.evaluation import DraftingConfig
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.evaluation.figures import DraftFigures
 from axolotl_sdft.evaluation.measures.likelihood import require_shared_vocabulary
 from axolotl_sdft.evaluation.measures.speed import generate_greedily

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError
-from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.evaluation.figures import Estimate, LikelihoodFigures
 from axolotl_sdft.evaluation.measures.answer_accuracy import greedy_answers, require_template
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler, transformed

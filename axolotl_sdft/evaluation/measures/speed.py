@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config.evaluation import SpeedConfig
 from axolotl_sdft.core.errors import BackendError, ConfigError, SdftError
-from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.evaluation.figures import SpeedFigures
 from axolotl_sdft.evaluation.spec import ReportedModel
 

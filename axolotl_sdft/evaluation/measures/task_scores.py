@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config.evaluation import LmEvalConfig, TaskConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError, MissingExtraError, first_line
-from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.evaluation.figures import Estimate
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
 from axolotl_sdft.evaluation.spec import ReportedModel

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from axolotl_sdft.core.artifacts import write_json
 from axolotl_sdft.core.errors import CheckpointError, ConfigError
-from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.evaluation.merging.same_model import SAME_BASE, check_same_model, check_same_tokens, with_dtype
 from axolotl_sdft.evaluation.merging.slerp import Blend, Overlap
 from axolotl_sdft.pruning.checkpoint.cut import files_that_come_along

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from axolotl_sdft.core.terminal import table_lines
 from axolotl_sdft.evaluation.figures import Estimate, LikelihoodFigures
 from axolotl_sdft.evaluation.report.table import plain_cell
 
 _COLUMNS = ("ratio", "held-out perplexity", "KL to the seed", "")
-_WIDTHS = (7, 30, 30, 10)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def choose(candidates: Sequence[Candidate]) -> Choice | None:
 
 def sweep_lines(candidates: Sequence[Candidate], choice: Choice | None) -> Iterator[str]:
     """Yield the table of all candidates, with the best and the one to take marked, and where each lies."""
-    yield _line(_COLUMNS)
+    rows = []
     for candidate in candidates:
         marks = ", ".join(
             mark
@@ -62,7 +62,8 @@ def sweep_lines(candidates: Sequence[Candidate], choice: Choice | None) -> Itera
         )
         perplexity = candidate.held_out.perplexity if candidate.held_out else None
         divergence = candidate.general.kl_to_seed if candidate.general else None
-        yield _line((f"{candidate.ratio:g}", _text(perplexity), _text(divergence), marks))
+        rows.append((f"{candidate.ratio:g}", _text(perplexity), _text(divergence), marks))
+    yield from table_lines(_COLUMNS, rows, "llll")
     yield ""
     yield from (f"{candidate.ratio:g}: {candidate.folder}" for candidate in candidates)
 
@@ -95,7 +96,3 @@ def _high(figure: Estimate) -> float:
 def _text(figure: Estimate | None) -> str:
     cell = plain_cell(figure)
     return f"{cell.text} ({cell.interval})" if cell.interval else cell.text
-
-
-def _line(texts: Sequence[str]) -> str:
-    return "".join(f"{text:<{width}}" for text, width in zip(texts, _WIDTHS, strict=True)).rstrip()

@@ -4,9 +4,9 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from axolotl_sdft.core.texts import printable, shortened
+from axolotl_sdft.core.terminal import LINE_WIDTH, paragraph_lines, table_lines
+from axolotl_sdft.core.texts import one_line, short_number, shortened
 from axolotl_sdft.evaluation.figures import DraftFigures, Estimate, LikelihoodFigures, ModelFigures, RecoveryReport
-from axolotl_sdft.pruning.planning.report import short_number
 
 SEED, TRAINED = "seed", "trained"
 
@@ -211,22 +211,33 @@ def _draft_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
         yield TableRow(label, tuple(Cell(text(model.drafting)) if model.drafting else Cell() for model in models))
 
 
-_WIDTH, _LABEL, _COLUMN = 100, 32, 17
-_MODELS_ABREAST = (_WIDTH - _LABEL) // _COLUMN
-INTERVALS = "smaller lines: 95 % confidence intervals, by bootstrap over rows"
+_LABEL, _COLUMN = 32, 16
+"""Columns that a label and a figure take at most."""
+_MODELS_ABREAST = (LINE_WIDTH - _LABEL) // (_COLUMN + 1)
+_INTERVALS = "second lines: 95 % confidence intervals, by bootstrap over rows"
 
 
 def text_lines(report: RecoveryReport) -> Iterator[str]:
     """Yield the headline, the table of all figures, and the notes. More models than fit get a table of their own."""
     yield from _headline_lines(report)
-    names = [model.name for model in report.models]
-    for places in _column_groups(len(names)):
+    for places in _column_groups(len(report.models)):
         yield ""
-        yield _line("", [names[place] for place in places])
-        for section in sections(report):
-            yield from _section_lines(section, places)
+        yield from _table_lines(report, places)
+    if any(cell.interval for section in sections(report) for row in section.rows for cell in row.cells):
+        yield _INTERVALS
     for note in report.notes:
-        yield from _wrapped(f"note: {note}")
+        yield from paragraph_lines(f"note: {note}")
+
+
+def _table_lines(report: RecoveryReport, places: Sequence[int]) -> Iterator[str]:
+    rows = []
+    for section in sections(report):
+        rows.append((textwrap.fill(section.title, _LABEL), *("" for _ in places)))
+        for row in section.rows:
+            label = f"  {shortened(one_line(row.label), _LABEL - 2)}"
+            rows.append((label, *(_cell_text(row.cells[place]) for place in places)))
+    names = [_column_text(report.models[place].name) for place in places]
+    yield from table_lines(("", *names), rows, "l" + "r" * len(names), gap=1)
 
 
 def _headline_lines(report: RecoveryReport) -> Iterator[str]:
@@ -246,7 +257,7 @@ def _headline_lines(report: RecoveryReport) -> Iterator[str]:
         away = f"{cell.text} nats per token from the seed on general prompts"
         said.append(f"{away}{_interval(cell.interval)}: forgetting")
     for part in said:
-        yield from _wrapped(f"{top.model.name}: {part}")
+        yield from paragraph_lines(f"{top.model.name}: {part}")
 
 
 def _interval(text: str) -> str:
@@ -259,29 +270,10 @@ def _column_groups(num_models: int) -> list[list[int]]:
     return [[0, *others[start : start + abreast]] for start in range(0, len(others), abreast)] or [[0]]
 
 
-def _section_lines(section: Section, places: Sequence[int]) -> Iterator[str]:
-    yield section.title
-    for row in section.rows:
-        yield from _row_lines(row, places)
+def _cell_text(cell: Cell) -> str:
+    """Return a figure with its interval below it."""
+    return "\n".join(_column_text(text) for text in (cell.text, cell.interval) if text)
 
 
-def _row_lines(row: TableRow, places: Sequence[int]) -> Iterator[str]:
-    cells = [row.cells[place] for place in places]
-    yield _line(f"  {row.label}", [cell.text for cell in cells])
-    if any(cell.interval for cell in cells):
-        yield _line("", [cell.interval for cell in cells])
-
-
-def _line(label: str, texts: Sequence[str]) -> str:
-    columns = "".join(f"{shortened(printable(text), _COLUMN - 1):>{_COLUMN}}" for text in texts)
-    return f"{_shortened_label(label):<{_LABEL}}{columns}".rstrip()
-
-
-def _shortened_label(label: str) -> str:
-    """Return a label that leaves the columns their room; the indent stays."""
-    indent = label[: len(label) - len(label.lstrip(" "))]  # other white space is part of a name
-    return indent + shortened(printable(label), _LABEL - len(indent))
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(printable(text), _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+def _column_text(text: str) -> str:
+    return shortened(one_line(text), _COLUMN)

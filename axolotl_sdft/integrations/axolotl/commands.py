@@ -26,7 +26,8 @@ from axolotl_sdft.pruning.checkpoint.cut import SCORES_FILE
 from axolotl_sdft.pruning.patching.record import patch_lines
 from axolotl_sdft.pruning.pipeline import PruningRun
 from axolotl_sdft.pruning.planning.plan import PruningPlan
-from axolotl_sdft.pruning.planning.report import report_lines, write_plots
+from axolotl_sdft.pruning.planning.plots import write_plots
+from axolotl_sdft.pruning.planning.report import report_lines
 from axolotl_sdft.pruning.planning.savings import read_savings
 from axolotl_sdft.pruning.scoring.scores import LayerScores
 from axolotl_sdft.pruning.spec import PruningSpec

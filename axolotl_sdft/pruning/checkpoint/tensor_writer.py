@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.core.errors import CheckpointError
-from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.pruning.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, StoredTensor
 
 LOG = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.errors import CheckpointError, DatasetError, error_context, failure, first_line
 from axolotl_sdft.core.model_folder import read_config
-from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.inference.forwarding import free_memory
 from axolotl_sdft.pruning.patching.apply import NamedTensor, stored_projection
 from axolotl_sdft.pruning.patching.cut_model import CutModel, divergences, num_tokens, opened, split_held_out

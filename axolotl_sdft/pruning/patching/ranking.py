@@ -12,7 +12,7 @@ from functools import partial
 from transformers import PreTrainedModel
 
 from axolotl_sdft.core.errors import ConfigError, DatasetError
-from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.pruning.patching.cut_model import CutModel, divergences, opened, split_held_out
 from axolotl_sdft.pruning.patching.fit import cut_with_projection, solved, sums_for
 from axolotl_sdft.pruning.patching.linear_map import RIDGE, FitSums

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from axolotl_sdft.core.errors import CheckpointError, DatasetError
-from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.pruning.checkpoint.architecture import first_number_prefix, is_text_path, layer_count
 from axolotl_sdft.pruning.scoring.running import (
     counted_tokens,

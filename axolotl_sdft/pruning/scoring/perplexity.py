@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError
-from axolotl_sdft.core.runtime import Progress, progress
+from axolotl_sdft.core.terminal import Progress, progress
 from axolotl_sdft.inference.forwarding import patched_forward
 from axolotl_sdft.inference.likelihood import AnswerBatch, tokens_nll
 from axolotl_sdft.pruning.scoring.boundaries import decoder_layers

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from axolotl_sdft import LayerPruningConfig, LayerScores, plan_pruning
 from axolotl_sdft.core.errors import MissingExtraError
-from axolotl_sdft.pruning.planning.report import write_plots
+from axolotl_sdft.pruning.planning.plots import write_plots
 
 SIZE = 6
 

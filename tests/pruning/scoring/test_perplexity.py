@@ -8,7 +8,7 @@ import transformers
 
 from axolotl_sdft import LayerPruningConfig, plan_pruning, score_layers
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError
-from axolotl_sdft.core.runtime import Progress
+from axolotl_sdft.core.terminal import Progress
 from axolotl_sdft.inference import likelihood
 from tests.pruning.conftest import NUM_LAYERS, VOCABULARY, load, token_ids
 
