@@ -6,7 +6,7 @@ that fit the set; a row whose answer is rejected keeps the original one, as in t
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -18,7 +18,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from axolotl_sdft import DynSDPBConfig, DynSDPBTrainer, SelfDistillationConfig, distill_dataset
+from axolotl_sdft import (
+    DynSDPBConfig,
+    DynSDPBTrainer,
+    SelfDistillationConfig,
+    distill_dataset,
+)
 from axolotl_sdft.core.artifacts import fingerprint, read_json, write_json
 from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.evaluation.measures.likelihood import RowSums, answer_statistics, encode_targets, seed_answers
@@ -196,37 +201,69 @@ def train(
         shares: Shares of the run, above 0 and up to 1.
         dynsdpb: Settings of DynSDPB, where that is how; the defaults when unset.
     """
+    torch.manual_seed(seed)
+    kind, extra = (DynSDPBTrainer, {"dynsdpb": dynsdpb}) if training.dynsdpb else (Trainer, {})
+    model = with_adapter(model, training.rank)
+    return fit(bench, model, bench.encoded(targets), training, seed, kind, extra, at_share=at_share, shares=shares)
+
+
+def with_adapter(model: Any, rank: int, **changes: Any) -> Any:
+    """Return the model with a fresh LoRA adapter on all linear layers; ``changes`` are further fields of its config."""
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(seed)
-    adapter = LoraConfig(
-        r=training.rank, lora_alpha=2 * training.rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    model = get_peft_model(model, adapter)
-    steps = -(-len(targets) // training.batch_rows) * training.epochs
-    args = TrainingArguments(
-        str(bench.workdir / "trainer"),
-        per_device_train_batch_size=training.batch_rows,
-        num_train_epochs=training.epochs,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=max(1, steps // 10),
-        train_sampling_strategy="group_by_length",
-        seed=seed,
-        use_cpu=not torch.cuda.is_available(),
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        logging_steps=max(1, steps // 8),
-    )
-    kind, extra = (DynSDPBTrainer, {"dynsdpb": dynsdpb}) if training.dynsdpb else (Trainer, {})
+    fields = {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    return get_peft_model(model, LoraConfig(**fields | changes))
+
+
+def fit(
+    bench: Bench,
+    model: Any,
+    texts: Sequence[ScoredIds],
+    training: Training,
+    seed: int,
+    kind: type[Trainer] = Trainer,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    at_share: Callable[[float, Any], None] | None = None,
+    shares: Sequence[float] = (),
+    **changes: Any,
+) -> Any:
+    """Return the model in evaluation mode, whatever of it asks for a gradient trained on encoded rows.
+
+    Args:
+        bench: Knows the tokenizer.
+        model: Is changed.
+        texts: The rows; their answers are trained.
+        training: How.
+        seed: Draws the order of the rows.
+        kind: The trainer, and what it is given besides in ``extra``.
+        extra: See ``kind``.
+        at_share: See :func:`train`.
+        shares: See :func:`train`.
+        changes: Further ``TrainingArguments``, or other ones.
+    """
+    steps = -(-len(texts) // training.batch_rows) * training.epochs
+    arguments: dict[str, Any] = {
+        "per_device_train_batch_size": training.batch_rows,
+        "num_train_epochs": training.epochs,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": max(1, steps // 10),
+        "train_sampling_strategy": "group_by_length",
+        "seed": seed,
+        "use_cpu": not torch.cuda.is_available(),
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": max(1, steps // 8),
+    }
     kind(
         model=model,
-        args=args,
-        train_dataset=[_sample(text) for text in bench.encoded(targets)],
+        args=TrainingArguments(str(bench.workdir / "trainer"), **arguments | changes),
+        train_dataset=[_sample(text) for text in texts],
         data_collator=DataCollatorForSeq2Seq(bench.tokenizer),
         callbacks=[_at_steps({max(1, round(share * steps)): share for share in shares}, at_share)],
-        **extra,
+        **extra or {},
     ).train()
     return model.eval()
 
