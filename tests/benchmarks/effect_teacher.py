@@ -30,7 +30,7 @@ from axolotl_sdft.core.artifacts import fingerprint
 from axolotl_sdft.evaluation.measures.likelihood import seed_answers
 from axolotl_sdft.evaluation.spec import general_prompts
 from axolotl_sdft.inference.likelihood import ScoredIds
-from axolotl_sdft.pruning.scoring.calibration import encode_texts
+from axolotl_sdft.pruning.scoring.loading import encode_texts
 from tests.benchmarks.effect_runs import FinishedRuns, markdown_table, mean_and_spread
 from tests.benchmarks.effect_training import (
     SETS,
