@@ -46,6 +46,11 @@ class DynSDPBConfig(Block):
     chunk_tokens: int = Field(64, ge=1)
     """Tokens whose distributions are held in float32 at a time. Only speed and memory depend on it."""
 
+    drift_steps: int = Field(50, ge=0)
+    """Measure every so many steps how far the weights moved a prediction, and how far dropout did, in two more forward
+    passes of at most 2,048 tokens; 0 never does. Only where dropout is active and weights are neither sharded nor
+    compiled."""
+
     @model_validator(mode="after")
     def _temperature_min_is_at_most_temperature(self) -> "DynSDPBConfig":
         if self.dynamic_temperature and self.temperature_min > self.temperature:

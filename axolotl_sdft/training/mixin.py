@@ -17,6 +17,7 @@ from torch import Tensor
 
 from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.training.losses.dynsdpb import StudentPrediction, distil
+from axolotl_sdft.training.noise import DriftMeter, warn_without_noise
 from axolotl_sdft.training.student import RunningFigures, StudentMixin
 from axolotl_sdft.training.support import parent_of, refuse_parallelism, refuse_vain_distillation
 from axolotl_sdft.training.teachers.prediction import ForwardOutputs, Predictions
@@ -38,6 +39,10 @@ class DynSDPBMixin(StudentMixin):
     ``dynsdpb/alpha``, ``dynsdpb/temperature``, ``dynsdpb/uncertainty`` (of the previous prediction) and
     ``dynsdpb/agreement`` (share of tokens whose most likely token is the same as before).
 
+    Where dropout is active, every ``drift_steps`` steps, at temperature 1: ``dynsdpb/drift`` (divergence that the last
+    optimizer step made, without noise) and ``dynsdpb/noise`` (divergence of a noisy prediction from that of the same
+    weights without noise).
+
     Args:
         dynsdpb: Influence and temperature; the defaults when unset. All other arguments are the parent's.
     """
@@ -49,6 +54,7 @@ class DynSDPBMixin(StudentMixin):
         self._dynsdpb_figures = RunningFigures()
         self._dynsdpb_window_tokens: Tensor | int = 0
         self._dynsdpb_has_gradient = False
+        self._dynsdpb_drift: DriftMeter | None = None
         super().__init__(*args, **kwargs)
 
     @cached_property
@@ -62,6 +68,7 @@ class DynSDPBMixin(StudentMixin):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the parent does; what is remembered lives no longer than one run, and as long as its checkpoints."""
         self._dynsdpb_forget()
+        self._dynsdpb_drift = self._dynsdpb_drift_meter()
         checkpoint = kwargs.get("resume_from_checkpoint", args[2] if len(args) > 2 else None)
         if checkpoint:
             self._dynsdpb_resume(Path(checkpoint))
@@ -69,6 +76,12 @@ class DynSDPBMixin(StudentMixin):
             return super()._inner_training_loop(*args, **kwargs)
         finally:
             self._dynsdpb_forget()
+
+    def _dynsdpb_drift_meter(self) -> DriftMeter | None:
+        config = self.dynsdpb_config
+        model = self.accelerator.unwrap_model(self.model)
+        has_noise = config.alpha == 0 or warn_without_noise(model, self.args.neftune_noise_alpha)
+        return DriftMeter(config.drift_steps) if has_noise and config.drift_steps and self._can_watch else None
 
     def _dynsdpb_resume(self, checkpoint: Path) -> None:
         """Remember what was saved with the checkpoint, on all ranks or on none: they count tokens together."""
@@ -152,6 +165,10 @@ class DynSDPBMixin(StudentMixin):
             student = seen.student_prediction(rows_N[:num_previous], is_constant=self.dynsdpb_config.alpha == 0)
             term = self._dynsdpb_term(student, previous, predictions.recall(previous.kept), num_items_in_batch)
             loss = loss + term.to(loss)
+        if self._dynsdpb_drift is not None and not self._dynsdpb_memory.window:
+            parts = seen.raw_parts(rows_N[num_previous:], self.dynsdpb_config.chunk_tokens)
+            noisy = (seen.logit_transform(raw_CV) for raw_CV in parts)
+            self._dynsdpb_drift.measure(self.state.global_step, model, inputs, layout, noisy)
         kept = predictions.keep(seen, rows_N[num_previous:])
         self._dynsdpb_memory.remember(inputs, kept, cpu_offload=self.dynsdpb_config.cpu_offload)
         return (loss, outputs) if return_outputs else loss
@@ -168,12 +185,13 @@ class DynSDPBMixin(StudentMixin):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as the parent does; training logs also hold the figures of DynSDPB."""
         if "loss" in logs:
-            several = self.accelerator.num_processes > 1
-            figures = self._dynsdpb_figures.take(
-                self.args.device, lambda sums: self.accelerator.reduce(sums, "sum") if several else sums
-            )
-            logs = {**logs, **figures}
+            for figures in (self._dynsdpb_figures, self._dynsdpb_drift):
+                if figures is not None:
+                    logs = {**logs, **figures.take(self.args.device, self._sum_over_ranks)}
         super().log(logs, *args, **kwargs)
+
+    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
+        return self.accelerator.reduce(sums, "sum") if self.accelerator.num_processes > 1 else sums
 
     def _dynsdpb_join(self, previous: MicroBatch | None, inputs: dict[str, Any]) -> dict[str, Any]:
         if previous is None:

@@ -65,15 +65,16 @@ class StudentMixin(_Parent):
     def _student_reader(self, config: DynSDPBConfig) -> Predictions:
         """Return what reads the student's predictions, as leanly as the way it is run allows."""
         model = self.accelerator.unwrap_model(self.model)
+        return Predictions(model, config, can_watch=self._can_watch, context=self.accelerator.autocast)
+
+    @property
+    def _can_watch(self) -> bool:
+        """Whether the model's modules are whole on this rank, and called as such: neither sharded nor compiled."""
+        model = self.accelerator.unwrap_model(self.model)
         deepspeed = getattr(self.accelerator.state, "deepspeed_plugin", None)
         is_sharded = self.is_fsdp_enabled or getattr(deepspeed, "zero_stage", 0) == 3
         is_compiled = self.args.torch_compile or getattr(model, "_compiled_call_impl", None) is not None
-        return Predictions(
-            model,
-            config,
-            can_watch=not (is_sharded or is_compiled or hasattr(self.model, "_orig_mod")),
-            context=self.accelerator.autocast,
-        )
+        return not (is_sharded or is_compiled or hasattr(self.model, "_orig_mod"))
 
     def _student_pass(
         self,

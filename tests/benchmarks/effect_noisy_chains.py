@@ -1,7 +1,7 @@
 """One run of the study on made data: a tiny causal model, trained far too long on a few chains of tokens with noise.
 
 Each token has one successor, which follows it with a known probability; else any token does. What can't be predicted
-is known exactly then, and so is how much of it a model has learnt by heart.
+is known exactly then, and so is how much of it a model has memorised.
 """
 
 import math

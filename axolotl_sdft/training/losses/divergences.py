@@ -3,11 +3,12 @@
 DynSDPB (arXiv 2411.16991) lets the influence of the distillation follow the *uncertainty* of the previous prediction,
 and its temperature follow the *discrimination*. The forms below are this project's own:
 
-* uncertainty ``u = H(p) / ln V``: entropy relative to the uniform distribution; influence ``alpha * (1 - u)``
+* uncertainty ``u = 1 - e^-H(p)``, where ``e^H`` is the number of tokens that the prediction wavers between; influence
+  ``alpha * (1 - u)``, whatever the size of the vocabulary
 * discrimination ``d``: gap between the two largest probabilities; temperature
   ``temperature_min + (temperature - temperature_min) * (1 - d)``
 
-An unsure teacher, as in the first iterations, so counts for little; a teacher that is certain is not flattened, while
+An uncertain teacher, as in the first iterations, therefore gets little weight; a certain one is not flattened, while
 one that wavers between tokens is softened, so that the ranking among them is learnt. With ``dynamic_alpha: false``
 and ``dynamic_temperature: false`` both are constants, which is the static method, DLB (arXiv 2203.16172).
 
@@ -43,7 +44,7 @@ class Confidence:
     """How sure a prediction was of each token, at temperature 1; [N] each."""
 
     uncertainty: Tensor
-    """Entropy as a share of the largest possible one, in [0, 1]. A vocabulary of one token leaves no doubt: 0."""
+    """``1 - e^-H`` of the entropy H in nats, in [0, 1): 0 where it is certain, 0.5 between two equal tokens."""
 
     discrimination: Tensor
     """Gap between the two largest probabilities, in [0, 1]. A vocabulary of one token has no rival: 1."""
@@ -62,9 +63,13 @@ def confidence_of(log_probs_NV: Tensor) -> Confidence:
     entropy_N = -log_probs_NV.exp().mul_(log_probs_NV).nansum(-1)
     largest_N2, tokens_N2 = log_probs_NV.topk(2, dim=-1)
     probs_N2 = largest_N2.exp()
-    # Rounding can push the entropy a little out of its range.
-    uncertainty_N = (entropy_N / math.log(vocab_size)).clamp(0.0, 1.0)
+    uncertainty_N = uncertainty_of(entropy_N)
     return Confidence(uncertainty_N, probs_N2[:, 0] - probs_N2[:, 1], tokens_N2[:, 0])
+
+
+def uncertainty_of(entropy_N: Tensor) -> Tensor:
+    """Return ``1 - e^-H`` of entropies in nats, [N]. Rounding can push an entropy a little below 0."""
+    return -entropy_N.clamp(min=0.0).neg().expm1()
 
 
 def influence(uncertainty_N: Tensor, config: DynSDPBConfig) -> Tensor:

@@ -14,7 +14,6 @@ Shapes: C tokens of a chunk, V vocabulary.
 Shapes: N tokens, C tokens of a chunk, R rows of the batch, V vocabulary.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +21,13 @@ import torch
 from torch import Tensor
 
 from axolotl_sdft.config import DynSDPBConfig
-from axolotl_sdft.training.losses.divergences import Confidence, divergence_and_gradient, influence, temperature
+from axolotl_sdft.training.losses.divergences import (
+    Confidence,
+    divergence_and_gradient,
+    influence,
+    temperature,
+    uncertainty_of,
+)
 from axolotl_sdft.training.teachers.previous_prediction import TeacherChunk, TeacherPrediction, identity
 
 
@@ -103,8 +108,7 @@ def _confidence(
     """Return what :func:`~axolotl_sdft.training.losses.divergences.confidence_of` does, from ``a`` and ``e^a``."""
     total_C = weight_CV.sum(-1)
     entropy_C = total_C.log() - torch.mul(weight_CV, before_CV, out=scratch_CV).sum(-1) / total_C
-    uncertainty_C = (entropy_C / math.log(weight_CV.shape[1])).clamp_(0.0, 1.0)
-    return Confidence(uncertainty_C, weight_gap(largest_C2) / total_C, tokens_C2[:, 0])
+    return Confidence(uncertainty_of(entropy_C), weight_gap(largest_C2) / total_C, tokens_C2[:, 0])
 
 
 def weight_gap(largest_C2: Tensor) -> Tensor:

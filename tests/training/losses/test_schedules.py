@@ -18,15 +18,17 @@ def schedule(log_probs_NV: torch.Tensor, config: DynSDPBConfig) -> tuple[torch.T
     return influence(confidence.uncertainty, config), temperature(confidence.discrimination, config)
 
 
-def test_uncertainty_is_one_for_the_uniform_distribution_and_zero_for_a_certain_one():
-    result = confidence_of(log_probs([0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]))
-    assert result.uncertainty.tolist() == pytest.approx([1.0, 0.0])
+def test_uncertainty_grows_with_the_number_of_tokens_that_it_wavers_between():
+    result = confidence_of(log_probs([0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]))
+    assert result.uncertainty.tolist() == pytest.approx([3 / 4, 1 / 2, 0.0])
 
 
-def test_uncertainty_is_entropy_relative_to_the_whole_vocabulary():
-    # 1/2 ln 2 + 2 * 1/4 ln 4 = 3/2 ln 2, and the most that three tokens allow is ln 3
-    result = confidence_of(log_probs([0.5, 0.25, 0.25]))
-    assert result.uncertainty.item() == pytest.approx(1.5 * math.log(2) / math.log(3))
+def test_uncertainty_does_not_depend_on_how_many_tokens_there_are():
+    # H = 1/2 ln 2 + 2 * 1/4 ln 4 = 3/2 ln 2 in both, so e^-H = 2^-1.5
+    small, large = ([0.5, 0.25, 0.25], [0.5, 0.25, 0.25] + [0.0] * 97)
+    for probabilities in (small, large):
+        result = confidence_of(log_probs(probabilities))
+        assert result.uncertainty.item() == pytest.approx(1 - 2**-1.5)
 
 
 def test_discrimination_is_the_gap_between_the_two_most_likely_tokens():
@@ -40,7 +42,7 @@ def test_influence_falls_with_uncertainty_and_temperature_with_discrimination():
     config = DynSDPBConfig(alpha=2.0, temperature=5.0, temperature_min=1.0)
     alpha, temperatures = schedule(log_probs([0.5, 0.5], [0.75, 0.25], [1.0, 0.0]), config)
     entropy = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
-    assert alpha.tolist() == pytest.approx([0.0, 2.0 * (1 - entropy / math.log(2)), 2.0])
+    assert alpha.tolist() == pytest.approx([1.0, 2.0 * math.exp(-entropy), 2.0])
     assert temperatures.tolist() == pytest.approx([5.0, 3.0, 1.0])
 
 
@@ -50,7 +52,7 @@ def test_static_settings_give_constants():
     assert (alpha.tolist(), temperatures.tolist()) == ([0.5, 0.5], [3.0, 3.0])
 
 
-@pytest.mark.parametrize(("dynamic_alpha", "expected"), [(True, (0.0, 4.0)), (False, (1.0, 1.0))])
+@pytest.mark.parametrize(("dynamic_alpha", "expected"), [(True, (0.5, 4.0)), (False, (1.0, 1.0))])
 def test_one_of_the_two_can_be_dynamic_alone(dynamic_alpha: bool, expected: tuple[float, float]):
     config = DynSDPBConfig(
         temperature=4.0, temperature_min=1.0, dynamic_alpha=dynamic_alpha, dynamic_temperature=not dynamic_alpha
