@@ -24,12 +24,13 @@ class ExampleConfig(Block):
 class SelfDistillationConfig(Block):
     """How the seed model rewrites the answers of the training set in its own words."""
 
-    template: TemplateSetting = "reference"
+    template: TemplateSetting | tuple[TemplateSetting, ...] = "reference"
     """How the seed model is asked: ``reference`` (the same facts in other words), ``notes`` (more freely, for models
     that can be trusted with facts), ``mathematics`` (a worked solution), ``function_calls``, ``code``, ``self_data``
     (an answer of the model's own, for pruned models), ``unaided`` (the question alone, for self-training), what a
     plugin registers, or a Jinja text of your own that uses ``{{ instruction }}`` and ``{{ reference }}``; from Python
-    also a function."""
+    also a function. A list is tried in turn, each with ``max_attempts``: what none of its answers passes is asked
+    with the next one, such as ``[unaided, reference]``."""
 
     examples: tuple[ExampleConfig, ...] = ()
     """Worked examples that come before each request as earlier turns of the chat, in the form of the same template:
@@ -66,12 +67,22 @@ class SelfDistillationConfig(Block):
     """Folder that holds the distilled datasets and their journals. Unset: ``sdft_prepared``."""
 
     @model_validator(mode="after")
-    def _template_is_a_name_or_shows_the_reference(self) -> "SelfDistillationConfig":
-        if isinstance(self.template, str) and "{" in self.template and "reference" not in self.template:
-            raise ValueError(
-                "template is a Jinja text without {{ reference }}; the seed model would never see the answer"
-            )
+    def _templates_are_names_or_show_the_reference(self) -> "SelfDistillationConfig":
+        if not self.templates:
+            raise ValueError("template is an empty list; name one, such as reference")
+        if len(set(self.templates)) < len(self.templates):
+            raise ValueError(f"template names one twice: {list(self.templates)}; raise max_attempts to ask it again")
+        for template in self.templates:
+            if isinstance(template, str) and "{" in template and "reference" not in template:
+                raise ValueError(
+                    "template is a Jinja text without {{ reference }}; the seed model would never see the answer"
+                )
         return self
+
+    @property
+    def templates(self) -> tuple[Any, ...]:
+        """The templates, in the order in which they are tried."""
+        return self.template if isinstance(self.template, tuple) else (self.template,)
 
     @field_validator("checks", mode="before")
     @classmethod

@@ -98,7 +98,7 @@ def _look_ups(own: "DatasetConfig", entry: Mapping[str, Any], where: str) -> lis
     backend = own.generation.backend
     prompt = {PROMPT_FIELD: own.prompt_field} if own.prompt_field else {}
     return [
-        lambda: resolve_template(own.template, own.examples),
+        lambda: [resolve_template(template, own.examples) for template in own.templates],
         lambda: resolve_checks(own.checks),
         lambda: registry().resolve(BACKENDS, backend, "self_distillation.generation.backend"),
         lambda: resolve_row_format({**entry, **prompt}, where),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,8 @@ class DatasetDigest:
     """Trained answers that can't be, by reason."""
 
     first_questions: NDArray[np.uint8]
-    """Digest of what the seed model is asked for the first trained answer of each row, 32 bytes; zeros without one."""
+    """Digest of what the seed model is asked for the first trained answer of each row, by the first template, 32 bytes;
+    zeros without one."""
 
     @property
     def most_targets(self) -> int:
@@ -49,7 +50,7 @@ class DatasetDigest:
         return int(self.num_targets.max(initial=0))
 
 
-def digest_dataset(dataset: "Dataset", row_format: RowFormat, template: Template) -> DatasetDigest:
+def digest_dataset(dataset: "Dataset", row_format: RowFormat, templates: Sequence[Template]) -> DatasetDigest:
     """Read all rows once."""
     rows, requests = hashlib.sha256(), hashlib.sha256()
     num_targets, left_alone = np.zeros(len(dataset), np.int32), LeftAloneCounts()
@@ -61,10 +62,11 @@ def digest_dataset(dataset: "Dataset", row_format: RowFormat, template: Template
             num_targets[index], reasons = targets_of(row_format, row)
             left_alone.add(reasons)
             for turn in range(num_targets[index]):
-                digest = question_digest(template(row_format.target(row, turn)))
-                requests.update(digest)
+                target = row_format.target(row, turn)
+                digests = [question_digest(template(target)) for template in templates]
+                requests.update(b"".join(digests))
                 if turn == 0:
-                    first_questions[index] = np.frombuffer(digest, np.uint8)
+                    first_questions[index] = np.frombuffer(digests[0], np.uint8)
     return DatasetDigest(rows.hexdigest(), requests.hexdigest(), num_targets, left_alone, first_questions)
 
 

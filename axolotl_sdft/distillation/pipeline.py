@@ -115,7 +115,7 @@ def _made(spec: DistillationSpec, found: Path | None) -> Path:
         journal = Journal(spec.answers_dir, group.run_ids)
         stack.callback(journal.close)
         writer = stack.enter_context(journal.writer(group.run_id))
-        judging = Judging(spec.template, spec.sampling, spec.checks, journal, writer)
+        judging = Judging.of(spec, journal, writer)
         Generation(spec, backend, journal, judging, group).run(writer)
         built = _build(spec, backend, journal, judging, found) if group.rank == 0 else None
         names = group.reach("built the dataset", built.name if built else "")

@@ -20,7 +20,7 @@ from axolotl_sdft.distillation.checks import resolve_checks
 from axolotl_sdft.distillation.checks.function_calls import function_call
 from axolotl_sdft.distillation.digest import DatasetDigest, digest_dataset
 from axolotl_sdft.distillation.generation.selection import SelectionPolicy
-from axolotl_sdft.distillation.interfaces import RowFormat
+from axolotl_sdft.distillation.interfaces import RowFormat, Template
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts
 from axolotl_sdft.distillation.rows.validation import (
@@ -71,7 +71,7 @@ class DistillationSpec:
         refuse_tokenized(columns, self.where)
         require_columns(self.row_format.missing_columns(columns), columns, kind, self.where)
         require_text(self.dataset.features, self.row_format, kind, self.where)
-        _ = self.checks, self.template, self.backend_factory  # unknown names are refused now
+        _ = self.checks, self.templates, self.backend_factory  # unknown names are refused now
 
     @cached_property
     def row_format(self) -> RowFormat:
@@ -85,12 +85,12 @@ class DistillationSpec:
     @cached_property
     def checks(self) -> Any:
         """Names and functions of the checks, in order."""
-        return resolve_checks(self.config.checks, self.template)
+        return resolve_checks(self.config.checks, self.templates)
 
     @cached_property
-    def template(self) -> Any:
-        """The rewriting template."""
-        return resolve_template(self.config.template, self.config.examples)
+    def templates(self) -> tuple[Template, ...]:
+        """The rewriting templates, in the order in which they are tried."""
+        return tuple(resolve_template(template, self.config.examples) for template in self.config.templates)
 
     @cached_property
     def backend_factory(self) -> Any:
@@ -117,7 +117,7 @@ class DistillationSpec:
     @cached_property
     def content(self) -> DatasetDigest:
         """What the dataset holds, in short."""
-        content = digest_dataset(self.dataset, self.row_format, self.template)
+        content = digest_dataset(self.dataset, self.row_format, self.templates)
         if content.most_targets == 0:
             self._require_meant(content.left_alone)
         elif content.left_alone.answers:
@@ -152,8 +152,8 @@ class DistillationSpec:
     def dataset_dir(self) -> Path:
         """Folder of the distilled dataset, once none of its answers has failed."""
         config, policy = self.config, self.policy
-        is_sampled = config.generation.temperature > 0 or policy.max_attempts > 1
-        judging = [self._settings["checks"], policy.max_attempts, policy.min_attempts]
+        is_sampled = config.generation.temperature > 0 or config.max_attempts > 1
+        judging = [self._settings["checks"], config.max_attempts, policy.min_attempts]
         content = [self.content.requests_digest, self.content.rows_digest]
         seed = config.generation.seed if is_sampled else None
         return (

@@ -125,7 +125,7 @@ def _judged(data_dir: Path, answers_file: Path, names: list[str]) -> tuple[list[
     judged, unlabelled = [], 0
     for name in names:
         task, targets = TASKS[name], TASKS[name].targets(data_dir)
-        checks = resolve_checks(task.checks, resolve_template(task.template))
+        checks = resolve_checks(task.checks, [resolve_template(task.template)])
         for line in (line for line in answers if line["task"] == name):
             label = labels.get((name, line["row"], digest(line["text"])))
             if label is None:

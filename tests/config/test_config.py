@@ -95,6 +95,7 @@ def test_an_empty_dynsdpb_block_is_dynamic_in_both_ways():
         "top_k": 64,
         "cpu_offload": False,
         "chunk_tokens": 64,
+        "drift_steps": 50,
     }
 
 

@@ -106,7 +106,7 @@ def test_an_example_says_what_it_does_what_it_needs_and_whose_settings_it_has(pa
 def test_the_templates_and_checks_of_an_example_exist(path):
     block = read_blocks(yaml.safe_load(path.read_text())).self_distillation
     if block is not None:
-        resolve_checks(block.checks, resolve_template(block.template))
+        resolve_checks(block.checks, [resolve_template(template) for template in block.templates])
 
 
 @each_example(EXAMPLES)

@@ -65,6 +65,15 @@ class ScriptedBackend(EchoBackend):
         return SCRIPT[(*prompt.key, prompt.attempt)]
 
 
+class AskedBackend(EchoBackend):
+    """Answers by what it is asked: ``SAYS`` holds the answers to a last message, by attempt."""
+
+    def answer(self, prompt):
+        ASKED.append(prompt)
+        return Answer(SAYS[prompt.messages[-1]["content"]][prompt.attempt], "stop", 1)
+
+
+SAYS: dict[str, list[str]] = {}
 SCRIPT: dict[tuple[int, int, int], Answer] = {}
 ASKED: list[Prompt] = []
 
@@ -77,6 +86,7 @@ def plain_template(target):
 def sdft_register_backends(register):
     register("echo", EchoBackend)
     register("scripted", ScriptedBackend)
+    register("asked", AskedBackend)
 
 
 @hookimpl

@@ -15,7 +15,7 @@ from axolotl_sdft.distillation.templates import resolve_template
 
 def digests(rows):
     row_format, template = resolve_row_format({"type": "alpaca"}), resolve_template("reference", ())
-    content = digest_dataset(stored_rows(rows, "dataset"), row_format, template)
+    content = digest_dataset(stored_rows(rows, "dataset"), row_format, [template])
     return content.rows_digest, content.requests_digest
 
 
@@ -79,7 +79,7 @@ def test_the_digest_does_not_depend_on_how_the_rows_are_stored():
 def test_a_dataset_longer_than_a_slice_is_read_to_its_end(monkeypatch):
     monkeypatch.setattr(digest, "_SLICE_ROWS", 3)
     content = digest.digest_dataset(
-        questions(QA), resolve_row_format({"type": "alpaca"}), resolve_template("unaided", ())
+        questions(QA), resolve_row_format({"type": "alpaca"}), [resolve_template("unaided", ())]
     )
     assert content.num_targets.tolist() == [1, 1, 1, 1]
     assert len({bytes(one) for one in content.first_questions}) == 4

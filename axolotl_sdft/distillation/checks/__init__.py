@@ -4,7 +4,7 @@ A check is a function of an answer and its target, and of options that users may
 in the original answer already is never held against the rewritten one.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from axolotl_sdft.core.callables import callable_name
@@ -52,21 +52,21 @@ def sdft_register_checks(register: Callable[[str, AnswerCheck], None]) -> None:
 
 
 def resolve_checks(
-    checks: Iterable[str | Mapping[str, Mapping[str, Any]] | AnswerCheck], template: Template | None = None
+    checks: Iterable[str | Mapping[str, Mapping[str, Any]] | AnswerCheck], templates: Sequence[Template] | None = None
 ) -> list[tuple[str, AnswerCheck]]:
     """Return names and functions of checks, in the order given, with their options set.
 
     Args:
         checks: Names, a name with its options such as ``{"length_ratio": {"max": 2.0}}``, or functions.
-        template: The rewriting template, whose wording must not come back in an answer. None: all built-in ones.
+        templates: The rewriting templates, whose wording must not come back in an answer. None: all built-in ones.
 
     Raises:
         UnknownNameError: A name is not registered; the message lists those that are.
         ConfigError: An option is unknown or not allowed, or a function has the name of a registered check.
         MissingExtraError: A check needs a package that is not installed.
     """
-    templates = BUILT_IN_TEMPLATES.values() if template is None else [template]
-    sentences = tuple(sorted({sentence for each in templates for sentence in template_sentences(each)}))
+    worded = BUILT_IN_TEMPLATES.values() if templates is None else templates
+    sentences = tuple(sorted({sentence for each in worded for sentence in template_sentences(each)}))
     resolved = []
     for entry in checks:
         [(given, options)] = entry.items() if isinstance(entry, Mapping) else [(entry, {})]

@@ -7,7 +7,7 @@ the same dataset after a restart and on every rank, and another list of checks a
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from axolotl_sdft.distillation.checks.guarded import GuardedCheck, first_finding, named_rejection
 from axolotl_sdft.distillation.generation.journal import JournalWriter
@@ -19,7 +19,10 @@ from axolotl_sdft.distillation.generation.selection import (
     without_thinking,
 )
 from axolotl_sdft.distillation.interfaces import AnswerCheck, Template
-from axolotl_sdft.inference.interfaces import Answer, Message, Sampling, Target, question_digest
+from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Sampling, Target, question_digest
+
+if TYPE_CHECKING:
+    from axolotl_sdft.distillation.spec import DistillationSpec
 
 _FLUSHED_VERDICTS = 64
 
@@ -75,7 +78,8 @@ class Judging:
     """The attempts at the targets of one dataset, with the verdicts on them.
 
     Args:
-        template: Makes the question of a target.
+        templates: Make the questions of a target, in the order in which they are tried.
+        each: Attempts with one template before the next one.
         sampling: How answers are sampled.
         checks: Names and functions of the checks, in order.
         answers: Where answers and verdicts are.
@@ -84,32 +88,48 @@ class Judging:
 
     def __init__(
         self,
-        template: Template,
+        templates: Sequence[Template],
+        each: int,
         sampling: Sampling,
         checks: Sequence[tuple[str, AnswerCheck]],
         answers: StoredAnswers,
         writer: JournalWriter | None = None,
     ) -> None:
-        self._template, self._sampling, self._answers, self._writer = template, sampling, answers, writer
+        self._templates, self._each, self._sampling = templates, each, sampling
+        self._answers, self._writer = answers, writer
         self._judge = Judge(checks, self._known)
         self._unwritten: dict[bytes, list[StoredVerdict]] = {}
-        self._last: tuple[Target, tuple[Message, ...], bytes] | None = None
+        self._last: tuple[Target, int, tuple[Message, ...], bytes] | None = None
         self._counted = AnswerIndex()
         self.num_tokens, self.seconds = 0, 0.0
         """What the answers that were looked up took to generate, each counted once."""
         self.num_failed = self.num_outages = 0
         """Answers that failed but may succeed yet, and those that a check could not judge for now."""
 
-    def question(self, target: Target) -> tuple[tuple[Message, ...], bytes]:
-        """Return the chat that asks for a target, and its digest."""
-        if self._last is None or self._last[0] is not target:
-            messages = tuple(self._template(target))
-            self._last = target, messages, question_digest(messages)
-        return self._last[1], self._last[2]
+    @classmethod
+    def of(cls, spec: "DistillationSpec", answers: StoredAnswers, writer: JournalWriter | None = None) -> "Judging":
+        """Return what a dataset asks for."""
+        return cls(spec.templates, spec.config.max_attempts, spec.sampling, spec.checks, answers, writer)
+
+    def place(self, attempt: int) -> tuple[int, int]:
+        """Return with which template an attempt is made, and the how manieth it is with that one."""
+        return divmod(attempt, self._each)
+
+    def question(self, target: Target, attempt: int) -> tuple[tuple[Message, ...], bytes]:
+        """Return the chat that asks for a target in an attempt, and its digest."""
+        template = self.place(attempt)[0]
+        if self._last is None or self._last[0] is not target or self._last[1] != template:
+            messages = tuple(self._templates[template](target))
+            self._last = target, template, messages, question_digest(messages)
+        return self._last[2], self._last[3]
+
+    def prompt(self, key: tuple[int, int], target: Target, attempt: int) -> Prompt:
+        """Return what the backend is asked for an attempt, under a key of the caller."""
+        return Prompt(key, self.question(target, attempt)[0], self.place(attempt)[1])
 
     def key(self, target: Target, attempt: int) -> bytes:
         """Return the key of an attempt."""
-        return self._sampling.key(self.question(target)[1], attempt)
+        return self._sampling.key(self.question(target, attempt)[1], self.place(attempt)[1])
 
     def answer(self, target: Target, attempt: int) -> Answer:
         """Return an attempt without its thinking part; :class:`KeyError` where it is not there."""

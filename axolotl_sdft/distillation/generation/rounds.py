@@ -194,7 +194,9 @@ class Generation:
 
     def _described(self, turn: int, attempt: int) -> str:
         details = [f"answer {turn + 1} of each row"] if self._spec.content.most_targets > 1 else []
-        details += [f"attempt {attempt + 1}"] if self._spec.policy.max_attempts > 1 else []
+        template, number = self._judging.place(attempt)
+        details += [f"template {template + 1}"] if len(self._spec.templates) > 1 else []
+        details += [f"attempt {number + 1}"] if self._spec.config.max_attempts > 1 else []
         return f"{self._spec.where}: rewriting" + (f" ({', '.join(details)})" if details else "")
 
     def _num_open(self, turn: int, attempt: int) -> int:
@@ -203,7 +205,7 @@ class Generation:
         for window in self._windows():
             rows = self._rows_of_round(turn, attempt, window)
             num_rows += len(rows)
-            if turn == 0:
+            if turn == 0 and self._judging.place(attempt)[0] == 0:
                 num_held += int(self._journal.holds(self._first_keys(rows, attempt)).sum())
         if num_held and num_held < num_rows and attempt == 0:
             LOG.info(
@@ -242,14 +244,13 @@ class Generation:
 
     def _questions(self, turn: int, attempt: int, window: range, meter: RoundStats) -> list[_Asked]:
         """Return what a round asks in a window and has not asked before; nothing where all answers are there."""
-        if turn == 0:
+        if turn == 0 and self._judging.place(attempt)[0] == 0:
             keys = self._first_keys(self._rows_of_round(turn, attempt, window), attempt)
             if self._journal.holds(keys).all():
                 self._plan(keys)
                 return []
         asked = []
         for index, target in self._open_targets(turn, attempt, window, meter):
-            messages, _ = self._judging.question(target)
             key = self._judging.key(target, attempt)
             if key in self._planned:
                 meter.skip()
@@ -257,7 +258,7 @@ class Generation:
             self._planned.add(key, 0, 0)
             if turn and key in self._journal:
                 meter.skip()
-            asked.append(_Asked(Prompt((index, turn), messages, attempt), target, key))
+            asked.append(_Asked(self._judging.prompt((index, turn), target, attempt), target, key))
         return asked
 
     def _plan(self, keys: Keys) -> None:

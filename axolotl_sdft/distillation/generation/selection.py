@@ -81,15 +81,18 @@ class SelectionPolicy:
     """How often an answer is asked for: the most likely one that passes is taken, of equal ones the first."""
 
     max_attempts: int = 1
+    """With all templates together."""
+
     min_attempts: int = 1
     """Attempts that are made whatever becomes of them; further ones only while none has passed."""
 
     @classmethod
     def of(cls, config: SelfDistillationConfig) -> "SelectionPolicy":
         """Return what settings ask for."""
+        max_attempts = config.max_attempts * len(config.templates)
         if config.selection == "first":
-            return cls(config.max_attempts)
-        return cls(config.max_attempts, config.min_attempts or config.max_attempts)
+            return cls(max_attempts)
+        return cls(max_attempts, config.min_attempts or config.max_attempts)
 
     @property
     def compares(self) -> bool:
@@ -245,6 +248,9 @@ class DatasetStats:
     rejected_attempts: Counter[str] = field(default_factory=Counter)
     """Answers that were rejected, by the name of the check."""
 
+    accepted_attempts: Counter[int] = field(default_factory=Counter)
+    """Answers that were taken, by the number of the attempt, from 0 on."""
+
     def add(self, verdict: RowVerdict, is_dropped: bool) -> None:
         """Count a row."""
         self.rows += 1
@@ -261,11 +267,19 @@ class DatasetStats:
                 self.first_reasons.setdefault(names[-1], printable(settlement.rejections[-1][1]))
             else:
                 self.turns_distilled += 1
+                self.accepted_attempts[settlement.attempt] += 1
 
     @property
     def acceptance(self) -> float:
         """Share of the trained answers that were rewritten."""
         return self.turns_distilled / self.turns if self.turns else 0.0
+
+    def accepted_by(self, names: Sequence[str], each: int) -> dict[str, int]:
+        """Return how many answers were taken of those that each template asked for, so many attempts each."""
+        counts = Counter(dict.fromkeys(names, 0))
+        for attempt, count in self.accepted_attempts.items():
+            counts[names[attempt // each]] += count
+        return dict(counts)
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts for ``summary.json``; rejections most frequent first."""

@@ -46,7 +46,7 @@ def correction_rows(spec: "DistillationSpec", request: str = REQUEST) -> Iterato
     """
     journal = Journal(spec.answers_dir)
     journal.refresh()
-    judging = Judging(spec.template, spec.sampling, spec.checks, journal)
+    judging = Judging.of(spec, journal)
     try:
         for start in range(0, len(spec.dataset), _ROWS_AT_ONCE):
             rows = as_rows(spec.dataset[start : start + _ROWS_AT_ONCE])

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axolotl_sdft.core.artifacts import atomic_folder, package_versions, read_json, write_json
+from axolotl_sdft.core.callables import callable_name
 from axolotl_sdft.core.errors import DatasetError, SdftError, first_line
 from axolotl_sdft.core.safe_output import masked
+from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.checks.form import empty
 from axolotl_sdft.distillation.checks.guarded import CHECK_FAILED
 from axolotl_sdft.distillation.digest import as_rows
@@ -87,6 +89,7 @@ def build_dataset(spec: DistillationSpec, backend: Backend, judging: Judging, fo
         gap = measure_gap(spec, backend, distilled, np.flatnonzero(is_kept))
         summary = {
             **tally.to_json(),
+            "accepted_by_template": tally.accepted_by(_template_names(spec), spec.config.max_attempts),
             "to_try_again": lacking,
             **_generation_figures(judging),
             "lengths": lengths(figures),
@@ -233,6 +236,10 @@ def _quiet_datasets() -> Iterator[None]:
     finally:
         if was_enabled:
             datasets.enable_progress_bars()
+
+
+def _template_names(spec: DistillationSpec) -> list[str]:
+    return [shortened(callable_name(template)) for template in spec.config.templates]
 
 
 def read_summary(dataset_dir: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from axolotl_sdft.distillation.generation.judging import Judging
 from axolotl_sdft.distillation.generation.selection import Selection
 from axolotl_sdft.distillation.output.gap import measure_answers
 from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, targets_of
-from axolotl_sdft.inference.interfaces import Answer, Backend, Prompt, Target
+from axolotl_sdft.inference.interfaces import Answer, Backend, Target
 
 if TYPE_CHECKING:
     from axolotl_sdft.distillation.spec import DistillationSpec
@@ -139,7 +139,7 @@ def _rewritten(
     """Return the rows with their accepted answers in place, and what became of each answer."""
     row_format, rows, shown = spec.row_format, dict(originals), []
     answers = _Memory()
-    judging = Judging(spec.template, spec.sampling, spec.checks, answers)
+    judging = Judging.of(spec, answers)
     num_turns = {index: row_format.num_targets(row) for index, row in rows.items()}
     for turn in range(max(num_turns.values(), default=0)):
         targets = {index: row_format.target(row, turn) for index, row in rows.items() if num_turns[index] > turn}
@@ -171,7 +171,7 @@ def _generate(
             if is_known or not _is_asked(spec, judging, target, attempt):
                 continue
             keys[index, turn] = key
-            prompts.append(Prompt((index, turn), judging.question(target)[0], attempt))
+            prompts.append(judging.prompt((index, turn), target, attempt))
         if not prompts:
             continue
         for batch, given in backend.generate(backend.batches(prompts)):

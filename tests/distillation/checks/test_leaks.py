@@ -121,13 +121,13 @@ def test_a_verdict_is_what_some_instructions_ask_for():
 def test_an_answer_that_copies_the_request_is_a_leak(name: str):
     target = asked()
     request = BUILT_IN[name](target)[-1]["content"]
-    [(_, check)] = resolve_checks(["leak"], BUILT_IN[name])
+    [(_, check)] = resolve_checks(["leak"], [BUILT_IN[name]])
     assert check(written(request.partition(target.reference)[2]), target) is not None
 
 
 def test_the_wording_of_a_template_of_ones_own_is_a_leak_as_well():
     template = resolve_template("{{ instruction }}\nBear in mind what my aunt always said: {{ reference }}")
-    [(_, check)] = resolve_checks(["leak"], template)
+    [(_, check)] = resolve_checks(["leak"], [template])
     copied = written("Bear in mind  what my Aunt always said: tea is a drink.")
     assert check(copied, asked()) == "'bear in mind what my aunt always said' copied from the request"
     assert check(written("What my aunt always said: tea is a drink."), asked()) is None
@@ -135,13 +135,13 @@ def test_the_wording_of_a_template_of_ones_own_is_a_leak_as_well():
 
 def test_a_sentence_of_an_example_is_a_leak():
     example = ExampleConfig(instruction="What is snow?", reference="Ice.", answer="Snow is ice that fell from clouds.")
-    [(_, check)] = resolve_checks(["leak"], resolve_template("reference", [example]))
+    [(_, check)] = resolve_checks(["leak"], [resolve_template("reference", [example])])
     assert check(written("Tea is a drink. Snow is ice that fell from clouds."), asked()) is not None
     assert check(written("Tea is a drink. Snow is ice."), asked()) is None
 
 
 def test_a_template_that_needs_rows_of_some_form_leaves_its_wording_unchecked_and_says_so(caplog):
-    [(_, check)] = resolve_checks(["leak"], lambda target: [target.context[7]])
+    [(_, check)] = resolve_checks(["leak"], [lambda target: [target.context[7]]])
     assert "IndexError" in caplog.text
     assert check(written("Like the reference answer."), asked()) is not None
 
