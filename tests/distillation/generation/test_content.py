@@ -14,7 +14,7 @@ from axolotl_sdft.distillation.checks import guarded
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.inference.interfaces import Answer
-from axolotl_sdft.plugins import registry as specifications
+from axolotl_sdft.plugins import specifications
 from axolotl_sdft.plugins.registry import registry
 from tests.distillation.echo_backend import EchoBackend
 
