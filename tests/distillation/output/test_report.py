@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -119,7 +120,8 @@ def test_the_report_of_a_run_stands_beside_its_summary(tmp_path, seed_dir):
         f"folder = '{spec.dataset_dir}'",
     ):
         assert shown in page.text
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 2
+    assert page.tags.count("meter") == 1
     assert page.tags.count("article") == 1 + 9 + 9  # the rejected one, the widest gaps, the samples
 
 
@@ -151,14 +153,14 @@ def test_hostile_texts_are_shown_and_do_nothing(tmp_path):
     assert page.tags == harmless.tags
     assert page.attributes == harmless.attributes
     assert not {"script", "img", "link", "iframe", "a"} & set(page.tags)
-    assert not {"src", "href", "style"} & page.attributes
+    assert not {"src", "href"} & page.attributes
     assert not any(name.startswith("on") for name in page.attributes)
     assert '<script>alert(1)</script><img src=x onerror="alert(2)">' in page.text
     assert "{{ 7 * 7 }}{% raw %}&lt;b&gt;" in page.text
     assert not {"\x00", "\x1b", "\u202e"} & set(page.text)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25, deadline=None)  # pictures take their time
 @given(st.text(st.characters(), max_size=40))
 def test_any_text_gives_a_page_that_is_well_formed_and_can_be_written(tmp_path_factory, text):
     figures = figures_of([taken(text, text)], [refused(text)])
@@ -179,7 +181,17 @@ def test_the_page_loads_nothing_and_follows_the_readers_colours(tmp_path):
 def test_a_gap_that_is_not_known_is_explained(tmp_path):
     page = page_of(tmp_path, figures_of([taken()]), Gap(why_unknown="backend openai can't tell"))
     assert "The distribution gap was not measured: backend openai can't tell." in page.text
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 1
+
+
+def test_without_matplotlib_the_page_says_once_how_to_get_its_pictures_and_keeps_the_figures(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    gap = Gap((MeasuredAnswer(0, 0, 3.0, 2.0),))
+    page = page_of(tmp_path, figures_of([taken("one two", "three")]), gap)
+    assert page.text.count("pip install 'axolotl-sdft[plots]'") == 1
+    assert "before: mean 3 nats per token after: mean 2 nats per token" in page.text
+    assert "before: median 2 words after: median 1 words" in page.text
+    assert "svg" not in page.tags
 
 
 def test_attempts_are_counted_apart_where_answers_were_asked_for_again(tmp_path):
