@@ -3,15 +3,13 @@
 The card is made to be published, so it names no folder of this machine, no server and no key.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import DatasetCardData
 
-from axolotl_sdft.core.texts import one_line
-
-CARD_FILE = "README.md"
+from axolotl_sdft.core.cards import CARD_FILE, card_with, code, fenced, public_name, versions_text
 
 _SHAPING = ("template", "checks", "max_attempts", "selection", "min_attempts", "on_reject")
 _SHAPING_GENERATION = ("backend", "model", "max_new_tokens", "temperature", "top_p", "seed", "dtype")
@@ -46,14 +44,10 @@ load_from_disk(folder).push_to_hub(name, split="train")'''
 
 
 def card_text(dataset_dir: Path, summary: dict[str, Any]) -> str:
-    """Return the card: metadata in YAML, then Markdown."""
+    """Return the card."""
     provenance = summary["provenance"]
-    seed_model = _code(_public_name(provenance["seed_model"]))
-    versions = ", ".join(f"{package} {version}" for package, version in provenance["package_versions"].items())
-    return f"""\
----
-{yaml.safe_dump(_metadata(summary), sort_keys=False)}---
-
+    seed_model = code(public_name(provenance["seed_model"]))
+    markdown = f"""\
 <!-- Before you publish: say where the original rows come from and under which licence, and add `license` and `language`
 to the lines above; neither is known to the program that wrote this. The commands that upload this card with the rows
 stand at the end of report.html. -->
@@ -80,21 +74,22 @@ columns are those of the original rows.
 
 - Seed model: {seed_model}, fingerprint `{provenance["seed_model_fingerprint"]}`
 - Finished: {provenance["created"]}
-- Versions: {versions}
+- Versions: {versions_text(provenance)}
 - Dataset: `{dataset_dir.name}`
 
-{_fenced(yaml.safe_dump(_public_settings(provenance["settings"]), sort_keys=False, allow_unicode=True), "yaml")}
+{fenced(yaml.safe_dump(_public_settings(provenance["settings"]), sort_keys=False, allow_unicode=True), "yaml")}
 """
+    return card_with(_metadata(summary), markdown)
 
 
-def _metadata(summary: dict[str, Any]) -> dict[str, Any]:
+def _metadata(summary: dict[str, Any]) -> DatasetCardData:
     """Return the card's metadata; the file pattern is that of the folder, which ``push_to_hub`` replaces by its own."""
-    return {
-        "task_categories": ["text-generation"],
-        "tags": ["self-distilled", "axolotl-sdft", "synthetic"],
-        "size_categories": [size_category(summary["rows"] - summary["rows_dropped"])],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data-*.arrow"}]}],
-    }
+    return DatasetCardData(
+        task_categories=["text-generation"],
+        tags=["self-distilled", "axolotl-sdft", "synthetic"],
+        size_categories=[size_category(summary["rows"] - summary["rows_dropped"])],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data-*.arrow"}]}],
+    )
 
 
 def size_category(num_rows: int) -> str:
@@ -106,12 +101,6 @@ def size_category(num_rows: int) -> str:
     return f"n>{bounds[-1]}"
 
 
-def _public_name(seed_model: str) -> str:
-    """Return what others may know of the seed model: its Hub id, or the last part of a folder on this machine."""
-    path = Path(seed_model)
-    return path.name if path.is_absolute() or path.exists() else seed_model
-
-
 def _public_settings(settings: dict[str, Any]) -> dict[str, Any]:
     generation = settings["generation"]
     chosen = {name: generation[name] for name in _SHAPING_GENERATION if generation.get(name) is not None}
@@ -119,7 +108,7 @@ def _public_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rejections(summary: dict[str, Any]) -> str:
-    return ", ".join(f"{_code(name)} {count:,}" for name, count in summary["rejections"].items()) or "none"
+    return ", ".join(f"{code(name)} {count:,}" for name, count in summary["rejections"].items()) or "none"
 
 
 def _num_trained(summary: dict[str, Any]) -> int:
@@ -128,7 +117,7 @@ def _num_trained(summary: dict[str, Any]) -> int:
 
 def _left_alone(summary: dict[str, Any]) -> str:
     reasons = summary["left_alone"].items()
-    return ", ".join(f"{_code(reason)} {counts['answers']:,}" for reason, counts in reasons) or "none"
+    return ", ".join(f"{code(reason)} {counts['answers']:,}" for reason, counts in reasons) or "none"
 
 
 def _gap(gap: dict[str, Any] | None) -> str:
@@ -142,16 +131,3 @@ def _gap(gap: dict[str, Any] | None) -> str:
 
 def _fate(on_reject: str) -> str:
     return "took its whole row with it" if on_reject == "drop" else "left the original in its place"
-
-
-def _code(text: str) -> str:
-    """Return a text on one line as Markdown code, whatever it holds."""
-    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    gap = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{ticks}{gap}{one_line(text)}{gap}{ticks}"
-
-
-def _fenced(text: str, language: str) -> str:
-    """Return a block of Markdown code that no line of it can end."""
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text}{fence}"

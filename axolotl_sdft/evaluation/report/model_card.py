@@ -1,9 +1,8 @@
 """The recovery report as a section of a model card: Markdown that names no folder of this machine."""
 
-import re
 from collections.abc import Iterator
 
-from axolotl_sdft.core.texts import printable
+from axolotl_sdft.core.cards import code, escaped, versions_text
 from axolotl_sdft.evaluation.figures import RecoveryReport
 from axolotl_sdft.evaluation.report.table import SOURCES, Cell, headline, percent_cell, sections
 
@@ -11,7 +10,6 @@ _HOW_TO_PASTE = (
     "<!-- Paste this section into the README.md of the model. Folders of this machine are left out; the names of the "
     "models are those of the report. -->"
 )
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 
 
 def model_card_section(report: RecoveryReport) -> str:
@@ -26,7 +24,7 @@ def _lines(report: RecoveryReport) -> Iterator[str]:
     if top is not None and top.quality is not None and top.source is not None:
         label, explanation = SOURCES[top.source]
         kept = _joined(percent_cell(top.quality))
-        yield f"The {_escaped(top.model.name)} model keeps {kept} of the seed's quality, by the {label}. {explanation}"
+        yield f"The {escaped(top.model.name)} model keeps {kept} of the seed's quality, by the {label}. {explanation}"
         yield ""
     yield from _table(report)
     yield ""
@@ -36,12 +34,12 @@ def _lines(report: RecoveryReport) -> Iterator[str]:
 
 
 def _table(report: RecoveryReport) -> Iterator[str]:
-    yield _table_row("", [_escaped(model.name) for model in report.models])
+    yield _table_row("", [escaped(model.name) for model in report.models])
     yield _table_row("---", ["---:"] * len(report.models))
     for section in sections(report):
         yield _table_row(f"**{section.title}**", [""] * len(report.models))
         for row in section.rows:
-            yield _table_row(_escaped(row.label), [_joined(cell) for cell in row.cells])
+            yield _table_row(escaped(row.label), [_joined(cell) for cell in row.cells])
 
 
 def _table_row(label: str, cells: list[str]) -> str:
@@ -72,14 +70,13 @@ def _method(report: RecoveryReport) -> Iterator[str]:
         speed = seed.speed
         yield (
             f"Generation: one sequence, {speed.prompt_tokens} tokens of prompt and {speed.new_tokens} new ones, the "
-            f"models in turn, each in a process of its own, median of {speed.rounds}, on {_escaped(speed.device)}."
+            f"models in turn, each in a process of its own, median of {speed.rounds}, on {escaped(speed.device)}."
         )
-    if versions := report.provenance.get("package_versions"):
-        yield "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
+    yield f"Versions: {versions_text(report.provenance)}."
 
 
 def _check_name(check: str | dict[str, object]) -> str:
-    return f"`{check if isinstance(check, str) else next(iter(check))}`"
+    return code(check if isinstance(check, str) else next(iter(check)))
 
 
 def _tasks(report: RecoveryReport) -> list[dict[str, object]]:
@@ -88,9 +85,4 @@ def _tasks(report: RecoveryReport) -> list[dict[str, object]]:
 
 def _task_text(task: dict[str, object]) -> str:
     shots = task.get("num_fewshot")
-    return _escaped(str(task["task"])) + (f" ({shots} shots)" if shots is not None else "")
-
-
-def _escaped(text: str) -> str:
-    """Return a text on one line that Markdown shows as it is."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(printable(text).split()))
+    return escaped(str(task["task"])) + (f" ({shots} shots)" if shots is not None else "")

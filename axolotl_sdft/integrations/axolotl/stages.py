@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import LayerPruningConfig, LogitDistillationConfig, SelfDistillationConfig
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, read_json
+from axolotl_sdft.core.cards import CARD_FILE
 from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.core.runtime import rank
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
@@ -28,7 +29,6 @@ from axolotl_sdft.integrations.axolotl.pruned_base import (
 from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, rewrite_datasets
 from axolotl_sdft.integrations.axolotl.rules import check_rules
 from axolotl_sdft.plugins.registry import METRICS, registry
-from axolotl_sdft.pruning.checkpoint.model_card import CARD_FILE
 from axolotl_sdft.pruning.scoring.scores import metric_needs_text
 
 if TYPE_CHECKING:

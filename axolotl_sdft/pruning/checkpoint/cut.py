@@ -18,6 +18,7 @@ from axolotl_sdft.core.artifacts import (
     package_versions,
     write_json,
 )
+from axolotl_sdft.core.cards import CARD_FILE
 from axolotl_sdft.core.errors import ArtifactError
 from axolotl_sdft.core.model_folder import own_path, read_config, read_json_file
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PROVENANCE_FOLDER, PRUNED_KEY
@@ -29,7 +30,7 @@ from axolotl_sdft.pruning.checkpoint.architecture import (
     start_prune_config,
 )
 from axolotl_sdft.pruning.checkpoint.legacy_files import converted, is_legacy, read_legacy_checkpoint
-from axolotl_sdft.pruning.checkpoint.model_card import CARD_FILE, write_model_card
+from axolotl_sdft.pruning.checkpoint.model_card import write_model_card
 from axolotl_sdft.pruning.checkpoint.quantization import (
     QUANTIZATION_FILES,
     LayerNames,

@@ -4,22 +4,18 @@ Axolotl copies each file of the checkpoint into the folder of a merged adapter, 
 both, and names no folder of this machine.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData
 
+from axolotl_sdft.core.cards import CARD_FILE, card_with, is_hub_id, metadata_of, public_name, versions_text
 from axolotl_sdft.pruning.patching.record import card_cell
 
-CARD_FILE = "README.md"
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 """What the seed model's own card says that holds without some layers as well."""
 _TAGS = ("axolotl-sdft", "layer-pruning")
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 
 
 def write_model_card(folder: Path, seed_dir: Path, provenance: Mapping[str, Any]) -> None:
@@ -34,15 +30,12 @@ def write_model_card(folder: Path, seed_dir: Path, provenance: Mapping[str, Any]
 
 
 def model_card(seed_dir: Path, provenance: Mapping[str, Any]) -> str:
-    """Return the card: metadata in YAML, then Markdown."""
+    """Return the card."""
     dropped, before = provenance["drop_layers"], provenance["num_layers_before"]
-    seed = _public_name(str(provenance["seed_model"]))
-    metadata = yaml.safe_dump(_metadata(seed_dir, seed), sort_keys=False, allow_unicode=True)
-    return f"""\
----
-{metadata}---
-
-<!-- Before you publish: say what the model was trained on{_licence_request(metadata)}. -->
+    seed = public_name(str(provenance["seed_model"]))
+    data = _metadata(seed_dir, seed)
+    markdown = f"""\
+<!-- Before you publish: say what the model was trained on{_licence_request(data)}. -->
 
 # {seed.rpartition("/")[2]} without {len(dropped)} of its {before} layers
 
@@ -56,37 +49,23 @@ this card on, such as one into which a LoRA adapter was merged; then the layers 
 | Parameters | {_millions(provenance["parameters_after"])} of {_millions(provenance["parameters_before"])} |
 | Layers chosen by | {_chooser(provenance)} |
 | Patch | {card_cell(provenance.get("patch"))} |
-| Versions | {_versions(provenance)} |
+| Versions | {versions_text(provenance)} |
 """
+    return card_with(data, markdown)
 
 
-def _metadata(seed_dir: Path, seed: str) -> dict[str, Any]:
-    inherited = _seed_metadata(seed_dir)
-    own: dict[str, Any] = {"base_model": seed} if _HUB_ID.fullmatch(seed) else {}
-    own |= {key: inherited[key] for key in _INHERITED if inherited.get(key)}
-    return own | {"library_name": "transformers", "tags": list(_TAGS)}
+def _metadata(seed_dir: Path, seed: str) -> ModelCardData:
+    inherited = metadata_of(seed_dir)
+    return ModelCardData(
+        base_model=seed if is_hub_id(seed) else None,
+        library_name="transformers",
+        tags=list(_TAGS),
+        **{key: inherited[key] for key in _INHERITED if inherited.get(key)},
+    )
 
 
-def _seed_metadata(seed_dir: Path) -> dict[str, Any]:
-    """Return the metadata of the seed model's card; empty where there is none that can be read."""
-    try:
-        found = _FRONT_MATTER.match((seed_dir / CARD_FILE).read_text(encoding="utf-8").replace("\r\n", "\n"))
-        metadata = yaml.safe_load(found[1]) if found else None
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _public_name(name: str) -> str:
-    """Return a Hub id as it is, and of a folder of this machine its own name."""
-    path = Path(name).expanduser()
-    if _HUB_ID.fullmatch(name) and not path.is_dir():
-        return name
-    return path.absolute().name or "model"
-
-
-def _licence_request(metadata: str) -> str:
-    return "" if "license:" in metadata else ", and add the seed model's `license` to the lines above"
+def _licence_request(data: ModelCardData) -> str:
+    return "" if data.license else ", and add the seed model's `license` to the lines above"
 
 
 def _chooser(provenance: Mapping[str, Any]) -> str:
@@ -96,8 +75,3 @@ def _chooser(provenance: Mapping[str, Any]) -> str:
 
 def _millions(parameters: int) -> str:
     return f"{parameters / 1e6:,.1f}M"
-
-
-def _versions(provenance: Mapping[str, Any]) -> str:
-    versions = provenance.get("package_versions") or {}
-    return ", ".join(f"{package} {version}" for package, version in versions.items()) or "not recorded"
