@@ -28,6 +28,7 @@ from axolotl_sdft.distillation.generation.selection import (
     DatasetStats,
     judge_row,
 )
+from axolotl_sdft.distillation.output.advice import advice_for
 from axolotl_sdft.distillation.output.card import write_card
 from axolotl_sdft.distillation.output.gap import measure_gap
 from axolotl_sdft.distillation.output.report import REPORT_FILE, lengths, write_report
@@ -96,6 +97,7 @@ def build_dataset(spec: DistillationSpec, backend: Backend, judging: Judging, fo
             "gap": gap.to_json(),
             "provenance": _provenance(spec),
         }
+        summary["advice"] = advice_for(summary)
         write_json(folder / (SUMMARY_FILE if _is_answered(tally) else UNANSWERED_FILE), summary)
         for what, write in (
             ("report", lambda: write_report(folder, target, summary, figures, gap)),
@@ -112,6 +114,8 @@ def build_dataset(spec: DistillationSpec, backend: Backend, judging: Judging, fo
         "%s: %s; rejected: %s -> %s",
         *(spec.where, rewritten_of(summary), _shown(tally.rejections) or "none", target),
     )
+    for sentence in summary["advice"]:
+        LOG.warning("%s: %s", spec.where, sentence)
     if any(lacking.values()):
         LOG.warning(
             "%s: %d answers failed and %d could not be judged; their rows keep the original ones. Start again to have "

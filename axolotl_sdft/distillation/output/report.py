@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from axolotl_sdft.core.pictures import Counts, expanded, histograms, note_on_pictures
 from axolotl_sdft.core.texts import page_template
+from axolotl_sdft.distillation.output.advice import WAY_OUT
 from axolotl_sdft.distillation.output.card import publish_commands
 from axolotl_sdft.distillation.output.gap import Gap
 from axolotl_sdft.distillation.output.report_figures import ReportFigures
@@ -46,6 +47,7 @@ def render_report(dataset_dir: Path, summary: dict[str, Any], figures: ReportFig
         name=dataset_dir.name,
         summary=summary,
         rewritten=rewritten_of(summary),
+        way_out=WAY_OUT,
         provenance=summary["provenance"],
         settings=yaml.safe_dump(summary["provenance"]["settings"], sort_keys=False, allow_unicode=True),
         figures=figures,

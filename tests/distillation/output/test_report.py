@@ -91,7 +91,7 @@ def summary_of(figures, **changes):
     counts |= {"turns_left_alone": 0, "left_alone": {}}
     counts |= {"acceptance": 0.6667, "attempts": 3, "generated_tokens": 99, "generation_seconds": 75.0}
     counts |= {"tokens_per_second": 1.3, "rejections": {"leak": 1}, "rejected_attempts": {"leak": 1}}
-    return counts | {"lengths": lengths(figures), "gap": None, "provenance": provenance} | changes
+    return counts | {"lengths": lengths(figures), "gap": None, "advice": [], "provenance": provenance} | changes
 
 
 def page_of(tmp_path, figures, gap=None, **changes):
@@ -267,3 +267,10 @@ def test_another_answer_of_a_conversation_is_named_by_its_number(tmp_path, seed_
 )
 def test_a_duration_is_told_in_the_units_that_matter(seconds, shown):
     assert duration(seconds) == shown
+
+
+def test_each_reason_has_a_way_out_and_what_went_badly_stands_above(tmp_path):
+    figures = figures_of([])
+    text = render_report(tmp_path, summary_of(figures, advice=["the gap grew"]), figures, Gap(why_unknown="x"))
+    assert "Warning: the gap grew." in text
+    assert "<td>choose another template, or show worked examples (examples)</td>" in text

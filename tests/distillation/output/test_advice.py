@@ -1,0 +1,41 @@
+import pytest
+
+from axolotl_sdft.distillation.checks import BUILT_IN
+from axolotl_sdft.distillation.output.advice import WAY_OUT, advice_for
+
+GOOD_GAP = {"answers": 64, "nats_per_token_before": 2.5, "nats_per_token_after": 1.5}
+
+
+def summary(accepted: int = 90, turns: int = 100, gap: dict | None = GOOD_GAP, **rejections: int) -> dict:
+    return {"turns": turns, "acceptance": accepted / turns, "rejections": rejections, "gap": gap}
+
+
+def test_nothing_is_said_where_it_went_well():
+    assert advice_for(summary(accepted=50, truncated=50)) == []
+
+
+def test_few_accepted_answers_are_told_with_a_way_out_for_each_reason():
+    [said] = advice_for(summary(accepted=20, truncated=50, leak=25, of_a_plugin=5))
+    assert said.startswith("only 20% of the answers were accepted")
+    assert "truncated 50 (raise generation.max_new_tokens" in said
+    assert "leak 25 (choose another template" in said
+    assert said.endswith("of_a_plugin 5")
+
+
+def test_a_gap_that_grew_is_told_with_both_figures():
+    [said] = advice_for(summary(gap=GOOD_GAP | {"nats_per_token_after": 3.25}))
+    assert "the distribution gap grew from 2.50 to 3.25 nats per token" in said
+    assert "lower generation.temperature" in said
+
+
+@pytest.mark.parametrize("gap", [None, GOOD_GAP | {"answers": 19, "nats_per_token_after": 9.0}])
+def test_a_gap_that_is_unknown_or_of_few_answers_says_nothing(gap: dict | None):
+    assert advice_for(summary(gap=gap)) == []
+
+
+def test_a_share_of_few_answers_says_nothing():
+    assert advice_for(summary(accepted=1, turns=19, truncated=18)) == []
+
+
+def test_every_check_that_ships_has_a_way_out():
+    assert set(WAY_OUT) == {*BUILT_IN, "failed"}
