@@ -16,6 +16,7 @@ _TALK = (
     r"\breference (?:answer|response)s?\b",
     r"\b(?:reliable|worked) (?:answer|solution)s?(?: is\b| to use\b|:)",
     r"\bin my own words\b",
+    rf"\b(?:your|my) own {_GIVEN}\b",
     rf"\bglad (?:that )?you found (?:the|this|these|my) (?:{_GUIDE}|{_ANSWER}|instructions?|information)\b",
     rf"\b(?:your|the) (?:{_GUIDE}|instructions?|prompt) (?:is|are|was|were) (?:very )?(?:helpful|useful|clear)\b",
     rf"\bthe (?:{_GUIDE}|instructions?|prompt) (?:that )?you(?:'ve| have)? (?:gave|given|provided|shared|wrote)\b",
@@ -60,6 +61,7 @@ _OPENING = (
     r"(?:the|an?) (?:reference|guide|worked|reliable) (?:answer|response|solution)\b",
     r"a (?:good|reliable) (?:answer|response|solution):",
     rf"(?:the|my|here(?:'s| is) (?:the|my)) {_ANSWER} to (?:your|the|this) (?:question|request|prompt|task)(?: is)?:",
+    rf"\**(?:here(?:'s| is) )?(?:your|my) (?:{_GIVEN}|version)\**:",
     r"\**notes:",
     rf"i(?:'ll| will| can)? (?:use|follow|refer to) the (?:{_GUIDE}|instructions)\b",
 )
