@@ -23,8 +23,9 @@ class CalibrationPart(Block):
     """Row format, as ``calibration.type``."""
 
     general_prompts: bool = False
-    """Take the general prompts that come with the package, answered by the seed model, instead of a dataset. The
-    answers are kept beside the scores."""
+    """Take general prompts that come with the package, answered by the seed model, instead of a dataset; there are 128
+    of them. The patch is fitted on the answers, which are kept beside the scores; layers are scored on the other
+    parts."""
 
     share: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Share of ``num_samples``, in proportion to the shares of all parts."""
@@ -37,9 +38,10 @@ class CalibrationPart(Block):
 
 
 class CalibrationConfig(Block):
-    """The text that layers are scored and patches fitted on. Without a ``path``: the training set.
+    """The text that layers are scored and patches fitted on.
 
-    A list in its place is a mixture: what ``parts`` holds.
+    Without a ``path``: the training set, and for the patch also general prompts that the seed model answers. A list in
+    its place is a mixture: what ``parts`` holds.
     """
 
     path: str | None = None
@@ -68,6 +70,24 @@ class CalibrationConfig(Block):
     parts: tuple[CalibrationPart, ...] = ()
     """A mixture of texts, each with its ``share``, instead of one ``path``. A cut whose patch saw other tasks as well
     forgets less of them."""
+
+    general_share: float = Field(0.5, ge=0, le=1)
+    """Share of the tokens that a patch needs (ten for each unit of the hidden size) which the seed model writes
+    itself, where neither ``path`` nor ``parts`` says what is read: answers of up to 128 tokens to general prompts that
+    come with the package. Where the training set gives too few, it writes more. They are written once, and kept.
+    ``0``: the patch is fitted on the training set alone."""
+
+    @property
+    def asks_by_default(self) -> bool:
+        """Whether general prompts are answered beside the training set."""
+        return not self.parts and self.path is None and self.general_share > 0
+
+    @property
+    def num_general_prompts(self) -> int:
+        """How many general prompts the parts ask for."""
+        return sum(
+            source.num_samples for part, source in zip(self.parts, self.sources, strict=False) if part.general_prompts
+        )
 
     @property
     def sources(self) -> tuple["CalibrationConfig", ...]:
@@ -101,6 +121,12 @@ class CalibrationConfig(Block):
     def _a_mixture_has_no_path(self) -> "CalibrationConfig":
         if self.parts and self.path is not None:
             raise ValueError(f"path is {self.path!r}, but parts names what is read; put the path into one of them")
+        named = "parts" if self.parts else "path" if self.path is not None else None
+        if named and "general_share" in self.model_fields_set and self.general_share > 0:
+            raise ValueError(
+                f"general_share is {self.general_share}, but {named} says what is read; remove general_share, and to "
+                "mix in general prompts write parts, one of them {general_prompts: true}"
+            )
         return self
 
 

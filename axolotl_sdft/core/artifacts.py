@@ -184,6 +184,13 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def replace_json(path: Path, value: Any) -> None:
+    """Write a file anew beside the old one, then let it take its place: a reader sees one or the other."""
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        write_json(Path(folder) / path.name, value)
+        os.replace(Path(folder) / path.name, path)
+
+
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file.
 

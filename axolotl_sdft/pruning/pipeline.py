@@ -9,7 +9,7 @@ from typing import Any
 
 from axolotl_sdft.core.artifacts import atomic_folder, find_or_make, fingerprint, read_json, write_json
 from axolotl_sdft.core.callables import callable_name
-from axolotl_sdft.core.errors import ArtifactError, CheckpointError, SdftError
+from axolotl_sdft.core.errors import ArtifactError, CheckpointError, DatasetError, SdftError
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PROVENANCE_FOLDER, PRUNED_KEY
 from axolotl_sdft.pruning.checkpoint.cut import (
     OUTPUT_KEY,
@@ -183,11 +183,49 @@ class PruningRun:
         except SdftError as err:
             if "patch" in self.spec.config.model_fields_set:  # asked for, not just the default
                 raise
-            return bare_patch(cut.drop_layers, f"no calibration text to fit it on ({err})")
-        stored = (cut.tensors, cut.layer_prefix)
+            if self.spec.general_text is None:
+                return bare_patch(cut.drop_layers, f"no calibration text to fit it on ({err})")
+            LOG.warning("the patch is fitted without calibration text that was read: %s", err)
+            batches = []
         return fitted_patch(
-            self.spec.seed_dir, cut.drop_layers, stored, self.spec.config, batches, self.spec.trust_remote_code
+            self.spec.seed_dir,
+            cut.drop_layers,
+            (cut.tensors, cut.layer_prefix),
+            self.spec.config,
+            batches,
+            self.spec.trust_remote_code,
+            self._general_batches if self.spec.general_text is not None else None,
         )
+
+    def _general_batches(self, model: Any, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """Return the seed model's answers to general prompts as micro-batches, as many as the other text asks for."""
+        from axolotl_sdft.pruning.general_answers import general_texts
+        from axolotl_sdft.pruning.patching.cut_model import num_tokens
+        from axolotl_sdft.pruning.scoring.loading import encode_texts
+
+        spec, general = self.spec, self.spec.general_text
+        assert general is not None
+        hidden_size, num_read = model.config.get_text_config().hidden_size, sum(map(num_tokens, batches))
+        LOG.info("%s", general.described(hidden_size, num_read))
+        try:
+            texts = general_texts(
+                model,
+                spec.seed_dir,
+                general.num_tokens(hidden_size, num_read),
+                num_prompts=general.num_prompts,
+                folder=spec.answers_dir,
+                chat_template=general.chat_template,
+                trust_remote_code=spec.trust_remote_code,
+            )
+        except CheckpointError as err:
+            if general.share is None:  # asked for as a part of the calibration
+                raise DatasetError(f"layer_pruning.calibration asks for general prompts, but {err}") from err
+            LOG.warning("no general prompts are answered for the patch, since %s", err)
+            return []
+        if not texts:
+            LOG.warning("the seed model gave no answer to any general prompt")
+            return []
+        return encode_texts(texts, spec.seed_dir, spec.config.calibration, trust_remote_code=spec.trust_remote_code)
 
     @cached_property
     def _batches(self) -> Sequence[Batch]:

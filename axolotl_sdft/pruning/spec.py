@@ -14,6 +14,7 @@ from axolotl_sdft.core.model_folder import read_config, slug
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PRUNED_KEY
 from axolotl_sdft.pruning.checkpoint.architecture import layer_count
 from axolotl_sdft.pruning.checkpoint.cut import CheckpointPlan, plan_checkpoint
+from axolotl_sdft.pruning.general_answers import GeneralText
 from axolotl_sdft.pruning.planning.plan import (
     num_dropped,
     validate_pruning,
@@ -24,7 +25,7 @@ from axolotl_sdft.pruning.planning.savings import count_parameters
 from axolotl_sdft.pruning.scoring.measure import scoring_identity
 from axolotl_sdft.pruning.scoring.scores import Batch
 
-_FORMAT = 3
+_FORMAT = 4
 """Counts up when the same settings give another checkpoint, or a default that is left out of them means another."""
 
 
@@ -42,6 +43,8 @@ class PruningSpec:
     """Called when layers are scored, unless the metric reads no text, and when a patch is fitted."""
     root: Path
     """Folder of the scores' folder and, unless ``output_dir`` is set, of the pruned checkpoint's."""
+    general_text: GeneralText | None = None
+    """What the seed model writes itself for the fit of a patch, beside the text that is read."""
     trust_remote_code: bool = False
     """Run code that comes with the seed model."""
 
@@ -77,6 +80,13 @@ class PruningSpec:
     def scores_dir(self) -> Path:
         """Absolute path of the folder that keeps the scores: the same for every number of layers."""
         name = f"{slug(self.seed_name)}-scores-{fingerprint(self.scoring)}"
+        return self.root.expanduser().absolute() / name
+
+    @cached_property
+    def answers_dir(self) -> Path:
+        """Absolute path of the folder that keeps the seed model's answers to general prompts."""
+        loading = {"dtype": self.config.dtype, "load_in_4bit": self.config.load_in_4bit}
+        name = f"{slug(self.seed_name)}-general-{fingerprint([self.seed_fingerprint, loading])}"
         return self.root.expanduser().absolute() / name
 
     @property
@@ -137,6 +147,7 @@ class PruningSpec:
             "seed": self.seed_fingerprint,
             "settings": self.settings,
             "calibration_text": self.calibration_fingerprint if reads_text else None,
+            "general_text": self.general_text.identity if self.general_text is not None else None,
         }
 
     def verify(self, cut: CheckpointPlan) -> None:

@@ -10,8 +10,8 @@ from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
 
 from axolotl_sdft.config import CalibrationConfig, LayerPruningConfig
-from axolotl_sdft.integrations.axolotl import calibration_sources as module
-from axolotl_sdft.integrations.axolotl.calibration_sources import calibration_sources, source_texts
+from axolotl_sdft.integrations.axolotl.calibration_sources import calibration_sources, general_text, source_texts
+from axolotl_sdft.pruning.general_answers import GeneralText
 
 
 def rows(path, name, count=8):
@@ -43,38 +43,59 @@ def test_a_list_is_a_mixture():
     assert config.calibration.parts[1].general_prompts
 
 
-def test_general_prompts_are_answered_once_by_the_seed_model(cfg, tiny_llama_dir, monkeypatch):
-    asked = []
-
-    def answers(prompts, _seed_dir):
-        asked.append(prompts)
-        return [f"answer {number}" for number in range(len(prompts))]
-
-    monkeypatch.setattr(module, "_generated", answers)
-    sources = calibration_sources(cfg, mixture({"general_prompts": True}, num_samples=3))
-    first, second = (source_texts(cfg, sources, tiny_llama_dir) for _ in range(2))
-    assert first == second
-    assert len(asked) == 1
-    assert len(first) == len(asked[0]) == 3
-    assert f"<|im_start|>user\n{asked[0][1]}<|im_end|>\n<|im_start|>assistant\nanswer 1<|im_end|>" in first[1]
+def test_general_prompts_are_left_out_of_what_is_read(cfg, tiny_llama_dir):
+    sources = calibration_sources(cfg, mixture({"share": 1}, {"general_prompts": True, "share": 3}, num_samples=8))
+    assert [text.split()[0] for text in source_texts(cfg, sources, tiny_llama_dir)] == ["own"] * 2
+    assert calibration_sources(cfg, mixture({"general_prompts": True})) == []
 
 
-def test_the_seed_model_answers_without_chance(cfg, tiny_llama_dir, monkeypatch):
-    monkeypatch.setattr(module, "_MAX_NEW_TOKENS", 3)
-    sources = calibration_sources(cfg, mixture({"general_prompts": True}, num_samples=2))
-    assert module._generated(sources[0].prompts, tiny_llama_dir) == module._generated(
-        sources[0].prompts, tiny_llama_dir
+def asked(cfg, tiny_llama_dir, **settings):
+    return general_text(cfg, LayerPruningConfig(num_layers=2, **settings), tiny_llama_dir)
+
+
+def test_by_default_the_seed_model_writes_half_of_what_a_patch_needs(cfg, tiny_llama_dir):
+    assert asked(cfg, tiny_llama_dir) == GeneralText(share=0.5)
+    assert asked(cfg, tiny_llama_dir, calibration={"general_share": 0.25, "num_samples": 9}) == GeneralText(share=0.25)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"patch": "none"},
+        {"calibration": {"general_share": 0}},
+        {"calibration": {"path": "a.jsonl"}},
+        {"calibration": [{"path": "a.jsonl"}, {"share": 1}]},
+    ],
+    ids=["no patch", "switched off", "a path", "parts"],
+)
+def test_nothing_is_written_without_a_patch_or_where_the_text_is_named(cfg, tiny_llama_dir, settings):
+    assert asked(cfg, tiny_llama_dir, **settings) is None
+
+
+def test_a_part_says_how_many_general_prompts_are_answered(cfg, tiny_llama_dir, caplog):
+    caplog.set_level("INFO")
+    parts = [{"share": 1}, {"general_prompts": True, "share": 1}]
+    found = asked(cfg, tiny_llama_dir, calibration={"parts": parts, "num_samples": 40})
+    assert found == GeneralText(num_prompts=20)
+    asked(cfg, tiny_llama_dir, calibration={"parts": parts, "num_samples": 400})
+    assert "layer_pruning.calibration asks for 200 general prompts; there are 128" in caplog.text
+
+
+def test_a_part_with_general_prompts_is_without_effect_where_nothing_is_patched(cfg, tiny_llama_dir, caplog):
+    assert asked(cfg, tiny_llama_dir, patch="none", calibration=[{"share": 1}, {"general_prompts": True}]) is None
+    assert "patch is none, so the part of layer_pruning.calibration with general_prompts is without effect" in (
+        caplog.text
     )
 
 
-def test_the_identity_follows_the_prompts_and_the_rows(cfg):
+def test_the_identity_follows_the_rows(cfg, tmp_path):
     def identity(*parts):
         return [source.identity for source in calibration_sources(cfg, mixture(*parts, num_samples=4))]
 
-    both = {"share": 1}, {"general_prompts": True}
-    assert identity(*both) == identity(*both)
-    assert identity(*both) != identity(both[0])
-    assert identity(both[1]) != identity({"general_prompts": True}, {"general_prompts": True})
+    own, other = {"share": 1}, {"path": rows(tmp_path / "other.jsonl", "other")}
+    assert identity(own, other) == identity(own, other)
+    assert identity(own, other) != identity(own)
+    assert identity(own) == identity(own, {"general_prompts": True})
 
 
 @pytest.mark.parametrize(
@@ -83,6 +104,9 @@ def test_the_identity_follows_the_prompts_and_the_rows(cfg):
         ({"path": "a.jsonl", "parts": [{"share": 1}]}, "path is 'a.jsonl', but parts names what is read"),
         ([{"path": "a.jsonl", "general_prompts": True}], "general_prompts is true, but path .* is set too"),
         ([{"share": 0}], "greater than 0"),
+        ({"path": "a.jsonl", "general_share": 0.5}, "general_share is 0.5, but path says what is read; remove"),
+        ({"parts": [{"share": 1}], "general_share": 0.5}, "general_share is 0.5, but parts says what is read"),
+        ({"general_share": 1.5}, "less than or equal to 1"),
     ],
 )
 def test_what_contradicts_itself_is_refused(block, message):

@@ -40,10 +40,18 @@ _TRIAL = ({"role": "user", "content": "Name three rivers, and say in a sentence 
 class TransformersBackend:
     """Needs nothing but the seed model itself. Batches flow into each other: no row waits for a slower one."""
 
-    def __init__(self, model_dir: Path, config: TransformersGeneration) -> None:
+    def __init__(self, model_dir: Path, config: TransformersGeneration, model: Any = None) -> None:
+        """Start with nothing loaded.
+
+        Args:
+            model_dir: Folder of the model.
+            config: How answers are written.
+            model: The model, loaded before. It comes back as it was when the backend is closed.
+        """
         self._model_dir = model_dir
         self._config = config
-        self._loaded_model: Any = None
+        self._loaded_model = model
+        self._attention = None if model is None else model.config._attn_implementation
         self._made_decoder: ContinuousDecoder | PlainDecoder | None = None
 
     @cached_property
@@ -176,6 +184,8 @@ class TransformersBackend:
         return [measured.get(index, math.nan) for index in range(len(targets))]
 
     def close(self) -> None:
-        """Free the model's memory."""
+        """Free the model's memory, or let a model that was given attend as it did."""
+        if self._attention is not None and self._loaded_model.config._attn_implementation != self._attention:
+            self._loaded_model.set_attn_implementation(self._attention)
         self._loaded_model = self._made_decoder = None
         free_memory()

@@ -62,7 +62,15 @@ def check_plugin(cfg: Mapping[str, Any], blocks: Blocks) -> None:
 
 def _layer_pruning_faults(cfg: Mapping[str, Any], blocks: Blocks) -> Iterator[str]:
     pruning = blocks.layer_pruning
-    if pruning is None or pruning.drop_layers is not None or not pruning.calibration.reads_training_set:
+    if pruning is None or pruning.drop_layers is not None:
+        return
+    parts = pruning.calibration.parts
+    if parts and all(part.general_prompts for part in parts) and metric_needs_text(pruning.metric):
+        yield (
+            "layer_pruning.calibration holds general prompts alone, but layers are scored on text that is read; add a "
+            "part with the training set ({share: 1}) or with a path, or name the layers in layer_pruning.drop_layers"
+        )
+    if not pruning.calibration.reads_training_set:
         return
     if not (cfg.get("datasets") or cfg.get("pretraining_dataset")) and metric_needs_text(pruning.metric):
         yield (

@@ -13,7 +13,7 @@ from axolotl_sdft.core.runtime import rank
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, read_blocks, seed_dir_of
-from axolotl_sdft.integrations.axolotl.calibration_sources import calibration_sources, source_texts
+from axolotl_sdft.integrations.axolotl.calibration_sources import calibration_sources, general_text, source_texts
 from axolotl_sdft.integrations.axolotl.datasets import check_overrides, rewritten_entry, take_out_overrides
 from axolotl_sdft.integrations.axolotl.layer_numbers import check_layer_numbers, translate_layer_numbers
 from axolotl_sdft.integrations.axolotl.pictures import check_pictures
@@ -247,6 +247,8 @@ def pruning_spec(cfg: Any, config: LayerPruningConfig) -> "PruningSpec":
     def load_batches() -> Any:
         from axolotl_sdft.pruning.scoring.loading import encode_texts
 
+        if not sources:  # the calibration is general prompts alone
+            return []
         texts = source_texts(cfg, sources, seed_dir)
         return encode_texts(texts, seed_dir, calibration, trust_remote_code=trust_remote_code)
 
@@ -256,6 +258,7 @@ def pruning_spec(cfg: Any, config: LayerPruningConfig) -> "PruningSpec":
         config=config,
         calibration_fingerprint=fingerprint([source.identity for source in sources]),
         load_batches=load_batches,
+        general_text=general_text(cfg, config, seed_dir),
         root=Path(DEFAULT_ROOT).absolute(),
         trust_remote_code=trust_remote_code,
     )

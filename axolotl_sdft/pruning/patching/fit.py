@@ -20,6 +20,7 @@ from axolotl_sdft.core.errors import CheckpointError, DatasetError, error_contex
 from axolotl_sdft.core.model_folder import read_config
 from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.inference.forwarding import free_memory
+from axolotl_sdft.pruning.general_answers import TOKENS_PER_UNIT
 from axolotl_sdft.pruning.patching.apply import NamedTensor, stored_projection
 from axolotl_sdft.pruning.patching.cut_model import CutModel, divergences, num_tokens, opened, split_held_out
 from axolotl_sdft.pruning.patching.linear_map import RIDGE, FitSums, find_projection
@@ -39,14 +40,15 @@ from axolotl_sdft.pruning.scoring.scores import Batch
 
 LOG = logging.getLogger(__name__)
 
-TOKENS_PER_UNIT = 8
-"""A fit on fewer tokens than this many times the hidden size is warned of."""
-
 # Such as one whose layers hand on more than hidden states.
 _CANT_BE_RUN = failure("the model can't be run layer by layer", None, UnpatchableError)
 
 Refusal = Callable[[Projection], str | None]
 """Says why a projection can't be written, or None."""
+
+
+MoreText = Callable[[PreTrainedModel, Sequence[Batch]], Sequence[Batch]]
+"""Gives further calibration text, from the loaded model and the text that was read."""
 
 
 def _never(_projection: Projection) -> str | None:
@@ -240,6 +242,7 @@ def fitted_patch(
     config: LayerPruningConfig,
     batches: Sequence[Batch],
     trust_remote_code: bool = False,
+    more_batches: MoreText | None = None,
 ) -> LayerPatch:
     """Load the seed model, fit the patch of a cut, and free the model. What can't be patched stays bare, with a reason.
 
@@ -248,11 +251,12 @@ def fitted_patch(
         drop_layers: The removed layers.
         stored: The tensors that stay, and what comes before the layer number in their old names.
         config: How the model is loaded.
-        batches: Calibration text.
+        batches: Calibration text that was read.
         trust_remote_code: Run code that comes with the seed model.
+        more_batches: Gives text that the model writes; called only if some cut can be patched.
 
     Raises:
-        DatasetError: There is no text.
+        DatasetError: The text holds no token.
         CheckpointError: Memory ran out.
     """
 
@@ -267,9 +271,23 @@ def fitted_patch(
     with error_context(MEMORY_SHORTAGE):
         try:
             model = load_for_scoring(seed_dir, config, trust_remote_code)
+            if more_batches is not None and _can_be_patched(model, drop_layers, batches, why_not_stored):
+                batches = [*batches, *more_batches(model, batches)]
+            if not batches:
+                return bare_patch(drop_layers, "there is no calibration text to fit it on")
             return fit_patch(model, batches, drop_layers, refuse=why_not_stored)
         except CheckpointError as err:  # the bare cut needs no model that can be loaded and run
             return bare_patch(drop_layers, str(err))
         finally:
             model = None
             free_memory()
+
+
+def _can_be_patched(
+    model: PreTrainedModel, drop_layers: Collection[int], batches: Sequence[Batch], refuse: Refusal
+) -> bool:
+    """Whether some cut has a projection that a map can be folded into; without text to try it out, it may have."""
+    if not batches:
+        return True
+    cuts = (cut_with_projection(model, cut, batches[0], refuse) for cut in neighbours(drop_layers))
+    return any(cut.projection is not None for cut in cuts)

@@ -2,8 +2,6 @@
 scored.
 """
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from axolotl_sdft.core.artifacts import (
     find_or_make,
     package_versions,
     read_json,
+    replace_json,
     write_json,
 )
 from axolotl_sdft.core.errors import ArtifactError, error_context
@@ -72,7 +71,7 @@ class ScoreCache:
         def write() -> None:
             scores = make(self.read())
             if (self.folder / SCORES_FILE).is_file():
-                _replace_json(self.folder / SCORES_FILE, scores.to_json())
+                replace_json(self.folder / SCORES_FILE, scores.to_json())
                 return
             with atomic_folder(self.folder) as folder:
                 write_json(folder / SCORES_FILE, scores.to_json())
@@ -101,13 +100,6 @@ def _versions() -> dict[str, Any]:
     return {"package_versions": package_versions("transformers", "torch")}
 
 
-def _replace_json(path: Path, value: Any) -> None:
-    """Write a file anew beside the old one, then let it take its place: a reader sees one or the other."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        write_json(Path(folder) / path.name, value)
-        os.replace(Path(folder) / path.name, path)
-
-
 _FORMAT = 2
 """Counts up when the same settings give other scores, or a setting that is left out as its default means another."""
 
@@ -121,7 +113,9 @@ def scoring_identity(seed_fingerprint: str, config: LayerPruningConfig, calibrat
         return identity
     return identity | {
         "token_reduction": config.token_reduction,
-        "calibration": config.calibration.model_dump(mode="json", exclude={"batch_size"}, exclude_defaults=True),
+        "calibration": config.calibration.model_dump(
+            mode="json", exclude={"batch_size", "general_share"}, exclude_defaults=True
+        ),
         "calibration_text": calibration_fingerprint,
         "dtype": config.dtype,
         "load_in_4bit": config.load_in_4bit,

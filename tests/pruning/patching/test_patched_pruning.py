@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from axolotl_sdft import LayerPruningConfig
 from axolotl_sdft.core.errors import DatasetError
+from axolotl_sdft.pruning import general_answers
+from axolotl_sdft.pruning.general_answers import GeneralText
 from axolotl_sdft.pruning.pipeline import PruningRun
 from axolotl_sdft.pruning.spec import PruningSpec
 from tests.pruning.patching.models import llama, text
@@ -26,7 +28,7 @@ def seed_dir(tmp_path_factory):
     return folder
 
 
-def pruned(seed_dir, root, load_batches=text, **settings):
+def pruned(seed_dir, root, load_batches=text, general_text=None, **settings):
     run = PruningRun(
         PruningSpec(
             seed_dir=seed_dir,
@@ -34,6 +36,7 @@ def pruned(seed_dir, root, load_batches=text, **settings):
             config=LayerPruningConfig(**settings),
             calibration_fingerprint="text",
             load_batches=load_batches,
+            general_text=general_text,
             root=root,
         )
     )
@@ -123,3 +126,63 @@ def test_a_quantized_projection_is_left_as_it_is(tmp_path):
         "the checkpoint stores mlp.down_proj of layer 2 quantized (as mlp.down_proj.qweight), which can't hold the "
         "patched weight"
     )
+
+
+@pytest.fixture
+def short_answers(monkeypatch):
+    """The model writes few tokens, and few are wanted."""
+    monkeypatch.setattr(general_answers, "_MAX_NEW_TOKENS", 3)
+    monkeypatch.setattr(general_answers, "_WANTED_PER_UNIT", 1)
+
+
+def words(count=12):
+    ids = torch.randint(3, 100, (4, 16), generator=torch.Generator().manual_seed(3))
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for _ in range(count)]
+
+
+def test_the_patch_is_also_fitted_on_the_seed_model_s_own_answers(tiny_llama_dir, tmp_path, short_answers, caplog):
+    caplog.set_level("INFO")
+    settings = {"num_layers": 1, "protect_first": 1}
+    alone = pruned(tiny_llama_dir, tmp_path, words, **settings)
+    mixed = pruned(tiny_llama_dir, tmp_path, words, GeneralText(share=0.5), **settings)
+    more = record(mixed)["num_held_out_tokens"] - record(alone)["num_held_out_tokens"]
+    assert more > 0
+    assert mixed != alone
+    assert "beside 768 that were read, the seed model answers general prompts until that gives" in caplog.text
+    assert "the seed model's answers to 16 general prompts (16 of them generated now" in caplog.text
+    assert len(list(tmp_path.glob("org--seed-general-*/answers.json"))) == 1
+
+
+def test_the_layers_are_scored_without_the_seed_model_s_answers(tiny_llama_dir, tmp_path, short_answers):
+    settings = {"num_layers": 1, "protect_first": 1}
+    pruned(tiny_llama_dir, tmp_path, words, GeneralText(share=0.5), **settings)
+    pruned(tiny_llama_dir, tmp_path, words, **settings)
+    assert len(list(tmp_path.glob("org--seed-scores-*"))) == 1
+
+
+def test_nothing_is_asked_where_no_cut_can_be_patched(tiny_llama_dir, tmp_path, short_answers):
+    folder = pruned(tiny_llama_dir, tmp_path, words, GeneralText(share=0.5), drop_layers=(0,))
+    assert "the cut begins with layer 0" in record(folder)["cuts"][0]["reason"]
+    assert not list(tmp_path.glob("*general*"))
+
+
+def test_without_text_that_is_read_the_answers_alone_serve(tiny_llama_dir, tmp_path, short_answers, caplog):
+    folder = pruned(tiny_llama_dir, tmp_path, no_text, GeneralText(share=0.5), drop_layers=(2,))
+    assert record(folder)["num_held_out_tokens"] > 0
+    assert "the patch is fitted without calibration text that was read: the rows are pictures" in caplog.text
+
+
+def test_a_seed_model_that_cannot_be_asked_is_patched_with_what_was_read(seed_dir, tmp_path, caplog):
+    """The seed model has no tokenizer."""
+    from axolotl_sdft.core.errors import CheckpointError
+
+    def refused(*_args, **_kwargs):
+        raise CheckpointError("it has no chat template")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(general_answers, "general_texts", refused)
+        folder = pruned(seed_dir, tmp_path, text, GeneralText(share=0.5), drop_layers=(3,))
+        assert record(folder)["cuts"][0]["applied"]
+        assert "no general prompts are answered for the patch, since it has no chat template" in caplog.text
+        with pytest.raises(DatasetError, match="asks for general prompts, but it has no chat template"):
+            pruned(seed_dir, tmp_path, text, GeneralText(num_prompts=2), drop_layers=(3,))
