@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from axolotl_sdft.evaluation.merging.merge import merge_models
     from axolotl_sdft.integrations.axolotl.plugin import SDFTPlugin
     from axolotl_sdft.pruning.checkpoint.cut import cut_layers
+    from axolotl_sdft.pruning.general_answers import general_texts
     from axolotl_sdft.pruning.patching.fit import fit_patch
     from axolotl_sdft.pruning.patching.record import LayerPatch
     from axolotl_sdft.pruning.planning.plan import PruningPlan, plan_pruning
@@ -51,6 +52,7 @@ _HOME_OF = {
     "distill_dataset": "axolotl_sdft.distillation.pipeline",
     "dynsdpb_loss": "axolotl_sdft.training.losses.dynsdpb",
     "fit_patch": "axolotl_sdft.pruning.patching.fit",
+    "general_texts": "axolotl_sdft.pruning.general_answers",
     "merge_models": "axolotl_sdft.evaluation.merging.merge",
     "plan_pruning": "axolotl_sdft.pruning.planning.plan",
     "score_layers": "axolotl_sdft.pruning.scoring.scores",
@@ -78,6 +80,7 @@ __all__ = [
     "distill_dataset",
     "dynsdpb_loss",
     "fit_patch",
+    "general_texts",
     "merge_models",
     "plan_pruning",
     "score_layers",

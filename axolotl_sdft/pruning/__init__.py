@@ -1,5 +1,5 @@
 """Layer pruning: score the decoder layers, plan which to remove (a pure function), write the smaller checkpoint.
 
-``pipeline`` is the way in. ``scoring`` runs the model, ``planning`` decides and explains, ``checkpoint`` reads and
-writes files.
+``pipeline`` is the way in. ``general_answers`` lets the seed model write calibration text. ``scoring`` runs the model,
+``planning`` decides and explains, ``checkpoint`` reads and writes files.
 """

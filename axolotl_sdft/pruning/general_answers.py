@@ -16,7 +16,7 @@ from axolotl_sdft.config import TransformersGeneration
 from axolotl_sdft.core.artifacts import ensure_writable, fingerprint, read_json, replace_json
 from axolotl_sdft.core.errors import CheckpointError
 from axolotl_sdft.core.locks import only_one
-from axolotl_sdft.core.runtime import progress
+from axolotl_sdft.core.terminal import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,6 +64,17 @@ class GeneralText:
             return None
         needed = _WANTED_PER_UNIT * hidden_size
         return max(round(self.share * needed), needed - num_others)
+
+    def planned(self, seed_config: Mapping[str, Any]) -> str:
+        """Return what is said of it before any text is read."""
+        if self.share is None:
+            return f"the seed model's answers to {self.num_prompts} general prompts, which it writes then"
+        size = seed_config.get("hidden_size") or (seed_config.get("text_config") or {}).get("hidden_size")
+        count = f"{self.num_tokens(size, _WANTED_PER_UNIT * size):,}" if isinstance(size, int) else "some"
+        return (
+            f"{count} tokens or more of the seed model's answers to general prompts, which it writes then "
+            "(layer_pruning.calibration.general_share: 0 for none)"
+        )
 
     def described(self, hidden_size: int, num_others: int) -> str:
         """Return what the log says before anything is generated."""

@@ -76,7 +76,11 @@ def test_prune_layers_writes_the_checkpoint_that_its_dry_run_announced(config_fi
     report, _, last_line = printed.rpartition("pruned checkpoint: ")
     (announced, later), (report, patch) = (text.split("patch: ", maxsplit=1) for text in (announced, report))
     assert report == announced
-    assert later == "fitted when the checkpoint is written (layer_pruning.patch: none for the bare cut)\n"
+    assert later == (
+        "not in a dry run; fitted when the checkpoint is written (layer_pruning.patch: none for a bare cut)\n"
+        "  on the calibration text and 320 tokens or more of the seed model's answers to general prompts, which it "
+        "writes then (layer_pruning.calibration.general_share: 0 for none)\n"
+    )
     assert re.match(r"layer \d is patched for layers|layers \d to \d removed without a patch: ", patch)
     folder = Path(last_line.strip())
     provenance = json.loads((folder / "provenance/layer_pruning.json").read_text())

@@ -55,6 +55,10 @@ def test_all_three_stages_go_together():
             {"layer_pruning": {"num_layers": 2}, "datasets": []},
             "calibration.path is not set.*metric: last",
         ),
+        (
+            {"layer_pruning": {"num_layers": 2, "calibration": [{"general_prompts": True}]}},
+            "holds general prompts alone, but layers are scored on text that is read; add a part",
+        ),
         ({"dynsdpb": {}, "base_model": None}, "base_model is not set"),
     ],
 )
@@ -77,6 +81,7 @@ def test_a_combination_that_can_not_work_is_refused_with_the_way_out(cfg, messag
         {"layer_pruning": {"drop_layers": [1]}, "rl": "dpo"},
         {"layer_pruning": {"drop_layers": [1]}, "datasets": None},
         {"layer_pruning": {"num_layers": 2, "metric": "last"}, "datasets": None},
+        {"layer_pruning": {"drop_layers": [1], "calibration": [{"general_prompts": True}]}, "datasets": None},
         {"layer_pruning": {"num_layers": 2}, "datasets": None, "pretraining_dataset": "corpus"},
     ],
 )

@@ -93,7 +93,10 @@ def _patch_lines(spec: PruningSpec, config: LayerPruningConfig) -> Iterator[str]
         record = read_json(spec.output_dir / PROVENANCE_FILE).get("patch")
         yield from (f"patch: {line}" for _, line in patch_lines(record))
     else:
-        yield "patch: fitted when the checkpoint is written (layer_pruning.patch: none for the bare cut)"
+        when = "not in a dry run; fitted when the checkpoint is written"
+        yield f"patch: {when} (layer_pruning.patch: none for a bare cut)"
+        if spec.general_text is not None:
+            yield f"  on the calibration text and {spec.general_text.planned(spec.seed_config)}"
 
 
 def _picture_lines(
