@@ -20,10 +20,10 @@ from axolotl_sdft.distillation.generation.selection import rejection_of
 from axolotl_sdft.evaluation.measures.answer_accuracy import greedy_answers, right_answer_checks
 from axolotl_sdft.inference.interfaces import Target
 from tests.benchmarks.effect_runs import FinishedRuns, markdown_table
-from tests.benchmarks.effect_teacher import MAIN, WIDER, Way, adapter_dir, pruned
+from tests.benchmarks.effect_teacher import BEST, PLAIN, Way, adapter_dir, pruned
 from tests.benchmarks.effect_training import Bench, study_parser
 
-TRAINED = (MAIN[0], MAIN[3], *WIDER)
+TRAINED = (PLAIN, Way("patched", 0.5), BEST)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from transformers import Trainer
 from axolotl_sdft import LogitDistillationConfig, LogitDistillationTrainer, cut_layers, fit_patch
 from axolotl_sdft.config import CalibrationConfig, GeneralPromptsConfig
 from axolotl_sdft.core.artifacts import fingerprint
-from axolotl_sdft.evaluation.measures.likelihood import seed_answers
 from axolotl_sdft.evaluation.spec import general_prompts
 from axolotl_sdft.inference.likelihood import ScoredIds
 from axolotl_sdft.pruning.scoring.loading import encode_texts
@@ -87,34 +86,35 @@ class Way:
         return ", ".join([_LOSSES[self.alpha], *further])
 
 
-CELLS = tuple(
-    Way(cut, alpha, answers)
-    for answers in ("original", "rewritten")
-    for cut in ("patched", "bare")
-    for alpha in _LOSSES
-)
-MAIN = (Way("bare", 0.0), Way("bare", 0.5), Way("patched", 0.0), Way("patched", 0.5))
-_HALF = Way("patched", 0.5)
+CELLS = tuple(Way(cut, alpha) for cut in ("patched", "bare") for alpha in _LOSSES)
+PLAIN, _HALF = Way("bare", 0.0), Way("patched", 0.5)
+BEST = replace(_HALF, tokens="all", general=True, learning_rate=1e-3)
 WIDER = (
     replace(_HALF, tokens="all", general=True),
-    replace(_HALF, tokens="all", general=True, learning_rate=1e-3),
+    BEST,
+    replace(_HALF, learning_rate=1e-3),
     replace(_HALF, general=True),
 )
 RECIPES = (replace(_HALF, recipe="beside"), replace(_HALF, recipe="last", learning_rate=1e-4))
+_MAIN = (_HALF, Way("patched", 0.0), Way("bare", 0.5))
+_REWRITTEN = tuple(
+    replace(way, answers="rewritten") for way in (_HALF, PLAIN, *_MAIN[1:], Way("patched", 1.0), Way("bare", 1.0))
+)
 
 Runs = Sequence[tuple[Way, int, int]]
 """Ways, numbers of rows, and seeds."""
 
 PARTS: dict[str, Runs] = {
-    "original": [(way, 256, 0) for way in CELLS if way.answers == "original"],
+    "original": [(way, 256, 0) for way in CELLS],
     "wider": [(way, 256, 0) for way in WIDER],
-    "rewritten": [(way, 256, 0) for way in CELLS if way.answers == "rewritten"],
+    "seeds": [(way, 256, seed) for ways in ((BEST, PLAIN), _MAIN) for seed in (1, 2) for way in ways],
+    "rewritten": [(way, 256, 0) for way in _REWRITTEN],
     "recipes": [(way, 256, 0) for way in RECIPES],
-    "seeds": [(way, 256, seed) for seed in (1, 2) for way in (*MAIN, WIDER[0])],
-    "many": [(way, 480, 0) for way in MAIN],
-    "few": [(way, 64, seed) for seed in (0, 1, 2) for way in MAIN],
-    "all seeds": [(way, 256, seed) for seed in (1, 2) for way in (*CELLS, *WIDER, *RECIPES)],
-    "all few": [(way, 64, seed) for seed in (0, 1, 2) for way in CELLS],
+    "many": [(way, 480, 0) for way in (BEST, PLAIN, *_MAIN)],
+    "few": [(way, 64, seed) for seed in (0, 1, 2) for way in (BEST, PLAIN, *_MAIN)],
+    "rewritten, seeds": [(way, 256, seed) for seed in (1, 2) for way in _REWRITTEN],
+    "recipes, seeds": [(way, 256, seed) for seed in (1, 2) for way in RECIPES],
+    "all few": [(way, 64, seed) for seed in (0, 1, 2) for way in (*CELLS, *_REWRITTEN)],
 }
 """What is run, part by part; a run that two parts share is made once."""
 
@@ -123,6 +123,7 @@ def main() -> None:
     """Make the runs that are not there yet and print the tables."""
     options = study_parser(__doc__)
     options.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    options.add_argument("--at-most", type=int, help="so many runs of each part, the first ones")
     options.add_argument("--held-out", type=int, default=48, help="held-out rows of Dolly")
     options.add_argument("--others", type=int, default=12, help="held-out prompts of each other set")
     args = options.parse_args()
@@ -142,7 +143,7 @@ def find_or_make_runs(bench: Bench, runs: FinishedRuns, args: argparse.Namespace
         ({"cut": cut, **measuring}, untrained_run) for cut in ("none", "bare", "patched")
     ]
     for part in args.parts:
-        for way, rows, seed in PARTS[part]:
+        for way, rows, seed in PARTS[part][: args.at_most]:
             settings = {"way": asdict(way), "rows": rows, "seed": seed, **measuring}
             if all(settings != known for known, _ in wanted):
                 wanted.append((settings, trained_run))
@@ -197,7 +198,7 @@ def training_texts(bench: Bench, way: Way, count: int) -> list[ScoredIds]:
 
 def general_answers(bench: Bench) -> list[ScoredIds]:
     """Return the seed's own answers to the general prompts of the package, up to 64 tokens each."""
-    return seed_answers(bench.seed, bench.tokenizer, general_prompts(GeneralPromptsConfig()), 64)
+    return bench.answered("general", general_prompts(GeneralPromptsConfig()), 64)
 
 
 def prepared(model: Any, recipe: str) -> Any:

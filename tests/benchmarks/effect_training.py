@@ -152,6 +152,10 @@ class Bench:
 
     def _own_answers(self, name: str, count: int, most_new_tokens: int) -> list[ScoredIds]:
         prompts = [target.instruction for target in self.targets(name, "test", count)]
+        return self.answered(name, prompts, most_new_tokens)
+
+    def answered(self, name: str, prompts: Sequence[str], most_new_tokens: int) -> list[ScoredIds]:
+        """Return the seed's own greedy answers to prompts, kept under a name."""
         path = self.workdir / "own" / f"{name}-{fingerprint([prompts, most_new_tokens, self.model_dir.name])}.json"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
