@@ -28,6 +28,7 @@ from axolotl_sdft.integrations.axolotl.pruned_base import (
 )
 from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, rewrite_datasets
 from axolotl_sdft.integrations.axolotl.rules import check_rules
+from axolotl_sdft.integrations.axolotl.student_rules import check_student
 from axolotl_sdft.plugins.registry import METRICS, registry
 from axolotl_sdft.pruning.scoring.scores import metric_needs_text
 
@@ -67,6 +68,8 @@ def _prepare_training(cfg: Any, blocks: Blocks) -> None:
         check_pictures(cfg)
     if blocks.self_distillation is not None:
         check_distillation(cfg)
+    if blocks.logit_distillation is not None:
+        check_student(cfg, blocks.logit_distillation, seed_dir_of(cfg))
     if blocks.layer_pruning is not None:
         prune_base_model(cfg, blocks.layer_pruning)
     else:

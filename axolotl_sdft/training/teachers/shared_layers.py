@@ -22,7 +22,7 @@ from axolotl_sdft.training.teachers.origin import SeedOrigin, seed_config
 
 LOG = logging.getLogger(__name__)
 
-_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
+CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
 """PEFT's ways of starting an adapter that take something out of the base weights."""
 
 
@@ -35,7 +35,7 @@ def unshareable_reason(model: nn.Module) -> str | None:
     """Return why a student's own layers are not those of the seed model while it is trained; None where they are."""
     for name, adapter in getattr(model, "peft_config", {}).items():
         init = str(getattr(adapter, "init_lora_weights", "")).lower()
-        if init.startswith(_CHANGING_INITS):
+        if init.startswith(CHANGING_INITS):
             return f"adapter {name!r} (init_lora_weights {init!r}) has taken a part of the base weights into itself"
     base = base_model_of(model)
     trained = [name for name, tensor in _own_parameters(base) if tensor.requires_grad]
