@@ -1,4 +1,4 @@
-"""The scripts under example_configs/ that train with DynSDPB run as they are, on less."""
+"""The scripts under example_configs/ that train run as they are, on less."""
 
 import importlib.util
 import json
@@ -57,7 +57,48 @@ def test_the_trl_script_trains_and_saves_the_model(tmp_path: Path, tiny_llama_di
     assert (tmp_path / ("adapter_model.safetensors" if adapter else "model.safetensors")).is_file()
 
 
+@pytest.fixture
+def pruned_dir(tiny_llama_dir: Path, tmp_path: Path) -> Path:
+    from axolotl_sdft import cut_layers
+
+    return cut_layers(tiny_llama_dir, [2, 3], tmp_path / "pruned")
+
+
+@pytest.mark.parametrize("adapter", [[], ["--use_peft", "--lora_r", "2"]])
+def test_the_pruned_model_learns_from_the_seed_model_on_its_own_answers(
+    tmp_path: Path, pruned_dir: Path, tiny_llama_dir: Path, adapter: list[str]
+):
+    pytest.importorskip("trl")
+    pytest.importorskip("peft")
+    short = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1"]
+    brief = ["--max_completion_length", "6", "--logging_steps", "1", "--use_cpu", "--bf16", "False"]
+    here = ["--model_name_or_path", str(pruned_dir), "--output_dir", str(tmp_path / "out"), "--learning_rate", "1e-3"]
+    data = ["--data", str(SCRIPTS / "data" / "quickstart.jsonl")]
+    trainer = load("on_policy_distillation").main([*short, *brief, *here, *data, *adapter])
+    assert trainer.teacher_model.config.num_hidden_layers == 6
+    assert trainer.args.teacher_model_name_or_path == str(tiny_llama_dir)
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(losses) == 2
+    assert all(loss > 0 for loss in losses)  # the divergence of a model that lacks two layers
+    assert (tmp_path / "out" / ("adapter_model.safetensors" if adapter else "model.safetensors")).is_file()
+
+
+def test_a_model_that_was_not_pruned_needs_its_teacher_named(tiny_llama_dir: Path):
+    pytest.importorskip("trl")
+    script = load("on_policy_distillation")
+    with pytest.raises(SystemExit, match=r"holds no provenance/layer_pruning\.json, so the teacher can't be told"):
+        script.seed_model(str(tiny_llama_dir))
+
+
+def test_the_student_gets_the_prompt_alone():
+    pytest.importorskip("trl")
+    question, answer = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
+    script = load("on_policy_distillation")
+    assert script.without_last_answer([question, answer]) == [question]
+    assert script.without_last_answer([question, answer, question]) == [question, answer, question]
+
+
 def test_the_commands_in_a_scripts_docstring_name_the_script_itself():
-    for name in ("dynsdpb_trl", "dynsdpb_encoder"):
+    for name in ("dynsdpb_trl", "dynsdpb_encoder", "on_policy_distillation"):
         commands = re.findall(r"^    python (\S+)", load(name).__doc__ or "", flags=re.MULTILINE)
         assert commands == [f"example_configs/{name}.py"] * 2
