@@ -6,12 +6,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
-
-import httpx
 
 from axolotl_sdft.core.errors import ConfigError
 
@@ -20,23 +18,23 @@ HIDDEN = "(a text that holds the servers' key in another form is not shown)"
 
 _SHORTEST_SECRET = 8  # `EMPTY` and `none`, which stand for no key, are words of any answer
 _LONGEST_FRAGMENT = 16  # of a key that was split: as many equal characters are not a coincidence
-_HTTP_LOGGERS = ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
+_HTTP_LIBRARIES = {"openai", "httpx", "httpcore", "httpx2", "httpcore2"}
 _BETWEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\\\"']")
 _JSON_ESCAPE = re.compile(r"\\+u00([0-7][0-9a-fA-F])")
 
 
-class ApiKey(httpx.Auth):
-    """Sends the key of an environment variable along; without the variable, nothing."""
+class ApiKey:
+    """The key of an environment variable; without the variable, none."""
 
     def __init__(self, variable: str) -> None:
         self.variable = variable
 
-    def auth_flow(self, request: httpx.Request) -> Iterator[httpx.Request]:  # type: ignore[override]
-        """Add the key to a request."""
+    def put_into(self, headers: MutableMapping[str, str]) -> None:
+        """Let a request carry the key, or none."""
+        headers.pop("Authorization", None)
         key = self._value()
         if key:
-            request.headers["Authorization"] = f"Bearer {key}"
-        yield request
+            headers["Authorization"] = f"Bearer {key}"
 
     def check(self) -> None:
         """Return when the key can be sent, or there is none.
@@ -81,7 +79,10 @@ class ApiKey(httpx.Auth):
 
 
 class LogRedaction(logging.Filter):
-    """While it is on, log lines of the HTTP libraries hold no key, and there is no line for each request."""
+    """While it is on, log lines of the HTTP libraries hold no key, and there is no line for each request.
+
+    The SDK's own filter knows headers alone, while its lines for debugging show what is sent, settings among it.
+    """
 
     def __init__(self, key: ApiKey) -> None:
         super().__init__()
@@ -89,20 +90,27 @@ class LogRedaction(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Take the key out of a record, or the record out of the log."""
-        if record.name == "httpx" and record.levelno < logging.WARNING:
+        if record.levelno < logging.WARNING and record.name.partition(".")[0] in ("openai", "httpx", "httpx2"):
             return False
         record.msg, record.args = self._key.redacted(record.getMessage()), ()
         return True
 
     def turn_on(self) -> None:
         """Begin to look at each record."""
-        for name in _HTTP_LOGGERS:
-            logging.getLogger(name).addFilter(self)
+        for logger in _http_loggers():
+            logger.addFilter(self)
 
     def turn_off(self) -> None:
         """Let records pass as they are again."""
-        for name in _HTTP_LOGGERS:
-            logging.getLogger(name).removeFilter(self)
+        for logger in _http_loggers():
+            logger.removeFilter(self)
+
+
+def _http_loggers() -> Iterator[logging.Logger]:
+    """Yield the loggers of the SDK and of what it sends with: a filter is asked for its own logger's records alone."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in _HTTP_LIBRARIES:
+            yield logging.getLogger(name)
 
 
 def _is_secret(key: str) -> bool:

@@ -26,25 +26,23 @@ from axolotl_sdft.inference.openai.chat_protocol import (
     chat_request,
     encode,
     read_answer,
-    response_tokens,
 )
-from axolotl_sdft.inference.openai.dispatch import BackgroundLoop, Dispatcher, ServerPool
-from axolotl_sdft.inference.openai.handshake import Handshake
-from axolotl_sdft.inference.openai.retries import (
+from axolotl_sdft.inference.openai.dispatch import BackgroundLoop, Dispatcher
+from axolotl_sdft.inference.openai.faults import (
     EndpointError,
     QuestionRefusedError,
     RefusedError,
     RequestError,
     ThrottledError,
-    backoff_seconds,
 )
-from axolotl_sdft.inference.openai.servers import Server
+from axolotl_sdft.inference.openai.handshake import Handshake
+from axolotl_sdft.inference.openai.servers import QUICK_RETRIES, Server, ServerPool
 
 LOG = logging.getLogger(__name__)
 
 _OTHER_FILES = 512  # the dataset's, the journal's and the libraries'
 _REFUSALS_BEFORE_ANY_ANSWER = 16
-_START_TRIES = 3  # a server that is just busy deserves a second look, one that is down must be reported soon
+_START_TRIES = 3  # of a server that is just busy
 
 
 _Request: TypeAlias = tuple[int, int, Prompt]
@@ -54,8 +52,16 @@ _Request: TypeAlias = tuple[int, int, Prompt]
 class OpenAIBackend:
     """Asks any number of servers; needs no accelerator itself."""
 
-    def __init__(self, model_dir: Path, config: OpenAIGeneration) -> None:
-        self._model_dir, self._config = model_dir, config
+    def __init__(self, model_dir: Path, config: OpenAIGeneration, *, is_own: bool = False) -> None:
+        """Make a backend.
+
+        Args:
+            model_dir: Folder of the seed model.
+            config: How it is asked.
+            is_own: The server was started by this process, for itself alone: no other rank asks it, and no proxy stands
+                before it.
+        """
+        self._model_dir, self._config, self._is_own = model_dir, config, is_own
         self._key = ApiKey(config.api_key_env)
         self._log_redaction = LogRedaction(self._key)
         self._is_introduced = self._has_answers = False
@@ -70,9 +76,12 @@ class OpenAIBackend:
     def _start(self) -> tuple[BackgroundLoop, ServerPool]:
         if self._started is None:
             config = self._config
-            share = max(1, config.concurrency // world_size())
+            share = config.concurrency if self._is_own else max(1, config.concurrency // world_size())
             _allow_connections(share * len(config.base_urls))
-            servers = [Server(url, self._key, share, config.timeout_s) for url in config.base_urls]
+            servers = [
+                Server(url, self._key, share, config.timeout_s, config.max_retries, trust_env=not self._is_own)
+                for url in config.base_urls
+            ]
             shake_hands = Handshake(self._model_dir, config, lambda: self._tokenizer)
             self._log_redaction.turn_on()
             self._started = BackgroundLoop(), ServerPool(servers, config.max_retries, shake_hands)
@@ -105,15 +114,15 @@ class OpenAIBackend:
 
     async def _introduce(self, pool: ServerPool, server: Server) -> RequestError | None:
         """Return why a server can't be asked now, or None when it can."""
-        for tries in range(1, _START_TRIES + 1):
+        for _ in range(_START_TRIES):
             try:
-                await pool.shake_hands(server)
+                await pool.shake_hands(server, QUICK_RETRIES)
                 return None
-            except RequestError as err:
+            except ThrottledError as err:
                 fault = err
-            if tries < _START_TRIES:
-                told_s = fault.wait_s if isinstance(fault, ThrottledError) else None
-                await asyncio.sleep(backoff_seconds(tries) if told_s is None else told_s)
+                await asyncio.sleep(1.0 if err.wait_s is None else err.wait_s)
+            except RequestError as err:
+                return err
         return fault
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
@@ -175,7 +184,7 @@ class OpenAIBackend:
         except DatasetError as err:
             return Answer("", "error", 0, error=str(err), is_final=True)
         body = chat_request(self._config, server.model, prompt, server.refused_fields)
-        response = await server.post("/chat/completions", body, **response_tokens(body))
+        response = await server.ask("/chat/completions", body)
         return read_answer(response, server.accepts_model, self._count_tokens)
 
     def _fitting(self, prompt: Prompt) -> Prompt:

@@ -11,7 +11,7 @@ from axolotl_sdft.config import OpenAIGeneration
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.inference.interfaces import Answer, FinishReason, Prompt, Target, attempt_temperature, sampling_seed
 from axolotl_sdft.inference.openai.api_key import HIDDEN, REDACTED
-from axolotl_sdft.inference.openai.retries import QuestionRefusedError, TransientError, fault_in
+from axolotl_sdft.inference.openai.faults import QuestionRefusedError, TransientError, fault_in
 from axolotl_sdft.inference.openai.servers import Server
 
 _SEEDS = 2**31  # llama.cpp takes 32 bits, others a signed integer
@@ -71,13 +71,6 @@ def chat_request(config: OpenAIGeneration, model: str, prompt: Prompt, without: 
     return {name: value for name, value in fields.items() if name not in without} | config.request_fields
 
 
-def response_tokens(request: dict[str, Any]) -> dict[str, int]:
-    """Return the most tokens, and log-probabilities for each, that the answer to a request can hold."""
-    alternatives = request.get("top_logprobs")
-    count = 1 + (alternatives if isinstance(alternatives, int) else 0)
-    return {"num_tokens": request["max_tokens"], "num_logprobs": count if request.get("logprobs") else 0}
-
-
 def optional_fields(request: dict[str, Any], config: OpenAIGeneration) -> frozenset[str]:
     """Return the fields of a request that a server may refuse without harm."""
     return frozenset(_OPTIONAL & request.keys() - config.request_fields.keys())
@@ -106,8 +99,8 @@ def read_answer(body: Any, accepts_model: Callable[[str], bool], count_tokens: C
         count_tokens: Counts the tokens of a text where the server does not.
 
     Raises:
-        Failed: The response is not an answer, comes from another model, or the server gave the answer up.
-        RefusedForGood: The answer is not a finished text, and would not be one if it were asked for again.
+        TransientError: The response is not an answer, comes from another model, or the server gave the answer up.
+        QuestionRefusedError: The answer is not a finished text, and would not be one if it were asked for again.
     """
     choice = _choice(body)
     finish = _finish(choice)
@@ -128,7 +121,7 @@ def _choice(body: Any) -> dict[str, Any]:
     """Return the one answer of a response, which has a ``message``.
 
     Raises:
-        Failed: There is none, or the server reports a fault in its place.
+        TransientError: There is none, or the server reports a fault in its place.
     """
     fault = fault_in(body)
     if fault is not None:
@@ -153,8 +146,8 @@ def _finish(choice: dict[str, Any]) -> FinishReason:
     """Return how an answer ended.
 
     Raises:
-        Failed: The server gave it up, or does not say how it ended.
-        RefusedForGood: It is not a finished answer, for a reason that stays.
+        TransientError: The server gave it up, or does not say how it ended.
+        QuestionRefusedError: It is not a finished answer, for a reason that stays.
     """
     message, said = choice["message"], choice.get("finish_reason")
     if message.get("refusal"):
@@ -180,8 +173,8 @@ def _text(message: dict[str, Any]) -> str:
     """Return the text of an answer, which some servers send in parts.
 
     Raises:
-        Failed: It holds something else than text.
-        RefusedForGood: It holds the servers' key, or half a character, which no file can hold.
+        TransientError: It holds something else than text.
+        QuestionRefusedError: It holds the servers' key, or half a character, which no file can hold.
     """
     content = message.get("content")
     if isinstance(content, list):
@@ -272,7 +265,7 @@ async def ask_likelihood(server: Server, text: ScoredText) -> float | None:
         "temperature": 0.0,
         "logprobs": 1,
     }
-    body = await server.post("/completions", request, num_tokens=len(text.ids) + 1, num_logprobs=2)
+    body = await server.ask("/completions", request)
     try:
         choice = body["choices"][0]
     except (KeyError, IndexError, TypeError):

@@ -1,27 +1,20 @@
-"""Deals requests to servers, as many at once as they take, and brings servers that fail back or gives them up.
+"""Deals requests to servers, as many at once as they take, and has another one take what one could not answer.
 
 The event loop runs in a thread of its own, so that whoever consumes the results may take its time. The two threads meet
 in two queues: work in a deque that the loop draws from by itself, results in a queue that the consumer waits on.
 """
 
 import asyncio
-import inspect
-import itertools
-import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
-import anyio
-
-from axolotl_sdft.core.errors import ConfigError, SdftError, ServerError
-from axolotl_sdft.inference.openai.retries import (
-    AuthError,
+from axolotl_sdft.inference.openai.faults import (
     BadRequestError,
     EndpointError,
     QuestionRefusedError,
@@ -32,120 +25,7 @@ from axolotl_sdft.inference.openai.retries import (
     TransientError,
     backoff_seconds,
 )
-from axolotl_sdft.inference.openai.servers import PROBE_S, Server
-
-LOG = logging.getLogger(__name__)
-
-PROBE_INTERVAL_S = 30.0
-"""A dead server is asked this often whether it is back."""
-
-
-async def cancel_all(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Return when tasks have ended."""
-    while left := [task for task in tasks if not task.done()]:
-        for task in left:
-            # A task group wraps what it runs: cancelled before its first step, the inner coroutine is never awaited.
-            if inspect.getcoroutinestate(cast("Coroutine[Any, Any, Any]", task.get_coro())) != inspect.CORO_CREATED:
-                task.cancel()
-        # Told again and again: a task that was just connecting can lose the first word.
-        await asyncio.wait(left, timeout=0.1)
-
-
-class ServerPool:
-    """All servers. Suspect and dead ones are looked after here until they are well again."""
-
-    def __init__(
-        self, servers: Sequence[Server], max_retries: int, shake_hands: Callable[[Server], Awaitable[None]]
-    ) -> None:
-        self.servers = servers
-        self.on_change: Callable[[], None] = lambda: None
-        """Called when a server has come back or died."""
-        self._max_retries, self.shake_hands = max_retries, shake_hands
-        self._nurses: set[asyncio.Task[None]] = set()
-
-    def pick(self) -> Server | None:
-        """Return the live server with the least in flight, or None when all have their fill or pause."""
-        now = time.monotonic()
-        free = [server for server in self.servers if server.can_take(now)]
-        return min(free, key=lambda server: (server.in_flight, server.answered), default=None)
-
-    def pause_left_s(self) -> float | None:
-        """Return the seconds until a pausing server can be asked again; None when none pauses."""
-        now = time.monotonic()
-        pauses = [server.paused_until - now for server in self.servers if server.state == "live"]
-        return min((pause for pause in pauses if pause > 0), default=None)
-
-    def end(self) -> SdftError | None:
-        """Return the error to stop with when every server is dead; None as long as one may still answer."""
-        if any(server.state != "dead" for server in self.servers):
-            return None
-        faults = "; ".join(f"{server.base_url}: {server.fault}" for server in self.servers)
-        if all(isinstance(server.fault, RefusedError | ConfigError) for server in self.servers):
-            return ConfigError(f"self_distillation.generation.base_urls: {faults}. What was answered before is kept")
-        return ServerError(
-            f"self_distillation.generation.base_urls: no server answers any more ({faults}). What was answered before "
-            "is kept: start a server and run the same command again"
-        )
-
-    async def is_healthy(self, server: Server) -> bool:
-        """Ask a server something harmless; where it fails too, it counts as unhealthy.
-
-        Raises:
-            ConfigError: It does not accept the key any more.
-        """
-        try:
-            await self._introduced(server)
-        except (RequestError, SdftError) as err:
-            if isinstance(err.__cause__, AuthError):
-                raise
-            self.mark_unhealthy(server, err)
-        return server.state == "live"
-
-    def mark_unhealthy(self, server: Server, fault: RequestError | SdftError) -> None:
-        """Send a server no rows until it has answered something harmless."""
-        if server.state != "live":
-            return
-        server.state, server.fault = "unhealthy", fault
-        nurse = asyncio.get_running_loop().create_task(self._probe(server))
-        self._nurses.add(nurse)  # the event loop itself holds tasks only weakly
-        nurse.add_done_callback(self._nurses.discard)
-
-    async def _probe(self, server: Server) -> None:
-        """Ask a server until it is well, first soon and after ``max_retries`` now and then."""
-        for failures in itertools.count():
-            dead = server.state == "dead"
-            await asyncio.sleep(PROBE_INTERVAL_S if dead else backoff_seconds(failures))
-            try:
-                await self._introduced(server)
-            except ThrottledError as err:
-                server.fault = err
-                await asyncio.sleep(err.wait_s or 0.0)
-            except (RequestError, SdftError) as err:
-                server.fault = err
-            else:
-                server.is_back()
-                if dead:
-                    LOG.info("%s is back", server.base_url)
-                self.on_change()
-                return
-            if failures == self._max_retries:
-                server.state = "dead"
-                LOG.warning("%s is left out (%s); its rows go to the other servers", server.base_url, server.fault)
-                self.on_change()
-
-    async def _introduced(self, server: Server) -> None:
-        try:
-            with anyio.fail_after(PROBE_S):
-                await self.shake_hands(server)
-        except TimeoutError:
-            raise RequestTimeoutError(f"no sign of life within {PROBE_S:g} s") from None
-
-    async def aclose(self) -> None:
-        """Stop looking after servers, and close all connections."""
-        await cancel_all(self._nurses)
-        for server in self.servers:
-            await server.aclose()
-
+from axolotl_sdft.inference.openai.servers import Server, ServerPool, cancel_all
 
 _AHEAD = 2  # requests drawn per request in flight: enough that no server waits for the consumer
 
@@ -305,26 +185,31 @@ class Dispatcher(Generic[ItemT, ResultT]):
         """Put an item back that may succeed yet; hand out the others as refused."""
         if isinstance(fault, RefusedError) and not isinstance(fault, EndpointError | BadRequestError):
             self._results.put((job.item, fault))
-            return
+        elif await self._may_succeed(job, server, sent_at, fault):
+            self._waiting.appendleft(job)
+        else:
+            tries = f" ({job.tries} times)" if job.tries > 1 else ""
+            kind = QuestionRefusedError if isinstance(fault, BadRequestError) else RefusedError
+            self._results.put((job.item, kind(f"{fault}{tries}")))
+
+    async def _may_succeed(self, job: _Job[ItemT], server: Server, sent_at: float, fault: RequestError) -> bool:
+        """Say whether an item is to be asked again. Where the server may be to blame, it is looked at first."""
         if isinstance(fault, ThrottledError):
-            is_own_fault = server.has_throttled(sent_at, fault.wait_s)
+            job.tries += server.has_too_much(sent_at, fault.wait_s)
         else:
             # What fails while a server is being looked after says nothing about the item.
-            is_own_fault = server.state == "live"
-            if isinstance(fault, TransientError) and server.has_failed(sent_at, fault):
-                self._pool.mark_unhealthy(server, fault)
-        job.tries += is_own_fault
-        if isinstance(fault, EndpointError | BadRequestError) or job.tries > self._max_retries:
+            job.tries += (self._max_retries + 1 if fault.was_repeated else 1) * (server.state == "live")
+        if isinstance(fault, RequestTimeoutError):
+            server.has_too_much(sent_at, 0.0)  # too many at once also look like this
+        is_last = job.tries > self._max_retries or isinstance(fault, EndpointError | BadRequestError)
+        if is_last or isinstance(fault, RequestTimeoutError):
             if server.state == "live" and await self._pool.is_healthy(server):
-                tries = f" ({job.tries} times)" if job.tries > 1 else ""
-                kind = QuestionRefusedError if isinstance(fault, BadRequestError) else RefusedError
-                self._results.put((job.item, kind(f"{fault}{tries}")))
-                return
+                return not is_last
             job.tries = min(job.tries, self._max_retries)
-        elif not isinstance(fault, ThrottledError):
+        elif isinstance(fault, TransientError):
             self._deal()  # its place is free meanwhile
             await asyncio.sleep(backoff_seconds(job.tries))
-        self._waiting.appendleft(job)
+        return True
 
     async def _cancel(self) -> None:
         """Give up what is under way, so that nothing is left when the consumer goes on."""

@@ -13,9 +13,8 @@ from axolotl_sdft.inference.openai.chat_protocol import (
     optional_fields,
     read_answer,
     refused_fields,
-    response_tokens,
 )
-from axolotl_sdft.inference.openai.retries import AuthError, EndpointError, RefusedError, RequestError
+from axolotl_sdft.inference.openai.faults import AuthError, EndpointError, RefusedError, RequestError
 from axolotl_sdft.inference.openai.servers import Server
 
 _WHERE = "self_distillation.generation"
@@ -33,7 +32,7 @@ class Handshake:
         self._seed_names = seed_names(model_dir)
         self._config, self._tokenizer = config, tokenizer
 
-    async def __call__(self, server: Server) -> None:
+    async def __call__(self, server: Server, max_retries: int) -> None:
         """Set a server's ``model``, ``names`` and ``refused_fields``.
 
         Raises:
@@ -43,10 +42,10 @@ class Handshake:
         """
         server.key.check()
         try:
-            listed = _listed(await server.get("/models"))
+            listed = _listed(await server.probe("/models", None, max_retries))
             server.model, server.names = self._served_name(server, listed)
             await self._compare_tokens(server)
-            await self._chat(server)
+            await self._chat(server, max_retries)
         except EndpointError as err:
             raise ConfigError(_advice(server, err)) from err
 
@@ -66,13 +65,13 @@ class Handshake:
             f"{' or '.join(sorted(map(repr, self._seed_names)))}; if it is right, set {_WHERE}.model to the name served"
         )
 
-    async def _chat(self, server: Server) -> None:
+    async def _chat(self, server: Server, max_retries: int) -> None:
         """Have a one-word chat, leaving out what the server does not want to be told."""
         without: frozenset[str] = frozenset()
         while True:
             request = chat_request(self._config, server.model, CANARY, without) | {"max_tokens": 1}
             try:
-                body = await server.post("/chat/completions", request, **response_tokens(request))
+                body = await server.probe("/chat/completions", request, max_retries)
                 break
             except EndpointError:
                 raise
@@ -91,7 +90,8 @@ class Handshake:
         url = server.base_url.removesuffix("/v1") + "/tokenize"
         vllm = {"model": server.model, "prompt": _TELLING_TEXT, "add_special_tokens": False}
         try:
-            body = await server.post(url, vllm | {"content": _TELLING_TEXT, "add_special": False}, 10.0)
+            both = vllm | {"content": _TELLING_TEXT, "add_special": False}
+            body = await server.probe(url, both, max_retries=0, timeout_s=10.0)
         except RequestError:  # most servers have no such thing
             return
         ids = body.get("tokens") if isinstance(body, dict) else None

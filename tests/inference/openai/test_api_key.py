@@ -83,15 +83,20 @@ def test_texts_and_names_of_parsed_json_are_cleaned_and_all_else_is_kept(key):
     assert key(PLAIN).cleaned(body) == cleaned
 
 
-def test_log_lines_of_the_http_libraries_hold_no_key(key, caplog):
+def test_log_lines_of_the_http_libraries_hold_no_key_and_those_of_each_request_are_left_out(key, caplog):
     caplog.set_level(logging.DEBUG)
+    below, sdk, http = (logging.getLogger(name) for name in ("httpcore2.http11", "openai._base_client", "httpx"))
     redaction = LogRedaction(key(PLAIN))
     redaction.turn_on()
-    logging.getLogger("httpcore.http11").debug("headers %r", [(b"X-Key", PLAIN.encode())])
-    logging.getLogger("httpx").info("a line for each request")
+    below.debug("headers %r", [(b"X-Key", PLAIN.encode())])
+    sdk.debug("options: {'provider': {'api_key': 'another'}}")
+    sdk.warning("refused %s", PLAIN)
+    http.info("a line for each request")
     redaction.turn_off()
     assert PLAIN not in caplog.text
     assert f"headers [(b'X-Key', b'{REDACTED}')]" in caplog.text
+    assert f"refused {REDACTED}" in caplog.text
+    assert "another" not in caplog.text
     assert "a line for each request" not in caplog.text
-    logging.getLogger("httpx").info("again")
+    http.info("again")
     assert "again" in caplog.text

@@ -4,7 +4,7 @@ import pytest
 
 from axolotl_sdft.inference.interfaces import Answer
 from axolotl_sdft.inference.openai.chat_protocol import finish_of, read_answer
-from axolotl_sdft.inference.openai.retries import RefusedError, TransientError
+from axolotl_sdft.inference.openai.faults import RefusedError, TransientError
 
 
 def response(finish_reason="stop", content="Half a sentence", **message):

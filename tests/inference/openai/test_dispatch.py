@@ -6,7 +6,7 @@ import warnings
 
 import anyio
 
-from axolotl_sdft.inference.openai.dispatch import cancel_all
+from axolotl_sdft.inference.openai.servers import cancel_all
 
 
 def test_a_connection_that_was_just_begun_is_cancelled_without_a_trace():

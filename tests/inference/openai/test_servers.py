@@ -12,16 +12,11 @@ from axolotl_sdft.config import OpenAIGeneration, TransformersGeneration
 from axolotl_sdft.core.errors import ConfigError, ServerError
 from axolotl_sdft.inference.interfaces import Prompt, Target
 from axolotl_sdft.inference.local.backend import TransformersBackend
-from axolotl_sdft.inference.openai import retries
 from axolotl_sdft.inference.openai.backend import OpenAIBackend
 from axolotl_sdft.inference.openai.handshake import _few
 from tests.inference.openai.openai_server import FakeServer, Fault
 
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch):
-    monkeypatch.setattr(retries, "BACKOFF_S", 0.01)
-    monkeypatch.setattr(retries, "LONGEST_BACKOFF_S", 0.05)
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture

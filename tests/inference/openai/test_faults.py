@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_sdft.inference.openai import retries
-from axolotl_sdft.inference.openai.retries import (
+from axolotl_sdft.inference.openai import faults
+from axolotl_sdft.inference.openai.faults import (
     AuthError,
     BadRequestError,
     EndpointError,
@@ -15,7 +15,7 @@ from axolotl_sdft.inference.openai.retries import (
     ThrottledError,
     TransientError,
     backoff_seconds,
-    raise_for_answer,
+    fault_of_status,
     retry_after_seconds,
 )
 
@@ -46,8 +46,8 @@ def test_retry_after_means_the_same_as_seconds_and_as_a_date(seconds):
         ("nan", None),
         ("", None),
         ("-5", 0.0),
-        ("inf", retries.LONGEST_RETRY_AFTER_S),
-        ("86400", retries.LONGEST_RETRY_AFTER_S),
+        ("inf", faults.LONGEST_RETRY_AFTER_S),
+        ("86400", faults.LONGEST_RETRY_AFTER_S),
         ("Sun, 01 Mar 2026 11:59:00 GMT", 0.0),
         ("Sun, 01 Mar 2026 12:00:09 -0000", 9.0),
     ],
@@ -77,27 +77,37 @@ def test_an_odd_retry_after_is_bounded_or_ignored(header, expected):
     ],
 )
 def test_a_status_decides_what_is_done_about_it(status, headers, kind):
-    with pytest.raises(kind, match=f"HTTP {status}") as caught:
-        raise_for_answer(httpx.Response(status, headers=headers), b"")
-    assert type(caught.value) is kind
+    fault = fault_of_status(httpx.Response(status, headers=headers), "")
+
+    assert type(fault) is kind
+    assert str(fault).startswith(f"HTTP {status}")
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        '{"error": {"message": "too long", "code": 7}}',
-        '{"error": "too long"}',
-        '{"message": "too long"}',
-        '{"detail": "too long"}',
+        {"error": {"message": "too long", "code": 7}},
+        {"message": "too long", "code": 7},
+        {"error": "too long"},
+        {"detail": "too long"},
         "too\nlong",
     ],
 )
 def test_what_the_server_said_is_found_wherever_it_stands(body):
-    with pytest.raises(RefusedError, match=r"^HTTP 400 Bad Request: too long$"):
-        raise_for_answer(httpx.Response(400), body.encode())
+    assert str(fault_of_status(httpx.Response(400), body)) == "HTTP 400 Bad Request: too long"
 
 
 def test_a_long_page_of_a_proxy_is_cut_short():
-    with pytest.raises(TransientError) as caught:
-        raise_for_answer(httpx.Response(502), b"x" * 5000)
-    assert len(str(caught.value)) < 400
+    assert len(str(fault_of_status(httpx.Response(502), "x" * 5000))) < 400
+
+
+def test_what_is_nested_too_deeply_is_told_without_it():
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    deep = {"message": "at the bottom"}
+    for _ in range(100_000):
+        deep = {"error": deep}
+
+    assert str(fault_of_status(httpx.Response(502), nested)).endswith("a message that is nested too deeply")
+    assert str(fault_of_status(httpx.Response(502), deep)).endswith("at the bottom")
