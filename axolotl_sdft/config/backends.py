@@ -183,24 +183,29 @@ def _is_host(host: str) -> bool:
     return len(name) <= 253 and all(re.fullmatch(r"[A-Za-z0-9_](?:[\w-]{0,61}\w)?", label) for label in labels)
 
 
+_BY_THIS_PROCESS = "but the server is for this process alone, which chooses it"
 _VLLM_ARGUMENTS = {
     "dtype": "which generation.dtype sets",
     "model": "which base_model sets",
     "seed": "which generation.seed sets",
     "tokenizer": "which base_model sets",
     "skip_tokenizer_init": "but the seed model's own tokenizer is needed",
+    "chat_template": "which generation.chat_template sets",
+    **dict.fromkeys(("host", "port", "uds", "root_path", "api_key", "served_model_name"), _BY_THIS_PROCESS),
 }
-"""What a vLLM engine is given anyway, and where it comes from."""
+"""What ``vllm serve`` is given anyway, or not at all, and where it comes from."""
 
 _VLLM_SPEED_ONLY = frozenset(
     {
         *("gpu_memory_utilization", "kv_cache_memory_bytes", "swap_space", "cpu_offload_gb", "block_size"),
         *("max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching", "enable_chunked_prefill"),
-        *("tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend"),
+        *("tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend", "enable_expert_parallel"),
+        *("data_parallel_size", "data_parallel_size_local", "data_parallel_backend", "data_parallel_address"),
         *("disable_custom_all_reduce", "enforce_eager", "compilation_config", "disable_log_stats", "load_format"),
+        *("api_server_count", "uvicorn_log_level", "enable_log_requests", "disable_log_requests"),
     }
 )
-"""Arguments of a vLLM engine that change how fast answers come; another one, such as ``quantization``, makes others."""
+"""Arguments of vLLM that change how fast answers come; another one, such as ``quantization``, makes others."""
 
 
 class TransformersGeneration(GenerationConfig):
@@ -233,7 +238,7 @@ class TransformersGeneration(GenerationConfig):
 
 
 class VLLMGeneration(GenerationConfig):
-    """How a vLLM engine on this machine writes the answers."""
+    """How a vLLM server that runs for this command alone writes the answers."""
 
     backend: Literal["vllm"] = "vllm"
     """vLLM, on this machine's GPUs; much faster."""
@@ -242,8 +247,15 @@ class VLLMGeneration(GenerationConfig):
     """Number format of the seed model while it writes. ``auto``: bfloat16 where the hardware computes in it."""
 
     vllm_args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of vLLM's ``LLM``, such as ``max_model_len: 8192``, ``gpu_memory_utilization: 0.8`` or
-    ``tensor_parallel_size: 2`` (GPUs per process)."""
+    """Further arguments of ``vllm serve``, such as ``max_model_len: 8192``, ``gpu_memory_utilization: 0.8``,
+    ``tensor_parallel_size: 2`` or ``distributed_executor_backend: ray``. ``data_parallel_size`` unset: as many engines
+    as the launcher's processes on this machine have GPUs for."""
+
+    python: str | None = None
+    """Python interpreter of another environment that vLLM is installed in, such as ``/envs/vllm/bin/python``: vLLM's
+    pins clash with Axolotl's. Unset: this environment's."""
+
+    SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"python"})
 
     def shaping_answers(self) -> dict[str, Any]:
         """Return the settings that answers depend on, without the arguments that only change vLLM's speed."""
@@ -255,7 +267,9 @@ class VLLMGeneration(GenerationConfig):
     @field_validator("vllm_args")
     @classmethod
     def _vllm_args_leave_alone_what_the_backend_sets(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        return without("vllm_args", arguments, _VLLM_ARGUMENTS)
+        # As on a command line: max-model-len is max_model_len.
+        named = {name.lstrip("-").replace("-", "_"): value for name, value in arguments.items()}
+        return without("vllm_args", named, _VLLM_ARGUMENTS)
 
 
 class PluginGeneration(GenerationConfig):

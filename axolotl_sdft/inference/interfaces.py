@@ -75,7 +75,11 @@ class Prompt:
 
 
 class Backend(Protocol):
-    """Generates answers with the seed model."""
+    """Generates answers with the seed model.
+
+    Each rank has one and asks its share. Where a true ``serves_all_ranks`` says that one has all of the machine, the
+    main rank asks everything.
+    """
 
     def check(self) -> None:
         """Raise :class:`~axolotl_sdft.core.errors.ConfigError` when the seed model can't answer chats; loads no

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import httpx
 
-from axolotl_sdft.config import TransformersGeneration
+from axolotl_sdft.config import OpenAIGeneration
 from axolotl_sdft.inference.interfaces import Prompt
 from axolotl_sdft.inference.openai.backend import OpenAIBackend
 from axolotl_sdft.inference.openai.chat_protocol import chat_request
@@ -38,7 +38,7 @@ def prompts_from(data: Path | None, num_rows: int) -> list[Prompt]:
     return [Prompt((row, 0), ({"role": "user", "content": text},)) for row, text in enumerate(texts)]
 
 
-def run_backend(model_dir: Path, config: TransformersGeneration, prompts: list[Prompt]) -> tuple[float, int]:
+def run_backend(model_dir: Path, config: OpenAIGeneration, prompts: list[Prompt]) -> tuple[float, int]:
     """Seconds and tokens of all answers, without the check beforehand."""
     with contextlib.closing(OpenAIBackend(model_dir, config)) as backend:
         backend.check()
@@ -51,7 +51,7 @@ def run_backend(model_dir: Path, config: TransformersGeneration, prompts: list[P
     return seconds, sum(answer.num_tokens for answer in answers)
 
 
-async def run_bare(model: str, config: TransformersGeneration, prompts: list[Prompt]) -> tuple[float, int]:
+async def run_bare(model: str, config: OpenAIGeneration, prompts: list[Prompt]) -> tuple[float, int]:
     """The same with nothing but an HTTP client: as many workers as requests in flight, no retries, no checks."""
     waiting, tokens = iter(prompts), 0
     limits = httpx.Limits(max_connections=None)
@@ -92,8 +92,7 @@ def fake_server(reply_s: float) -> Iterator[str]:
 def measure(base_url: str, model_dir: Path, arguments: argparse.Namespace) -> None:
     """Print the table and the ratio."""
     model = served_model(base_url)
-    config = TransformersGeneration(
-        backend="openai",
+    config = OpenAIGeneration(
         base_urls=(base_url,),
         model=model,
         concurrency=arguments.concurrency,

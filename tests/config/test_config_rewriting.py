@@ -170,6 +170,10 @@ def test_a_plugins_own_options_shape_its_answers_and_its_batches_do_not():
     [
         ({"backend": "vllm", "vllm_args": {"dtype": "half"}}, r"vllm_args sets 'dtype', which generation\.dtype sets"),
         ({"backend": "vllm", "vllm_args": {"model": "x"}}, "vllm_args sets 'model', which base_model sets"),
+        (
+            {"backend": "vllm", "vllm_args": {"--served-model-name": "x"}},
+            "sets 'served_model_name', but the server is fo",
+        ),
     ],
 )
 def test_arguments_of_vllm_that_can_not_work_are_refused(settings, message):
@@ -180,7 +184,7 @@ def test_arguments_of_vllm_that_can_not_work_are_refused(settings, message):
 def test_answers_are_shaped_by_the_settings_of_the_model_and_not_by_those_of_memory_and_speed():
     args = {"gpu_memory_utilization": 0.8, "max_num_seqs": 64}
     plain = VLLMGeneration()
-    tuned = VLLMGeneration(vllm_args=args)
+    tuned = VLLMGeneration(vllm_args={"data-parallel-size": 2, **args}, python="/envs/vllm/bin/python")
     quantized = VLLMGeneration(vllm_args={**args, "quantization": "fp8"})
     embedded = TransformersGeneration(max_batch_size=4, max_batch_tokens=99, device_map="auto", trust_remote_code=True)
     served = OpenAIGeneration(base_urls="http://b/v1", concurrency=8, timeout_s=1.0, max_retries=2, api_key_env="KEY")

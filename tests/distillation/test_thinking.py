@@ -1,8 +1,8 @@
 """Seed models that think before they answer: how they are told not to, and what becomes of it where they do."""
 
+import contextlib
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -27,7 +27,8 @@ from axolotl_sdft.inference.reasoning import answer_alone, framed, is_unfinished
 from axolotl_sdft.inference.vllm.backend import VLLMBackend
 from tests.distillation import echo_backend
 from tests.inference.openai.openai_server import FakeServer
-from tests.inference.vllm import fake_vllm
+from tests.inference.vllm.conftest import fake as fake
+from tests.inference.vllm.conftest import told as told_by
 
 NO_THINKING = {"enable_thinking": False}
 QUESTION = ({"role": "user", "content": "Name a colour, please."},)
@@ -88,20 +89,17 @@ def test_transformers_writes_and_scores_after_the_prompt_that_the_arguments_give
     assert nll == pytest.approx(-sum(picked) / len(picked), abs=1e-4)
 
 
-def test_vllm_writes_and_scores_after_the_prompt_that_the_arguments_give(thinker_dir, tokenizer, monkeypatch):
-    modules, engines = fake_vllm.package()
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    backend = VLLMBackend(thinker_dir, told(VLLMGeneration))
+def test_vllm_writes_and_scores_after_the_prompt_that_the_arguments_give(thinker_dir, tokenizer, fake):
     ids = rendered(tokenizer, QUESTION)
 
-    backend.check()
-    list(backend.generate([[Prompt((0, 0), QUESTION)]]))
-    backend.answer_nll([(Target(QUESTION, "unused"), "Blue.")])
+    with contextlib.closing(VLLMBackend(thinker_dir, told(VLLMGeneration))) as backend:
+        backend.check()
+        list(backend.generate([[Prompt((0, 0), QUESTION)]]))
+        backend.answer_nll([(Target(QUESTION, "unused"), "Blue.")])
+        written, scored = told_by(backend)["asked"]
 
-    [(written_after, _), (scored, _)] = engines[0].llm.llm_engine.asked
-    assert written_after == ids
-    assert scored == [*ids, *tokenizer("Blue.")["input_ids"], tokenizer.eos_token_id]
+    assert written["prompt"] == ids
+    assert scored["prompt"] == [*ids, *tokenizer("Blue.")["input_ids"], tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("key", ["chat_template_kwargs", "extra_body"])
@@ -129,10 +127,8 @@ def test_a_server_is_sent_the_arguments_and_scores_after_the_prompt_that_they_gi
     ("backend", "kind"), [(TransformersBackend, TransformersGeneration), (VLLMBackend, VLLMGeneration)]
 )
 def test_arguments_with_which_the_chat_template_fails_are_refused_before_anything_loads(
-    thinker_dir, tmp_path, monkeypatch, backend, kind
+    thinker_dir, tmp_path, fake, backend, kind
 ):
-    for name, module in fake_vllm.package()[0].items():
-        monkeypatch.setitem(sys.modules, name, module)
     shutil.copytree(thinker_dir, tmp_path / "seed")
     strict = "{% if effort not in ['low', 'high'] %}{{ raise_exception('no effort ' ~ effort) }}{% endif %}" + TEMPLATE
     (tmp_path / "seed" / "chat_template.jinja").write_text(strict)

@@ -1,9 +1,9 @@
 """Chats that the seed model's chat template refuses are put into another shape, and the token that ends a turn."""
 
+import contextlib
 import json
 import math
 import shutil
-import sys
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from axolotl_sdft.inference.prompts import answer_ids, end_ids, prompt_ids, read
 from axolotl_sdft.inference.vllm.backend import VLLMBackend
 from tests.distillation.rows.test_formats import says
 from tests.inference.openai.openai_server import FakeServer
-from tests.inference.vllm import fake_vllm
+from tests.inference.vllm.conftest import fake as fake
 
 TURNS = (
     "{% for message in messages %}{{ '[' + message['role'] + '] ' + message['content'] + end }}\n{% endfor %}"
@@ -211,15 +211,13 @@ def test_a_server_is_sent_the_shape_that_the_seeds_template_takes_and_no_chat_th
     assert math.isnan(told[1])
 
 
-def test_vllm_gives_refused_prompts_their_reason_and_answers_the_others(seed_with, monkeypatch):
-    for name, module in fake_vllm.package()[0].items():
-        monkeypatch.setitem(sys.modules, name, module)
-    backend = VLLMBackend(seed_with(template(PICKY)), VLLMGeneration())
+def test_vllm_gives_refused_prompts_their_reason_and_answers_the_others(seed_with, fake):
     fine, refused = Prompt((0, 0), (HI,)), Prompt((1, 0), (says("user", "Venice?"),))
-    given = {len(batch): answers for batch, answers in backend.generate([[refused, fine], [refused]])}
+    with contextlib.closing(VLLMBackend(seed_with(template(PICKY)), VLLMGeneration())) as backend:
+        given = {len(batch): answers for batch, answers in backend.generate([[refused, fine], [refused]])}
+        told = backend.answer_nll([(Target(fine.messages, ""), "Yes."), (Target(refused.messages, ""), "Yes.")])
     assert [answer.finish_reason == "error" for answer in given[2]] == [True, False]
     assert given[1][0].error == "the seed model's chat template refuses the chat: not Venice"
-    told = backend.answer_nll([(Target(fine.messages, ""), "Yes."), (Target(refused.messages, ""), "Yes.")])
     assert [math.isnan(value) for value in told] == [False, True]
 
 

@@ -115,6 +115,7 @@ class Generation:
     ) -> None:
         self._spec, self._backend, self._journal = spec, backend, journal
         self._judging, self._group = judging, group
+        self._num_askers = 1 if getattr(backend, "serves_all_ranks", False) else group.world_size
         self._outcomes = SelectionCache(spec.content.num_targets)
         self._planned = AnswerIndex()
 
@@ -156,7 +157,7 @@ class Generation:
             try:
                 for batch, answers in stream:
                     figures = self._take_in(batch, answers, time.monotonic() - started, meter, writer)
-                    shown.advance(len(batch) * self._group.world_size + meter.newly_settled(), **figures)
+                    shown.advance(len(batch) * self._num_askers + meter.newly_settled(), **figures)
                     started = time.monotonic()
             finally:
                 if isinstance(stream, Generator):  # ends requests in flight now rather than at some later time
@@ -238,7 +239,7 @@ class Generation:
             # Counting on from the window's number keeps windows of few batches from all loading the first rank.
             for place, batch in enumerate(self._backend.batches([one.prompt for one in asked]), start=number):
                 lacking = [prompt for prompt in batch if by_place[prompt.key].key not in self._journal]
-                if lacking and place % self._group.world_size == self._group.rank:
+                if lacking and place % self._num_askers == self._group.rank:
                     meter.expected.update((prompt.key, by_place[prompt.key]) for prompt in lacking)
                     yield lacking
 

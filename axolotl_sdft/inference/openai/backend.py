@@ -45,7 +45,7 @@ _REFUSALS_BEFORE_ANY_ANSWER = 16
 _START_TRIES = 3  # of a server that is just busy
 
 
-_Request: TypeAlias = tuple[int, int, Prompt]
+Request: TypeAlias = tuple[int, int, Prompt]
 """Number of the batch, place in it, and the prompt there."""
 
 
@@ -75,17 +75,22 @@ class OpenAIBackend:
 
     def _start(self) -> tuple[BackgroundLoop, ServerPool]:
         if self._started is None:
-            config = self._config
+            config, urls = self._config, self._base_urls()
             share = config.concurrency if self._is_own else max(1, config.concurrency // world_size())
-            _allow_connections(share * len(config.base_urls))
+            _allow_connections(share * len(urls))
             servers = [
                 Server(url, self._key, share, config.timeout_s, config.max_retries, trust_env=not self._is_own)
-                for url in config.base_urls
+                for url in urls
             ]
-            shake_hands = Handshake(self._model_dir, config, lambda: self._tokenizer)
             self._log_redaction.turn_on()
-            self._started = BackgroundLoop(), ServerPool(servers, config.max_retries, shake_hands)
+            self._started = BackgroundLoop(), ServerPool(servers, config.max_retries, self._shake_hands)
         return self._started
+
+    def _base_urls(self) -> tuple[str, ...]:
+        return self._config.base_urls
+
+    async def _shake_hands(self, server: Server, max_retries: int) -> None:
+        await Handshake(self._model_dir, self._config, lambda: self._tokenizer)(server, max_retries)
 
     def check(self) -> None:
         """Return when at least one server answers chats with the seed model; the others may come later.
@@ -95,6 +100,9 @@ class OpenAIBackend:
             ServerError: No server answers.
         """
         self._key.check()
+        self._introduce_servers()
+
+    def _introduce_servers(self) -> None:
         background, pool = self._start()
         background.run(self._introduce_all(pool))
         self._is_introduced = True
@@ -141,7 +149,7 @@ class OpenAIBackend:
         """
         unfinished: dict[int, tuple[list[Prompt], dict[int, Answer]]] = {}
 
-        def requests() -> Iterator[_Request]:
+        def requests() -> Iterator[Request]:
             for number, batch in enumerate(batches):
                 unfinished[number] = (batch, {})
                 yield from ((number, place, prompt) for place, prompt in enumerate(batch))
@@ -154,13 +162,13 @@ class OpenAIBackend:
                     del unfinished[number]
                     yield batch, [answers[place] for place in range(len(batch))]
 
-    def _answered(self, requests: Iterable[_Request]) -> Generator[tuple[_Request, Answer], None, None]:
+    def _answered(self, requests: Iterable[Request]) -> Generator[tuple[Request, Answer], None, None]:
         """Yield each request with its answer; a refused one only when the servers don't refuse all of them.
 
         If they do, the rows are not to blame, and must not be recorded as failed.
         """
-        refused: list[tuple[_Request, Answer]] = []
-        with closing(self._dispatcher(self._ask_chat).run(requests)) as told:
+        refused: list[tuple[Request, Answer]] = []
+        with closing(self._dispatcher(self._ask).run(requests)) as told:
             for request, answer in told:
                 if isinstance(answer, Answer):
                     self._has_answers = True
@@ -178,7 +186,7 @@ class OpenAIBackend:
                     refused = []
         yield from refused
 
-    async def _ask_chat(self, server: Server, request: _Request) -> Answer:
+    async def _ask(self, server: Server, request: Request) -> Answer:
         try:
             prompt = self._fitting(request[2])
         except DatasetError as err:
@@ -217,7 +225,7 @@ class OpenAIBackend:
         texts = encode(self._tokenizer, targets, self._config.template_arguments)
         # The first one alone shows whether the servers can do it at all.
         for part in (texts[:1], texts[1:]):
-            with closing(self._dispatcher(_ask_likelihood).run(part)) as told:
+            with closing(self._dispatcher(self._ask_likelihood).run(part)) as told:
                 for text, value in told:
                     if not isinstance(value, float):
                         LOG.info("the distribution gap is not measured: %s", value or "the servers tell no likelihoods")
@@ -225,9 +233,19 @@ class OpenAIBackend:
                     values[text.index] = value
         return values
 
+    async def _ask_likelihood(self, server: Server, text: ScoredText) -> float | None:
+        try:
+            return await ask_likelihood(server, self._scored_part(server, text))
+        except EndpointError as err:  # a server without text completions refuses the text, not the run
+            raise RefusedError(str(err)) from err
+
+    def _scored_part(self, server: Server, text: ScoredText) -> ScoredText:
+        """Return what of a text is scored."""
+        return text
+
     def _dispatcher(self, ask: Any) -> Dispatcher[Any, Any]:
         if not self._is_introduced:
-            self.check()
+            self._introduce_servers()
         background, pool = self._start()
         return Dispatcher(background, pool, ask, self._config.max_retries)
 
@@ -239,14 +257,6 @@ class OpenAIBackend:
         self._started, self._is_introduced = None, False
         background.close(pool.aclose())
         self._log_redaction.turn_off()
-
-
-async def _ask_likelihood(server: Server, text: ScoredText) -> float | None:
-    """Like :func:`ask_likelihood`; a server without text completions refuses the text, not the run."""
-    try:
-        return await ask_likelihood(server, text)
-    except EndpointError as err:
-        raise RefusedError(str(err)) from err
 
 
 def _allow_connections(number: int) -> None:

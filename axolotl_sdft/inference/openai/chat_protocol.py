@@ -117,12 +117,39 @@ def read_answer(body: Any, accepts_model: Callable[[str], bool], count_tokens: C
     )
 
 
+def read_completion(body: Any) -> tuple[list[int], float | None]:
+    """Return the token ids of a text completion, and their mean log-probability where it was asked for.
+
+    Raises:
+        TransientError: The response is not a completion with token ids, or the server gave it up.
+    """
+    choice = _first_choice(body)
+    said = choice.get("finish_reason")
+    if finish_of(said) is None:
+        raise TransientError(f"no finished answer (finish_reason {said!r})")
+    ids = choice.get("token_ids")
+    if not isinstance(ids, list):
+        raise QuestionRefusedError("the server tells no token ids, as vLLM does from 0.11 on; install a newer one")
+    told = (choice.get("logprobs") or {}).get("token_logprobs") or []
+    return ids, sum(told) / len(told) if told else None
+
+
 def _choice(body: Any) -> dict[str, Any]:
     """Return the one answer of a response, which has a ``message``.
 
     Raises:
         TransientError: There is none, or the server reports a fault in its place.
     """
+    choice = _first_choice(body)
+    if not isinstance(choice.get("message"), dict):
+        is_streamed = "delta" in choice
+        raise TransientError(
+            "a piece of a stream in place of the answer" if is_streamed else "no message in the response"
+        )
+    return choice
+
+
+def _first_choice(body: Any) -> dict[str, Any]:
     fault = fault_in(body)
     if fault is not None:
         raise TransientError(f"no answer in the response, but {fault}")
@@ -134,11 +161,6 @@ def _choice(body: Any) -> dict[str, Any]:
     fault = fault_in(choice)
     if fault is not None:
         raise TransientError(f"no answer in the response, but {fault}")
-    if not isinstance(choice.get("message"), dict):
-        is_streamed = "delta" in choice
-        raise TransientError(
-            "a piece of a stream in place of the answer" if is_streamed else "no message in the response"
-        )
     return choice
 
 

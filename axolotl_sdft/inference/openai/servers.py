@@ -51,6 +51,8 @@ class Server:
         self.names: set[str] = set()
         """All names, in lower case, under which it may sign the answers of that model."""
         self.refused_fields: frozenset[str] = frozenset()
+        self.max_tokens = 0
+        """Longest prompt and answer together, where that is known."""
         self.in_flight = self.answered = 0
         self.limit = float(concurrency)
         self.paused_until = self._last_cut = 0.0

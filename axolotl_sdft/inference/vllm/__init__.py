@@ -1,3 +1,3 @@
-"""Generates with vLLM on this machine's GPUs. ``backend`` is the way in, ``engine`` the child process that holds the
-GPUs.
+"""Generates with a ``vllm serve`` that is started for one command. ``backend`` is the way in, ``server`` the child
+process that holds the GPUs.
 """

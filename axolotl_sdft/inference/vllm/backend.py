@@ -1,55 +1,57 @@
-"""Generates with vLLM on this rank's own GPUs, from the same prompts, token for token, as with transformers."""
+"""Generates with a ``vllm serve`` of its own, from the same prompts, token for token, as with transformers."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.config import VLLMGeneration
-from axolotl_sdft.core.errors import ConfigError, DatasetError
-from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target, attempt_temperature, sampling_seed
-from axolotl_sdft.inference.openai.chat_protocol import finish_of
+from axolotl_sdft.config import OpenAIGeneration, VLLMGeneration
+from axolotl_sdft.core.errors import ConfigError, DatasetError, ServerError
+from axolotl_sdft.inference.interfaces import Answer, Prompt, Target, attempt_temperature, sampling_seed
+from axolotl_sdft.inference.openai.backend import OpenAIBackend, Request
+from axolotl_sdft.inference.openai.chat_protocol import ScoredText, read_completion
+from axolotl_sdft.inference.openai.servers import Server
 from axolotl_sdft.inference.prompts import (
-    answer_ids,
     end_ids,
-    load_tokenizer,
     prompt_ids,
     read_answer,
     require_chat_template,
     require_template_arguments,
     saved_generation_settings,
 )
-from axolotl_sdft.inference.vllm.engine import Engine, check_vllm
+from axolotl_sdft.inference.vllm.server import NAME, VLLMServer, find_vllm, server_arguments
 
-_BATCH_PROMPTS = 64  # only what is dealt to the ranks and written at a time: vLLM itself sees one stream of prompts
-
-
-@dataclass(frozen=True)
-class _Open:
-    """A batch, some answers of which may still be missing."""
-
-    prompts: list[Prompt]
-    answers: list[Answer | None]
-
-    @property
-    def done(self) -> list[Answer] | None:
-        answers = [answer for answer in self.answers if answer is not None]
-        return answers if len(answers) == len(self.prompts) else None
+_MOST_AT_ONCE = 1024  # what vLLM decodes at once on its largest GPUs, unless max_num_seqs says otherwise
+_QUEUED = 64  # so that a slot that gets free is filled at once
+_MOST_CONNECTIONS = 4096
+_TIMEOUT_S = 86400.0  # the server is there for this process alone: whatever waits in its queue is wanted
+_NO_KEY = "AXOLOTL_SDFT_VLLM_KEY"  # the child wants none
 
 
-class VLLMBackend:
-    """One engine per rank. It starts on first use and is kept full: batches follow each other without a gap."""
+class VLLMBackend(OpenAIBackend):
+    """One server for all ranks, which the main one starts on first use and asks.
+
+    A client of servers in all but this: the server is a child, which is the seed model by its making, and what is sent
+    are token ids of this process's own tokenizer.
+    """
+
+    serves_all_ranks = True
 
     def __init__(self, model_dir: Path, config: VLLMGeneration) -> None:
-        self._model_dir = model_dir
-        self._config = config
-        self._running: Engine | None = None
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return load_tokenizer(self._model_dir, chat_template=self._config.chat_template)
+        self._vllm_config = config
+        settings = config.model_dump(include=set(OpenAIGeneration.model_fields) & set(VLLMGeneration.model_fields))
+        most = config.vllm_args.get("max_num_seqs", _MOST_AT_ONCE) + _QUEUED
+        asked = OpenAIGeneration(
+            **settings | {"backend": "openai", "base_urls": ("http://127.0.0.1/v1",), "model": NAME},
+            api_key_env=_NO_KEY,
+            concurrency=min(_MOST_CONNECTIONS, most * server_arguments(config).get("data_parallel_size", 1)),
+            timeout_s=_TIMEOUT_S,
+            max_retries=2,
+        )
+        super().__init__(model_dir, asked, is_own=True)
+        self._child: VLLMServer | None = None
 
     @cached_property
     def _saved_settings(self) -> dict[str, Any]:
@@ -59,18 +61,12 @@ class VLLMBackend:
     def _end_ids(self) -> list[int]:
         return end_ids(self._saved_settings.get("eos_token_id"), self._tokenizer, self._config.template_arguments)
 
-    @property
-    def _engine(self) -> Engine:
-        if self._running is None:
-            self._running = Engine(self._model_dir, self._config.dtype, self._config.vllm_args)
-        return self._running
-
     def check(self) -> None:
-        """Find what would keep this backend from answering, without loading weights.
+        """Find what would keep this backend from answering, without starting a server.
 
         Raises:
             ConfigError: The seed model has no chat template, or one that fails with ``chat_template_kwargs``, or is an
-                adapter, ``vllm_args`` holds what vLLM does not know, or there are fewer GPUs than the ranks need.
+                adapter.
             MissingExtraError: vLLM is not installed.
         """
         require_chat_template(self._tokenizer, self._model_dir)
@@ -80,104 +76,92 @@ class VLLMBackend:
                 f"self_distillation.generation.backend is vllm, but the seed model {self._model_dir} is an adapter; "
                 "merge it into its base model first (axolotl merge-lora), or set backend: transformers"
             )
-        check_vllm(self._config.vllm_args)
+        find_vllm(self._vllm_config.python)
 
-    def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-        """Split prompts, in the order of their keys, into batches of 64."""
-        ordered = sorted(prompts, key=lambda prompt: (prompt.attempt, prompt.key))
-        return [ordered[start : start + _BATCH_PROMPTS] for start in range(0, len(ordered), _BATCH_PROMPTS)]
+    def _base_urls(self) -> tuple[str, ...]:
+        if self._child is None:
+            self._child = VLLMServer(self._model_dir, self._vllm_config)
+        return (self._child.url,)
+
+    async def _shake_hands(self, server: Server, max_retries: int) -> None:
+        """Learn how much the model takes; that it is the seed model, and how it splits texts, is certain."""
+        listed = await server.probe("/models", None, max_retries)
+        server.model = NAME
+        server.max_tokens = listed["data"][0]["max_model_len"]
 
     def generate(self, batches: Iterable[list[Prompt]]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
-        """Yield each batch with its answers as soon as its last one is there.
+        """Yield each batch with its answers as soon as it is done, in any order.
 
         A prompt that leaves no room for an answer, or that the chat template refuses, gets one with an ``error``.
+
+        Raises:
+            BackendError: vLLM did not start, or ended.
         """
-        refused: list[_Open] = []  # batches of which the template has refused every prompt
-        for (batch, place, num_tokens), output in self._engine.run(self._requests(batches, refused)):
-            batch.answers[place] = self._no_room(num_tokens) if output is None else self._answer(output)
-            if (answers := batch.done) is not None:
-                yield batch.prompts, answers
-        yield from ((batch.prompts, batch.done or []) for batch in refused)
+        with self._child_explained():
+            yield from super().generate(batches)
 
-    def _requests(
-        self, batches: Iterable[list[Prompt]], refused: list[_Open]
-    ) -> Iterator[tuple[tuple[_Open, int, int], list[int], Any]]:
-        for prompts in batches:
-            batch = _Open(prompts, [None] * len(prompts))
-            asked = []
-            for place, prompt in enumerate(prompts):
-                try:
-                    asked.append((place, prompt, self._prompt_ids(prompt.messages)))
-                except DatasetError as err:
-                    batch.answers[place] = Answer("", "error", 0, error=str(err), is_final=True)
-            if not asked:
-                refused.append(batch)
-            for place, prompt, ids in asked:
-                yield (batch, place, len(ids)), ids, self._sampling(prompt)
-
-    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return prompt_ids(self._tokenizer, messages, self._config.template_arguments)
-
-    def _sampling(self, prompt: Prompt) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        temperature = attempt_temperature(self._config.temperature, prompt.attempt)
-        is_sampled = temperature > 0
-        return SamplingParams(
-            max_tokens=self._config.max_new_tokens,
-            temperature=temperature,
-            top_p=self._config.top_p,
-            seed=sampling_seed(self._config.seed, prompt.messages, prompt.attempt) if is_sampled else None,
-            repetition_penalty=self._saved_settings.get("repetition_penalty") or 1.0,  # transformers heeds it too
-            logprobs=0 if is_sampled else None,  # 0: of the chosen token alone
-            stop_token_ids=self._end_ids,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
-    def _no_room(self, num_tokens: int) -> Answer:
-        limit = self._engine.max_tokens
-        reason = f"the prompt has {num_tokens} tokens, of {limit} that the model takes"
-        return Answer("", "error", 0, error=reason, is_final=True)
-
-    def _answer(self, output: Any) -> Answer:
-        written = output.outputs[0]
-        if finish_of(written.finish_reason) is None:  # such as abort
-            return Answer("", "error", 0, error=f"no finished answer (finish_reason {written.finish_reason!r})")
-        ids = list(written.token_ids)
-        total = written.cumulative_logprob  # None unless it was asked for
-        mean_logprob = total / len(ids) if ids and total is not None else None
-        return Answer(*read_answer(self._tokenizer, ids, self._end_ids), mean_logprob=mean_logprob)
-
-    def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float]:
+    def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float] | None:
         """Return the mean negative log-likelihood per token of each text as the answer to its target's context.
 
         The end-of-turn token counts. Of a conversation longer than the model takes, the beginning is left out. It is
         NaN where the chat template refuses the context.
+
+        Raises:
+            BackendError: vLLM did not start, or ended.
         """
-        nll = [math.nan] * len(targets)
-        for (index, num_answer), output in self._engine.run(self._scorings(targets)):
-            answer = list(zip(output.prompt_token_ids, output.prompt_logprobs, strict=True))[-num_answer:]
-            nll[index] = -math.fsum(choices[token].logprob for token, choices in answer) / num_answer
-        return nll
+        with self._child_explained():
+            return super().answer_nll(targets)
 
-    def _scorings(self, targets: Iterable[tuple[Target, str]]) -> Iterator[tuple[tuple[int, int], list[int], Any]]:
-        from vllm import SamplingParams
+    @contextmanager
+    def _child_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except ServerError as err:
+            if self._child is None or self._child.is_running:
+                raise
+            raise self._child.failure("ended") from err
 
-        # vLLM has no likelihoods without generating: one token, which is thrown away, and which needs room.
-        scoring = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        room = self._engine.max_tokens - 1
-        for index, (target, text) in enumerate(targets):
-            answer = answer_ids(self._tokenizer, text, self._config.template_arguments)[: room - 1]
-            try:
-                ids = [*self._prompt_ids(target.context), *answer][-room:]
-            except DatasetError:
-                continue
-            yield (index, len(answer)), ids, scoring
+    async def _ask(self, server: Server, request: Request) -> Answer:
+        prompt = request[2]
+        try:
+            ids = prompt_ids(self._tokenizer, prompt.messages, self._config.template_arguments)
+        except DatasetError as err:
+            return Answer("", "error", 0, error=str(err), is_final=True)
+        room = server.max_tokens - len(ids)
+        if room <= 0:
+            reason = f"the prompt has {len(ids)} tokens, of {server.max_tokens} that the model takes"
+            return Answer("", "error", 0, error=reason, is_final=True)
+        said = await server.ask("/completions", self._completion_request(prompt, ids, room))
+        new_ids, mean_logprob = read_completion(said)
+        return Answer(*read_answer(self._tokenizer, new_ids, self._end_ids), mean_logprob=mean_logprob)
+
+    def _completion_request(self, prompt: Prompt, ids: list[int], room: int) -> dict[str, Any]:
+        temperature = attempt_temperature(self._config.temperature, prompt.attempt)
+        sampled = {
+            "seed": sampling_seed(self._config.seed, prompt.messages, prompt.attempt),
+            "top_p": self._config.top_p,
+            "logprobs": 0,  # of the chosen token alone
+        }
+        return {
+            "model": NAME,
+            "prompt": ids,
+            "max_tokens": min(self._config.max_new_tokens, room),
+            "temperature": temperature,
+            "repetition_penalty": self._saved_settings.get("repetition_penalty") or 1.0,  # transformers heeds it too
+            "stop_token_ids": self._end_ids,
+            "return_token_ids": True,  # the text would lack special tokens that mark a function call or a thought
+            **(sampled if temperature > 0 else {}),
+        }
+
+    def _scored_part(self, server: Server, text: ScoredText) -> ScoredText:
+        room = server.max_tokens - 1  # vLLM has no likelihoods without generating: one token, which needs room
+        num_answer = min(len(text.ids) - text.num_prompt_tokens, room - 1)
+        ids = text.ids[: text.num_prompt_tokens + num_answer][-room:]
+        return replace(text, ids=ids, num_prompt_tokens=len(ids) - num_answer)
 
     def close(self) -> None:
-        """End the engine and free its memory."""
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+        """End the server and free its memory."""
+        super().close()
+        if self._child is not None:
+            self._child.close()
+            self._child = None

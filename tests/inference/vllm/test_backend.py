@@ -1,53 +1,45 @@
-"""What the backend asks of vLLM, and what it makes of the answers. test_vllm_engine.py runs the real one."""
+"""What the backend asks of its vLLM server, and what it makes of the answers."""
 
-import os
-import sys
-from functools import cache
+import contextlib
 
 import pytest
 
 from axolotl_sdft.config import VLLMGeneration
-from axolotl_sdft.core.errors import BackendError, ConfigError, MissingExtraError
+from axolotl_sdft.core.errors import BackendError, ConfigError
 from axolotl_sdft.inference.interfaces import Prompt, Target, sampling_seed
-from axolotl_sdft.inference.prompts import end_ids, load_tokenizer, prompt_ids
+from axolotl_sdft.inference.prompts import end_ids, prompt_ids
 from axolotl_sdft.inference.vllm.backend import VLLMBackend
 from axolotl_sdft.plugins.registry import BACKENDS, registry
-from tests.inference.vllm import fake_vllm
+from tests.inference.vllm.conftest import is_running, loaded_once, told
+
+pytestmark = pytest.mark.usefixtures("fake", "impatient")
 
 
 @pytest.fixture(autouse=True)
 def _tokenizer_is_loaded_once(monkeypatch):
     """Save the seconds that it takes; the same one serves every test."""
-    monkeypatch.setattr("axolotl_sdft.inference.vllm.backend.load_tokenizer", loaded_once)
+    monkeypatch.setattr("axolotl_sdft.inference.prompts.load_tokenizer", loaded_once)
 
 
 @pytest.fixture
-def engines(monkeypatch):
-    """Replace vLLM; the list of the engines that were started."""
-    modules, started = fake_vllm.package()
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    return started
+def backend_for(tiny_llama_dir):
+    """Make backends that are closed when the test ends."""
+    with contextlib.ExitStack() as stack:
 
+        def make(vllm_args=None, model_dir=tiny_llama_dir, **settings):
+            backend = VLLMBackend(model_dir, VLLMGeneration(vllm_args=vllm_args or {}, **settings))
+            stack.callback(backend.close)
+            return backend
 
-@pytest.fixture
-def engines_on_gpus(monkeypatch):
-    modules, started = fake_vllm.package(gpu_variable="CUDA_VISIBLE_DEVICES")
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    return started
-
-
-loaded_once = cache(load_tokenizer)
+        yield make
 
 
 def chat(row, text="Hi", attempt=0):
     return Prompt((row, 0), ({"role": "user", "content": text},), attempt)
 
 
-def backend_for(model_dir, vllm_args=None, **settings):
-    return VLLMBackend(model_dir, VLLMGeneration(vllm_args=vllm_args or {}, **settings))
+def answers_of(backend, asked):
+    return {batch[0].key[0]: answer for batch, [answer] in backend.generate(backend.batches(asked))}
 
 
 def test_the_backend_is_chosen_by_its_name(tiny_llama_dir):
@@ -56,267 +48,189 @@ def test_the_backend_is_chosen_by_its_name(tiny_llama_dir):
     assert isinstance(factory(tiny_llama_dir, VLLMGeneration()), VLLMBackend)
 
 
-def test_without_vllm_the_error_names_the_extra(tiny_llama_dir, monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm", None)
+def test_a_check_starts_no_server(backend_for):
+    backend = backend_for()
+    backend.check()
 
-    with pytest.raises(MissingExtraError, match=r"backend is vllm.*pip install 'axolotl-sdft\[vllm\]'"):
-        backend_for(tiny_llama_dir).check()
-
-
-def test_vllm_built_for_another_torch_is_told_from_a_missing_one(tiny_llama_dir, engines, monkeypatch):
-    def broken(name):
-        raise ImportError("libcudart.so.99: cannot open shared object file")
-
-    monkeypatch.delattr(sys.modules["vllm"], "LLM")
-    monkeypatch.setattr(sys.modules["vllm"], "__getattr__", broken, raising=False)
-
-    with pytest.raises(MissingExtraError, match=r"can't be imported \(libcudart.*built for this machine's torch"):
-        backend_for(tiny_llama_dir).check()
+    assert backend._child is None
 
 
-def test_an_argument_that_vllm_does_not_know_is_refused_before_anything_loads(tiny_llama_dir, engines):
-    backend = backend_for(tiny_llama_dir, {"max_model_length": 64})
-
-    with pytest.raises(
-        ConfigError, match=r"vllm_args: vLLM knows no argument 'max_model_length'; did you mean 'max_mo"
-    ):
-        backend.check()
-    assert engines == []
-
-
-def test_a_seed_that_vllm_can_not_ask_is_refused_before_anything_loads(tiny_llama_dir, tmp_path, engines):
+def test_a_seed_that_vllm_can_not_ask_is_refused_before_anything_starts(tiny_llama_dir, tmp_path, backend_for):
     loaded_once(tiny_llama_dir).save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"is an adapter; merge it into its base model first"):
-        backend_for(tmp_path).check()
+        backend_for(model_dir=tmp_path).check()
 
     (tmp_path / "chat_template.jinja").unlink()
     loaded_once.cache_clear()
     with pytest.raises(ConfigError, match=r"has no chat template"):
-        backend_for(tmp_path).check()
-    assert engines == []
+        backend_for(model_dir=tmp_path).check()
 
 
-def test_batches_hold_64_prompts_in_the_order_of_their_keys(tiny_llama_dir):
-    asked = [chat(row) for row in range(130)]
-
-    batches = backend_for(tiny_llama_dir).batches(list(reversed(asked)))
-
-    assert [len(batch) for batch in batches] == [64, 64, 2]
-    assert [prompt for batch in batches for prompt in batch] == asked
-
-
-def test_the_engine_is_asked_what_transformers_would_be_asked(tiny_llama_dir, engines):
-    backend = backend_for(tiny_llama_dir, dtype="float32", max_new_tokens=8)
+def test_a_greedy_request_holds_the_prompt_that_transformers_would_be_given(tiny_llama_dir, backend_for):
+    backend, prompt = backend_for(max_new_tokens=8), chat(0, "Name a colour, please.")
     tokenizer = loaded_once(tiny_llama_dir)
-    prompt = chat(0, "Name a colour, please.")
 
-    list(backend.generate([[prompt]]))
+    answers_of(backend, [prompt])
 
-    assert engines[0].settings == {"model": str(tiny_llama_dir), "dtype": "float32", "disable_log_stats": True}
-    ids, parameters = engines[0].llm.llm_engine.asked[0]
-    assert ids == prompt_ids(tokenizer, prompt.messages)
-    assert parameters.stop_token_ids == end_ids(None, tokenizer) == [tokenizer.eos_token_id]
-    assert (parameters.temperature, parameters.max_tokens, parameters.seed, parameters.logprobs) == (0.0, 8, None, None)
-    assert parameters.repetition_penalty == 1.0
-
-
-def test_each_sampled_answer_has_a_seed_of_its_own_and_its_mean_log_probability(tiny_llama_dir, engines):
-    backend = backend_for(tiny_llama_dir, temperature=0.8, top_p=0.9, seed=7, max_new_tokens=8)
-    batch = [chat(0, "Hi"), chat(1, "Hello"), chat(1, "Hello", attempt=1)]
-
-    [(_, answers)] = backend.generate([batch])
-
-    asked = [parameters for _, parameters in engines[0].llm.llm_engine.asked]
-    assert [parameters.seed for parameters in asked] == [
-        sampling_seed(7, batch[0].messages, 0),
-        sampling_seed(7, batch[1].messages, 0),
-        sampling_seed(7, batch[1].messages, 1),
+    assert told(backend)["asked"] == [
+        {
+            "model": "seed-model",
+            "prompt": prompt_ids(tokenizer, prompt.messages),
+            "max_tokens": 8,
+            "temperature": 0.0,
+            "repetition_penalty": 1.0,
+            "stop_token_ids": end_ids(None, tokenizer),
+            "return_token_ids": True,
+        }
     ]
-    assert {(parameters.temperature, parameters.top_p, parameters.logprobs) for parameters in asked} == {(0.8, 0.9, 0)}
-    assert [answer.mean_logprob for answer in answers] == [-0.5, -0.5, -0.5]  # the end of the turn counts as a token
 
 
-def test_a_second_attempt_is_sampled_even_where_the_first_is_greedy(tiny_llama_dir, engines):
-    [(_, answers)] = backend_for(tiny_llama_dir).generate([[chat(0), chat(0, attempt=1)]])
+def test_each_sampled_answer_has_a_seed_of_its_own_and_its_mean_log_probability(backend_for):
+    backend = backend_for(temperature=0.8, top_p=0.9, seed=7)
 
-    first, second = (parameters for _, parameters in engines[0].llm.llm_engine.asked)
-    assert (first.temperature, second.temperature) == (0.0, 0.7)
-    assert (first.seed, second.seed) == (None, sampling_seed(42, chat(0).messages, 1))
-    assert [answer.mean_logprob for answer in answers] == [None, -0.5]
+    answers = answers_of(backend, [chat(0, "Hi"), chat(1, "Hello")])
+
+    asked = told(backend)["asked"]
+    seeds = {sampling_seed(7, chat(0, text).messages, 0) for text in ("Hi", "Hello")}
+    assert {request["seed"] for request in asked} == seeds
+    assert {(request["temperature"], request["top_p"], request["logprobs"]) for request in asked} == {(0.8, 0.9, 0)}
+    assert [answer.mean_logprob for answer in answers.values()] == [-0.5, -0.5]
 
 
-def test_the_penalty_that_the_checkpoint_asks_for_is_kept_as_transformers_keeps_it(tiny_llama_dir, tmp_path, engines):
-    loaded_once(tiny_llama_dir).save_pretrained(tmp_path)
-    (tmp_path / "generation_config.json").write_text('{"repetition_penalty": 1.05, "eos_token_id": [3, 2]}')
-    backend = backend_for(tmp_path)
+def test_a_second_attempt_is_sampled_even_where_the_first_is_greedy(backend_for):
+    backend = backend_for()
+    answers_of(backend, [chat(0, attempt=1)])
 
-    list(backend.generate([[chat(0)]]))
+    [request] = told(backend)["asked"]
+    assert (request["temperature"], request["seed"]) == (0.7, sampling_seed(42, chat(0).messages, 1))
 
-    [(_, parameters)] = engines[0].llm.llm_engine.asked
-    assert parameters.repetition_penalty == 1.05
-    assert parameters.stop_token_ids == [2, 3]  # 2 is the tokenizer's own as well
+
+def test_the_penalty_that_the_checkpoint_asks_for_is_kept_as_transformers_keeps_it(
+    tiny_llama_dir, tmp_path, backend_for
+):
+    loaded_once(tiny_llama_dir).save_pretrained(tmp_path / "seed")
+    (tmp_path / "seed" / "generation_config.json").write_text('{"repetition_penalty": 1.05, "eos_token_id": [3, 2]}')
+    backend = backend_for(model_dir=tmp_path / "seed")
+
+    answers_of(backend, [chat(0)])
+
+    [request] = told(backend)["asked"]
+    assert request["repetition_penalty"] == 1.05
+    assert request["stop_token_ids"] == [2, 3]  # 2 is the tokenizer's own as well
 
 
 @pytest.mark.parametrize(("max_new_tokens", "finish_reason", "num_tokens"), [(8, "stop", 3), (2, "length", 2)])
 def test_an_answer_that_ends_itself_is_told_from_one_that_was_cut_off(
-    tiny_llama_dir, engines, max_new_tokens, finish_reason, num_tokens
+    tiny_llama_dir, backend_for, max_new_tokens, finish_reason, num_tokens
 ):
-    backend = backend_for(tiny_llama_dir, max_new_tokens=max_new_tokens)
-
-    [(_, [answer])] = backend.generate([[chat(0)]])
+    answer = answers_of(backend_for(max_new_tokens=max_new_tokens), [chat(0)])[0]
 
     words = loaded_once(tiny_llama_dir).decode(list(range(40, 40 + num_tokens)))
     assert (answer.text, answer.finish_reason, answer.num_tokens) == (words, finish_reason, num_tokens)
     assert answer.mean_logprob is None
 
 
-def test_an_answer_that_the_engine_gave_up_is_none_and_its_reason_is_told(tiny_llama_dir, engines):
-    backend = backend_for(tiny_llama_dir)
-    [(_, [finished])] = backend.generate([[chat(0)]])
-    engines[0].llm.llm_engine.finish_reason = "abort"
+def test_an_answer_has_the_room_that_its_prompt_leaves_and_none_is_asked_for_without(tiny_llama_dir, backend_for):
+    num_tokens = len(prompt_ids(loaded_once(tiny_llama_dir), chat(0).messages))
+    backend = backend_for({"max_model_len": num_tokens + 2})
 
-    [(_, [answer])] = backend.generate([[chat(1)]])
+    answers = answers_of(backend, [chat(0), chat(1, "word " * 60)])
 
-    assert finished.error is None
-    assert (answer.text, answer.finish_reason) == ("", "error")
-    assert answer.error == "no finished answer (finish_reason 'abort')"
-
-
-def test_the_engine_is_kept_full_across_batches_and_each_comes_back_whole(tiny_llama_dir, engines):
-    backend = backend_for(tiny_llama_dir, {"max_num_seqs": 1})
-    batches = [[chat(3 * number + place) for place in range(3)] for number in range(200)]
-    drawn = []
-
-    def drawing():
-        for batch in batches:
-            drawn.append(batch)
-            yield batch
-
-    came = backend.generate(drawing())
-    first_batch, first_answers = next(came)
-
-    assert first_batch in batches
-    assert len(first_answers) == 3
-    assert len(drawn) == 87  # 1 at work and 256 queued are 257; 2 more came after the first 2 answers: 259 = 86 * 3 + 1
-    assert [first_batch, *(batch for batch, _ in came)] == batches
-    assert engines[0].llm.llm_engine.most_waiting == 257
+    assert (answers[0].finish_reason, answers[0].num_tokens) == ("length", 2)
+    assert len(told(backend)["asked"]) == 1
+    assert answers[1].is_final
+    assert answers[1].error.endswith(f"tokens, of {num_tokens + 2} that the model takes")
 
 
-def test_what_is_under_way_is_given_up_when_the_caller_stops_early(tiny_llama_dir, engines):
-    backend = backend_for(tiny_llama_dir)
-    came = backend.generate([[chat(0), chat(1)], [chat(2), chat(3)]])
+def test_the_likelihood_is_the_mean_over_the_answer_and_the_end_of_its_turn(tiny_llama_dir, backend_for):
+    tokenizer, backend = loaded_once(tiny_llama_dir), backend_for()
+    num_answer = len(tokenizer("blue sky", add_special_tokens=False)["input_ids"]) + 1
+
+    [value] = backend.answer_nll([(Target(chat(0).messages, "unused"), "blue sky")])
+
+    [request] = told(backend)["asked"]
+    assert request["prompt"][-1] == tokenizer.eos_token_id
+    places = range(len(request["prompt"]) - num_answer, len(request["prompt"]))
+    assert value == pytest.approx(sum(place / 4 for place in places) / num_answer)
+
+
+def test_a_conversation_too_long_to_be_scored_loses_its_beginning(tiny_llama_dir, backend_for):
+    tokenizer, backend = loaded_once(tiny_llama_dir), backend_for({"max_model_len": 20})
+    context = chat(0, "word " * 60).messages
+
+    backend.answer_nll([(Target(context, "unused"), "fine"), (Target(context, "unused"), "word " * 60)])
+
+    asked = sorted((request["prompt"] for request in told(backend)["asked"]), key=lambda ids: ids.count(ids[5]))
+    whole = prompt_ids(tokenizer, context)
+    short = [*whole, *tokenizer("fine")["input_ids"], tokenizer.eos_token_id][-19:]  # vLLM insists on writing one more
+    assert short in asked
+    assert [ids[0] for ids in asked if ids != short] == [whole[-1]]
+    assert {len(ids) for ids in asked} == {19}
+
+
+def test_only_the_main_rank_asks_and_all_requests_are_its_own(backend_for, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    backend = backend_for({"max_num_seqs": 16})
+
+    assert backend.serves_all_ranks
+    assert len(answers_of(backend, [chat(row) for row in range(5)])) == 5
+    assert [server.concurrency for server in backend._started[1].servers] == [80]  # 16, and 64 in its queue
+
+
+def test_a_server_that_ends_stops_the_run_and_says_why_and_what_is_kept(backend_for, caplog):
+    backend = backend_for({"exit_after": 3, "max_num_seqs": 1})
+    backend._config = backend._config.model_copy(update={"concurrency": 1})
+    kept = []
+
+    message = (
+        r"vLLM ended with .*RuntimeError: the engine ran out of memory\. Its log is .*failed\.log.* before is kept"
+    )
+    with pytest.raises(BackendError, match=message) as caught:
+        kept.extend(batch for batch, _ in backend.generate([[chat(row)] for row in range(6)]))
+
+    assert len(kept) == 2
+    assert "vLLM: RuntimeError: the engine ran out of memory" in caplog.text
+    with open(str(caught.value).split("Its log is ")[1].split(". What")[0]) as log:
+        assert "INFO: loading" in log.read()
+
+
+def test_a_server_that_can_not_start_says_why(backend_for):
+    with pytest.raises(BackendError, match=r"did not start with .*ValueError: no memory for the cache blocks.*lower"):
+        answers_of(backend_for({"max_model_len": 1}), [chat(0)])
+
+
+def test_an_argument_that_vllm_does_not_know_is_told_in_its_own_words(backend_for):
+    with pytest.raises(BackendError, match=r"unrecognized arguments: --max-model-length 64.*correct it in vllm_args"):
+        answers_of(backend_for({"max_model_length": 64}), [chat(0)])
+
+
+def test_closing_ends_all_processes_of_the_server_and_the_next_use_starts_another(backend_for):
+    backend = backend_for()
+    answers_of(backend, [chat(0)])
+    pids, log = told(backend)["pids"], backend._child._log
+
+    backend.close()
+    backend.close()
+
+    assert not any(map(is_running, pids))
+    assert not log.parent.exists()
+    assert answers_of(backend, [chat(0)])[0].finish_reason == "stop"
+
+
+def test_what_is_under_way_is_given_up_when_the_caller_stops_early(backend_for):
+    backend = backend_for({"hold": 2})
+    came = backend.generate([[chat(0)], [chat(1)]])
     next(came)
 
     came.close()
 
-    assert len(engines[0].llm.llm_engine.given_up) == 2
+    assert answers_of(backend, [chat(2)])[2].finish_reason == "stop"
 
 
-def test_a_prompt_longer_than_the_model_gets_an_error_and_the_others_their_answers(tiny_llama_dir, engines):
-    backend = backend_for(tiny_llama_dir, {"max_model_len": 50})
-    too_long, fine = chat(0, "word " * 60), chat(1)
-    num_tokens = len(prompt_ids(loaded_once(tiny_llama_dir), too_long.messages))
+def test_no_proxy_stands_before_a_server_of_this_machine(backend_for, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    backend = backend_for()
 
-    [(_, [refused, answered])] = backend.generate([[too_long, fine]])
-
-    assert (refused.text, refused.finish_reason) == ("", "error")
-    assert refused.error == f"the prompt has {num_tokens} tokens, of 50 that the model takes"
-    assert answered.finish_reason == "stop"
-
-
-def test_the_likelihood_is_the_mean_over_the_answer_and_the_end_of_its_turn(tiny_llama_dir, engines):
-    backend = backend_for(tiny_llama_dir)
-    target = Target(({"role": "user", "content": "Hi"},), "unused")
-    tokenizer = loaded_once(tiny_llama_dir)
-    num_answer = len(tokenizer("blue sky", add_special_tokens=False)["input_ids"]) + 1
-
-    [value] = backend.answer_nll([(target, "blue sky")])
-
-    [(ids, parameters)] = engines[0].llm.llm_engine.asked
-    assert ids[-1] == tokenizer.eos_token_id
-    assert parameters.prompt_logprobs == 0
-    places = range(len(ids) - num_answer, len(ids))  # the engine's token at place n has log-probability -n / 4
-    assert value == pytest.approx(sum(place / 4 for place in places) / num_answer)
-
-
-def test_a_conversation_too_long_to_be_scored_loses_its_beginning(tiny_llama_dir, engines):
-    backend = backend_for(tiny_llama_dir, {"max_model_len": 20})
-    context = ({"role": "user", "content": "word " * 60},)
-
-    backend.answer_nll([(Target(context, "unused"), "fine"), (Target(context, "unused"), "word " * 60)])
-
-    short, long = (ids for ids, _ in engines[0].llm.llm_engine.asked)
-    whole = backend._tokenizer.apply_chat_template(list(context), add_generation_prompt=True, return_dict=False)
-    answer = [*backend._tokenizer("fine")["input_ids"], backend._tokenizer.eos_token_id]
-    assert short == [*whole, *answer][-19:]  # and one token that vLLM insists on writing
-    assert long[0] == whole[-1]
-    assert len(long) == 19
-
-
-def test_the_engine_starts_as_if_no_launcher_had_started_the_process(tiny_llama_dir, engines, monkeypatch):
-    launcher = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "node", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    for name, value in launcher.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    before, main = dict(os.environ), sys.modules["__main__"]
-
-    list(backend_for(tiny_llama_dir).generate([[chat(0)]]))
-
-    [engine] = engines
-    assert not launcher.keys() & engine.environment.keys()
-    assert engine.environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1"
-    assert not hasattr(engine.main, "__file__")
-    assert dict(os.environ) == before
-    assert sys.modules["__main__"] is main
-
-
-def test_each_rank_has_gpus_of_its_own(tiny_llama_dir, engines_on_gpus, monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    backend = backend_for(tiny_llama_dir, {"tensor_parallel_size": 2})
-
-    list(backend.generate([[chat(0)]]))
-
-    [engine] = engines_on_gpus
-    assert engine.environment["CUDA_VISIBLE_DEVICES"] == "6,7"
-    assert engine.settings["dtype"] == "float16"  # the first that this platform names
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
-
-
-def test_more_gpus_than_there_are_is_refused_before_anything_loads(tiny_llama_dir, engines_on_gpus, monkeypatch):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    backend = backend_for(tiny_llama_dir, {"tensor_parallel_size": 2})
-
-    with pytest.raises(ConfigError, match=r"4 processes times 2 GPUs each are 8, but 4 are visible; lower tensor_par"):
-        backend.check()
-
-
-def test_an_engine_that_does_not_start_is_reported_with_the_settings_that_may_help(tiny_llama_dir, engines):
-    backend = backend_for(tiny_llama_dir, {"max_model_len": 1})
-
-    with pytest.raises(
-        ConfigError, match=r"could not load .*: no room for a cache\. Where memory is short, lower .*max"
-    ):
-        list(backend.generate([[chat(0)]]))
-
-
-def test_an_engine_that_dies_stops_the_run_and_says_what_is_kept(tiny_llama_dir, engines):
-    backend = backend_for(tiny_llama_dir)
-    came = backend.generate([[chat(0)], [chat(1)], [chat(2)]])
-    next(came)
-    engines[0].llm.llm_engine.dies = True
-
-    with pytest.raises(BackendError, match=r"vLLM's engine died.*what it had answered is kept"):
-        list(came)
-
-
-def test_closing_ends_the_engine_and_the_next_use_starts_another(tiny_llama_dir, engines):
-    backend = backend_for(tiny_llama_dir)
-    list(backend.generate([[chat(0)]]))
-
-    backend.close()
-    backend.close()
-    list(backend.generate([[chat(0)]]))
-
-    assert [engine.llm.llm_engine.is_shut_down for engine in engines] == [True, False]
+    assert answers_of(backend, [chat(0)])[0].finish_reason == "stop"
