@@ -50,8 +50,8 @@ def _require_openai(backend: str) -> None:
         _ = openai.DefaultAsyncHttpxClient  # none before 1.17
     except (ImportError, AttributeError) as err:
         raise MissingExtraError(
-            f"self_distillation.generation.backend is {backend}, but the openai package can't be "
-            f"imported ({err}); pip install 'axolotl-sdft[{backend}]'"
+            f"self_distillation.generation.backend is {backend}, but the openai package can't be used ({err}); "
+            "pip install 'axolotl-sdft[openai]'"
         ) from err
 
 

@@ -27,6 +27,7 @@ _MOST_AT_ONCE = 1024  # what vLLM decodes at once on its largest GPUs, unless ma
 _QUEUED = 64  # so that a slot that gets free is filled at once
 _MOST_CONNECTIONS = 4096
 _TIMEOUT_S = 86400.0  # the server is there for this process alone: whatever waits in its queue is wanted
+_END_S = 5.0  # a server that refuses connections may need a moment to be gone
 _NO_KEY = "AXOLOTL_SDFT_VLLM_KEY"  # the child wants none
 
 
@@ -117,7 +118,7 @@ class VLLMBackend(OpenAIBackend):
         try:
             yield
         except ServerError as err:
-            if self._child is None or self._child.is_running:
+            if self._child is None or not self._child.has_ended(_END_S):
                 raise
             raise self._child.failure("ended") from err
 

@@ -111,7 +111,7 @@ class VLLMServer:
     Making it returns when the server answers.
 
     Raises:
-        ConfigError: vLLM ended before it answered. Its log is shown.
+        BackendError: vLLM ended before it answered. The end of its log is shown.
     """
 
     def __init__(self, model_dir: Path, config: VLLMGeneration) -> None:
@@ -144,7 +144,7 @@ class VLLMServer:
         started = last = time.monotonic()
         while not self._answers():
             now = time.monotonic()
-            if not self.is_running or now - started > _LONGEST_START_S:
+            if self.has_ended() or now - started > _LONGEST_START_S:
                 raise self.failure("did not start")
             if now - last >= _LOG_INTERVAL_S:
                 last = now
@@ -162,10 +162,13 @@ class VLLMServer:
         finally:
             connection.close()
 
-    @property
-    def is_running(self) -> bool:
-        """Whether the server's processes are there."""
-        return self._keeper.poll() is None
+    def has_ended(self, wait_s: float = 0.0) -> bool:
+        """Say whether all processes of the server are gone, or are within some seconds."""
+        try:
+            self._keeper.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def failure(self, what: str) -> BackendError:
         """Return the error that says what became of the server. The end of its log is shown, and its file stays."""
