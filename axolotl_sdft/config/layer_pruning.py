@@ -193,8 +193,8 @@ class LayerPruningConfig(Block):
     larger than one GPU. Needs accelerate. Unset: all on this process's own device."""
 
     load_in_4bit: bool = False
-    """Score the seed model in 4 bits (bitsandbytes, nf4), to save memory. It shapes the scores only: the pruned
-    checkpoint keeps the seed's weights. Axolotl's own ``load_in_4bit`` plays no part here."""
+    """Score the seed model, and fit the patch, in 4 bits (bitsandbytes, nf4), to save memory. The pruned checkpoint
+    keeps the seed's weights. Axolotl's own ``load_in_4bit`` plays no part here."""
 
     max_shard_size: Size = ByteSize(5 * 10**9)
     """Largest weight file of the pruned checkpoint, such as ``500MB`` or ``5GB``."""

@@ -51,8 +51,8 @@ def find_projection(model: PreTrainedModel, layers: nn.ModuleList, layer: int, b
     """
     if _has_experts(layers[layer]):
         raise UnpatchableError(f"layer {layer} is a mixture of experts, which no single projection ends")
-    probe = _Probe(model, layers[layer], _short(model, batch))
-    with evaluating(model):
+    with evaluating(model):  # from the first run on: quantized weights give slightly other outputs with gradients
+        probe = _Probe(model, layers[layer], _short(model, batch))
         outputs_BTD = probe.leaf_outputs()
         linear = {path: out for path, out in outputs_BTD.items() if _is_linear(layers[layer].get_submodule(path))}
         found = _last_added(probe, linear)

@@ -186,3 +186,14 @@ def test_a_seed_model_that_cannot_be_asked_is_patched_with_what_was_read(seed_di
         assert "no general prompts are answered for the patch, since it has no chat template" in caplog.text
         with pytest.raises(DatasetError, match="asks for general prompts, but it has no chat template"):
             pruned(seed_dir, tmp_path, text, GeneralText(num_prompts=2), drop_layers=(3,))
+
+
+def test_a_seed_model_loaded_in_4_bits_gives_a_patch_for_the_checkpoint_on_disk(tiny_llama_dir, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    settings = {"drop_layers": (2,), "load_in_4bit": True, "dtype": "float32"}
+    patched = pruned(tiny_llama_dir, tmp_path, words, **settings)
+    bare = pruned(tiny_llama_dir, tmp_path, words, drop_layers=(2,), patch="none")
+    assert record(patched)["cuts"][0]["applied"]
+    assert changed(bare, patched) == ["model.layers.1.mlp.down_proj.weight"]
+    weight = load_file(patched / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
+    assert (weight.dtype, tuple(weight.shape)) == (torch.float32, (64, 128))
