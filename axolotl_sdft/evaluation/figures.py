@@ -133,12 +133,15 @@ class RecoveryReport:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Package versions, where the rows come from, the machine."""
 
+    harness: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What lm-evaluation-harness itself says of each model, as its results files hold it; a file of its own."""
+
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        return asdict(self)
+        """Return the report as JSON values, without what has files of its own."""
+        return {key: value for key, value in asdict(self).items() if key != "harness"}
 
 
-_FORMAT = 2
+_FORMAT = 3
 """Counts up when a measure changes what it measures, or a default that is left out of what shaped it means another."""
 
 

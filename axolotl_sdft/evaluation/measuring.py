@@ -35,7 +35,7 @@ from axolotl_sdft.evaluation.measures.likelihood import (
     seed_answers,
 )
 from axolotl_sdft.evaluation.measures.speed import described_device, measure_speed
-from axolotl_sdft.evaluation.measures.task_scores import task_scores
+from axolotl_sdft.evaluation.measures.task_scores import joined_results, task_scores
 from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
 from axolotl_sdft.inference.forwarding import free_memory
 from axolotl_sdft.inference.likelihood import ScoredIds
@@ -78,6 +78,8 @@ class Measuring:
         """What could not be measured, and why."""
         self.fingerprints: dict[str, str] = {}
         """Of each model that can be measured, by its name."""
+        self.harness: dict[str, dict[str, Any]] = {}
+        """What lm-evaluation-harness itself says of each model."""
 
     @cached_property
     def device(self) -> str:
@@ -241,14 +243,15 @@ class Measuring:
         for task in config.tasks:
             alone = config.model_copy(update={"tasks": (task,)})
 
-            def make(alone: LmEvalConfig = alone, name: str = task.task) -> list[float]:
+            def make(alone: LmEvalConfig = alone, name: str = task.task) -> dict[str, Any]:
                 scored = task_scores(model, alone, self._config.dtype, self._resampler, trust_remote_code=trusts)
-                return list(scored[name][1])
+                return {"questions": list(scored[name].questions), "results": scored[name].results}
 
             settings = alone.model_dump(mode="json", exclude_defaults=True)
             found = self._value(model, f"task_{slug(task.task)}", settings, make)
             if found is not None:
-                scores[task.task] = found
+                scores[task.task] = found["questions"]
+                self.harness[model.name] = joined_results([self.harness.get(model.name, {}), found["results"]])
         return scores
 
     def _speeds(self, models: Sequence[ReportedModel]) -> dict[str, SpeedFigures]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.core.artifacts import ensure_writable, package_versions
 from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.model_folder import slug
 from axolotl_sdft.core.safe_output import masked
 from axolotl_sdft.evaluation.figures import RecoveryReport, write_whole
 from axolotl_sdft.evaluation.spec import RecoverySpec
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from axolotl_sdft.evaluation.measuring import Measuring
 
 REPORT_FILE, JSON_FILE, CARD_FILE = "report.html", "report.json", "model_card.md"
+HARNESS_FOLDER = "lm_eval"
 
 
 def check_report(spec: RecoverySpec) -> None:
@@ -72,6 +74,7 @@ def run_report(spec: RecoverySpec) -> RecoveryReport:
         settings=masked(spec.config.model_dump(mode="json")),
         notes=(*spec.notes, *measured.notes),
         provenance=_provenance(spec, measured),
+        harness=measured.harness,
     )
 
 
@@ -89,7 +92,10 @@ def _provenance(spec: RecoverySpec, measured: "Measuring") -> dict[str, Any]:
 
 
 def write_report(report: RecoveryReport, folder: Path) -> dict[str, Path]:
-    """Write page, figures and model card section into a folder; return their paths by what they are."""
+    """Write page, figures and model card section into a folder; return their paths by what they are.
+
+    Beside them, ``lm_eval`` holds a folder for each model with a results file as lm-evaluation-harness writes it.
+    """
     from axolotl_sdft.evaluation.report.model_card import model_card_section
     from axolotl_sdft.evaluation.report.page import render_page
 
@@ -101,7 +107,19 @@ def write_report(report: RecoveryReport, folder: Path) -> dict[str, Path]:
     }
     for name, content in files.values():
         write_whole(folder / name, content)
-    return {what: folder / name for what, (name, _) in files.items()}
+    paths = {what: folder / name for what, (name, _) in files.items()}
+    harness = {f"lm_eval results of {name}": _write_harness(name, report, folder) for name in report.harness}
+    return paths | harness
+
+
+def _write_harness(name: str, report: RecoveryReport, folder: Path) -> Path:
+    """Write what the harness says of a model where its own tools look: in a folder for each, named by the time."""
+    results = report.harness[name]
+    measured = datetime.datetime.fromtimestamp(results.get("date") or 0.0)
+    path = folder / HARNESS_FOLDER / slug(name) / f"results_{measured.isoformat().replace(':', '-')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, finite(results))
+    return path
 
 
 def finite(value: Any) -> Any:

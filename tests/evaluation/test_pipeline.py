@@ -12,8 +12,10 @@ import pytest
 from axolotl_sdft import cut_layers
 from axolotl_sdft.config import RecoveryReportConfig
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, UnknownNameError
+from axolotl_sdft.core.model_folder import slug
 from axolotl_sdft.evaluation import measuring
 from axolotl_sdft.evaluation.figures import FigureStore, SpeedFigures, model_fingerprint
+from axolotl_sdft.evaluation.measures.task_scores import Scores
 from axolotl_sdft.evaluation.pipeline import check_report, finite, run_report, write_report
 from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
 from axolotl_sdft.inference.interfaces import Target
@@ -173,7 +175,9 @@ def test_each_task_is_kept_by_itself(spec, monkeypatch):
 
     def scores(model, config, *args, **kwargs):
         asked.append((model.name, config.tasks[0].task))
-        return {config.tasks[0].task: (None, [1.0, 0.0] if model.name == "seed" else [0.0, 0.5])}
+        (task,) = config.tasks
+        questions = [1.0, 0.0] if model.name == "seed" else [0.0, 0.5]
+        return {task.task: Scores(None, questions, {"results": {task.task: {"acc,none": 0.5}}, "date": len(asked)})}
 
     monkeypatch.setattr(measuring, "task_scores", scores)
     report = run_report(with_settings(spec, lm_eval={"tasks": ["one", "two"]}))
@@ -183,6 +187,8 @@ def test_each_task_is_kept_by_itself(spec, monkeypatch):
     assert asked[4:] == [("seed", "three"), ("pruned", "three")]
     assert report.models[0].tasks["one"].value == 0.5
     assert report.models[1].quality_kept["tasks"].value == 50.0
+    both = {"one": {"acc,none": 0.5}, "two": {"acc,none": 0.5}}
+    assert {name: results["results"] for name, results in report.harness.items()} == {"seed": both, "pruned": both}
 
 
 def test_models_are_timed_together_and_one_that_fails_is_noted_and_tried_again(spec, monkeypatch):
@@ -244,6 +250,19 @@ def test_the_report_is_written_as_page_figures_and_section_and_replaces_an_older
     told = json.loads(paths["figures"].read_text())
     assert told["notes"] == ["anew"]
     assert told["models"][2]["quality_kept"]["tasks"] == {"value": 88.8, "low": 86.3, "high": 91.3, "rows": 40}
+
+
+def test_the_harness_s_results_are_files_in_a_folder_for_each_model(tmp_path):
+    pytest.importorskip("lm_eval")
+    results = {"results": {"gsm8k": {"acc,none": math.nan}}, "versions": {}, "n-shot": {}, "date": 1_900_000_000.5}
+    report = full_report(harness={"my model": results})
+    path = write_report(report, tmp_path)["lm_eval results of my model"]
+    write_report(report, tmp_path)
+
+    assert list((tmp_path / "lm_eval" / slug("my model")).iterdir()) == [path]
+    assert path.match("results_2030-03-1?T??-??-??.500000.json")
+    assert json.loads(path.read_text()) == results | {"results": {"gsm8k": {"acc,none": None}}}
+    assert "harness" not in json.loads((tmp_path / "report.json").read_text())
 
 
 def test_numbers_that_json_can_not_hold_become_null():

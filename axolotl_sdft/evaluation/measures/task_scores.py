@@ -1,11 +1,14 @@
 """Scores of lm-evaluation-harness (the package ``lm_eval``), question by question. torch comes with the first score."""
 
+import copy
 import difflib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from axolotl_sdft.config.evaluation import LmEvalConfig, TaskConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError, MissingExtraError, first_line
@@ -19,13 +22,24 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-Scores = tuple[Estimate, list[float]]
-"""A task's score with its interval, and one number per question, whose mean is the score."""
+
+class Scores(NamedTuple):
+    """What a model reaches in a task."""
+
+    score: Estimate
+    questions: list[float]
+    """One number per question, whose mean is the score: models are compared question by question, which the harness's
+    own standard errors can't do."""
+    results: dict[str, Any]
+    """What the harness itself says, as its results file holds it."""
+
 
 _METRICS = ("acc_norm", "exact_match", "acc")
 _FILTERS = ("strict-match", "none")
 # Nothing stops the harness from trying batches that fill all memory of a machine: only accelerators refuse them.
 _CPU_BATCH_SIZE = 4
+# Of the harness's own standard errors, for the rare metrics of which they follow from no formula.
+_BOOTSTRAPS = 1000
 
 
 def check_tasks(config: LmEvalConfig) -> None:
@@ -87,7 +101,8 @@ def task_scores(
         for task in config.tasks:
             results = _evaluated(harness_model, task, config)
             questions = _question_scores(task, results, _counts_tasks_alike(task, config.include_path, results))
-            scores[task.task] = (resampler.ratio(questions, [1.0] * len(questions)), questions)
+            score = resampler.ratio(questions, [1.0] * len(questions))
+            scores[task.task] = Scores(score, questions, _as_filed(results, model))
             shown.advance(task=task.task)
     return scores
 
@@ -242,10 +257,42 @@ def _evaluated(harness_model: Any, task: TaskConfig, config: LmEvalConfig) -> di
         task_manager=_task_manager(config.include_path),
         limit=config.limit,
         log_samples=True,
-        bootstrap_iters=0,  # intervals are made here, over the same questions for all models
+        bootstrap_iters=_BOOTSTRAPS,
         apply_chat_template=False,
     )
     return results
+
+
+def _as_filed(results: dict[str, Any], model: ReportedModel) -> dict[str, Any]:
+    """Return the harness's results as its own tracker files them, where other tools look for them."""
+    from lm_eval.loggers import EvaluationTracker
+
+    with TemporaryDirectory(prefix="sdft-lm-eval-") as folder:
+        tracker = EvaluationTracker(output_path=folder)
+        arguments = {"pretrained": str(model.folder)}
+        tracker.general_config_tracker.log_experiment_args("hf", arguments, None, None, False)
+        figures = {key: value for key, value in results.items() if key != "samples"}
+        tracker.save_results_aggregated(results=figures, samples=results["samples"])
+        filed: dict[str, Any] = json.loads(next(Path(folder).rglob("results_*.json")).read_text(encoding="utf-8"))
+    return filed
+
+
+def joined_results(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the harness's results of several runs of one model as those of one run."""
+    joined: dict[str, Any] = {}
+    for results in several:
+        for key, value in results.items():
+            parts = isinstance(value, dict) and isinstance(joined.get(key), dict)
+            joined[key] = joined[key] | value if parts else value
+    return joined
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """Return the harness's own table of its results: versions, filters, shots, all metrics, standard errors."""
+    from lm_eval.utils import make_table
+
+    table: str = make_table(copy.deepcopy(dict(results)))  # which takes the names of tasks out of it
+    return table
 
 
 def _counts_tasks_alike(task: TaskConfig, include_path: str | None, results: Mapping[str, Any]) -> bool:

@@ -55,8 +55,8 @@ def report_alone(cfg: Any) -> Iterator[str]:
         SdftError: A setting can't work, a named model is missing, or the seed can't be measured.
     """
     from axolotl_sdft.evaluation.pipeline import run_report, write_report
+    from axolotl_sdft.evaluation.report.page import vllm_lines_of
     from axolotl_sdft.evaluation.report.table import text_lines
-    from axolotl_sdft.evaluation.report.vllm_settings import vllm_lines_of
 
     spec = recovery_spec(cfg)
     report = run_report(spec)

@@ -14,7 +14,7 @@ pytest.importorskip("lm_eval")
 from axolotl_sdft.config.evaluation import LmEvalConfig, TaskConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError, MissingExtraError
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
-from axolotl_sdft.evaluation.measures.task_scores import check_tasks, task_scores
+from axolotl_sdft.evaluation.measures.task_scores import check_tasks, joined_results, results_table, task_scores
 from axolotl_sdft.evaluation.spec import ReportedModel
 
 QUESTIONS = [
@@ -123,19 +123,37 @@ def test_scores_are_those_of_the_harness(include_path, model, harness_results):
         own[1]["tiny_few"]["acc,none"],
         own[2]["tiny_written"]["exact_match,strict-match"],
     ]
-    assert [figure.value for figure, _ in scores.values()] == pytest.approx(expected)
+    assert [told.score.value for told in scores.values()] == pytest.approx(expected)
     assert own[2]["tiny_written"]["exact_match,flexible-extract"] < own[2]["tiny_written"]["exact_match,strict-match"]
     assert list(scores) == ["tiny_choices", "tiny_few", "tiny_written"]
-    assert [figure.rows for figure, _ in scores.values()] == [6, 2, 6]
-    for figure, questions in scores.values():
+    assert [told.score.rows for told in scores.values()] == [6, 2, 6]
+    for figure, questions, _ in scores.values():
         assert figure.value == pytest.approx(statistics.fmean(questions))
         assert figure.low <= figure.value <= figure.high
+
+
+def test_the_harness_s_own_results_come_along_as_its_tools_read_them(include_path, model, harness_results):
+    config = _config(include_path, "tiny_choices", {"task": "tiny_by_size", "metric": "acc"})
+    filed = [told.results for told in task_scores(model, config, "float32", Resampler(0)).values()]
+    own = harness_results[0]["results"]["tiny_choices"]
+    assert filed[0]["results"]["tiny_choices"]["acc,none"] == own["acc,none"]
+    # The sample's standard deviation over the root of the number of questions.
+    right = [sample["acc"] for sample in harness_results[0]["samples"]["tiny_choices"]]
+    assert filed[0]["results"]["tiny_choices"]["acc_stderr,none"] == pytest.approx(statistics.stdev(right) / 6**0.5)
+    assert filed[0]["model_name"] == str(model.folder)
+    assert "samples" not in filed[0]
+    both = joined_results(filed)
+    assert both["results"].keys() == {"tiny_choices", "tiny_few", "tiny_by_size"}
+    assert both["n-samples"].keys() == {"tiny_choices", "tiny_few"}
+    table = results_table(both)
+    assert table.splitlines()[0].split("|")[1].strip() == "Tasks"
+    assert table == results_table(both)
 
 
 @pytest.mark.parametrize(("task", "weights"), [("tiny_by_size", (6, 2)), ("tiny_alike", (1, 1)), ("tiny_tag", (6, 2))])
 def test_a_group_is_averaged_as_the_harness_does(include_path, model, harness_results, task, weights):
     config = _config(include_path, {"task": task, "metric": "acc"})
-    (figure, questions) = task_scores(model, config, "float32", Resampler(50))[task]
+    (figure, questions, _) = task_scores(model, config, "float32", Resampler(50))[task]
     own = harness_results[0]["results"]
     parts = [own[name]["acc,none"] for name in ("tiny_choices", "tiny_few")]
     assert parts[0] != parts[1]  # or all ways of averaging were the same
@@ -149,7 +167,7 @@ def test_a_group_is_averaged_as_the_harness_does(include_path, model, harness_re
 def test_two_models_answer_the_same_questions_of_a_group(include_path, model, harness_results):
     config = _config(include_path, "tiny_by_size")
     first, second = (task_scores(model, config, "float32", Resampler(20)) for _ in range(2))
-    assert first == second
+    assert [told.questions for told in first.values()] == [told.questions for told in second.values()]
     assert harness_results[0]["samples"].keys() == harness_results[1]["samples"].keys()
 
 
@@ -157,7 +175,7 @@ def test_shots_and_limits_reach_the_harness(include_path, model, harness_results
     config = _config(include_path, {"task": "tiny_choices", "num_fewshot": 2}, "tiny_few", limit=1)
     scores = task_scores(model, config, "float32", Resampler(0))
     assert [result["n-shot"] for result in harness_results] == [{"tiny_choices": 2}, {"tiny_few": 0}]
-    assert [figure.rows for figure, _ in scores.values()] == [1, 1]
+    assert [told.score.rows for told in scores.values()] == [1, 1]
     prompt = harness_results[0]["samples"]["tiny_choices"][0]["arguments"][0][0]
     assert prompt.count("\n\n") == 2  # after each solved question
     assert "<|im_start|>" not in prompt

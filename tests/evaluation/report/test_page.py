@@ -100,6 +100,15 @@ def test_without_matplotlib_the_page_says_once_how_to_get_its_pictures(monkeypat
     assert "svg" not in page.tags
 
 
+def test_the_harness_s_own_table_stands_on_the_page():
+    pytest.importorskip("lm_eval")
+    scores = {"alias": "gsm8k", "exact_match,strict-match": 0.4, "exact_match_stderr,strict-match": 0.1}
+    own = {"results": {"gsm8k": scores}, "versions": {"gsm8k": 3}, "n-shot": {"gsm8k": 5}}
+    page = Page(render_page(full_report(harness={"seed": own})))
+    assert "|gsm8k|3|strict-match|5|exact_match||0.4|±|0.1|" in page.text.replace(" ", "")
+    assert "lm_eval beside this page" in page.text
+
+
 def test_a_report_of_the_seed_alone_says_so():
     page = Page(render_page(full_report(models=(seed_model(),), notes=("trained: out holds no model yet",))))
     assert "There is only the seed to measure." in page.text

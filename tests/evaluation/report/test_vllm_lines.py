@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_sdft.evaluation.report.vllm_settings import vllm_lines
+from axolotl_sdft.evaluation.report.page import vllm_lines
 
 
 def _checkpoint(folder: Path, **config: object) -> Path:
