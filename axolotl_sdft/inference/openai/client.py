@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
-from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.inference.openai.api_key import ApiKey
@@ -86,7 +86,7 @@ class Client:
         except APIConnectionError as err:
             fault = TransientError(describe(err.__cause__ or err))
             fault.was_repeated = True
-        except (ValueError, OSError) as err:  # an address that the HTTP library finds fault with
+        except (ValueError, OSError, OpenAIError, _HTTP.InvalidURL) as err:  # such as an odd address
             fault = TransientError(describe(err))
         fault.args = (self._key.redacted(str(fault)),)
         raise fault  # outside of the handlers: the SDK's error holds the request, and that the key
@@ -94,7 +94,7 @@ class Client:
     def _start(self) -> AsyncOpenAI:
         try:
             http_client = _BoundedClient(self._key, self._trust_env)
-        except (ValueError, ImportError):  # the text may hold the proxy's password
+        except (ValueError, ImportError, _HTTP.InvalidURL):  # the text may hold the proxy's password
             raise ConfigError(
                 f"self_distillation.generation.base_urls: {self._base_url} can't be asked, since the proxy that "
                 "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names can't be used; correct it, or name the server in NO_PROXY"

@@ -228,8 +228,9 @@ def test_the_text_of_a_fault_is_one_line_without_escapes():
     assert str(caught.value) == f"HTTP 400 Bad: no {mark}]0;owned{mark}{mark}room{mark}2J"
 
 
-def test_a_proxy_that_can_not_be_used_is_one_error_without_its_password(monkeypatch):
-    monkeypatch.setenv("ALL_PROXY", "odd://me:hidden@proxy:1")
+@pytest.mark.parametrize("proxy", ["odd://me:hidden@proxy:1", "http://me:hidden@[::1"])
+def test_a_proxy_that_can_not_be_used_is_one_error_without_its_password(monkeypatch, proxy):
+    monkeypatch.setenv("ALL_PROXY", proxy)
     with pytest.raises(ConfigError, match=r"base_urls: .* the proxy that .* names can't be used") as caught:
         asked(OK, lambda: [])
     assert "hidden" not in str(caught.value)

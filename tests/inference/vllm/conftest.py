@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import urllib.request
 from functools import cache
 
@@ -18,6 +19,7 @@ loaded_once = cache(load_tokenizer)
 def fake(tmp_path, monkeypatch):
     """Have ``vllm`` stand for the fake one in this environment."""
     install(fake_vllm.install(tmp_path / "site"), monkeypatch)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # logs of servers that failed stay
 
 
 def install(folder, monkeypatch):
