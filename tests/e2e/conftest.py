@@ -58,7 +58,7 @@ def base_config(tiny_llama_dir, alpaca_file):
         "dataset_num_proc": 1,
         "dataset_prepared_path": "prepared",
         "output_dir": "out",
-        "layer_pruning": {"num_layers": 2, "calibration": {"num_samples": 8, "sequence_len": 64}},
+        "layer_pruning": {"num_layers": 2, "calibration": {"num_samples": 8, "sequence_len": 64, "general_share": 0}},
         "self_distillation": {"checks": [], "generation": {"max_new_tokens": 6}, "gap_samples": 4},
         "dynsdpb": {},
     }

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
 from axolotl_sdft import LayerPruningConfig, LayerScores, PruningPlan, plan_pruning
 from axolotl_sdft.pruning.planning.removable import Removable
 from axolotl_sdft.pruning.planning.report import report_lines, savings_lines
 from axolotl_sdft.pruning.planning.savings import Footprint, Savings
+from axolotl_sdft.pruning.scoring.scores import BlockDivergence
 
 BEFORE = Footprint(5, 1_000_000, 2_000_000, 5_000, 0, 1_900_000_000)
 AFTER = Footprint(3, 800_000, 1_600_000, 3_000, 0, 1_500_000_000)
@@ -138,3 +141,16 @@ def test_what_a_model_remembers_is_a_cache_or_a_state_or_both(cache, state, expe
     assert len(remembered) == len(expected)
     assert all(line.startswith(start) for line, start in zip(remembered, expected, strict=True))
     assert printed[-2:] == ["FLOPs per token unknown unknown", "a note"]
+
+
+def test_blocks_that_were_tried_are_shown_bare_and_patched():
+    tried = (BlockDivergence(1, 2, 0.5, 0.25), BlockDivergence(1, 3, 1.0, None), BlockDivergence(2, 4, 2.0, 0.75))
+    printed = lines(replace(BLOCKS, metric="divergence", divergences=tried), metric="divergence")
+    title = "Blocks tried: KL to the seed model in nats per token of held-out text, bare and patched"
+    table = printed[printed.index(title) :]
+    assert [line.split() for line in table[1:]] == [
+        ["go", "KL", "bare", "KL", "patched", "parameters", "left", "layers"],
+        ["1", "0.5000", "0.2500", "900.0", "k", "90.0", "%", "1"],
+        [">", "2", "2.0000", "0.7500", "800.0", "k", "80.0", "%", "2", "to", "3"],
+        ["1.0000", "no", "patch", "800.0", "k", "80.0", "%", "1", "to", "2"],
+    ]
