@@ -1,6 +1,6 @@
 """Writes the rows of LIMA as messages, which Axolotl reads with ``type: chat_template``.
 
-    huggingface-cli login                          # GAIR/lima is gated: accept its terms on the Hub first
+    hf auth login                                   # GAIR/lima is gated: accept its terms on the Hub first
     python example_configs/prepare_lima.py         # writes data/lima.jsonl
 
 A row of GAIR/lima is a list of texts, in turn by the user and by the assistant.

@@ -43,6 +43,9 @@ class GenerationConfig(Block):
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """Sample from the smallest set of tokens that holds this much probability. Needs ``temperature`` above 0."""
 
+    top_k: int | None = Field(None, ge=1)
+    """Sample from so many most likely tokens, before ``top_p``; unset: from all. Needs ``temperature`` above 0."""
+
     seed: int = Field(42, ge=0)
     """Random seed of the sampling. The same one gives the same dataset, also after a restart."""
 
@@ -96,11 +99,12 @@ class GenerationConfig(Block):
         return without("chat_template_kwargs", arguments, TEMPLATE_ARGUMENTS)
 
     @model_validator(mode="after")
-    def _top_p_needs_sampling(self) -> "GenerationConfig":
-        if self.top_p < 1.0 and self.temperature == 0.0:
-            raise ValueError(
-                f"top_p is {self.top_p}, but temperature 0.0 does not sample; set temperature or drop top_p"
-            )
+    def _top_p_and_top_k_need_sampling(self) -> "GenerationConfig":
+        for name, value, neutral in (("top_p", self.top_p, 1.0), ("top_k", self.top_k, None)):
+            if value != neutral and self.temperature == 0.0:
+                raise ValueError(
+                    f"{name} is {value}, but temperature 0.0 does not sample; set temperature or drop {name}"
+                )
         return self
 
 

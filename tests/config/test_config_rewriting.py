@@ -18,6 +18,12 @@ def test_top_p_without_sampling_is_refused():
     assert TransformersGeneration(top_p=0.9, temperature=0.7).top_p == 0.9
 
 
+def test_top_k_without_sampling_is_refused():
+    with pytest.raises(ValidationError, match=r"top_k is 50, but temperature 0\.0 does not sample; set temp"):
+        TransformersGeneration(top_k=50)
+    assert TransformersGeneration(top_k=50, temperature=0.95).top_k == 50
+
+
 def test_one_server_may_be_written_without_a_list_and_a_slash_at_the_end_does_not_count():
     config = generation_config({"backend": "openai", "base_urls": "http://gpu1:8000/v1/"})
     assert config.base_urls == ("http://gpu1:8000/v1",)

@@ -142,7 +142,7 @@ class TransformersBackend:
     def _make_decoder(self) -> ContinuousDecoder | PlainDecoder:
         """Return the fast decoder where the model fits it, else the one that leaves all to transformers."""
         penalty = getattr(self._model.generation_config, "repetition_penalty", None) or 1.0
-        choose = TokenChooser(self._config.top_p, penalty)
+        choose = TokenChooser(self._config.top_p, penalty, top_k=self._config.top_k)
         limits = (self._config.max_batch_size, self._config.max_batch_tokens)
         reason = self._unfit_because()
         if reason is None:

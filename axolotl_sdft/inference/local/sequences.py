@@ -87,7 +87,9 @@ def new_sequence(
 Choice: TypeAlias = tuple[int, float]
 """A token and its log-probability under the model, in nats; 0 where nothing is sampled."""
 
-_LIKELIEST = 1024  # tokens that nearly always hold top_p of the probability, so that the vocabulary need not be sorted
+_MOST_LIKELY = (
+    1024  # tokens that nearly always hold top_p of the probability, so that the vocabulary need not be sorted
+)
 
 
 class TokenChooser:
@@ -97,10 +99,11 @@ class TokenChooser:
         top_p: Share of the probability that is sampled from, the most likely tokens first.
         repetition_penalty: What the score of a token that is in the row already is divided by, or multiplied where it
             is negative; 1 leaves it.
+        top_k: Sampled from are so many most likely tokens, of whose probability ``top_p`` is a share; None: from all.
     """
 
-    def __init__(self, top_p: float = 1.0, repetition_penalty: float = 1.0) -> None:
-        self._top_p, self._repetition_penalty = top_p, repetition_penalty
+    def __init__(self, top_p: float = 1.0, repetition_penalty: float = 1.0, *, top_k: int | None = None) -> None:
+        self._top_p, self._repetition_penalty, self._top_k = top_p, repetition_penalty, top_k
 
     def __call__(self, logits_BV: Tensor, rows: Sequence[ActiveSequence]) -> list[Choice]:
         """Return one choice per row. Each sampled row draws one number from its own source of chance."""
@@ -124,17 +127,18 @@ class TokenChooser:
             [1.0 - row.random.random() if row.random else 1.0 for row in rows], dtype=torch.float64
         ).to(scores_BV.device, _cumulating_dtype(scores_BV))
         probability_BV = (scores_BV / temperature_B[:, None]).softmax(-1)
-        if self._top_p == 1.0:
+        if self._top_p == 1.0 and self._top_k is None:
             return _inverse_distribution(probability_BV, drawn_B)
-        nucleus_BK, token_BK = _nucleus(probability_BV, self._top_p)
+        nucleus_BK, token_BK = _nucleus(probability_BV, self._top_p, self._top_k)
         return token_BK.gather(1, _inverse_distribution(nucleus_BK, drawn_B)[:, None])[:, 0]
 
 
-def _nucleus(probability_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+def _nucleus(probability_BV: Tensor, top_p: float, top_k: int | None) -> tuple[Tensor, Tensor]:
     """Return the most likely tokens' probabilities, 0 for those beyond ``top_p``, and the tokens, both [B, K]."""
-    num_tokens = min(_LIKELIEST, probability_BV.shape[1])
-    value_BK, token_BK = probability_BV.topk(num_tokens)
-    if bool((value_BK.sum(-1) < top_p).any()):
+    value_BK, token_BK = probability_BV.topk(min(top_k or _MOST_LIKELY, probability_BV.shape[1]))
+    if top_k is not None:
+        value_BK = value_BK / value_BK.sum(-1, keepdim=True)
+    elif bool((value_BK.sum(-1) < top_p).any()):
         value_BK, token_BK = probability_BV.sort(descending=True)
     mass_before_BK = value_BK.cumsum(-1) - value_BK
     return value_BK.masked_fill(mass_before_BK >= top_p, 0.0), token_BK

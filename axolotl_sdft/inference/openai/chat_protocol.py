@@ -63,7 +63,7 @@ def chat_request(config: OpenAIGeneration, model: str, prompt: Prompt, without: 
         # Servers have cut-offs of their own unless told otherwise, and then don't sample what the model would.
         sampling |= {
             "seed": sampling_seed(config.seed, prompt.messages, prompt.attempt) % _SEEDS,
-            "top_k": -1,
+            "top_k": config.top_k or -1,
             "min_p": 0.0,
             "logprobs": True,
         }
@@ -73,7 +73,8 @@ def chat_request(config: OpenAIGeneration, model: str, prompt: Prompt, without: 
 
 def optional_fields(request: dict[str, Any], config: OpenAIGeneration) -> frozenset[str]:
     """Return the fields of a request that a server may refuse without harm."""
-    return frozenset(_OPTIONAL & request.keys() - config.request_fields.keys())
+    asked = {*config.request_fields, *(["top_k"] if config.top_k else [])}
+    return frozenset(_OPTIONAL & request.keys() - asked)
 
 
 def refused_fields(reason: str, optional: frozenset[str]) -> frozenset[str]:

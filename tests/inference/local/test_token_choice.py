@@ -60,7 +60,7 @@ def test_temperature_shapes_the_draw_and_not_the_log_probability():
 
 @pytest.mark.parametrize("is_sorted_whole", [False, True])
 def test_top_p_leaves_the_fewest_tokens_that_hold_so_much(is_sorted_whole, monkeypatch):
-    monkeypatch.setattr(sequences, "_LIKELIEST", 1 if is_sorted_whole else 4)
+    monkeypatch.setattr(sequences, "_MOST_LIKELY", 1 if is_sorted_whole else 4)
     source = Random(5)
 
     drawn = Counter(
@@ -95,3 +95,21 @@ def test_the_repetition_penalty_lowers_what_the_row_has_and_leaves_the_log_proba
     # instead of 0.65, and 0.6 is drawn.
     assert [token for token, _ in chosen] == [0, 1, 3]
     assert chosen[2][1] == pytest.approx(scores[2].log_softmax(-1)[3].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "drawn", "token"),
+    # Of 0.4, 0.3 and 0.1 the two largest are sampled from, 4/7 and 3/7 of the probability.
+    [(1.0, 0.57, 1), (1.0, 0.58, 3), (1.0, 1.0, 3), (0.5, 1.0, 1), (0.6, 1.0, 3)],
+)
+def test_top_k_leaves_the_most_likely_tokens_of_which_top_p_takes_its_share(top_p, drawn, token):
+    chooser = TokenChooser(top_p, top_k=2)
+    [(chosen, logprob)] = chooser(logits([0.1, 0.4, 0.2, 0.3]), [row(1.0, Drawn(1 - drawn))])
+    assert chosen == token
+    assert logprob == pytest.approx(math.log([0.1, 0.4, 0.2, 0.3][token]), abs=1e-6)
+
+
+def test_top_k_of_one_is_greedy_and_one_above_the_vocabulary_is_all_of_it():
+    one = TokenChooser(top_k=1)(logits([0.1, 0.4, 0.2, 0.3]), [row(1.0, Drawn(0.99))])
+    every = TokenChooser(top_k=99)(logits([0.1, 0.4, 0.2, 0.3]), [row(1.0, Drawn(0.0))])
+    assert (one[0][0], every[0][0]) == (1, 0)
