@@ -1,6 +1,7 @@
 """Which room may import which, read from the source: nothing is imported here."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -93,6 +94,19 @@ def test_no_modules_import_each_other_in_a_circle(graph):
         TopologicalSorter(graph).prepare()
     except CycleError as err:
         pytest.fail(f"a circle of imports: {' <- '.join(module or PACKAGE.name for module in err.args[1])}")
+
+
+# Neither modules nor rooms.
+OTHER_NAMES = {"axolotl", "fit_patch", "patched_tensors"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=lambda path: path.parent.name)
+def test_a_room_says_what_lives_there_and_names_nothing_that_does_not(path):
+    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert said, f"{path} has no docstring"
+    named = set(re.findall(r"``([a-z_]+)``", said)) - OTHER_NAMES
+    there = {below.stem for below in path.parent.rglob("*.py")} | {below.name for below in path.parent.iterdir()}
+    assert named <= there
 
 
 def loads_weights(node):

@@ -1,3 +1,3 @@
-"""Ready configurations: those that ship with the package (``catalogue``, ``copying``), and what makes one's own of use
-to others (``checking``).
+"""Ready configurations: those that ship with the package (``catalogue``), and what makes one's own of use to others
+(``checking``).
 """
