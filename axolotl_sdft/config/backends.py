@@ -21,6 +21,7 @@ _REQUEST_FIELDS = {
     "seed": "which generation.seed sets",
     "stream": "but answers are read whole",
     "temperature": "which generation.temperature sets",
+    "top_k": "which generation.top_k sets",
     "top_p": "which generation.top_p sets",
 }
 """What a request to a server holds anyway, and where it comes from."""
@@ -53,7 +54,7 @@ class OpenAIGeneration(GenerationConfig):
     """How often a row is asked again before it counts as failed, and a silent server before it counts as dead."""
 
     extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of each request to a server, such as ``top_k: 20``. ``chat_template_kwargs`` in it are joined with
+    """Further fields of each request to a server, such as ``min_p: 0.05``. ``chat_template_kwargs`` in it are joined with
     the setting of that name."""
 
     SPEED_ONLY: ClassVar[frozenset[str]] = frozenset(

@@ -2,6 +2,6 @@
 
 ``interfaces`` holds what generation is asked and gives back, ``backends`` registers the three that ship: ``local`` (in
 this process), ``openai`` (servers) and ``vllm`` (a server that is a child process). ``loading``, ``prompts``,
-``chat_templates``, ``likelihood``, ``forwarding`` and ``oom`` serve all stages. What the stages may use is any public
+``chat_templates``, ``likelihood`` and ``forwarding`` serve all stages. What the stages may use is any public
 name of the modules here, and of the rooms below only what ``backends`` makes.
 """

@@ -45,6 +45,7 @@ def test_layer_pruning_with_only_a_number_of_layers_scores_the_training_set_by_a
             "sequence_len": 1024,
             "batch_size": 4,
             "parts": (),
+            "general_share": 0.5,
         },
         "dtype": "auto",
         "device_map": None,

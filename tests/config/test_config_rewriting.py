@@ -221,16 +221,16 @@ def test_arguments_of_the_chat_template_shape_answers():
 
 
 def test_a_request_is_the_same_whichever_key_gives_the_chat_templates_arguments():
-    settings = SERVED | {"extra_body": {"top_k": 20}}
+    settings = SERVED | {"extra_body": {"min_p": 0.05}}
     own = generation_config(**settings, chat_template_kwargs=NO_THINKING)
-    body = generation_config(**SERVED, extra_body={"top_k": 20, "chat_template_kwargs": NO_THINKING})
+    body = generation_config(**SERVED, extra_body={"min_p": 0.05, "chat_template_kwargs": NO_THINKING})
     both = generation_config(**SERVED, extra_body=body.extra_body, chat_template_kwargs={"lang": "en"})
 
-    assert own.request_fields == body.request_fields == {"top_k": 20, "chat_template_kwargs": NO_THINKING}
+    assert own.request_fields == body.request_fields == {"min_p": 0.05, "chat_template_kwargs": NO_THINKING}
     assert own.shaping_answers() == body.shaping_answers()
     assert own.template_arguments == body.template_arguments == NO_THINKING
     assert both.template_arguments == NO_THINKING | {"lang": "en"}
-    assert generation_config(**settings).request_fields == {"top_k": 20}
+    assert generation_config(**settings).request_fields == {"min_p": 0.05}
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_settings_that_only_change_the_speed_are_settings(kind):
 
 
 def test_settings_with_further_fields_of_requests_can_be_hashed():
-    first, second = (OpenAIGeneration(base_urls=("http://a/v1",), extra_body={"top_k": k}) for k in (1, 2))
+    first, second = (OpenAIGeneration(base_urls=("http://a/v1",), extra_body={"min_p": k}) for k in (0.1, 0.2))
     assert len({first, second, first.model_copy()}) == 2
 
 

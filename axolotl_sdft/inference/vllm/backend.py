@@ -141,6 +141,7 @@ class VLLMBackend(OpenAIBackend):
         sampled = {
             "seed": sampling_seed(self._config.seed, prompt.messages, prompt.attempt),
             "top_p": self._config.top_p,
+            "top_k": self._config.top_k or -1,
             "logprobs": 0,  # of the chosen token alone
         }
         return {

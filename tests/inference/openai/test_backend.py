@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.inference.interfaces import Answer, Prompt
 from tests.inference.openai.openai_server import (
     CANARY_TEXT,
@@ -87,6 +87,14 @@ def test_fields_that_a_server_refuses_are_left_out(backend_for):
         answers = answers_of(backend_for(server, temperature=1.0), prompts(2))
     assert [answers[row].text for row in range(2)] == ["re: row 0", "re: row 1"]
     assert {"seed", "temperature"} <= server.chats[-1].keys()
+
+
+def test_top_k_reaches_the_server_and_is_never_left_out_in_silence(backend_for):
+    with FakeServer() as server:
+        answers_of(backend_for(server, temperature=0.95, top_k=50), prompts(1))
+    assert server.chats[-1]["top_k"] == 50
+    with FakeServer(refused_fields=("top_k",)) as server, pytest.raises(SdftError, match="top_k"):
+        answers_of(backend_for(server, temperature=0.95, top_k=50), prompts(1))
 
 
 @pytest.mark.parametrize(

@@ -87,14 +87,15 @@ def test_a_greedy_request_holds_the_prompt_that_transformers_would_be_given(tiny
 
 
 def test_each_sampled_answer_has_a_seed_of_its_own_and_its_mean_log_probability(backend_for):
-    backend = backend_for(temperature=0.8, top_p=0.9, seed=7)
+    backend = backend_for(temperature=0.8, top_p=0.9, top_k=50, seed=7)
 
     answers = answers_of(backend, [chat(0, "Hi"), chat(1, "Hello")])
 
     asked = told(backend)["asked"]
     seeds = {sampling_seed(7, chat(0, text).messages, 0) for text in ("Hi", "Hello")}
     assert {request["seed"] for request in asked} == seeds
-    assert {(request["temperature"], request["top_p"], request["logprobs"]) for request in asked} == {(0.8, 0.9, 0)}
+    sampling = [tuple(request[name] for name in ("temperature", "top_p", "top_k", "logprobs")) for request in asked]
+    assert sampling == [(0.8, 0.9, 50, 0)] * 2
     assert [answer.mean_logprob for answer in answers.values()] == [-0.5, -0.5]
 
 
