@@ -54,8 +54,8 @@ class OpenAIGeneration(GenerationConfig):
     """How often a row is asked again before it counts as failed, and a silent server before it counts as dead."""
 
     extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of each request to a server, such as ``min_p: 0.05``. ``chat_template_kwargs`` in it are joined with
-    the setting of that name."""
+    """Further fields of each request to a server, such as ``min_p: 0.05``. ``chat_template_kwargs`` in it are joined
+    with the setting of that name."""
 
     SPEED_ONLY: ClassVar[frozenset[str]] = frozenset(
         {"base_urls", "api_key_env", "concurrency", "timeout_s", "max_retries"}
