@@ -3,9 +3,9 @@
     python -m tests.benchmarks.effect_answers --data DATA --workdir bench
 
 Each model answers held-out word problems of GSM8K, requests of OpenFunctions and questions of Dolly, greedily. Told are
-right results, right calls, answers to Dolly that run in circles and that were not ended, and with how many words of the
-seed model's answer they begin. The trained models are those that ``effect_teacher`` has kept in the same ``--workdir``,
-with the first seed; one that is not there is left out, with a note.
+right results, right calls, answers that run in circles, answers to Dolly that were not ended, and with how many words
+of the seed model's answer those begin. The trained models are those that ``effect_teacher`` has kept in the same
+``--workdir``, with the first seed; one that is not there is left out, with a note.
 """
 
 import sys
@@ -16,9 +16,10 @@ from itertools import takewhile
 from typing import Any
 
 from axolotl_sdft.config import ExactMatchConfig
+from axolotl_sdft.distillation.checks.loops import repetition
 from axolotl_sdft.distillation.generation.selection import rejection_of
 from axolotl_sdft.evaluation.measures.answer_accuracy import greedy_answers, right_answer_checks
-from axolotl_sdft.inference.interfaces import Target
+from axolotl_sdft.inference.interfaces import Answer, Target
 from tests.benchmarks.effect_runs import FinishedRuns, markdown_table
 from tests.benchmarks.effect_teacher import BEST, PLAIN, Way, adapter_dir, pruned
 from tests.benchmarks.effect_training import Bench, study_parser
@@ -105,11 +106,19 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     lines = []
     for title, run in found.items():
         cells = [counted(run["problems"]["passes"]), counted(run["calls"]["passes"])]
+        cells += [counted([circles(text) for text in run["problems"]["texts"]])]
         cells += [counted([not passes for passes in run["dolly"]["passes"]]), counted(run["dolly"]["unended"])]
         same = [same_words(text, other) for text, other in zip(run["dolly"]["texts"], seed, strict=True)]
         lines.append([title, *cells, f"{sum(same) / len(same):.1f}"])
-    header = ["model", "right results, GSM8K", "right calls, OpenFunctions", "answers to Dolly that run in circles"]
-    return markdown_table([*header, "not ended", "first words that are the seed's"], lines)
+    header = ["model", "right results, GSM8K", "right calls", "GSM8K answers in circles", "Dolly answers in circles"]
+    return markdown_table([*header, "not ended, Dolly", "first words that are the seed's, Dolly"], lines)
+
+
+def circles(text: str) -> bool:
+    """Return whether an answer says things over and over."""
+    return (
+        repetition(Answer(text, "stop", len(text.split())), Target(({"role": "user", "content": ""},), "")) is not None
+    )
 
 
 def counted(are: Sequence[bool]) -> str:

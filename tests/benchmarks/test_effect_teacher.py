@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.benchmarks.effect_answers import counted, same_words
+from tests.benchmarks.effect_answers import circles, counted, same_words
 from tests.benchmarks.effect_answers import table as answers_table
 from tests.benchmarks.effect_teacher import PARTS, Way, beside_the_cut, kept_quality, prepared, table
 
@@ -83,5 +83,7 @@ def test_answers_are_counted_for_each_model():
         }
 
     lines = answers_table({"seed": run("ice moves", True), "bare cut": run("ice ice", False)}).splitlines()
-    assert lines[3] == "| bare cut | 0 of 1 | 0 of 1 | 1 of 1 | 0 of 1 | 1.0 |"
+    assert lines[3] == "| bare cut | 0 of 1 | 0 of 1 | 0 of 1 | 1 of 1 | 0 of 1 | 1.0 |"
+    assert circles("1 / 2 = 3 and then " * 40)
+    assert not circles("A glacier is ice that moves slowly downhill.")
     assert counted([True, False, True]) == "2 of 3"
