@@ -56,7 +56,7 @@ def test_a_dry_run_of_prune_layers_prints_the_plan_and_keeps_scores_and_pictures
     result = run("prune-layers", config_file, "--dry-run")
 
     assert result.exit_code == 0, result.output
-    assert re.search(r"2 of 6 layers go\nlayers, counted from 0: \d, \d\nangular_distance: 0\.\d+", result.output)
+    assert re.search(r"2 of 6 layers removed\nlayers, counted from 0: \d, \d\nangular_distance: 0\.\d+", result.output)
     assert re.search(r"\nlayers +6 +4 +2 +33\.3 %\n", result.output)
     assert re.search(r"\n>   2 +0\.\d{4}.* \d to \d\n", result.output)
     (scores_dir,) = [path for path in Path("sdft_prepared").iterdir() if path.is_dir()]
@@ -98,8 +98,8 @@ def test_another_number_of_layers_is_tried_without_loading_the_model_again(confi
     third = run("prune-layers", config_file, "--num-layers", "0.7", "--dry-run")
 
     assert (second.exit_code, third.exit_code) == (0, 0), second.output + third.output
-    assert "3 of 6 layers go" in second.output
-    assert "4 of 6 layers go" in third.output  # 4.2, rounded
+    assert "3 of 6 layers removed" in second.output
+    assert "4 of 6 layers removed" in third.output  # 4.2, rounded
     folders = {output.rpartition("pruned checkpoint: ")[2] for output in (first, second.output)}
     assert len(folders) == 2
     pictures = sorted(path.name for path in Path("sdft_prepared").glob("*-scores-*/heat_map-*.png"))
@@ -109,10 +109,10 @@ def test_another_number_of_layers_is_tried_without_loading_the_model_again(confi
 def test_a_number_of_layers_takes_the_place_of_named_layers(config_file):
     write_config(**yaml.safe_load(config_file.read_text()) | {"layer_pruning": {"drop_layers": [0, 5], **CALIBRATION}})
     named = run("prune-layers", config_file, "--dry-run").output
-    assert "2 of 6 layers go\nlayers, counted from 0: 0, 5\n\n" in named
+    assert "2 of 6 layers removed\nlayers, counted from 0: 0, 5\n\n" in named
     assert "scores:" not in named
 
-    assert "1 of 6 layers go" in run("prune-layers", config_file, "--dry-run", "--num-layers", 1).output
+    assert "1 of 6 layers removed" in run("prune-layers", config_file, "--dry-run", "--num-layers", 1).output
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.0", "2.5", "0.0", "nan", "many"])

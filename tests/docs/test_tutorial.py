@@ -61,7 +61,7 @@ def run(folder, lines):
 
 def test_the_looks_before_training_show_layers_and_rows(finished):
     _, printed = finished
-    assert "models/SmolLM2-135M-Instruct: 3 of 6 layers go" in printed
+    assert "models/SmolLM2-135M-Instruct: 3 of 6 layers removed" in printed
     assert "--- datasets[0], row 0:" in printed
 
 

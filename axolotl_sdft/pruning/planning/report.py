@@ -34,7 +34,7 @@ def report_lines(
         savings: Of this plan.
         config: For the protected layers.
     """
-    yield f"{model_name}: {len(plan.drop_layers)} of {plan.num_layers} layers go"
+    yield f"{model_name}: {len(plan.drop_layers)} of {plan.num_layers} layers removed"
     yield from paragraph_lines(f"layers, counted from 0: {', '.join(map(str, plan.drop_layers))}")
     if scores is not None and is_measured(scores):
         yield f"{plan.metric}: {cost_text(plan.cost)}, over {scores.num_tokens:,} tokens (lower: less is lost)"

@@ -33,7 +33,7 @@ def test_the_report_of_a_block_reads_like_this():
     assert (
         "\n".join(lines(BLOCKS))
         == """\
-org/seed: 2 of 5 layers go
+org/seed: 2 of 5 layers removed
 layers, counted from 0: 1, 2
 by_hand: 0.1000, over 1,234 tokens (lower: less is lost)
 
@@ -96,7 +96,7 @@ def test_protected_layers_are_no_alternative():
 def test_layers_named_by_the_user_have_no_scores_to_compare():
     plan = PruningPlan((0, 4), 5, None, None)
     printed = list(report_lines("seed", plan, None, SAVINGS, LayerPruningConfig(drop_layers=(0, 4))))
-    assert printed[:3] == ["seed: 2 of 5 layers go", "layers, counted from 0: 0, 4", ""]
+    assert printed[:3] == ["seed: 2 of 5 layers removed", "layers, counted from 0: 0, 4", ""]
     assert printed[-1].startswith("FLOPs:")
 
 
