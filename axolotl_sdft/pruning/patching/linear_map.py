@@ -11,7 +11,8 @@ after the cut when M T + (H - M) = E. So T = I + D, where M D should be E - H. A
 
 A few tokens, attention sinks, have outputs a thousand times larger than all others. Within the fit they would outweigh
 everything; outside it, the map would do anything to them, and they hold the model together. So they are left out, and D
-reads nothing along their directions V: T = I + (I - V V^T) D.
+reads nothing along their directions V: T = I + (I - V V^T) D. A token that becomes a sink only in the layers that go is
+left out as well. Its output before the cut is an ordinary one, so it has no direction to spare.
 
 Shapes: B rows, T tokens of a row, N tokens, D hidden size, K directions.
 """
@@ -172,7 +173,7 @@ def _names_of(model: nn.Module, module: nn.Module) -> list[str]:
 
 
 SINK_FACTOR = 20.0
-"""A token counts as a sink when the norm of its output is more than this many times the median norm."""
+"""A token counts as a sink when the norm of its output, or of its change, is more than this many times the median."""
 RIDGE = 1e-3
 """Weight of the ridge, as a share of the mean square of the projection's outputs."""
 
@@ -189,6 +190,7 @@ class FitSums:
         self._products_DD = torch.zeros(width, width, dtype=torch.float64, device=device)
         self._targets_DD = torch.zeros_like(self._products_DD)
         self._norms: list[Tensor] = []
+        self._change_norms: list[Tensor] = []
         self._sinks: list[Tensor] = []
         self.num_tokens = 0
         """Tokens in the sums, sinks not among them."""
@@ -200,12 +202,11 @@ class FitSums:
         Which of them are sinks is told from the median norm of the tokens so far, so the first should be many.
         """
         outputs_ND, changes_ND = (part.to(self._products_DD) for part in (outputs_ND, changes_ND))
-        norms_N = outputs_ND.norm(dim=-1)
-        self._norms.append(norms_N.cpu())
-        is_sink_N = norms_N > SINK_FACTOR * torch.cat(self._norms).median().to(norms_N.device)
-        self.num_sinks += int(is_sink_N.sum())
-        if self.num_sinks <= _MAX_SINKS:
+        is_sink_N = _is_extreme(outputs_ND, self._norms)
+        if len(self._sinks) < _MAX_SINKS:
             self._sinks += outputs_ND[is_sink_N].cpu().unbind()
+        is_sink_N |= _is_extreme(changes_ND, self._change_norms)
+        self.num_sinks += int(is_sink_N.sum())
         outputs_ND, changes_ND = outputs_ND[~is_sink_N], changes_ND[~is_sink_N]
         self._products_DD += outputs_ND.T @ outputs_ND
         self._targets_DD += outputs_ND.T @ changes_ND
@@ -241,6 +242,13 @@ class FitSums:
             if float(left_DN.norm(dim=0).max()) <= allowed:
                 break
         return directions_DK
+
+
+def _is_extreme(vectors_ND: Tensor, known_norms: list[Tensor]) -> Tensor:
+    """Return which tokens are sinks, [N], by the median norm of all tokens so far; their norms join the known ones."""
+    norms_N = vectors_ND.norm(dim=-1)
+    known_norms.append(norms_N.cpu())
+    return norms_N > SINK_FACTOR * torch.cat(known_norms).median().to(norms_N.device)
 
 
 def _without(directions_DK: Tensor, columns_DX: Tensor) -> Tensor:

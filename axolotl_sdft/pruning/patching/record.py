@@ -18,7 +18,7 @@ def patch_lines(record: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
     """
     for cut in record["cuts"]:
         if cut["applied"]:
-            sinks = f", {cut['num_sinks']} attention sinks left as they are" if cut["num_sinks"] else ""
+            sinks = f", {cut['num_sinks']} attention sinks left out" if cut["num_sinks"] else ""
             yield (
                 True,
                 (

@@ -66,6 +66,16 @@ def test_sinks_are_left_out_and_pass_the_map_unchanged():
     assert (correction[free] - wanted[free]).abs().max() < 0.2
 
 
+def test_a_token_that_becomes_a_sink_only_in_the_layers_that_go_spoils_nothing():
+    outputs, wanted = tokens(400), tokens(WIDTH, seed=1)
+    changes = outputs @ wanted
+    changes[7] = 5000.0
+    sums = sums_of((outputs, changes))
+    correction, num_directions = sums.correction(ridge=1e-12)
+    assert (sums.num_sinks, sums.num_tokens, num_directions) == (1, 399, 0)
+    torch.testing.assert_close(correction, wanted, atol=1e-6, rtol=0)
+
+
 def test_sinks_within_the_fit_would_have_spoilt_it():
     outputs, changes, _ = with_sinks()
     ridge = 1e-3 * (outputs.T @ outputs).diagonal().mean() * torch.eye(WIDTH, dtype=torch.float64)
