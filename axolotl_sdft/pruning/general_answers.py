@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import TransformersGeneration
 from axolotl_sdft.core.artifacts import ensure_writable, fingerprint, read_json, replace_json
-from axolotl_sdft.core.errors import CheckpointError
+from axolotl_sdft.core.errors import CheckpointError, first_line
 from axolotl_sdft.core.locks import only_one
 from axolotl_sdft.core.terminal import progress
 
@@ -148,9 +148,12 @@ class _Asked:
         if not can_write or getattr(self._model.config, "is_encoder_decoder", False):
             raise CheckpointError(f"{type(self._model).__name__} does not answer prompts")
         config = self._config
-        tokenizer = load_tokenizer(
-            self._seed_dir, trust_remote_code=bool(config.trust_remote_code), chat_template=config.chat_template
-        )
+        try:
+            tokenizer = load_tokenizer(
+                self._seed_dir, trust_remote_code=bool(config.trust_remote_code), chat_template=config.chat_template
+            )
+        except Exception as err:  # there is none: Axolotl's tokenizer_config may name another folder
+            raise CheckpointError(f"{self._seed_dir} holds no tokenizer that loads ({first_line(err)})") from err
         if not getattr(tokenizer, "chat_template", None):
             raise CheckpointError(f"{self._seed_dir} has no chat template to ask prompts in")
         return tokenizer

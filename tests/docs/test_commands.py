@@ -16,6 +16,7 @@ from tests.docs.pages import PAGES, REPOSITORY, commands, each_block, name_of, p
 OWN_CONCERN = {"vllm", "llama-server", "source"}
 """Programs that are not part of this project; what they take is theirs to say."""
 FOREIGN_MODULES = {"sglang.launch_server"}
+OPTIONS_OF_TRL = {"--use_peft", "--model_name_or_path", "--teacher_model_name_or_path"}
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
@@ -42,7 +43,7 @@ def check_python(words):
     script = REPOSITORY / words[0]
     assert script.is_file(), f"there is no script {words[0]!r}"
     for option in (word for word in words[1:] if word.startswith("--")):
-        is_setting = option.startswith("--dynsdpb_") or option == "--use_peft"  # these come from TRL and the settings
+        is_setting = option.startswith("--dynsdpb_") or option in OPTIONS_OF_TRL
         assert is_setting or f'"{option}"' in script.read_text(), f"{words[0]} takes no {option}"
 
 

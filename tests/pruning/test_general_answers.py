@@ -1,6 +1,7 @@
 """The seed model's own answers as calibration text, asked until they are enough and kept."""
 
 import json
+import shutil
 
 import pytest
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
@@ -107,6 +108,12 @@ def test_a_model_that_writes_no_text_is_not_asked(tiny_llama_dir):
     tiny = BertModel(BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
     with pytest.raises(CheckpointError, match="BertModel does not answer prompts"):
         general_texts(tiny, tiny_llama_dir, num_tokens=1)
+
+
+def test_a_folder_without_a_tokenizer_is_named(model, tiny_llama_dir, tmp_path):
+    shutil.copy(tiny_llama_dir / "config.json", tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds no tokenizer that loads \("):
+        general_texts(model, tmp_path)
 
 
 def test_a_tokenizer_without_a_chat_template_takes_the_one_given(model, tiny_llama_dir, tmp_path, asked):

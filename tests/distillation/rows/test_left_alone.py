@@ -14,7 +14,7 @@ from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.left_alone import LeftAlone, LeftAloneCounts, rewritten_of
 from axolotl_sdft.distillation.spec import DistillationSpec
-from tests.distillation.rows.test_formats import CHAT, TWO_TURNS, says
+from tests.distillation.rows.test_chat import CHAT, TWO_TURNS, says
 
 CALL = '<tool_call>{"name": "tide", "arguments": {"port": "Brest"}}</tool_call>'
 ASKED = [says("user", "When is high water in Brest?")]

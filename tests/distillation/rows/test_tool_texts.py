@@ -10,7 +10,7 @@ import pytest
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.message_texts import described_calls
-from tests.distillation.rows.test_formats import CHAT, TWO_TURNS, references, says
+from tests.distillation.rows.test_chat import CHAT, TWO_TURNS, references, says
 
 ROME = {"name": "weather", "arguments": {"city": "Rome", "unit": None}}
 CALL = [{"id": "1", "type": "function", "function": ROME}]

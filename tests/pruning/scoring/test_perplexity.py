@@ -109,7 +109,7 @@ def test_a_trial_runs_only_the_layers_above_the_one_left_out(model, first, last,
 
 def test_the_progress_over_all_steps_ends_at_its_total(model, monkeypatch):
     ends = []
-    monkeypatch.setattr(Progress, "close", lambda self: ends.append((self._done, self._total)))
+    monkeypatch.setattr(Progress, "close", lambda self: ends.append((self._state().completed, self._state().total)))
     score_layers(model, [batch_of(ROWS), batch_of(ROWS)], "perplexity", num_layers=3, protect_first=1)
     # Steps with 6, 5 and 4 layers left and layer 0 kept: 5 + 4 + 3 + 2 + 1, 4 + 3 + 2 + 1 and 3 + 2 + 1.
     assert ends == [(2 * (15 + 10 + 6), 2 * (15 + 10 + 6))]
