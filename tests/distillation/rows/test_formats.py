@@ -9,18 +9,7 @@ from hypothesis import strategies as st
 
 from axolotl_sdft.core.errors import DatasetError, UnknownNameError
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
-
-CHAT = {"type": "chat_template"}
-
-
-def says(role: str, content: Any, **more: Any) -> dict[str, Any]:
-    return {"role": role, "content": content, **more}
-
-
-def references(row: dict[str, Any], **config: Any) -> list[str]:
-    row_format = resolve_row_format({**CHAT, **config})
-    return [row_format.target(row, index).reference for index in range(row_format.num_targets(row))]
-
+from tests.distillation.rows.test_chat import says
 
 # --- one instruction, one answer ---
 
