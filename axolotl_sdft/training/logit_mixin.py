@@ -181,11 +181,7 @@ class LogitDistillationMixin(StudentMixin):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as the parent does; training logs also hold the figures of the distillation."""
         if "loss" in logs:
-            several = self.accelerator.num_processes > 1
-            figures = self._logit_figures.take(
-                self.args.device, lambda sums: self.accelerator.reduce(sums, "sum") if several else sums
-            )
-            logs = {**logs, **figures}
+            logs = {**logs, **self._logit_figures.take(self.args.device, self._sum_over_ranks)}
         super().log(logs, *args, **kwargs)
 
     def _logit_term(self, terms: DynSDPBTerms, num_items: Any) -> Tensor:

@@ -190,9 +190,6 @@ class DynSDPBMixin(StudentMixin):
                     logs = {**logs, **figures.take(self.args.device, self._sum_over_ranks)}
         super().log(logs, *args, **kwargs)
 
-    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
-        return self.accelerator.reduce(sums, "sum") if self.accelerator.num_processes > 1 else sums
-
     def _dynsdpb_join(self, previous: MicroBatch | None, inputs: dict[str, Any]) -> dict[str, Any]:
         if previous is None:
             return dict(inputs)  # trainers take labels out of what they are given, but these will be needed again

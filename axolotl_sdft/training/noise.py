@@ -37,7 +37,9 @@ def noise_sources(model: nn.Module) -> list[str]:
     found = {name: None for name, module in model.named_modules() if _draws(module)}
     config = getattr(model, "config", None)
     for part in (config, getattr(config, "text_config", None)):
-        found |= {f"config.{name}": None for name, value in vars(part or object).items() if _is_rate(name, value)}
+        found |= {
+            f"config.{name}": None for name, value in getattr(part, "__dict__", {}).items() if _is_rate(name, value)
+        }
     return list(found)
 
 

@@ -139,6 +139,9 @@ class StudentMixin(_Parent):
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         return self.accelerator.num_processes // (parallelism.tp_size if parallelism is not None else 1)
 
+    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
+        return self.accelerator.reduce(sums, "sum") if self.accelerator.num_processes > 1 else sums
+
     def _loss_sum(self, loss: Tensor, num_tokens: int, num_items: Any) -> Tensor:
         """Return the parent's loss on a micro-batch as a sum over its label tokens, as a constant."""
         if self._is_window_mean(num_items) and num_items is not None:

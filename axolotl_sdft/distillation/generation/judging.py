@@ -112,7 +112,7 @@ class Judging:
         return cls(spec.templates, spec.config.max_attempts, spec.sampling, spec.checks, answers, writer)
 
     def place(self, attempt: int) -> tuple[int, int]:
-        """Return with which template an attempt is made, and the how manieth it is with that one."""
+        """Return the number of an attempt's template, and of the attempt with that one, both from 0 on."""
         return divmod(attempt, self._each)
 
     def question(self, target: Target, attempt: int) -> tuple[tuple[Message, ...], bytes]:

@@ -11,7 +11,7 @@ WAY_OUT = {
     "leak": "choose another template, or show worked examples (examples)",
     "repetition": "set generation.temperature, such as 0.7, or max_attempts above 1",
     "refusal": "choose a template that shows the reference; a seed model that declines most prompts is not suited",
-    "empty": "look at the prompts with self-distill --preview",
+    "empty": "look at a few rows with axolotl self-distill --dry-run 5",
     "language": "choose a template of your own in the language of the rows",
     "length_ratio": "choose another template, or wider bounds",
     "numeric_answer": "set template: mathematics, or a list of templates, and max_attempts above 1",

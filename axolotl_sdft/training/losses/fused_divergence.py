@@ -123,7 +123,7 @@ class ChunkAccumulator:
         logit_transform: Makes logits of what the output head gives.
         config: The settings.
         labels_N: The right tokens; only needed with ``teacher_correct_only``.
-        previous: The previous prediction.
+        teacher: The prediction that is distilled.
         like: Tells the device, and whether to compute in double precision.
     """
 
@@ -135,7 +135,7 @@ class ChunkAccumulator:
         teacher: TeacherPrediction,
         like: Tensor,
     ) -> None:
-        self._logit_transform, self._config, self._labels_N, self._previous = (
+        self._logit_transform, self._config, self._labels_N, self._teacher = (
             logit_transform,
             config,
             labels_N,
@@ -180,10 +180,10 @@ class ChunkAccumulator:
     def _terms(self, student_CV: Tensor, part: slice) -> ChunkTerms:
         labels_C = None if self._labels_N is None else self._labels_N[part]
         if self._lean is not None and student_CV.shape[1] > 1:
-            teacher_CV = self._previous.logits(part, self._device, self._precise)
+            teacher_CV = self._teacher.logits(part, self._device, self._precise)
             if teacher_CV is not None:
                 return self._lean.terms(student_CV, teacher_CV, labels_C)
-        chunk = self._previous.chunk(part, self._config, self._device, self._precise)
+        chunk = self._teacher.chunk(part, self._config, self._device, self._precise)
         return any_divergence(student_CV, chunk, self._config, labels_C)
 
 
