@@ -56,11 +56,14 @@ def settings_rows(block_name: str) -> list[SettingRow]:
 
 
 def markdown_table(block_name: str) -> str:
-    """Return the settings of a block as a Markdown table, without a line break at its end."""
+    """Return the settings of a block as a Markdown table, without a line break at its end.
+
+    Types are code like the rest: a bare ``{path, share}`` would be read as attributes, ``<`` as the start of a tag.
+    """
     lines = ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
     for row in settings_rows(block_name):
         default = row.default if row.default in (_UNSET, _REQUIRED) else f"`{row.default}`"
-        cells = (f"`{row.key}`", row.type_text, default, row.description.replace("``", "`"))
+        cells = (f"`{row.key}`", f"`{row.type_text}`", default, row.description.replace("``", "`"))
         lines.append(f"| {' | '.join(cell.replace('|', _ESCAPED_PIPE) for cell in cells)} |")
     return "\n".join(lines)
 

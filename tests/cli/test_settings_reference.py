@@ -146,8 +146,8 @@ def test_a_markdown_table_has_a_line_for_each_setting_and_escapes_bars(define):
     assert markdown_table("sample").splitlines() == [
         "| Key | Type | Default | Meaning |",
         "|---|---|---|---|",
-        "| `sample.path` | str | unset | A file. |",
-        r"| `sample.generation.seed` | int >= 0 | `42` | Seed of `a \| b`. |",
+        "| `sample.path` | `str` | unset | A file. |",
+        r"| `sample.generation.seed` | `int >= 0` | `42` | Seed of `a \| b`. |",
     ]
 
 

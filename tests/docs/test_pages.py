@@ -1,5 +1,6 @@
 """Pages can be found, links lead somewhere, and blocks are of kinds that some test looks at."""
 
+import html
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ import pytest
 import yaml
 
 import axolotl_sdft
+from axolotl_sdft.cli.settings_reference import settings_rows
+from axolotl_sdft.config import BLOCKS
 from tests.docs.pages import PAGES, REPOSITORY, anchors, blocks, commands, name_of, prose
 
 TESTED = {"yaml", "python", "console", "toml", "json"}
@@ -61,13 +64,46 @@ def test_the_reference_holds_every_public_name():
     assert {name for name in axolotl_sdft.__all__ if not name.startswith("_")} <= named
 
 
-@pytest.mark.skipif(find_spec("mkdocstrings") is None, reason="needs the extra docs")
-def test_the_site_builds_without_a_warning(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site's folder."""
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    reference = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
-    assert "What it costs to remove layers; a lower cost is a less important block or layer." in reference
-    assert ":class:" not in reference
+    return folder
+
+
+needs_site = pytest.mark.skipif(find_spec("mkdocstrings") is None, reason="needs the extra docs")
+
+
+def shown(page):
+    """Return what a reader sees of a page of the site, without its tags."""
+    return html.unescape(re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8")))
+
+
+@needs_site
+def test_the_reference_shows_types_and_plain_defaults(site):
+    text = shown(site / "reference.html")
+    assert "What it costs to remove layers; a lower cost is a less important block or layer." in text
+    assert "batches: Sequence[Batch]," in text
+    assert "protect_first: int = 0" in text
+    assert not re.findall(r":class:|Field\(|ByteSize\(|= _\w+", text)
+
+
+@needs_site
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_setting_stands_in_the_site_with_its_whole_type(site, block):
+    text = "\n".join(shown(page) for page in sorted(site.glob("*.html")))
+    for row in settings_rows(block):
+        assert f"{row.key}\n{row.type_text}\n{row.default}\n" in text
+
+
+@needs_site
+def test_the_search_works_without_a_network(site):
+    assert (site / "search" / "search_index.js").is_file()
+    page = (site / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'<script[^>]* src="([^"]*)"', page)[0] == "assets/iframe-worker.js"
+    assert not re.findall(r'(?:src|rel="stylesheet" href)="https?:', page)
