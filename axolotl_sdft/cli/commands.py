@@ -106,7 +106,7 @@ class _LayerCount(click.ParamType):
 def prune_layers(cfg: Any, dry_run: bool, num_layers: int | float | None) -> None:
     """Write the pruned checkpoint that CONFIG asks for, as training would.
 
-    Before that, print which layers go, what that saves and what else could go, and draw the scores.
+    Before that, print which layers are removed, what that saves and what else could be, and draw the scores.
     """
     from axolotl_sdft.integrations.axolotl.commands import prune_alone
 

@@ -13,6 +13,8 @@ from axolotl_sdft.config.generation import TEMPLATE_ARGUMENTS, GenerationConfig,
 from axolotl_sdft.core.safe_output import masked
 
 _REQUEST_FIELDS = {
+    "add_generation_prompt": "which self_distillation.answer_prefix sets",
+    "continue_final_message": "which self_distillation.answer_prefix sets",
     "max_completion_tokens": "which generation.max_new_tokens sets",
     "max_tokens": "which generation.max_new_tokens sets",
     "messages": "which the template makes",

@@ -135,7 +135,7 @@ class TargetConfig(Block):
 
     parameters: int | float
     """Largest number of parameters: a count such as ``6.5B`` or ``110M``, or a fraction of the seed model's such as
-    ``0.8``. As few layers go as keep to it, whichever the metric chooses."""
+    ``0.8``. As few layers are removed as keep to it, whichever the metric chooses."""
 
     @field_validator("parameters", mode="before")
     @classmethod

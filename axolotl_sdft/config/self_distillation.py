@@ -32,6 +32,11 @@ class SelfDistillationConfig(Block):
     also a function. A list is tried in turn, each with ``max_attempts``: what none of its answers passes is asked
     with the next one, such as ``[unaided, reference]``."""
 
+    answer_prefix: str = ""
+    """How each rewritten answer begins, such as ``"Let's think step by step.\\n"``: the seed model is given this
+    beginning and goes on behind it. A part of the answer that is checked and trained. Servers must be able to go on in
+    a turn (vLLM and SGLang are); one that can't is refused."""
+
     examples: tuple[ExampleConfig, ...] = ()
     """Worked examples that come before each request as earlier turns of the chat, in the form of the same template:
     each has an ``instruction``, a ``reference`` and an ``answer``."""
@@ -83,6 +88,18 @@ class SelfDistillationConfig(Block):
     def templates(self) -> tuple[Any, ...]:
         """The templates, in the order in which they are tried."""
         return self.template if isinstance(self.template, tuple) else (self.template,)
+
+    @field_validator("answer_prefix")
+    @classmethod
+    def _answer_prefix_ends_where_a_word_may_begin(cls, prefix: str) -> str:
+        if prefix and not prefix.strip():
+            raise ValueError(f"answer_prefix is {prefix!r}, without a word; give one, or remove the key")
+        if prefix.endswith((" ", "\t")):
+            raise ValueError(
+                f"answer_prefix is {prefix!r}, with a space at its end, which belongs to the next word's token; end it "
+                "with the last word, a mark or a line break"
+            )
+        return prefix
 
     @field_validator("checks", mode="before")
     @classmethod

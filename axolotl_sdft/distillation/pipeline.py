@@ -111,7 +111,7 @@ def _made(spec: DistillationSpec, found: Path | None) -> Path:
     with ExitStack() as stack:
         stack.callback(backend.close)
         group = stack.enter_context(together(meeting, rank(), world_size(), f"rewriting {spec.where}", busy))
-        backend.check()
+        spec.check_backend(backend)
         journal = Journal(spec.answers_dir, group.run_ids)
         stack.callback(journal.close)
         writer = stack.enter_context(journal.writer(group.run_id))

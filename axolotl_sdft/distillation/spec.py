@@ -30,8 +30,8 @@ from axolotl_sdft.distillation.rows.validation import (
     require_whole_dataset,
     stored_rows,
 )
-from axolotl_sdft.distillation.templates import resolve_template
-from axolotl_sdft.inference.interfaces import Sampling
+from axolotl_sdft.distillation.templates import resolve_template, with_answer_prefix
+from axolotl_sdft.inference.interfaces import Backend, Sampling
 from axolotl_sdft.plugins.registry import BACKENDS, registry
 
 if TYPE_CHECKING:
@@ -85,17 +85,42 @@ class DistillationSpec:
     @cached_property
     def checks(self) -> Any:
         """Names and functions of the checks, in order."""
-        return resolve_checks(self.config.checks, self.templates)
+        return resolve_checks(self.config.checks, self._requests)  # an answer may hold its prefix, of course
+
+    @cached_property
+    def _requests(self) -> tuple[Template, ...]:
+        return tuple(resolve_template(template, self.config.examples) for template in self.config.templates)
 
     @cached_property
     def templates(self) -> tuple[Template, ...]:
-        """The rewriting templates, in the order in which they are tried."""
-        return tuple(resolve_template(template, self.config.examples) for template in self.config.templates)
+        """The rewriting templates, in the order in which they are tried, with the beginning of the answer if any."""
+        return tuple(with_answer_prefix(request, self.config.answer_prefix) for request in self._requests)
 
     @cached_property
     def backend_factory(self) -> Any:
         """What makes the backend."""
         return registry().resolve(BACKENDS, self.config.generation.backend, "self_distillation.generation.backend")
+
+    def check_backend(self, backend: Backend) -> None:
+        """Find what would keep the seed model from answering; loads no weights.
+
+        Raises:
+            ConfigError: It can't answer chats, or can't go on behind ``answer_prefix``.
+            ServerError: No server answers.
+        """
+        from axolotl_sdft.inference.prompts import load_tokenizer, require_room_for_prefix
+
+        backend.check()
+        generation, prefix = self.config.generation, self.config.answer_prefix
+        if not prefix:
+            return
+        trusts = bool(getattr(generation, "trust_remote_code", False))
+        try:
+            tokenizer = load_tokenizer(self.seed_dir, trust_remote_code=trusts, chat_template=generation.chat_template)
+        except (OSError, ValueError):  # servers may have a tokenizer that is not here
+            return
+        if tokenizer.chat_template:
+            require_room_for_prefix(tokenizer, prefix, generation.template_arguments)
 
     @cached_property
     def root(self) -> Path:

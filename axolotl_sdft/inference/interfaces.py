@@ -64,7 +64,8 @@ class Prompt:
     """Row and trained turn, each counted from 0; tells the prompts of a round apart."""
 
     messages: tuple[Message, ...]
-    """The whole chat that the seed model's own chat template wraps."""
+    """The whole chat that the seed model's own chat template wraps. Where its last message is the assistant's, that one
+    is the beginning of the answer: the model goes on behind it, and the text of the answer holds both."""
 
     attempt: int = 0
     """Number of the attempt, counted from 0. All prompts of a batch have the same.
@@ -72,6 +73,11 @@ class Prompt:
     The sampling depends on it: see :func:`~axolotl_sdft.inference.interfaces.sampling_seed` and
     ``attempt_temperature``.
     """
+
+    @property
+    def answer_prefix(self) -> str:
+        """How the answer begins: what the assistant has said already, most often nothing."""
+        return answer_prefix(self.messages)
 
 
 class Backend(Protocol):
@@ -123,6 +129,11 @@ _ENCODER = json.JSONEncoder(sort_keys=True)  # json.dumps would make one for eac
 def question_digest(messages: "Sequence[Message]") -> bytes:
     """Return 32 bytes that differ where two chats do."""
     return hashlib.sha256(_ENCODER.encode(list(messages)).encode()).digest()
+
+
+def answer_prefix(messages: "Sequence[Message]") -> str:
+    """Return how the answer to a chat begins: the text of its last message where that is the assistant's, else none."""
+    return messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else ""
 
 
 def sampling_seed(seed: int, messages: "Sequence[Message]", attempt: int = 0) -> int:

@@ -16,8 +16,8 @@ from axolotl_sdft.core.safe_output import masked
 from axolotl_sdft.core.texts import well_formed
 from axolotl_sdft.inference.call_markup import is_call_token
 from axolotl_sdft.inference.chat_templates import render_chat, turn_end_id
-from axolotl_sdft.inference.interfaces import FinishReason, Message
-from axolotl_sdft.inference.reasoning import THINKING_TOKENS
+from axolotl_sdft.inference.interfaces import FinishReason, Message, answer_prefix
+from axolotl_sdft.inference.reasoning import THINKING_STARTS, THINKING_TOKENS
 
 LOG = logging.getLogger(__name__)
 
@@ -99,10 +99,22 @@ def _require_a_plain_question(tokenizer: Any, model_dir: Path) -> None:
         ) from err
 
 
+def require_room_for_prefix(tokenizer: Any, prefix: str, arguments: Mapping[str, Any]) -> None:
+    """Return when the model can go on behind the beginning of an answer.
+
+    Raises:
+        ConfigError: The chat template opens a thinking part there.
+    """
+    try:
+        prompt_ids(tokenizer, [*_TRIAL, {"role": "assistant", "content": prefix}], arguments)
+    except DatasetError as err:
+        raise ConfigError(f"self_distillation.answer_prefix is {prefix!r}, but {err}") from err
+
+
 def prompt_ids(
     tokenizer: Any, messages: Sequence[Message], template_arguments: Mapping[str, Any] | None = None
 ) -> list[int]:
-    """Return the ids of a chat up to where the assistant begins to write.
+    """Return the ids of a chat up to where the assistant begins to write, or goes on where it spoke last.
 
     Args:
         tokenizer: The seed model's.
@@ -110,10 +122,17 @@ def prompt_ids(
         template_arguments: What the chat template is given besides, such as ``{"enable_thinking": False}``.
 
     Raises:
-        DatasetError: The chat template refuses the chat in any shape.
+        DatasetError: The chat template refuses the chat in any shape, or has the model think where it should go on.
     """
-    _, text = render_chat(tokenizer, messages, template_arguments)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    prefix = answer_prefix(messages)
+    _, text = render_chat(tokenizer, messages[:-1] if prefix else messages, template_arguments)
+    if prefix and text.rstrip().endswith(THINKING_STARTS):
+        raise DatasetError(
+            "the chat template opens a thinking part, in which the answer would begin with answer_prefix; turn "
+            "thinking off, such as by generation.chat_template_kwargs: {enable_thinking: false}, or remove "
+            "answer_prefix"
+        )
+    return tokenizer(text + prefix, add_special_tokens=False)["input_ids"]
 
 
 def answer_ids(tokenizer: Any, text: str, template_arguments: Mapping[str, Any] | None = None) -> list[int]:
@@ -142,14 +161,19 @@ def saved_generation_settings(model_dir: Path) -> dict[str, Any]:
     return {}
 
 
-def read_answer(tokenizer: Any, new_ids: Sequence[int], ends: Sequence[int]) -> tuple[str, FinishReason, int]:
-    """Return the text, how it ended, and the number of tokens before the one that ended it.
+def read_answer(
+    tokenizer: Any, new_ids: Sequence[int], ends: Sequence[int], prefix: str = ""
+) -> tuple[str, FinishReason, int]:
+    """Return the text, how it ended, and the number of new tokens before the one that ended it.
 
-    Special tokens are left out, but for those that tell a thinking part from the answer or mark function calls.
+    Special tokens are left out, but for those that tell a thinking part from the answer or mark function calls. The
+    text begins with ``prefix``; the two are read together, since some tokenizers drop the space that a text begins
+    with.
     """
     end = next((place for place, token in enumerate(new_ids) if token in ends), None)
     kept = list(new_ids if end is None else new_ids[:end])
-    return _text(tokenizer, kept).strip(), "length" if end is None else "stop", len(kept)
+    begun = tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
+    return _text(tokenizer, [*begun, *kept]).strip(), "length" if end is None else "stop", len(kept)
 
 
 def _text(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -38,6 +38,9 @@ _HEADINGS = {
 THINKING_TOKENS = (*_PARTS, *_PARTS.values(), "<|message|>")
 """Tokens that tell a thinking part from the answer; tokenizers take some of them for special ones."""
 
+THINKING_STARTS = tuple(start for start in _PARTS if start != "<|channel|>")
+"""With what a thinking part begins where a chat template opens it itself."""
+
 _PAIRS = {**{re.escape(start): re.escape(end) for start, end in _PARTS.items()}, **_HEADINGS}
 _SPEAKER = r"(?:<\|start\|>assistant)?"  # before a channel of gpt-oss
 _THINKING = re.compile(

@@ -53,7 +53,7 @@ class PruningRun:
         self.spec = spec
 
     def plan(self) -> PruningPlan:
-        """Return which layers go. No checkpoint is written; scores that had to be made are kept in ``scores_dir``.
+        """Return which layers to remove. Nothing is written but scores that had to be made, in ``scores_dir``.
 
         Raises:
             SdftError: The seed can't be cut, or the settings can't work.
@@ -92,7 +92,7 @@ class PruningRun:
     def _trial_cut(self) -> CheckpointPlan:
         """Return a cut of as many layers; it finds now, without a model, what would stop the real one after scoring.
 
-        A block that can't go alone does not mean that none can, so a few are tried.
+        A block that can't be removed alone does not mean that none can, so a few are tried.
         """
         faults = []
         for layers in self._trial_sets():
@@ -103,7 +103,7 @@ class PruningRun:
         raise faults[0]
 
     def _trial_sets(self) -> Sequence[Sequence[int]]:
-        """Return the layers named, or sets that may go: the deepest blocks without the last layer if possible."""
+        """Return the layers named, or removable sets: the deepest blocks without the last layer if possible."""
         if self.spec.config.drop_layers is not None:
             return [self.spec.config.drop_layers]
         metric_needs_text(self.spec.config.metric)  # refuses a name that is not registered
@@ -115,7 +115,7 @@ class PruningRun:
             reason = next(filter(None, self.spec.removable.blocks.values()))
             raise CheckpointError(
                 f"layer_pruning.metric is {callable_name(self.spec.config.metric)}, which removes neighbouring layers, "
-                f"but no {self.spec.num_dropped} neighbours of those that may go can be removed: {reason}; lower "
+                f"but no {self.spec.num_dropped} neighbours of those that may be removed can be: {reason}; lower "
                 "num_layers or choose metric block_influence, which takes single layers"
             )
         depths = {layer: float(-layer) for block in self.spec.removable.blocks for layer in block}

@@ -112,7 +112,7 @@ class PruningSpec:
 
     @cached_property
     def removable(self) -> Removable:
-        """Which layers may go, found from the seed's ``config.json``."""
+        """Which layers may be removed, found from the seed's ``config.json``."""
         allowed = range(self.config.protect_first, self.num_layers - self.config.protect_last)
         return find_removable(self.seed_config, self.num_dropped, allowed, self._fault_of)
 

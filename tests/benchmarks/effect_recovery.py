@@ -77,7 +77,7 @@ Found = dict[tuple[int, str, int | None], dict[str, Any]]
 def main() -> None:
     """Make the runs that are not there yet, print the tables, draw the picture."""
     options = study_parser(__doc__)
-    options.add_argument("--num-layers", type=int, nargs="+", default=[3, 6, 9], help="how many layers go")
+    options.add_argument("--num-layers", type=int, nargs="+", default=[3, 6, 9], help="how many layers are removed")
     ways = [way for way in WAYS if way != "none"]
     options.add_argument(
         "--ways", nargs="+", default=ways, choices=ways, help="merged ones need those they are made of"

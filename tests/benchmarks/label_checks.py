@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.config import TransformersGeneration
+from axolotl_sdft.config.block import check_name
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.checks import resolve_checks
 from axolotl_sdft.distillation.templates import resolve_template
@@ -36,7 +37,7 @@ class Task:
     num_rows: int
     template: str
     max_new_tokens: int
-    checks: tuple[str, ...]
+    checks: tuple[str | dict[str, dict[str, Any]], ...]
 
     def targets(self, data_dir: Path) -> dict[int, Target]:
         """Return the targets of the task's rows, spread evenly over its file, by row number."""
@@ -48,6 +49,7 @@ class Task:
         return Target(({"role": "user", "content": question},), row[self.answer])
 
 
+_CALL = {"function_call": {"allow_text": True}}  # answers were labelled by their calls, whatever is said beside them
 COMMON = ("empty", "truncated", "leak", "repetition", "refusal", "language", "length_ratio")
 TASKS = {
     "gsm8k": Task(
@@ -55,7 +57,7 @@ TASKS = {
     ),
     "dolly": Task("dolly_train.jsonl", "instruction", "output", 40, "reference", 128, COMMON),
     "openfunctions": Task(
-        "openfunctions_train.jsonl", "instruction", "output", 20, "function_calls", 96, (*COMMON, "function_call")
+        "openfunctions_train.jsonl", "instruction", "output", 20, "function_calls", 96, (*COMMON, _CALL)
     ),
 }
 
@@ -110,7 +112,7 @@ def measure(data_dir: Path, answers_file: Path, names: list[str]) -> str:
     lines += ["| task | check | rejects | of them bad (precision) | of the bad (recall) |", "|---|---|---|---|---|"]
     for name in names:
         rows = [row for row in judged if row.task == name]
-        for check in TASKS[name].checks:
+        for check in map(check_name, TASKS[name].checks):
             lines.append(_figures(name, check, rows, [row for row in rows if check in row.rejected_by]))
         lines.append(_figures(name, "all", rows, [row for row in rows if row.rejected_by]))
     lines.append(_figures("all", "all", judged, [row for row in judged if row.rejected_by]))

@@ -18,6 +18,19 @@ def test_top_p_without_sampling_is_refused():
     assert TransformersGeneration(top_p=0.9, temperature=0.7).top_p == 0.9
 
 
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("Sure: ", r"answer_prefix is 'Sure: ', with a space at its end, which belongs to the next word's token"),
+        ("\n", r"answer_prefix is '\\n', without a word; give one, or remove the key"),
+    ],
+)
+def test_a_prefix_that_no_answer_can_begin_with_is_refused(prefix, message):
+    with pytest.raises(ValidationError, match=message):
+        SelfDistillationConfig(answer_prefix=prefix)
+    assert SelfDistillationConfig(answer_prefix="Sure:\n").answer_prefix == "Sure:\n"
+
+
 def test_top_k_without_sampling_is_refused():
     with pytest.raises(ValidationError, match=r"top_k is 50, but temperature 0\.0 does not sample; set temp"):
         TransformersGeneration(top_k=50)

@@ -1,13 +1,15 @@
 """Templates, checks and backends that are given as functions, without a plugin."""
 
 import json
+import shutil
 
 import pytest
 from pydantic import ValidationError
 
 from axolotl_sdft import SelfDistillationConfig, distill_dataset
-from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.errors import ConfigError, PluginError
 from axolotl_sdft.distillation.spec import DistillationSpec
+from axolotl_sdft.inference.interfaces import Answer
 from tests.core.test_callables import cell
 from tests.distillation.echo_backend import EchoBackend
 from tests.distillation.test_pipeline import alpaca_rows
@@ -38,6 +40,46 @@ def config_of(tmp_path, **settings):
 
 def spec_of(tmp_path, seed_dir, **settings):
     return DistillationSpec(alpaca_rows(2), config_of(tmp_path, **settings), seed_dir, {"type": "alpaca"}, "seed")
+
+
+class GoingOn(EchoBackend):
+    """Goes on behind the beginning of an answer."""
+
+    def answer(self, prompt):
+        return Answer(f"{prompt.answer_prefix}about {prompt.messages[-2]['content'][-1]}1", "stop", 7)
+
+
+def test_each_answer_begins_with_the_prefix_which_no_check_holds_against_it(tmp_path, seed_dir):
+    prefix = "Let us now think about all of this step by step.\n"
+    config = config_of(tmp_path, answer_prefix=prefix, checks=["leak"], generation={"backend": GoingOn})
+
+    distilled = distill_dataset(alpaca_rows(2), config, seed_model=seed_dir)
+
+    assert list(distilled["output"]) == [f"{prefix}about 01", f"{prefix}about 11"]
+
+
+def test_a_backend_that_leaves_the_prefix_out_is_refused(tmp_path, seed_dir):
+    config = config_of(tmp_path, answer_prefix="Well,", checks=[])
+
+    with pytest.raises(PluginError, match=r"gave an answer without self_distillation\.answer_prefix before it: '"):
+        distill_dataset(alpaca_rows(2), config, seed_model=seed_dir)
+
+
+def test_a_prefix_in_a_thinking_part_is_refused_before_anything_is_asked(tmp_path, tiny_llama_dir):
+    seed_dir = tmp_path / "thinker"
+    shutil.copytree(tiny_llama_dir, seed_dir)
+    opening = "{{ '<|assistant|>' }}{% if enable_thinking is not defined %}{{ '<think>\n' }}{% endif %}"
+    (seed_dir / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}" + opening)
+    settings = {"answer_prefix": "Well,", "template": "reference", "checks": [], "max_attempts": 1}
+    generation = {"max_new_tokens": 2}
+    config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), generation=generation, **settings)
+    with pytest.raises(ConfigError, match=r"answer_prefix is 'Well,', but the chat template opens a thinking part"):
+        distill_dataset(alpaca_rows(2), config, seed_model=seed_dir)
+
+    quiet = generation | {"chat_template_kwargs": {"enable_thinking": False}}
+    config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), generation=quiet, gap_samples=0, **settings)
+    distilled = distill_dataset(alpaca_rows(2), config, seed_model=seed_dir)
+    assert all(text.startswith("Well,") for text in distilled["output"])
 
 
 def test_functions_do_what_names_do(tmp_path, seed_dir):

@@ -247,12 +247,12 @@ def test_a_seed_of_which_only_some_blocks_can_be_cut_is_not_refused_at_once(chec
 
     def plan_checkpoint(seed_dir, drop_layers):
         if 3 in drop_layers:
-            raise CheckpointError("layer 3 can't go")
+            raise CheckpointError("layer 3 is needed")
         return own(seed_dir, drop_layers)
 
     monkeypatch.setattr(pipeline, "plan_checkpoint", plan_checkpoint)
     assert run_of(checkpoint(), tmp_path, {"num_layers": 2}).plan().num_layers == 6
-    with pytest.raises(CheckpointError, match="layer 3 can't go"):
+    with pytest.raises(CheckpointError, match="layer 3 is needed"):
         run_of(checkpoint(), tmp_path, {"num_layers": 2, "protect_first": 2, "protect_last": 1}).plan()
 
 
@@ -268,7 +268,7 @@ def test_a_cut_that_would_give_another_model_is_refused_before_scoring_and_befor
 
     monkeypatch.setattr("axolotl_sdft.pruning.checkpoint.verify.verify_cut", verify_cut)
     pruning = run_of(checkpoint(), tmp_path, {"num_layers": 2})
-    with pytest.raises(CheckpointError, match="no block of layers that may go can be removed: layer 3 differs"):
+    with pytest.raises(CheckpointError, match="no block of removable layers can be removed: layer 3 differs"):
         pruning.run()
     tried = [(6, 4, tuple(layer for layer in range(6) if layer not in (start, start + 1))) for start in range(5)]
     assert checked[0] == (6, 4, (0, 1, 2, 5))  # before scoring

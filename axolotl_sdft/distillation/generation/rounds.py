@@ -2,6 +2,7 @@
 
 import logging
 import time
+import unicodedata
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from axolotl_sdft.core.errors import ArtifactError, PluginError
 from axolotl_sdft.core.ranks import RankGroup
 from axolotl_sdft.core.terminal import progress
+from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.digest import rows_between
 from axolotl_sdft.distillation.generation.journal import Journal, JournalWriter
 from axolotl_sdft.distillation.generation.journal_files import AnswerIndex, Keys, keys_array
@@ -83,6 +85,11 @@ class SelectionCache:
     def unknown_rows(self, rows: NDArray[np.int64], turn: int) -> NDArray[np.int64]:
         """Return those of the rows whose turn-th answer is not settled. All of them must have one."""
         return rows[self._taken[self._first[rows] + turn] == _UNKNOWN]
+
+
+def _letters(text: str) -> str:
+    """Return a text without what tokenizers write in other ways: spaces, accents on their own, capitals."""
+    return "".join(character for character in unicodedata.normalize("NFKC", text).casefold() if character.isalnum())
 
 
 _WINDOW_ROWS = 1024  # rows whose prompts are planned together; the same for any number of ranks
@@ -173,11 +180,22 @@ class Generation:
                 f"backend {self._spec.config.generation.backend_name!r} gave {len(answers)} answers to a batch of "
                 f"{len(batch)}; generate() must yield one for each prompt"
             )
+        for prompt, answer in zip(batch, answers, strict=True):
+            self._require_prefix(prompt, answer)
         asked = [meter.expected.pop(prompt.key) for prompt in batch]
         stored = writer.append([one.key for one in asked], answers, seconds)
         rejections = [self._judging.judge(answer, one.target)[0] for one, answer in zip(asked, stored, strict=True)]
         self._judging.flush()
         return meter.figures(stored, rejections)
+
+    def _require_prefix(self, prompt: Prompt, answer: Answer) -> None:
+        """Refuse a backend that leaves out how the answer begins: half an answer would be trained."""
+        begun, text = (_letters(text) for text in (prompt.answer_prefix, answer.text))
+        if answer.finish_reason != "error" and not text.startswith(begun):
+            raise PluginError(
+                f"backend {self._spec.config.generation.backend_name!r} gave an answer without "
+                f"self_distillation.answer_prefix before it: {shortened(answer.text)!r}; its text must hold both"
+            )
 
     def _check(self, meter: RoundStats, attempt: int) -> None:
         """Refuse a backend that left answers out, and say when likelihoods that were asked for are not there."""

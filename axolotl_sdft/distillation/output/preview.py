@@ -93,7 +93,7 @@ def preview(spec: "DistillationSpec", num_rows: int) -> Preview:
     indices = evenly_spaced(len(spec.dataset), num_rows)
     originals = dict(zip(indices, as_rows(spec.dataset[indices]), strict=True))
     backend = spec.backend_factory(spec.seed_dir, spec.config.generation)
-    backend.check()
+    spec.check_backend(backend)
     try:
         return _preview(spec, backend, originals)
     finally:

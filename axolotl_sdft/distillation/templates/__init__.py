@@ -13,13 +13,14 @@ from axolotl_sdft.distillation.templates.prompts import (
     YAML_KEY,
     jinja_template,
     template_sentences,
+    with_answer_prefix,
     with_examples,
 )
 from axolotl_sdft.inference.interfaces import Target
 from axolotl_sdft.plugins.registry import TEMPLATES, registry
 from axolotl_sdft.plugins.specifications import hookimpl
 
-__all__ = ["BUILT_IN", "resolve_template", "template_sentences"]
+__all__ = ["BUILT_IN", "resolve_template", "template_sentences", "with_answer_prefix"]
 
 _DUMMY = Target(
     (

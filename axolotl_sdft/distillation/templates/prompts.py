@@ -17,6 +17,7 @@ from axolotl_sdft.config import ExampleConfig
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.interfaces import Template
+from axolotl_sdft.inference.function_calls import is_calls_alone
 from axolotl_sdft.inference.interfaces import Message, Target
 
 LOG = logging.getLogger(__name__)
@@ -88,15 +89,17 @@ def mathematics(target: Target) -> list[Message]:
 def function_calls(target: Target) -> list[Message]:
     """Ask for the same function calls with the same arguments, and at most a sentence about them.
 
-    For tool use and API calls. Goes with the ``function_call`` check.
+    For tool use and API calls. Goes with the ``function_call`` check. Of an original that is calls and nothing else,
+    nothing else is asked for, so that the model does not unlearn to call.
     """
     is_one_line = "\n" not in target.reference and "`" not in target.reference
     shown = f"`{target.reference}`" if is_one_line else f"\n{target.reference}\n"
-    return request(
-        target,
-        f"{target.instruction}\n\nThe right call is {shown}. Answer with this call, and say in one short sentence what "
-        "it does.",
+    wanted = (
+        "Answer with this call and nothing else: no explanation, no quotes around it."
+        if is_calls_alone(target.reference)
+        else "Answer with this call, and say in one short sentence what it does."
     )
+    return request(target, f"{target.instruction}\n\nThe right call is {shown}. {wanted}")
 
 
 def code(target: Target) -> list[Message]:
@@ -159,6 +162,17 @@ def with_examples(template: Template, examples: Sequence[ExampleConfig]) -> Temp
         return [*messages[:num_system], *shown, *messages[num_system:]]
 
     return template_with_examples
+
+
+def with_answer_prefix(template: Template, prefix: str) -> Template:
+    """Return a template whose chats end with the beginning of the answer, for the seed model to go on behind it."""
+    if not prefix:
+        return template
+
+    def template_with_prefix(target: Target) -> list[Message]:
+        return [*template(target), {"role": "assistant", "content": prefix}]
+
+    return template_with_prefix
 
 
 def _turns(template: Template, example: ExampleConfig) -> list[Message]:

@@ -131,7 +131,8 @@ class TransformersBackend:
     def _answer(self, row: ActiveSequence) -> Answer:
         if row.error is not None:
             return Answer("", "error", 0, error=row.error, is_final=row.is_final)
-        return Answer(*read_answer(self._tokenizer, row.new_ids, self._end_ids), mean_logprob=row.mean_logprob)
+        read = read_answer(self._tokenizer, row.new_ids, self._end_ids, row.prompt.answer_prefix)
+        return Answer(*read, mean_logprob=row.mean_logprob)
 
     @property
     def _decoder(self) -> ContinuousDecoder | PlainDecoder:

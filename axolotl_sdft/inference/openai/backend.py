@@ -26,6 +26,7 @@ from axolotl_sdft.inference.openai.chat_protocol import (
     chat_request,
     encode,
     read_answer,
+    require_going_on,
 )
 from axolotl_sdft.inference.openai.dispatch import BackgroundLoop, Dispatcher
 from axolotl_sdft.inference.openai.faults import (
@@ -193,14 +194,23 @@ class OpenAIBackend:
             return Answer("", "error", 0, error=str(err), is_final=True)
         body = chat_request(self._config, server.model, prompt, server.refused_fields)
         response = await server.ask("/chat/completions", body)
-        return read_answer(response, server.accepts_model, self._count_tokens)
+        if prompt.answer_prefix and self._chats_with is not None:
+            require_going_on(response, self._num_prompt_tokens(prompt))
+        return read_answer(response, server.accepts_model, self._count_tokens, prompt.answer_prefix)
+
+    def _num_prompt_tokens(self, prompt: Prompt) -> int:
+        from axolotl_sdft.inference.prompts import prompt_ids
+
+        return len(prompt_ids(self._chats_with, prompt.messages, self._config.template_arguments))
 
     def _fitting(self, prompt: Prompt) -> Prompt:
         """Return a prompt in a shape that the seed model's own chat template takes, which the server is to use."""
         if self._chats_with is None:
             return replace(prompt, messages=tuple(well_formed_chat(prompt.messages)))
-        messages, _ = render_chat(self._chats_with, prompt.messages, self._config.template_arguments)
-        return replace(prompt, messages=tuple(messages))
+        begun = prompt.messages[-1:] if prompt.answer_prefix else ()
+        asked = prompt.messages[: len(prompt.messages) - len(begun)]
+        messages, _ = render_chat(self._chats_with, asked, self._config.template_arguments)
+        return replace(prompt, messages=(*messages, *begun))
 
     @cached_property
     def _chats_with(self) -> Any:

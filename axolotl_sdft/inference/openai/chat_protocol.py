@@ -39,6 +39,7 @@ _PASSING = frozenset(
         *("time_limit", "insufficient_system_resource", "overloaded", "not_finished", "in_progress", "pause_turn"),
     }
 )
+_MOST_BEGIN_TOKENS = 1  # some servers write the token that begins a text before a template that writes it too
 _OPTIONAL = {"logprobs", "min_p", "seed", "top_k"}
 
 CANARY = Prompt((0, 0), ({"role": "user", "content": "Say yes."},), attempt=1)
@@ -67,7 +68,13 @@ def chat_request(config: OpenAIGeneration, model: str, prompt: Prompt, without: 
             "min_p": 0.0,
             "logprobs": True,
         }
-    fields = {"model": model, "messages": list(prompt.messages), "max_tokens": config.max_new_tokens, **sampling}
+    # vLLM and SGLang then let the model go on in the last turn; without, they would open another one.
+    going_on = {"continue_final_message": True, "add_generation_prompt": False} if prompt.answer_prefix else {}
+    fields = {
+        **{"model": model, "messages": list(prompt.messages), "max_tokens": config.max_new_tokens},
+        **sampling,
+        **going_on,
+    }
     return {name: value for name, value in fields.items() if name not in without} | config.request_fields
 
 
@@ -91,13 +98,16 @@ def finish_of(said: Any) -> FinishReason | None:
     return "stop" if word in _FINISHED else "length" if word in _TOO_LONG else None
 
 
-def read_answer(body: Any, accepts_model: Callable[[str], bool], count_tokens: Callable[[str], int]) -> Answer:
-    """Return the answer in a response.
+def read_answer(
+    body: Any, accepts_model: Callable[[str], bool], count_tokens: Callable[[str], int], prefix: str = ""
+) -> Answer:
+    """Return the answer in a response, behind the prefix that the server was to go on from.
 
     Args:
         body: The parsed JSON.
         accepts_model: Whether the model that was asked goes by a name.
         count_tokens: Counts the tokens of a text where the server does not.
+        prefix: How the answer begins. Servers give back what follows it; one that repeats it is read as well.
 
     Raises:
         TransientError: The response is not an answer, comes from another model, or the server gave the answer up.
@@ -105,7 +115,8 @@ def read_answer(body: Any, accepts_model: Callable[[str], bool], count_tokens: C
     """
     choice = _choice(body)
     finish = _finish(choice)
-    text = _text(choice["message"])
+    written = _text(choice["message"])
+    text = (written if prefix and written.startswith(prefix) else prefix + written).strip()
     name = body.get("model")
     if isinstance(name, str) and name and not accepts_model(name):
         raise TransientError(f"the answer comes from another model, {name!r}")
@@ -113,9 +124,28 @@ def read_answer(body: Any, accepts_model: Callable[[str], bool], count_tokens: C
     return Answer(
         text,
         finish,
-        count_tokens(text) if num_tokens is None else num_tokens,
+        count_tokens(written) if num_tokens is None else num_tokens,
         mean_logprob=_mean_logprob(choice),
     )
+
+
+def require_going_on(body: Any, num_expected: int) -> None:
+    """Raise unless a server read the prompt as it was meant: up to the answer's prefix, with no turn opened behind it.
+
+    Args:
+        body: The parsed response, whose ``usage`` tells how many tokens the prompt had. One that tells none passes.
+        num_expected: Tokens of the prompt with the prefix, as the seed model's own tokenizer writes them.
+
+    Raises:
+        QuestionRefusedError: The prompt had more tokens.
+    """
+    usage = body.get("usage") if isinstance(body, dict) else None
+    counted = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    if isinstance(counted, int) and counted > num_expected + _MOST_BEGIN_TOKENS:
+        raise QuestionRefusedError(
+            f"the server read {counted} tokens where the chat with answer_prefix has {num_expected}, so it did not go "
+            "on behind the prefix, as vLLM and SGLang do; remove answer_prefix, or use such a server"
+        )
 
 
 def read_completion(body: Any) -> tuple[list[int], float | None]:
@@ -208,7 +238,7 @@ def _text(message: dict[str, Any]) -> str:
         raise QuestionRefusedError("the answer holds the servers' key")
     if content and _LONE_SURROGATE.search(content):
         raise QuestionRefusedError("the answer holds half a character (a lone surrogate)")
-    return (content or "").strip()
+    return content or ""
 
 
 def _part(part: Any) -> str:

@@ -134,7 +134,8 @@ class VLLMBackend(OpenAIBackend):
             return Answer("", "error", 0, error=reason, is_final=True)
         said = await server.ask("/completions", self._completion_request(prompt, ids, room))
         new_ids, mean_logprob = read_completion(said)
-        return Answer(*read_answer(self._tokenizer, new_ids, self._end_ids), mean_logprob=mean_logprob)
+        read = read_answer(self._tokenizer, new_ids, self._end_ids, prompt.answer_prefix)
+        return Answer(*read, mean_logprob=mean_logprob)
 
     def _completion_request(self, prompt: Prompt, ids: list[int], room: int) -> dict[str, Any]:
         temperature = attempt_temperature(self._config.temperature, prompt.attempt)

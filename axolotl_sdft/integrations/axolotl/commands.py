@@ -48,7 +48,7 @@ def prune_alone(cfg: Any, dry_run: bool, num_layers: int | float | None = None) 
         num_layers: Takes the place of ``layer_pruning.num_layers``, ``target`` and ``drop_layers``.
 
     Raises:
-        ConfigError: The configuration has no ``layer_pruning`` block, or so many layers can't go.
+        ConfigError: The configuration has no ``layer_pruning`` block, or so many layers can't be removed.
     """
     if cfg.get("layer_pruning") is None:
         raise ConfigError("there is no layer_pruning block; add one, such as layer_pruning: {num_layers: 2}")

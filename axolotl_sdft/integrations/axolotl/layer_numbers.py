@@ -181,7 +181,7 @@ def _pattern_faults(
 
 
 def _faults_before_scoring(what: str, hits: Sequence[set[Any]], config: LayerPruningConfig) -> Iterator[str]:
-    """Yield a fault unless the text means the same whichever of the layers that may go are chosen."""
+    """Yield a fault unless the text means the same whichever of the removable layers are chosen."""
     end = len(hits) - config.protect_last
     first = config.protect_first
     if any(hit != hits[first] for hit in hits[first:]):

@@ -55,7 +55,7 @@ def check_distillation(cfg: Any) -> None:
         ensure_writable(spec.root, "self_distillation.output_dir")
         generation = spec.config.generation
         if generation not in checked:
-            spec.backend_factory(spec.seed_dir, generation).check()
+            spec.check_backend(spec.backend_factory(spec.seed_dir, generation))
             checked.add(generation)
 
 

@@ -86,7 +86,7 @@ def prune(config: dict[str, Any], drop_layers: Collection[int]) -> dict[str, Any
 
 
 def reasons_against(config: dict[str, Any], drop_sets: Iterable[Collection[int]]) -> list[str | None]:
-    """Return for each set of layers why it can't go; None where its ``config.json`` allows it.
+    """Return for each set of layers why it can't be removed; None where its ``config.json`` allows it.
 
     Raises:
         CheckpointError: No layer can go, whichever it is.

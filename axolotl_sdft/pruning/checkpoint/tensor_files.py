@@ -61,7 +61,7 @@ def find_layer_prefix(names: Iterable[str], num_layers: int, num_extra: int = 0)
 
 
 def renamed(name: str, prefix: str, kept: Sequence[int]) -> str | None:
-    """Return a tensor's name after the cut, or None when its layer goes. ``kept`` are the layers that stay."""
+    """Return a tensor's name after the cut, or None when its layer is removed. ``kept`` are the layers that stay."""
     if not name.startswith(prefix) or first_number_prefix(name) != prefix:
         return name
     number, _, rest = name[len(prefix) :].partition(".")

@@ -108,7 +108,7 @@ class _Matching:
         return f"{place[0]}{self.kept[place[1]]}{place[2]}" if place else name
 
     def is_gone(self, name: str) -> bool:
-        """Tell whether a module of the seed belongs to a layer that goes."""
+        """Tell whether a module of the seed belongs to a removed layer."""
         place = self.place(name)
         return place is not None and place[1] not in self.kept
 

@@ -6,12 +6,12 @@ qualifies when its output is a sum of what does not depend on the projection and
 That holds for plain and for parallel layers and with residual multipliers; it does not when the output is normalized
 first.
 
-With M the projection's output, H the output of its layer and E the output of the last layer that goes, a token is right
+With M the projection's output, H the output of its layer and E the output of the last removed layer, a token is right
 after the cut when M T + (H - M) = E. So T = I + D, where M D should be E - H. A ridge pulls D to zero.
 
 A few tokens, attention sinks, have outputs a thousand times larger than all others. Within the fit they would outweigh
 everything; outside it, the map would do anything to them, and they hold the model together. So they are left out, and D
-reads nothing along their directions V: T = I + (I - V V^T) D. A token that becomes a sink only in the layers that go is
+reads nothing along their directions V: T = I + (I - V V^T) D. A token that becomes a sink only in the removed layers is
 left out as well. Its output before the cut is an ordinary one, so it has no direction to spare.
 
 Shapes: B rows, T tokens of a row, N tokens, D hidden size, K directions.

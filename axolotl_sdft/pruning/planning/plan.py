@@ -30,11 +30,11 @@ class PruningPlan:
     the cost once all of them have gone (``perplexity``: the perplexity without them). None: nothing was measured."""
 
     avoided: tuple[tuple[tuple[int, ...], str], ...] = ()
-    """Layers that the scores would rather remove, but which can't go, with the reason."""
+    """Layers that the scores would rather remove, but which can't be removed, with the reason."""
 
 
 def num_dropped(config: LayerPruningConfig, num_layers: int) -> int:
-    """Return how many of ``num_layers`` layers go; a fraction counts of them, rounded, at least 1.
+    """Return how many of ``num_layers`` layers are removed; a fraction counts of them, rounded, at least 1.
 
     Example:
         >>> num_dropped(LayerPruningConfig(num_layers=0.25), 30)  # 7.5
@@ -101,13 +101,13 @@ def validate_drop_layers(drop_layers: tuple[int, ...], num_layers: int, key: str
 
 
 def plan_pruning(scores: LayerScores, config: LayerPruningConfig, removable: Removable | None = None) -> PruningPlan:
-    """Return which layers go. The lower layers win a tie; ``drop_layers`` are taken as they are.
+    """Return which layers to remove. The lower layers win a tie; ``drop_layers`` are taken as they are.
 
-    Of greedy scores, the first layers of ``removal_order`` go. What ``removable`` says can't go is passed over.
+    Of greedy scores, the first layers of ``removal_order`` are taken. What ``removable`` rules out is passed over.
 
     Raises:
         ConfigError: The settings can't work with this many layers, or greedy scores were made with others.
-        CheckpointError: A score that matters is not a finite number, or no choice of layers can go.
+        CheckpointError: A score that matters is not a finite number, or no choice of layers can be removed.
 
     Example:
         >>> plan_pruning(scores, LayerPruningConfig(num_layers=3)).drop_layers
@@ -144,7 +144,7 @@ def _cheapest_block(scores: LayerScores, costs: dict[tuple[int, int], float], re
         if reason is None:
             return PruningPlan(layers, scores.num_layers, scores.metric, costs[start, end], tuple(avoided))
         avoided.append((layers, reason))
-    raise CheckpointError(f"no block of layers that may go can be removed: {avoided[0][1]}")
+    raise CheckpointError(f"no block of removable layers can be removed: {avoided[0][1]}")
 
 
 def avoided_lines(plan: PruningPlan) -> Iterator[str]:
@@ -158,12 +158,12 @@ def avoided_lines(plan: PruningPlan) -> Iterator[str]:
 
 
 def _first_removed(scores: LayerScores, config: LayerPruningConfig, count: int, removable: Removable) -> PruningPlan:
-    """Return the plan that a greedy order begins with, without the layers that can't go with those before them."""
+    """Return the plan that a greedy order begins with, without the layers that those before them rule out."""
     drop_layers = tuple(sorted(scores.removal_order[:count]))
     if len(drop_layers) < count:
         raise ConfigError(
             f"layer_pruning.num_layers asks for {count} layers, but metric {scores.metric} gives "
-            f"{len(scores.removal_order)} of {scores.num_layers} that may go; lower it, lower protect_first or "
+            f"{len(scores.removal_order)} of {scores.num_layers} that may be removed; lower it, lower protect_first or "
             "protect_last, or score again with more num_layers"
         )
     _validate_chosen(scores, config, drop_layers)
@@ -231,7 +231,7 @@ def _tried(scores: LayerScores, config: LayerPruningConfig, count: int) -> dict[
     }
     if not costs:
         raise ConfigError(
-            f"metric {scores.metric} has tried no block of {count} layers that may go; score again with "
+            f"metric {scores.metric} has tried no block of {count} layers that may be removed; score again with "
             f"num_layers={count} and the same protect_first and protect_last"
         )
     for (start, end), cost in costs.items():
@@ -260,7 +260,7 @@ def cost_text(cost: float | None) -> str:
 
 
 def best_plans(scores: LayerScores, config: LayerPruningConfig) -> list[PruningPlan]:
-    """Return the plan for each number of layers that can go, from 1 on, under the same protected layers.
+    """Return the plan for each number of layers that can be removed, from 1 on, under the same protected layers.
 
     Raises:
         CheckpointError: A score that matters is not a finite number.
@@ -287,8 +287,8 @@ def ranked_blocks(scores: LayerScores, config: LayerPruningConfig, length: int) 
 def within_budget(config: LayerPruningConfig, total: int, layer_parameters: Sequence[int]) -> LayerPruningConfig:
     """Return the settings with the number of layers in the place of ``target``; as they are without one.
 
-    It is the least number with which the model keeps to the budget whichever layers go, so that of layers of unlike
-    size the smallest are counted.
+    It is the least number with which the model keeps to the budget whichever layers are removed, so that of layers of
+    unlike size the smallest are counted.
 
     Args:
         config: The settings, not yet checked against the model.
@@ -296,7 +296,7 @@ def within_budget(config: LayerPruningConfig, total: int, layer_parameters: Sequ
         layer_parameters: Parameters of each of its layers.
 
     Raises:
-        ConfigError: The model is small enough already, or not without all layers that may go.
+        ConfigError: The model is small enough already, or too large even without all layers that may be removed.
     """
     if config.target is None:
         return config
@@ -316,6 +316,6 @@ def within_budget(config: LayerPruningConfig, total: int, layer_parameters: Sequ
             return config.model_copy(update={"num_layers": count, "target": None})
     raise ConfigError(
         f"layer_pruning.target.parameters is {wanted}, but without {most} of its {len(layer_parameters)} layers, which "
-        f"are all that may go, the model still has {left:,} of {total:,} parameters; raise it, or lower protect_first "
-        "or protect_last"
+        f"are all that may be removed, the model still has {left:,} of {total:,} parameters; raise it, or lower "
+        "protect_first or protect_last"
     )

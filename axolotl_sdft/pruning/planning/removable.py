@@ -1,7 +1,8 @@
 """Which layers of a seed model can't be removed, known from its ``config.json`` before anything is scored.
 
-Some layers can't go at all (layer 0 of ModernBERT, the layer whose keys others share), some only together with others
-(experts in every second layer), and of some one must be left (attention in a hybrid model). No torch, no weights.
+Some layers can't be removed at all (layer 0 of ModernBERT, the layer whose keys others share), some only with
+others (experts in every second layer), and of some one must be left (attention in a hybrid model). No
+torch, no weights.
 """
 
 import heapq
@@ -22,22 +23,22 @@ def _nothing_against(_layers: Sequence[int]) -> str | None:
 
 @dataclass(frozen=True)
 class Removable:
-    """What may go of a model of which a number of layers are to be removed."""
+    """What may be removed of a model that is to lose a number of layers."""
 
     blocks: Mapping[tuple[int, ...], str | None]
-    """Each block of that many layers that touches no protected one, with why it can't go; None: it can."""
+    """Each block of that many layers that touches no protected one, with why it can't be removed; None: it can."""
 
     fixed: Mapping[int, str]
-    """Layers that can't go, alone or in a block, with the reason."""
+    """Layers that can't be removed, alone or in a block, with the reason."""
 
     reason_in_config: Callable[[Sequence[int]], str | None] = field(default=_nothing_against, repr=False)
     """Says of any set of layers why ``config.json`` rules it out, or None. Takes milliseconds."""
 
     reason_at_last: Callable[[Sequence[int]], str | None] = field(default=_nothing_against, repr=False)
-    """Says why a set can't go that ``config.json`` allows, or None. May take seconds."""
+    """Says why a set that ``config.json`` allows can't be removed, or None. May take seconds."""
 
     def reason_against(self, layers: Sequence[int]) -> str | None:
-        """Return why these layers can't go together, or None."""
+        """Return why these layers can't be removed together, or None."""
         return self.reason_in_config(layers) or self.reason_at_last(layers)
 
     @property
@@ -46,7 +47,7 @@ class Removable:
         return [block for block, reason in self.blocks.items() if reason is None]
 
     def fixed_lines(self) -> Iterator[str]:
-        """Yield a line for each reason: the layers that can't go, and why."""
+        """Yield a line for each reason: the layers that can't be removed, and why."""
         by_reason: dict[str, list[int]] = {}
         for layer, reason in self.fixed.items():
             by_reason.setdefault(reason, []).append(layer)
@@ -61,13 +62,13 @@ def find_removable(
     allowed: range,
     confirm: Callable[[Sequence[int]], str | None] = _nothing_against,
 ) -> Removable:
-    """Return what may go when ``count`` layers are removed out of ``allowed``.
+    """Return what may be removed when ``count`` layers are to be, out of ``allowed``.
 
     Args:
         config: The seed's ``config.json``.
         count: How many layers are to go.
         allowed: The layers that are not protected.
-        confirm: Says of a set that ``config.json`` allows why it can't go after all, or None.
+        confirm: Says why a set that ``config.json`` allows can't be removed after all, or None.
 
     Raises:
         CheckpointError: No layer of the model can go.
@@ -95,8 +96,8 @@ def cheapest_set(
 ) -> tuple[tuple[int, ...], list[tuple[tuple[int, ...], str]]]:
     """Return the layers that cost least together and can go, and the cheaper sets that can't, each with the reason.
 
-    Sets are tried in the order of their cost. Where thousands can't go, as when layers go in pairs only, the cheapest
-    block is taken instead.
+    Sets are tried in the order of their cost. Where thousands can't be removed, as when layers are removed in
+    pairs only, the cheapest block is taken instead.
 
     Raises:
         CheckpointError: No set and no block of them can go.
@@ -113,7 +114,7 @@ def cheapest_set(
         if removable.reason_against(block) is None:
             return block, refused[:1]
     reasons = [reason for _, reason in refused] or list(removable.fixed.values())
-    raise CheckpointError(f"no {count} layers that may go can be removed together: {reasons[0]}")
+    raise CheckpointError(f"no {count} removable layers can be removed together: {reasons[0]}")
 
 
 def _by_cost(costs: Mapping[int, float], count: int) -> Iterator[tuple[int, ...]]:

@@ -25,7 +25,7 @@ _UNKNOWN = "unknown"
 def report_lines(
     model_name: str, plan: PruningPlan, scores: LayerScores | None, savings: Savings, config: LayerPruningConfig
 ) -> Iterator[str]:
-    """Yield which layers go, what that saves, and what else could go.
+    """Yield which layers are removed, what that saves, and what else could be.
 
     Args:
         model_name: What the user calls the seed model.
@@ -92,7 +92,7 @@ def _alternative_lines(
     plans = best_plans(scores, config)
     chosen = len(plan.drop_layers)
     if plan.avoided:
-        plans[chosen - 1 : chosen] = [plan]  # what the scores alone would choose can't go
+        plans[chosen - 1 : chosen] = [plan]  # what the scores alone would choose can't be removed
     shown = plans[: chosen + _MOST_MORE]
     yield _choice_title(scores) + (f" (1 to {len(shown)} of up to {len(plans)})" if len(shown) < len(plans) else "")
     rows = [
@@ -140,7 +140,7 @@ def _what(scores: LayerScores) -> str:
 
 
 def _which(choice: PruningPlan, plans: Sequence[PruningPlan], scores: LayerScores) -> str:
-    """Return the block, or the one layer that goes beside those of the line above."""
+    """Return the block, or the one layer that is removed beside those of the line above."""
     if scores.contiguous and not scores.removal_order:
         return _span(choice.drop_layers)
     count = len(choice.drop_layers)

@@ -174,7 +174,7 @@ def _nll_without_each(
     removed: Sequence[int],
     shown: Progress,
 ) -> dict[int, float]:
-    """Return the summed negative log-likelihood without the removed layers and each of the others that may go."""
+    """Return the summed negative log-likelihood without the removed layers and each of the others that may be."""
     sums = dict.fromkeys(_candidates(options, switch.num_layers, removed), 0.0)
     for batch in batches:
         resume = 0
@@ -188,10 +188,10 @@ def _nll_without_each(
 
 
 def _candidates(options: ScoringOptions, num_layers: int, removed: Sequence[int]) -> list[int]:
-    """Return the layers that may go next: those that can go with the removed ones, if there are any."""
+    """Return the layers that may be removed next: those that can be with the removed ones, if there are any."""
     allowed = range(options.protect_first, num_layers - options.protect_last)
     left = [layer for layer in allowed if layer not in removed]
-    # Where layers can go in pairs only, each of a pair may go first; whether all can go shows at the end.
+    # Where layers are removed in pairs only, each of a pair may come first; whether all can be shows at the end.
     return [layer for layer in left if options.may_go([*removed, layer])] or left
 
 

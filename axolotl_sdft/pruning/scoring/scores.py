@@ -53,7 +53,8 @@ class LayerScores:
     where the metric gives a ``removal_order`` instead."""
 
     contiguous: bool
-    """True: the cheapest block goes. False: the cheapest single layers go; only ``block_costs[i][i + 1]`` counts."""
+    """True: the cheapest block is removed. False: the cheapest layers one by one; only
+    ``block_costs[i][i + 1]`` counts."""
 
     num_tokens: int
     """Tokens that the costs are averaged over."""

@@ -5,12 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axolotl_sdft.distillation.checks import function_call
-from axolotl_sdft.distillation.checks.function_calls import documented_parameters, find_calls
+from axolotl_sdft.distillation.checks.function_calls import documented_parameters
+from axolotl_sdft.inference.function_calls import find_calls, is_calls_alone
 from tests.distillation.checks.samples import asked, written
 
 
 def verdict(text: str, reference: str, instruction: str = "Call it.") -> str | None:
-    return function_call(written(text), asked(instruction, reference))
+    return function_call(written(text), asked(instruction, reference), allow_text=True)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,54 @@ def test_documented_parameters_tell_which_keyword_a_positional_argument_is():
     assert verdict("scale(2, 3)", "scale(height=3, width=2)", instruction) is None
     assert verdict("scale(2, 3)", "scale(height=2, width=3)", instruction) is not None
     assert verdict("scale(2, 3)", "scale(height=2, width=3)") is None  # no telling without a list
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("plant( 'rose' )", "plant('rose')"),
+        ("plant('rose')\ndig(2)", "plant('rose'); dig(2)"),
+        ("[plant(kind='rose'), dig(2)]", "[dig(2), plant(kind='rose')]"),
+        ('{"name": "plant", "arguments": {"kind": "rose"}}', '{"arguments": {"kind": "rose"}, "name": "plant"}'),
+        ('<tool_call>\n{"name": "dig", "arguments": {"n": 2}}\n</tool_call>',) * 2,
+        ("It digs: `dig(2)`", "Dig with dig(2)."),
+        ("dig(2)", "Dig with dig(2)."),
+    ],
+)
+def test_an_answer_that_is_a_call_alone_stays_one_and_words_may_stand_where_the_original_has_some(
+    text: str, reference: str
+):
+    assert function_call(written(text), asked("Call it.", reference)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "reason"),
+    [
+        ("plant('rose') plants a rose.", "plant('rose')", "more than the call: plant('rose') plants a rose."),
+        ("`dig(2)`", "dig(2)", "more than the call: `dig(2)`"),
+        ("```python\ndig(2)\n```", "dig(2)", "more than the call: ```python dig(2) ```"),
+        ("dig(2)", "[dig(2)]", "more than the call: dig(2)"),
+        ('{"name": "dig", "arguments": {"n": 2}}', "dig(n=2)", "the call is written as JSON, unlike the original's"),
+        ("dig(3)", "dig(2)", "no dig(2)"),
+    ],
+)
+def test_an_original_that_is_a_call_alone_takes_nothing_around_the_call(text: str, reference: str, reason: str):
+    assert function_call(written(text), asked("Call it.", reference)) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "is_alone"),
+    [
+        ("dig(2)", True),
+        ("[dig(2); plant('rose')]", True),
+        ('<tool_call>{"name": "dig", "arguments": {}}</tool_call>', True),
+        ("Call dig(2)", False),
+        ("dig", False),
+        ("", False),
+    ],
+)
+def test_calls_alone_are_told_from_texts_that_hold_calls(text: str, is_alone: bool):
+    assert is_calls_alone(text) is is_alone
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,19 @@ def test_a_built_in_template_keeps_the_earlier_turns_and_asks_with_instruction_a
     assert "It is 42." in request["content"]
 
 
+@pytest.mark.parametrize(
+    ("reference", "end"),
+    [
+        ("dig(depth=2)", "Answer with this call and nothing else: no explanation, no quotes around it."),
+        ("Call dig(depth=2) to dig.", "Answer with this call, and say in one short sentence what it does."),
+    ],
+)
+def test_a_call_alone_is_asked_for_alone(reference: str, end: str):
+    request = resolve_template("function_calls")(Target(({"role": "user", "content": "Dig."},), reference))[-1]
+    assert request["content"].startswith(f"Dig.\n\nThe right call is `{reference}`.")
+    assert request["content"].endswith(end)
+
+
 def test_the_unaided_template_asks_the_question_as_it_stands():
     assert resolve_template("unaided")(TARGET) == list(TARGET.context)
 

@@ -57,6 +57,25 @@ def test_a_row_gets_the_same_answer_alone_and_padded_in_a_batch(tiny_llama_dir):
     assert all(answer.finish_reason == "length" and answer.num_tokens == 8 for answer in together.values())
 
 
+def test_an_answer_goes_on_behind_what_the_assistant_said_last(tiny_llama_dir):
+    backend = backend_for(tiny_llama_dir, max_new_tokens=6)
+    question = {"role": "user", "content": "Name a colour."}
+    begun = {"role": "assistant", "content": "My answer is:\n"}
+    [answer] = answers_by_row(backend, [[Prompt((0, 0), (question, begun))]]).values()
+
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(tiny_llama_dir),
+        AutoModelForCausalLM.from_pretrained(tiny_llama_dir),
+    )
+    text = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True) + "My answer is:\n"
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    [written] = model.generate(ids, max_new_tokens=6, do_sample=False)
+    new = tokenizer.decode(written[ids.shape[1] :], skip_special_tokens=True)
+
+    assert answer.text == f"My answer is:\n{new}".strip()
+    assert answer.num_tokens == 6
+
+
 def test_a_sampled_answer_depends_on_its_prompt_and_attempt_alone(tiny_llama_dir):
     asked = prompts("Hello", "Goodbye", "Hello again")
     again = Prompt(asked[0].key, asked[0].messages, attempt=1)

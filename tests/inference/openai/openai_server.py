@@ -49,6 +49,7 @@ class FakeServer:
         score: Gives each id of a prompt its log-probability; without it, text completions ignore ``echo``.
         refused_fields: Fields of a chat request that it doesn't know.
         choice: Replaces parts of the answer's ``choices[0]``.
+        usage: Whether it counts tokens, or the counts that it tells.
     """
 
     def __init__(
@@ -196,7 +197,9 @@ class FakeServer:
         choice = {"message": {"role": "assistant", "content": f"re: {text}"}, "finish_reason": "stop"}
         if body.get("logprobs"):
             choice["logprobs"] = {"content": [{"token": "a", "logprob": -0.25}, {"token": "b", "logprob": -0.75}]}
-        usage = {"usage": {"completion_tokens": 3}} if self.usage else {}
+        usage = (
+            {"usage": self.usage if isinstance(self.usage, dict) else {"completion_tokens": 3}} if self.usage else {}
+        )
         return _json({"model": self.model, "choices": [choice | self.choice]} | usage)
 
 

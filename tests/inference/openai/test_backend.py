@@ -6,8 +6,11 @@ import threading
 
 import pytest
 
+from axolotl_sdft.config import OpenAIGeneration
 from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.inference.interfaces import Answer, Prompt
+from axolotl_sdft.inference.openai.backend import OpenAIBackend
+from axolotl_sdft.inference.prompts import load_tokenizer, prompt_ids
 from tests.inference.openai.openai_server import (
     CANARY_TEXT,
     SILENCE,
@@ -54,6 +57,43 @@ def test_a_greedy_request_holds_the_chat_and_the_settings_and_no_more(backend_fo
         "top_p": 1.0,
         "chat_template_kwargs": {"enable_thinking": False},
     }
+
+
+BEGUN = Prompt((0, 0), ({"role": "user", "content": "row 0"}, {"role": "assistant", "content": "Well,\n"}))
+
+
+def test_a_server_is_told_to_go_on_where_the_answer_has_begun(backend_for):
+    with FakeServer() as server:
+        [answer] = answers_of(backend_for(server), [BEGUN]).values()
+    assert server.chats[-1]["messages"] == list(BEGUN.messages)
+    assert server.chats[-1]["continue_final_message"] is True
+    assert server.chats[-1]["add_generation_prompt"] is False
+    assert answer.text == "Well,\nre: Well,"
+
+
+def test_a_beginning_that_a_server_repeats_stands_there_once(backend_for):
+    with FakeServer(choice={"message": {"role": "assistant", "content": "Well,\nwell."}}) as server:
+        [answer] = answers_of(backend_for(server), [BEGUN]).values()
+    assert answer.text == "Well,\nwell."
+
+
+def test_a_server_that_opens_another_turn_behind_the_beginning_is_found_out(tiny_llama_dir):
+    tokenizer = load_tokenizer(tiny_llama_dir)
+    meant = len(prompt_ids(tokenizer, BEGUN.messages))
+
+    def usage_of(num_prompt):
+        return {"prompt_tokens": num_prompt, "completion_tokens": 3}
+
+    with FakeServer(model=tiny_llama_dir.name) as server:
+        backend = OpenAIBackend(tiny_llama_dir, OpenAIGeneration(base_urls=(server.url,)))
+        server.usage = usage_of(meant)
+        [fitting] = answers_of(backend, [BEGUN]).values()
+        server.usage = usage_of(meant + 5)
+        [other] = answers_of(backend, [BEGUN]).values()
+        backend.close()
+    assert fitting.finish_reason == "stop"
+    assert other.error.startswith(f"the server read {meant + 5} tokens where the chat with answer_prefix has {meant}")
+    assert other.is_final
 
 
 def test_sampling_is_seeded_by_the_settings_the_chat_and_the_attempt(backend_for):

@@ -67,6 +67,21 @@ def test_a_seed_that_vllm_can_not_ask_is_refused_before_anything_starts(tiny_lla
         backend_for(model_dir=tmp_path).check()
 
 
+def test_a_request_goes_on_behind_what_the_assistant_said_last(tiny_llama_dir, backend_for):
+    backend = backend_for(max_new_tokens=8)
+    messages = (*chat(0).messages, {"role": "assistant", "content": "Well,"})
+
+    [answer] = answers_of(backend, [Prompt((0, 0), messages)]).values()
+
+    [request] = told(backend)["asked"]
+    tokenizer = loaded_once(tiny_llama_dir)
+    assert (
+        request["prompt"]
+        == prompt_ids(tokenizer, messages[:1]) + tokenizer("Well,", add_special_tokens=False).input_ids
+    )
+    assert answer.text.startswith("Well,")
+
+
 def test_a_greedy_request_holds_the_prompt_that_transformers_would_be_given(tiny_llama_dir, backend_for):
     backend, prompt = backend_for(max_new_tokens=8), chat(0, "Name a colour, please.")
     tokenizer = loaded_once(tiny_llama_dir)

@@ -32,7 +32,7 @@ REFUSED = {
     "musicgen_melody": "it has an encoder and a decoder",
     "xlm": "several groups of tensor names",
 }
-"""Types of which no layer can go."""
+"""Types of which no layer can be removed."""
 
 PARTLY_REFUSED = {
     "kimi_linear": ((2, 4), "no layer with attention would be left; keep one of 4"),
@@ -49,7 +49,7 @@ PARTLY_REFUSED = {
     "zamba2": ((1,), "its hybrid layers share weights"),
     "zaya": ((0,), "layer 0 alone routes without the layer before"),
 }
-"""Types of which these layers can't go, though others can."""
+"""Types of which these layers can't be removed, though others can."""
 
 DROP_SETS = ((1,), (2, 4))
 OTHER_DROP_SETS = {

@@ -128,7 +128,10 @@ def test_an_order_without_costs_gives_a_plan_without_a_cost():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_layers": 4}, r"asks for 4 layers, but metric greedy gives 3 of 6 that may go; lower it.* score again"),
+        (
+            {"num_layers": 4},
+            r"but metric greedy gives 3 of 6 that may be removed; lower .* score again",
+        ),
         ({"num_layers": 2, "protect_first": 2}, r"metric greedy chose layer 1, which protect_first \(2\) and"),
         ({"num_layers": 3, "protect_last": 2}, r"chose layer 4, .*protect_last \(2\) keep; score again with the same"),
     ],

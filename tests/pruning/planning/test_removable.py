@@ -38,7 +38,7 @@ def blocks(costs, width):
     return LayerScores("by_hand", length, tuple(map(tuple, table)), True, 10)
 
 
-# What can't go
+# What can't be removed
 
 
 def test_a_layer_that_no_other_can_stand_in_for_is_known_with_the_reason():
@@ -111,9 +111,9 @@ def test_a_greedy_order_goes_on_without_the_layer_that_must_stay():
 
 def test_without_any_choice_the_reason_is_given():
     removable = Removable({}, {}, lambda _layers: "they are needed")
-    with pytest.raises(CheckpointError, match="no 2 layers that may go can be removed together: they are needed"):
+    with pytest.raises(CheckpointError, match="no 2 removable layers can be removed together: they are needed"):
         plan_pruning(singles([0.1, 0.2, 0.3]), LayerPruningConfig(num_layers=2), removable)
-    with pytest.raises(CheckpointError, match="no block of layers that may go can be removed: they are needed"):
+    with pytest.raises(CheckpointError, match="no block of removable layers can be removed: they are needed"):
         plan_pruning(blocks([0.1, 0.2], 2), LayerPruningConfig(num_layers=2), removable)
     order = LayerScores("greedy", 3, (), False, 10, removal_order=(1, 0))
     with pytest.raises(CheckpointError, match=r"metric greedy chose layers 0, 1, .* they are needed"):
