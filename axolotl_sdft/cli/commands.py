@@ -261,13 +261,19 @@ def copy_named(name: str, dest: Path, force: bool) -> None:
 def check_config(file: Path) -> None:
     """Say whether FILE would run for others: no local paths, no secrets, pinned revisions, a description, known keys.
 
+    Where the model's config.json is at hand, also say how much memory each stage needs, beside the GPU that the
+    description names.
+
     Exits with 1 if there is a fault; advice alone leaves it at 0.
     """
-    from axolotl_sdft.configs.checking import check_file
+    from axolotl_sdft.configs.checking import check_file, check_memory
 
-    findings = check_file(file)
+    plan, about_memory = check_memory(file)
+    findings = [*check_file(file), *about_memory]
     for finding in findings:
         echo(finding.line())
+    for line in plan.lines() if plan is not None else ():
+        echo(line)
     num_faults = sum(finding.level == "fault" for finding in findings)
     if num_faults:
         echo(f"{file}: {num_faults} to mend before others can use it")

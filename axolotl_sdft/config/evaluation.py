@@ -167,12 +167,28 @@ class RecoveryReportConfig(Block):
     """Number format of all models while they are measured. ``auto``: the checkpoint's on an accelerator, float32 on a
     CPU."""
 
+    load_in_4bit: bool = False
+    """Measure all models in 4 bits (bitsandbytes, nf4), where the seed model and one other do not fit side by side."""
+
+    device_map: str | None = None
+    """Spreads each model over all GPUs (``auto``), or over a GPU and the memory of the CPU. Needs accelerate."""
+
     chat_template_kwargs: dict[str, Any] | None = None
     """What the seed's chat template is given besides, such as ``{enable_thinking: false}``, for all models alike.
     Unset: as ``self_distillation.generation`` says."""
 
     output_dir: str | None = None
     """Folder of the report. Unset: ``recovery_report`` in ``output_dir``."""
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """How each model is held in memory, beside its dtype."""
+        return {"load_in_4bit": self.load_in_4bit, "device_map": self.device_map}
+
+    @property
+    def number_format(self) -> str:
+        """What figures depend on: the dtype, and whether the weights were quantized."""
+        return f"{self.dtype}, 4 bits" if self.load_in_4bit else self.dtype
 
     @model_validator(mode="after")
     def _models_have_names_of_their_own(self) -> "RecoveryReportConfig":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.config.yaml_file import read_yaml_file
 from axolotl_sdft.configs.catalogue import REQUIRED_KEYS, read_description
 from axolotl_sdft.configs.findings import Finding, advice, fault, secret_findings
+from axolotl_sdft.configs.memory_plan import MemoryPlan, memory_plan
 from axolotl_sdft.configs.places import place_findings
 from axolotl_sdft.core.errors import Explain, MissingExtraError, SdftError, error_context, first_line
 
@@ -37,6 +38,28 @@ def check_file(path: Path) -> list[Finding]:
         *_schema_findings(raw),
     ]
     return sorted(dict.fromkeys(findings), key=lambda finding: finding.level != "fault")
+
+
+def check_memory(path: Path) -> tuple[MemoryPlan | None, list[Finding]]:
+    """Return what a configuration needs in memory, and which stages do not fit the GPU that its description names.
+
+    Nothing is loaded from the Hub: the model's ``config.json`` must be in a local folder or in the Hub's cache. Without
+    it, or where the blocks are wrong, there is no plan; a finding says why.
+
+    Raises:
+        ConfigError: The file is not UTF-8, not YAML, or holds no keys.
+    """
+    from axolotl_sdft.integrations.axolotl.blocks import read_blocks
+
+    file = read_yaml_file(path)
+    try:
+        plan = memory_plan(file.values, read_blocks(file.values), read_description(file.text).get("needs", ""))
+    except SdftError as err:
+        return None, [advice("memory", f"was not computed: {first_line(err)}")]
+    if plan is None:
+        named = file.values.get("base_model")
+        return None, [advice("memory", f"was not computed: the config.json of {named!r} is not on this machine")]
+    return plan, list(plan.findings())
 
 
 def _description_findings(text: str) -> Iterator[Finding]:

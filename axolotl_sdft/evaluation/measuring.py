@@ -244,7 +244,14 @@ class Measuring:
             alone = config.model_copy(update={"tasks": (task,)})
 
             def make(alone: LmEvalConfig = alone, name: str = task.task) -> dict[str, Any]:
-                scored = task_scores(model, alone, self._config.dtype, self._resampler, trust_remote_code=trusts)
+                scored = task_scores(
+                    model,
+                    alone,
+                    self._config.dtype,
+                    self._resampler,
+                    trust_remote_code=trusts,
+                    placement=self._config.placement,
+                )
                 return {"questions": list(scored[name].questions), "results": scored[name].results}
 
             settings = alone.model_dump(mode="json", exclude_defaults=True)
@@ -261,7 +268,7 @@ class Measuring:
             return {}
         together = {model.name: self.fingerprints[model.name] for model in models}
         settings = config.model_dump(mode="json", exclude_defaults=True)
-        shaped_by = settings | {"models": together, "dtype": self._config.dtype, "device": self.device}
+        shaped_by = settings | {"models": together, "dtype": self._config.number_format, "device": self.device}
         found = self._store.find("speed", shaped_by)
         if found is None:
             failures: list[str] = []
@@ -271,6 +278,7 @@ class Measuring:
                 self._config.dtype,
                 failures.append,
                 trust_remote_code=self._spec.trust_remote_code,
+                placement=self._config.placement,
             )
             self.notes += failures
             found = {name: asdict(speed) for name, speed in speeds.items()}
@@ -285,7 +293,7 @@ class Measuring:
             SdftError: The seed can't be measured.
         """
         own, seed = self.fingerprints[model.name], self.fingerprints[self._spec.seed.name]
-        shaped_by = {"model": own, "seed": seed, "dtype": self._config.dtype, "settings": dict(settings)}
+        shaped_by = {"model": own, "seed": seed, "dtype": self._config.number_format, "settings": dict(settings)}
         found = self._store.find(measure, shaped_by)
         if found is not None:
             LOG.info("%s: %s: known from before", model.name, _spoken(measure))
@@ -322,6 +330,7 @@ class Measuring:
             self._loaded[model.name] = load_model(
                 model,
                 self._config.dtype,
+                **self._config.placement,
                 trust_remote_code=self._spec.trust_remote_code,
                 chat_template=self._spec.chat_template,
             )

@@ -29,9 +29,11 @@ def check_report(spec: RecoverySpec) -> None:
     """
     from axolotl_sdft.evaluation.measures.answer_accuracy import require_template
     from axolotl_sdft.evaluation.measures.speed import check_speed
+    from axolotl_sdft.inference.loading import require_packages
     from axolotl_sdft.inference.prompts import load_tokenizer
 
     config = spec.config
+    require_packages("recovery_report", **config.placement)
     ensure_writable(spec.output_dir, "recovery_report.output_dir")
     _ = spec.prompts
     if config.exact_match is not None:

@@ -14,6 +14,7 @@ GSM8K = "sdft/llama-2-7b-chat-gsm8k"
 @pytest.fixture(autouse=True)
 def an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 def run(*args):
@@ -78,7 +79,7 @@ def test_check_passes_a_copy_with_advice_alone():
     run("copy", GSM8K)
     result = run("check", "llama-2-7b-chat-gsm8k.yml")
     assert result.exit_code == 0
-    assert result.output.splitlines()[-1] == "llama-2-7b-chat-gsm8k.yml: fit to share; 2 to consider"
+    assert result.output.splitlines()[-1] == "llama-2-7b-chat-gsm8k.yml: fit to share; 3 to consider"
 
 
 def test_check_fails_where_there_is_a_fault():
@@ -94,3 +95,18 @@ def test_check_fails_where_there_is_a_fault():
 def test_help_names_the_four_commands():
     printed = run("--help").output
     assert all(name in printed for name in ("list", "show", "copy", "check"))
+
+
+def test_check_shows_what_each_stage_needs_in_memory_where_the_model_is_at_hand(tiny_llama_dir):
+    pytest.importorskip("axolotl")
+    run("copy", GSM8K)
+    path = Path("llama-2-7b-chat-gsm8k.yml")
+    absent = run("check", str(path))
+    assert (
+        "advice: memory: was not computed: the config.json of 'meta-llama/Llama-2-7b-chat-hf' is not" in absent.output
+    )
+    path.write_text(path.read_text().replace("meta-llama/Llama-2-7b-chat-hf", str(tiny_llama_dir)))
+    lines = run("check", str(path)).output.splitlines()
+    (place,) = [place for place, line in enumerate(lines) if line.startswith("memory at the peak on each GPU of 40 GB")]
+    assert lines[place + 1].startswith("  self_distillation: ")
+    assert any(line.startswith("  training: ") for line in lines[place:])

@@ -9,6 +9,7 @@ from axolotl_sdft.core.errors import CheckpointError
 from axolotl_sdft.core.trained_on import weights_dir
 from axolotl_sdft.evaluation.loading import load_model
 from axolotl_sdft.evaluation.spec import ReportedModel
+from axolotl_sdft.inference.loading import load_checkpoint
 
 IDS = torch.tensor([list(range(40, 60))])
 
@@ -55,6 +56,25 @@ def test_an_adapter_is_merged_into_the_pruned_checkpoint_that_it_was_trained_on(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_weights_have_the_format_that_is_asked_for(tiny_llama_dir, dtype):
     assert load_model(ReportedModel("seed", tiny_llama_dir), dtype)[0].dtype == getattr(torch, dtype)
+
+
+def test_in_4_bits_an_adapter_stays_beside_the_packed_weights(adapter):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model, _ = load_model(adapter[0], "float32", load_in_4bit=True)
+
+    base_layer = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
+    assert isinstance(base_layer, bitsandbytes.nn.Linear4bit)
+    assert [name for name, _ in model.named_modules() if "lora" in name]
+
+
+def test_a_model_is_spread_as_the_device_map_says(tiny_llama_dir, monkeypatch):
+    whole = load_checkpoint(tiny_llama_dir)
+    given = {}
+    monkeypatch.setattr(
+        "axolotl_sdft.inference.loading.load_checkpoint", lambda *_args, **settings: given.update(settings) or whole
+    )
+    load_model(ReportedModel("seed", tiny_llama_dir), "float32", device_map="auto")
+    assert (given["device_map"], given["load_in_4bit"]) == ("auto", False)
 
 
 def test_on_a_cpu_auto_is_float32_and_elsewhere_the_format_of_the_checkpoint(tiny_llama_dir, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ def measure_speed(
     on_failure: Callable[[str], None] | None = None,
     *,
     trust_remote_code: bool = False,
+    placement: Mapping[str, Any] | None = None,
 ) -> dict[str, SpeedFigures]:
     """Return the figures of each model by its name; medians over the rounds.
 
@@ -60,13 +61,14 @@ def measure_speed(
         on_failure: Takes the message of each model that can't be measured, which the figures then lack. Without it the
             first such model raises.
         trust_remote_code: Run code that comes with a model.
+        placement: As ``RecoveryReportConfig.placement``.
 
     Raises:
         ConfigError: The tokens do not fit into the context of a model.
         BackendError: A model can't be measured; the message ends in the last line of its process.
     """
     check_speed(models, config, trust_remote_code=trust_remote_code)
-    job = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    job = {"dtype": dtype, "trust_remote_code": trust_remote_code, "placement": dict(placement or {})}
     job |= {"prompt_tokens": config.prompt_tokens, "new_tokens": config.new_tokens}
     rounds: dict[str, list[Measured]] = {model.name: [] for model in models}
     with progress("Timing", config.rounds * len(models), "runs", LOG) as shown:
@@ -174,7 +176,9 @@ def _measure(job: dict[str, Any]) -> Measured:
     from axolotl_sdft.inference.forwarding import input_device
 
     reported = ReportedModel(job["name"], Path(job["folder"]))
-    model, tokenizer = load_model(reported, job["dtype"], trust_remote_code=job["trust_remote_code"])
+    model, tokenizer = load_model(
+        reported, job["dtype"], **job["placement"], trust_remote_code=job["trust_remote_code"]
+    )
     device = input_device(model)
     prompt_1T = torch.tensor([_random_ids(tokenizer, job["prompt_tokens"])], device=device)
     _generate_exactly(model, prompt_1T, min(_WARM_UP_TOKENS, job["new_tokens"]))

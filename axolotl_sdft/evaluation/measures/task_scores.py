@@ -67,7 +67,13 @@ def check_tasks(config: LmEvalConfig) -> None:
 
 
 def task_scores(
-    model: ReportedModel, config: LmEvalConfig, dtype: str, resampler: Resampler, *, trust_remote_code: bool = False
+    model: ReportedModel,
+    config: LmEvalConfig,
+    dtype: str,
+    resampler: Resampler,
+    *,
+    trust_remote_code: bool = False,
+    placement: Mapping[str, Any] | None = None,
 ) -> dict[str, Scores]:
     """Return the scores of a model by task, as the harness itself has them.
 
@@ -83,6 +89,7 @@ def task_scores(
         dtype: Number format, as ``recovery_report.dtype``.
         resampler: Makes the intervals, over questions.
         trust_remote_code: Run code that comes with the model.
+        placement: As ``RecoveryReportConfig.placement``.
 
     Raises:
         CheckpointError: The model can't be loaded.
@@ -95,7 +102,8 @@ def task_scores(
     check_tasks(config)
     for task in config.tasks:
         _load_data(task, config.include_path)
-    harness_model = _harness_model(*load_model(model, dtype, trust_remote_code=trust_remote_code), config.batch_size)
+    loaded = load_model(model, dtype, **(placement or {}), trust_remote_code=trust_remote_code)
+    harness_model = _harness_model(*loaded, config.batch_size)
     scores = {}
     with progress(f"Tasks of {model.name}", len(config.tasks), "tasks", LOG) as shown:
         for task in config.tasks:

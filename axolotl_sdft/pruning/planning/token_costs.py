@@ -57,7 +57,7 @@ def token_costs(config: Mapping[str, Any], dtype: str) -> TokenCosts:
     try:
         if _is_taken_over(config.get("model_type")):
             return _measured_apart(config, dtype)
-        model = _model_without_weights(config, dtype)
+        model = model_without_weights(config, dtype)
         return _measured_apart(config, dtype) if _would_use_kernels(model) else _measured(model)
     except Exception as err:  # model code fails in many ways on tensors without content, and for custom code
         return TokenCosts(None, None, None, fault=first_line(err))
@@ -107,7 +107,17 @@ def main() -> None:
     print(json.dumps(asdict(token_costs(config, dtype))))
 
 
-def _model_without_weights(config: Mapping[str, Any], dtype: str) -> "PreTrainedModel":
+def model_without_weights(config: Mapping[str, Any], dtype: str, attention: str = "eager") -> "PreTrainedModel":
+    """Return the model of a ``config.json`` on torch's meta device, where tensors have shapes and no content.
+
+    Args:
+        config: The content of ``config.json``.
+        dtype: Dtype of the weights, such as ``bfloat16``.
+        attention: How attention is computed. ``eager`` writes every product out, so that it can be counted.
+
+    Raises:
+        Exception: Whatever transformers raises for a type that it does not know, and for custom code.
+    """
     import torch
     from transformers import AutoConfig
 
@@ -115,9 +125,8 @@ def _model_without_weights(config: Mapping[str, Any], dtype: str) -> "PreTrained
     # Packed weights stand for full matrices, which is what a token is multiplied with.
     settings.pop("quantization_config", None)
     built: PretrainedConfig = AutoConfig.for_model(**settings)
-    # Both write every product out as a plain one that can be counted, and choose experts without looking at content.
-    built._attn_implementation = "eager"
-    built._experts_implementation = "batched_mm"
+    built._attn_implementation = attention
+    built._experts_implementation = "batched_mm"  # chooses experts without looking at content
     with torch.device("meta"):
         model: PreTrainedModel = _model_class(built)(built)
     return model.to(getattr(torch, dtype)).eval().requires_grad_(False)
