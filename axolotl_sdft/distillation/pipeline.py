@@ -16,6 +16,7 @@ from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.judging import Judging
 from axolotl_sdft.distillation.generation.rounds import Generation
 from axolotl_sdft.distillation.output.dataset import build_dataset, read_summary
+from axolotl_sdft.distillation.rows.validation import require_whole_dataset
 from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.inference.interfaces import Backend
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LOG = logging.getLogger(__name__)
+
+REJECTED_COLUMN = "sdft_rejected"
 
 
 def distill_dataset(
@@ -32,6 +35,7 @@ def distill_dataset(
     seed_model: str | Path,
     revision: str | None = None,
     dataset_config: Mapping[str, Any] | None = None,
+    rejected_attempts: bool = False,
 ) -> "Dataset":
     """Return the dataset with its answers rewritten by the seed model (SDFT, arXiv 2402.13669).
 
@@ -48,13 +52,18 @@ def distill_dataset(
         config: How they are rewritten.
         seed_model: Folder or Hub id of the model that rewrites.
         revision: Revision of the seed model on the Hub.
-        dataset_config: The row format, as an entry of Axolotl's ``datasets``: ``type`` and its field names. Default:
-            ``{"type": "alpaca"}``. For columns ``prompt`` and ``completion``: ``{"type": {"field_instruction":
-            "prompt", "field_output": "completion"}}``.
+        dataset_config: The row format, as an entry of Axolotl's ``datasets``: ``type`` and its field names. Unset, the
+            columns tell it, and the log says which was taken: ``messages`` or ``conversations``; ``prompt`` and
+            ``completion``, both text or both messages, as in TRL; ``instruction`` and ``output``; ``question`` and
+            ``answer``.
+        rejected_attempts: Add a third column, ``sdft_rejected``: the attempts that were rejected, each with ``answer``
+            (which trained answer of the row, from 0), ``attempt`` (from 0), ``text``, ``check`` and ``reason``. It is
+            held in memory, and not in the folder.
 
     Raises:
-        DatasetError: The dataset is streamed or has several splits, a column is missing or holds something else than
-            text, there is no answer to rewrite, or rewriting would undo what its rows are for, as with preferences.
+        DatasetError: The dataset is streamed or has several splits, its columns show no format or several, one is
+            missing or holds something else than text, there is no answer to rewrite, or rewriting would undo what its
+            rows are for, as with preferences.
         ConfigError: The seed model has no chat template.
 
     Example:
@@ -67,10 +76,26 @@ def distill_dataset(
     from datasets import load_from_disk
 
     from axolotl_sdft.core.model_folder import resolve_seed
+    from axolotl_sdft.distillation.rows.recognition import recognised_config
 
+    require_whole_dataset(dataset, "dataset")
+    entry = dataset_config or recognised_config(dataset.features)
     seed_dir = resolve_seed(str(seed_model), revision)
-    spec = DistillationSpec(dataset, config, seed_dir, dataset_config or {"type": "alpaca"}, str(seed_model))
-    return load_from_disk(str(run_distillation(spec)))
+    spec = DistillationSpec(dataset, config, seed_dir, entry, str(seed_model))
+    distilled = load_from_disk(str(run_distillation(spec)))
+    return _with_rejected(distilled, spec) if rejected_attempts else distilled
+
+
+def _with_rejected(distilled: "Dataset", spec: DistillationSpec) -> "Dataset":
+    """Return the rows with a column of the attempts that were rejected."""
+    from datasets import Dataset, Features, Value, concatenate_datasets
+
+    from axolotl_sdft.distillation.output.corrections import rejected_attempts
+
+    kinds = {"answer": "int32", "attempt": "int32", "text": "string", "check": "string", "reason": "string"}
+    features = Features({REJECTED_COLUMN: [{name: Value(kind) for name, kind in kinds.items()}]})
+    column = Dataset.from_dict({REJECTED_COLUMN: list(rejected_attempts(spec))}, features=features)
+    return concatenate_datasets([distilled, column], axis=1)
 
 
 def run_distillation(spec: DistillationSpec) -> Path:

@@ -1,9 +1,11 @@
 """Trainers that distil: for transformers, and for Axolotl. Those for TRL: ``trl_trainer``."""
 
+import math
 from functools import cache
 from types import MethodType
 from typing import Any, TypeVar
 
+import torch
 from pydantic import BaseModel
 from torch import nn
 from transformers import Trainer
@@ -11,6 +13,7 @@ from transformers import Trainer
 from axolotl_sdft.config import DynSDPBConfig, LogitDistillationConfig
 from axolotl_sdft.core.errors import ConfigError, MissingExtraError
 from axolotl_sdft.core.model_folder import resolve_seed
+from axolotl_sdft.training.batching import IGNORED_LABEL
 from axolotl_sdft.training.logit_mixin import LogitDistillationMixin
 from axolotl_sdft.training.mixin import DynSDPBMixin
 
@@ -103,6 +106,50 @@ def _from_axolotl(trainer: Any, block: str, kind: type[_Config]) -> _Config:
 _FROM_CONFIG = {"dynsdpb": _DynSDPBFromConfig, "logit_distillation": _LogitDistillationFromConfig}
 
 
+class _PlainTokenCounts(Trainer):
+    """Goes before all others: ``include_tkps`` counts the tokens of new samples, as training without the block does."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        counted = getattr(self.state, "tokens", None)
+        labels = inputs.get("labels", inputs.get("input_ids"))
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if getattr(self.state, "tokens", None) is not counted and labels is not None:
+            new = torch.tensor([int((labels != IGNORED_LABEL).sum()), labels.numel()], device=labels.device)
+            new = self.accelerator.reduce(new, "sum") if self.accelerator.num_processes > 1 else new
+            before = counted or {"trainable": torch.zeros(1), "total": torch.zeros(1)}
+            added = dict(zip(("trainable", "total"), new.cpu(), strict=True))
+            self.state.tokens = {name: before[name] + added[name] for name in before}
+        return result
+
+
+class _PlainPerplexity(Trainer):
+    """Goes after Axolotl's trainer, which logs ``exp(loss)`` as perplexity, whatever was added to the loss."""
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            shown = {name: value for name, value in logs.items() if name != "ppl"}
+            logs = shown | _perplexity(logs)
+        if "eval_loss" in logs:
+            logs = {"eval_ppl": _exp(logs["eval_loss"])} | logs
+        super().log(logs, *args, **kwargs)
+
+
+def _perplexity(logs: dict[str, float]) -> dict[str, float]:
+    """Return the perplexity of the training rows: a name of its own where repeated rows are a part of it."""
+    if "dynsdpb/ce" in logs:
+        return {"dynsdpb/ppl": _exp(logs["dynsdpb/ce"])}
+    if "logit_distillation/ce" in logs:
+        return {"ppl": _exp(logs["logit_distillation/ce"])}
+    return {"ppl": logs.get("ppl", _exp(logs["loss"]))}
+
+
+def _exp(loss: float) -> float:
+    try:
+        return round(math.exp(loss), 5)
+    except OverflowError:
+        return math.inf
+
+
 @cache
 def axolotl_trainer_class(*blocks: str) -> type[Any]:
     """Return Axolotl's trainer with DynSDPB, logit distillation or both, set up by the blocks of its configuration.
@@ -124,9 +171,10 @@ def axolotl_trainer_class(*blocks: str) -> type[Any]:
         ) from err
     named = [name for name in _FROM_CONFIG if name in (blocks or ("dynsdpb",))]
     title = "".join("DynSDPB" if name == "dynsdpb" else "LogitDistillation" for name in named)
-    # Newer Axolotl logs exp(loss) as perplexity, which what is added to the loss would falsify.
+    # Newer Axolotl logs exp(loss) as perplexity unless this is set; _PlainPerplexity tells it in its place.
     content = {"reports_token_perplexity": False, "__doc__": f"Axolotl's trainer with {' and '.join(named)}."}
-    return type(f"{title}AxolotlTrainer", (*(_FROM_CONFIG[name] for name in named), AxolotlTrainer), content)
+    bases = (_PlainTokenCounts, *(_FROM_CONFIG[name] for name in named), AxolotlTrainer, _PlainPerplexity)
+    return type(f"{title}AxolotlTrainer", bases, content)
 
 
 def undo_lora_kernels(teacher: nn.Module, student: nn.Module) -> nn.Module:

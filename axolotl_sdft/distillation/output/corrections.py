@@ -17,7 +17,7 @@ from axolotl_sdft.distillation.checks.guarded import CHECK_FAILED
 from axolotl_sdft.distillation.digest import as_rows
 from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.judging import Judging
-from axolotl_sdft.distillation.generation.selection import FAILED, Rejection, Selection, judge_row
+from axolotl_sdft.distillation.generation.selection import FAILED, Rejection, RowVerdict, Selection, judge_row
 from axolotl_sdft.inference.interfaces import Answer, Target
 
 if TYPE_CHECKING:
@@ -44,21 +44,45 @@ def correction_rows(spec: "DistillationSpec", request: str = REQUEST) -> Iterato
         spec: Its answers must be there: run it first.
         request: What the user says after the wrong attempt.
     """
+    for verdict, judging in _verdicts(spec):
+        for settlement in verdict.settlements:
+            wrong = _wrong_attempt(settlement)
+            if wrong is None:
+                continue
+            said = judging.answer(settlement.target, wrong).text
+            if not is_blank(said) and not is_blank(_right(settlement)):
+                yield {"messages": _messages(settlement, said, request)}
+
+
+def rejected_attempts(spec: "DistillationSpec") -> Iterator[list[dict[str, Any]]]:
+    """Yield, for each row of the distilled dataset, the attempts that were rejected.
+
+    Each holds ``answer`` (which trained answer of the row, from 0), ``attempt`` (from 0), ``text`` without its thinking
+    part (empty where a request failed), ``check`` and ``reason``.
+
+    Args:
+        spec: Its answers must be there: run it first.
+    """
+    for verdict, judging in _verdicts(spec):
+        if verdict.is_rejected and spec.config.on_reject == "drop":
+            continue
+        row = []
+        for number, settlement in enumerate(verdict.settlements):
+            for attempt, (check, reason) in _rejected(settlement):
+                text = _judged(judging, settlement.target, attempt)[0].text
+                row.append({"answer": number, "attempt": attempt, "text": text, "check": check, "reason": reason})
+        yield row
+
+
+def _verdicts(spec: "DistillationSpec") -> "Iterator[tuple[RowVerdict, Judging]]":
+    """Yield what became of each row, in order, from the answers that are on disk."""
     journal = Journal(spec.answers_dir)
     journal.refresh()
     judging = Judging.of(spec, journal)
     try:
         for start in range(0, len(spec.dataset), _ROWS_AT_ONCE):
-            rows = as_rows(spec.dataset[start : start + _ROWS_AT_ONCE])
-            for row in rows:
-                verdict = judge_row(row, spec.row_format, spec.policy, partial(_judged, judging))
-                for settlement in verdict.settlements:
-                    wrong = _wrong_attempt(settlement)
-                    if wrong is None:
-                        continue
-                    said = judging.answer(settlement.target, wrong).text
-                    if not is_blank(said) and not is_blank(_right(settlement)):
-                        yield {"messages": _messages(settlement, said, request)}
+            for row in as_rows(spec.dataset[start : start + _ROWS_AT_ONCE]):
+                yield judge_row(row, spec.row_format, spec.policy, partial(_judged, judging)), judging
     finally:
         journal.close()
 
@@ -102,14 +126,16 @@ def refuse_existing(path: Path) -> None:
 
 def _wrong_attempt(settlement: Selection) -> int | None:
     """Return the first attempt that was rejected for what it says; None where there is none."""
-    rejections = iter(settlement.rejections)
-    for attempt in range(settlement.num_judged):
-        if attempt in settlement.passed:
-            continue
-        name = next(rejections)[0]
+    for attempt, (name, _) in _rejected(settlement):
         if name not in _ABOUT_FORM and not name.startswith(CHECK_FAILED):
             return attempt
     return None
+
+
+def _rejected(settlement: Selection) -> Iterator[tuple[int, Rejection]]:
+    """Yield each attempt that was rejected, with the check and its reason."""
+    attempts = (attempt for attempt in range(settlement.num_judged) if attempt not in settlement.passed)
+    return zip(attempts, settlement.rejections, strict=True)
 
 
 def _right(settlement: Selection) -> str:

@@ -257,6 +257,42 @@ class ChatRows:
             context.append({"role": "user", "content": shown})
 
 
+_IN_COMPLETION = "sdft_in_completion"
+
+
+@dataclass(frozen=True)
+class PromptCompletionRows(ChatRows):
+    """Rows whose conversation is split as TRL does: messages of the prompt, and those that are trained after them."""
+
+    training: str | None = _IN_COMPLETION
+    """Set on the messages while they are looked at; no row holds it."""
+
+    prompt: str = "prompt"
+    completion: str = "completion"
+    """Columns of the two parts."""
+
+    def missing_columns(self, column_names: Sequence[str]) -> list[str]:
+        """Return which of the two columns a dataset lacks."""
+        return [name for name in (self.prompt, self.completion) if name not in column_names]
+
+    def with_answer(self, row: dict[str, Any], index: int, text: str) -> dict[str, Any]:
+        """Return a copy of the row in which one turn of the completion says something else."""
+        whole = super().with_answer({**row, self.messages: None}, index, text)[self.messages]
+        said = [{key: value for key, value in message.items() if key != _IN_COMPLETION} for message in whole]
+        return {**row, self.completion: said[len(row[self.prompt] or ()) :]}
+
+    def _conversation(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        parts = ((self.prompt, False), (self.completion, True))
+        return [
+            {**message, _IN_COMPLETION: is_trained and self._role(message) in self.trained_roles}
+            for name, is_trained in parts
+            for message in row.get(name) or ()
+        ]
+
+    def _untrained(self, message: Mapping[str, Any]) -> LeftAlone:
+        return LeftAlone(f"not trained: a turn of column {self.prompt!r}", is_trained=False)
+
+
 def _lower(role: Any) -> Any:
     return role.lower() if isinstance(role, str) else role
 

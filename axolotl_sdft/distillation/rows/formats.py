@@ -8,7 +8,7 @@ from typing import Any
 
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.distillation.interfaces import RowFormat
-from axolotl_sdft.distillation.rows.chat import ChatRows
+from axolotl_sdft.distillation.rows.chat import ChatRows, PromptCompletionRows
 from axolotl_sdft.distillation.rows.plain import CompletionRows, InstructionRows, SegmentRows
 from axolotl_sdft.distillation.rows.wordings import BUILT_IN, STYLES, user_defined_wording
 from axolotl_sdft.plugins.registry import ROW_FORMATS, registry
@@ -57,6 +57,9 @@ _CHAT_TYPES: dict[str, ChatRows] = {
     for name in (module, f"{module}.load")
 }
 
+PROMPT_COMPLETION = "trl.prompt_completion"
+"""Type of rows with a column of messages for the prompt and one for the answer. Axolotl does not know it."""
+
 PROMPT_FIELD = "prompt_field"
 """Key of an entry of type ``completion``: the column that holds the beginning of the text. Axolotl does not know it."""
 
@@ -92,6 +95,7 @@ def sdft_register_row_formats(register: Callable[[str, Callable[[Mapping[str, An
         register(name, partial(_fixed, chat_rows))
     register("chat_template", _chat_template_rows)
     register("chat_template.load", _chat_template_rows)
+    register(PROMPT_COMPLETION, partial(_fixed, PromptCompletionRows(roles=_CHAT_ROLES)))
     register("input_output", partial(_fixed, SegmentRows()))
     register("completion", _completion_rows)
     register("user_defined", _user_defined_rows)

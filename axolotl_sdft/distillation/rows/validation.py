@@ -14,7 +14,9 @@ LOG = logging.getLogger(__name__)
 TOKENIZED = {"input_ids", "attention_mask", "labels"}
 """Columns by which Axolotl knows rows that are tokenized already; then it reads no ``type``."""
 
-_SAYS_TOKENIZED = {"input_ids", "labels"}
+SAYS_TOKENIZED = {"input_ids", "labels"}
+"""Columns that show a person the same."""
+
 _PREFERENCE = {"chosen", "rejected"}
 
 
@@ -95,7 +97,7 @@ def require_text(features: Mapping[str, Any], row_format: Any, kind: Any, where:
         if name not in features:
             continue
         dtype = getattr(features[name], "dtype", None)
-        if _holds_messages(features[name]):
+        if is_messages(features[name]):
             raise DatasetError(
                 f"{where}: column {name!r} holds lists of messages, but its type {kind!r} reads text there; join the "
                 "messages of the prompt and of the answer in one column, such as dataset.map(lambda row: "
@@ -119,9 +121,10 @@ def _is_scalar(dtype: Any) -> bool:
     return isinstance(dtype, str) and dtype.startswith(("int", "uint", "float", "bool", "double"))
 
 
-def _holds_messages(feature: Any) -> bool:
+def is_messages(feature: Any, role: str = "role", content: str = "content") -> bool:
+    """Say whether a column holds lists of messages with these keys; False for None, a column that is not there."""
     inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
-    return isinstance(inner, dict) and {"role", "content"} <= set(inner)
+    return isinstance(inner, dict) and {role, content} <= set(inner)
 
 
 def require_columns(missing: Sequence[str], columns: Sequence[str], kind: Any, where: str) -> None:
@@ -130,7 +133,7 @@ def require_columns(missing: Sequence[str], columns: Sequence[str], kind: Any, w
         return
     if set(columns) >= _PREFERENCE:
         why = "; rows of chosen and rejected answers are compared in training, and rewriting one would undo that"
-    elif set(columns) >= _SAYS_TOKENIZED:
+    elif set(columns) >= SAYS_TOKENIZED:
         why = "; its rows are tokenized already, and rewriting needs their text"
     else:
         why = ". Set another type or the field names"

@@ -38,7 +38,7 @@ def test_a_missing_column_is_told_with_the_reason_where_the_others_show_it(colum
     with pytest.raises(
         DatasetError, match=rf"dataset has no column 'instruction', .* its columns: {columns[0]}.*{reason}"
     ):
-        distill_dataset(dataset, SelfDistillationConfig(), seed_model=seed_dir)
+        distill_dataset(dataset, SelfDistillationConfig(), seed_model=seed_dir, dataset_config={"type": "alpaca"})
 
 
 @pytest.mark.parametrize(
