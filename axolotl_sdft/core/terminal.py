@@ -158,6 +158,17 @@ def progress(description: str, total: int, unit: str, log: logging.Logger) -> It
         shown.close()
 
 
+@contextmanager
+def tells_what_is_kept(text: Callable[[], str], log: logging.Logger) -> Iterator[None]:
+    """Log, where Ctrl-C ends the block, what is kept and how to go on; on the main rank."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if rank() == 0:
+            log.warning("stopped: %s", text())
+        raise
+
+
 class _Column(bars.ProgressColumn):
     """Text that a function tells of a task; in a narrow terminal others make room."""
 
@@ -246,14 +257,14 @@ class _Screen:
                 self._ends.close()
 
     def _begin(self) -> None:
-        for handler in _terminal_handlers():
+        for handler in terminal_handlers():
             self._ends.callback(handler.setStream, handler.stream)
             handler.setStream(cast(TextIO, FileProxy(self._console, handler.stream)))
         self._ends.callback(self.bars.stop)
         self.bars.start()
 
 
-def _terminal_handlers() -> "list[logging.StreamHandler[TextIO]]":
+def terminal_handlers() -> "list[logging.StreamHandler[TextIO]]":
     """Return the handlers of all loggers that write to a terminal; they hold its stream, so rich can't redirect it."""
     loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
     handlers = {handler for logger in loggers for handler in getattr(logger, "handlers", ())}

@@ -12,6 +12,7 @@ from axolotl_sdft.core.errors import ArtifactError, SdftError
 from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.core.ranks import together
 from axolotl_sdft.core.runtime import rank, world_size
+from axolotl_sdft.core.terminal import tells_what_is_kept
 from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.judging import Judging
 from axolotl_sdft.distillation.generation.rounds import Generation
@@ -134,6 +135,7 @@ def _made(spec: DistillationSpec, found: Path | None) -> Path:
     )
     backend = spec.backend_factory(spec.seed_dir, spec.config.generation)
     with ExitStack() as stack:
+        stack.enter_context(tells_what_is_kept(lambda: _kept(spec), LOG))
         stack.callback(backend.close)
         group = stack.enter_context(together(meeting, rank(), world_size(), f"rewriting {spec.where}", busy))
         spec.check_backend(backend)
@@ -145,6 +147,13 @@ def _made(spec: DistillationSpec, found: Path | None) -> Path:
         built = _build(spec, backend, journal, judging, found) if group.rank == 0 else None
         names = group.reach("built the dataset", built.name if built else "")
         return spec.root / names[0]
+
+
+def _kept(spec: DistillationSpec) -> str:
+    return (
+        f"all answers that are there are kept in {spec.answers_dir}. To go on, start the same command again: it asks "
+        "for the first answer that is not there yet"
+    )
 
 
 def _build(spec: DistillationSpec, backend: Backend, journal: Journal, judging: Judging, found: Path | None) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 from axolotl_sdft.core.artifacts import atomic_folder, find_or_make, fingerprint, read_json, write_json
 from axolotl_sdft.core.callables import callable_name
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, DatasetError, SdftError
+from axolotl_sdft.core.terminal import tells_what_is_kept
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PROVENANCE_FOLDER, PRUNED_KEY
 from axolotl_sdft.pruning.checkpoint.cut import (
     OUTPUT_KEY,
@@ -72,7 +73,13 @@ class PruningRun:
         if self.spec.config.drop_layers is not None:
             return None
         cache = ScoreCache(self.spec.scores_dir, self.spec.scoring | {"seed_model": self.spec.seed_name})
-        return cache.find_or_make(self.spec.num_dropped, self._scores_anew)
+        with tells_what_is_kept(self._kept, LOG):
+            return cache.find_or_make(self.spec.num_dropped, self._scores_anew)
+
+    def _kept(self) -> str:
+        scores = self.spec.scores_dir / SCORES_FILE
+        kept = f"the scores are kept in {scores}" if scores.is_file() else "no scores were finished"
+        return f"{kept}, and no checkpoint was begun; to go on, start the same command again"
 
     def run(self) -> Path:
         """Return the folder of the pruned checkpoint, made unless it is there. Of several processes one makes it.
@@ -150,7 +157,8 @@ class PruningRun:
             self.spec.verify(cut)
         cut = dataclasses.replace(cut, config=cut.config | {PRUNED_KEY: fingerprint(self.spec.settings)})
         check_room(cut, self.spec.output_dir)
-        patch = self._patch(cut)
+        with tells_what_is_kept(self._kept, LOG):
+            patch = self._patch(cut)
         with atomic_folder(self.spec.output_dir) as folder:
             write_cut(cut, folder, self.spec.config.max_shard_size, self._provenance(plan, scores), patch)
             if scores is not None:

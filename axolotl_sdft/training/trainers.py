@@ -110,13 +110,13 @@ class _PlainTokenCounts(Trainer):
     """Goes before all others: ``include_tkps`` counts the tokens of new samples, as training without the block does."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        counted = getattr(self.state, "tokens", None)
         labels = inputs.get("labels", inputs.get("input_ids"))
+        is_counted = getattr(self.args, "include_tkps", False) and model.training and labels is not None
+        before = {"trainable": torch.zeros(1), "total": torch.zeros(1), **getattr(self.state, "tokens", {})}
         result = super().compute_loss(model, inputs, *args, **kwargs)
-        if getattr(self.state, "tokens", None) is not counted and labels is not None:
+        if is_counted:
             new = torch.tensor([int((labels != IGNORED_LABEL).sum()), labels.numel()], device=labels.device)
             new = self.accelerator.reduce(new, "sum") if self.accelerator.num_processes > 1 else new
-            before = counted or {"trainable": torch.zeros(1), "total": torch.zeros(1)}
             added = dict(zip(("trainable", "total"), new.cpu(), strict=True))
             self.state.tokens = {name: before[name] + added[name] for name in before}
         return result

@@ -4,6 +4,7 @@ import pytest
 from datasets import Dataset
 
 from axolotl_sdft import SelfDistillationConfig, distill_dataset
+from tests.distillation.echo_backend import EchoBackend
 
 pytestmark = pytest.mark.usefixtures("echo_plugin")
 
@@ -60,3 +61,15 @@ def test_rows_that_were_dropped_have_no_rejected_attempts_in_the_column(tmp_path
     distilled = distill_dataset(rows, settings, seed_model=seed_dir, rejected_attempts=True)
     assert distilled["prompt"] == ["Question 8"]
     assert distilled["sdft_rejected"] == [[]]
+
+
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, seed_dir, caplog, monkeypatch):
+    def stopped(self, prompt):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EchoBackend, "answer", stopped)
+    rows = Dataset.from_list([{"prompt": "Question 4", "completion": "Answer 4"}])
+    with pytest.raises(KeyboardInterrupt):
+        distill_dataset(rows, config(tmp_path), seed_model=seed_dir)
+    kept = next(tmp_path.glob("out/answers-*"))
+    assert f"stopped: all answers that are there are kept in {kept}. To go on, start the same command" in caplog.text

@@ -309,3 +309,23 @@ def test_the_stage_is_imported_without_torch():
     )
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def stopped(*_args, **_kwargs):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_layers_are_scored_says_that_nothing_is_kept_yet(checkpoint, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(pipeline, "measured_scores", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_of(checkpoint(), tmp_path, {"num_layers": 2}).run()
+    assert "stopped: no scores were finished, and no checkpoint was begun; to go on, start the same" in caplog.text
+
+
+def test_ctrl_c_while_the_patch_is_fitted_says_that_the_scores_are_kept(checkpoint, tmp_path, caplog, monkeypatch):
+    pruning = run_of(checkpoint(), tmp_path, {"num_layers": 2})
+    monkeypatch.setattr(PruningRun, "_fitted_patch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pruning.run()
+    assert f"stopped: the scores are kept in {pruning.spec.scores_dir}" in caplog.text
+    assert not pruning.spec.output_dir.exists()

@@ -17,6 +17,7 @@ from axolotl_sdft.core.errors import MissingExtraError
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
 from axolotl_sdft.integrations.axolotl.rewriting import rewrite_datasets
 from axolotl_sdft.integrations.axolotl.stages import add_model_card, prepare, record_start
+from axolotl_sdft.integrations.axolotl.stream import StageCallback, announce_training, log_results
 
 try:
     from axolotl.integrations.base import BasePlugin
@@ -55,6 +56,8 @@ class SDFTArgs(BaseModel):
 class SDFTPlugin(BasePlugin):
     """Layer pruning, self-distilled datasets, logit distillation and DynSDPB, each switched on by its block."""
 
+    _is_to_tell = _is_trained = False
+
     def register(self, cfg: Any) -> None:
         """Check the configuration and swap in the pruned checkpoint: every command that loads a model comes here."""
         prepare(cfg, self)
@@ -71,7 +74,24 @@ class SDFTPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Record what this training starts from: only training comes here, just before it writes anything."""
+        blocks = read_blocks(cfg)
+        if blocks.has_stage:
+            announce_training(blocks)
+            self._is_to_tell = True
         record_start(cfg)
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
+        """Return what hands the figures of the stages to the trackers of a training."""
+        return [StageCallback(cfg, trainer)] if read_blocks(cfg).has_stage else []
+
+    def post_train(self, cfg: Any, model: Any) -> None:
+        """Note that training came to its end: Axolotl calls this before and after it saves the model."""
+        self._is_trained = True
+
+    def post_train_unload(self, cfg: Any) -> None:
+        """Say what was made, and what to type next; newer Axolotl comes here after a failure as well."""
+        if self._is_to_tell and self._is_trained:
+            log_results(cfg)
 
     def post_lora_merge(self, cfg: Any, adapter_path: str, output_path: str) -> None:
         """Give a merged model its card where Axolotl copied none; Axolotl 0.19 calls no such hook."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.config import RecoveryReportConfig, RowsConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError, UnknownNameError
 from axolotl_sdft.core.model_folder import holds_model
+from axolotl_sdft.core.terminal import tells_what_is_kept
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, stored_rows
@@ -20,6 +21,7 @@ from axolotl_sdft.integrations.axolotl.calibration_text import known_entry
 from axolotl_sdft.integrations.axolotl.commands import find_artifacts
 from axolotl_sdft.integrations.axolotl.datasets import dataset_entries, load_rows
 from axolotl_sdft.integrations.axolotl.held_out import is_split, parts_of
+from axolotl_sdft.integrations.axolotl.trackers import report_figures, send_figures
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,8 +61,11 @@ def report_alone(cfg: Any) -> Iterator[str]:
     from axolotl_sdft.evaluation.report.table import text_lines
 
     spec = recovery_spec(cfg)
-    report = run_report(spec)
+    kept = f"the figures that were measured are kept in {spec.output_dir}; to go on, start the same command again"
+    with tells_what_is_kept(lambda: kept, LOG):
+        report = run_report(spec)
     paths = write_report(report, spec.output_dir)
+    trackers = send_figures(cfg, report_figures(report.to_json()), "recovery report")
     yield from text_lines(report)
     for name, lines in vllm_lines_of(report).items():
         yield ""
@@ -68,6 +73,8 @@ def report_alone(cfg: Any) -> Iterator[str]:
         yield from lines
     yield ""
     yield from (f"{name}: {path}" for name, path in paths.items())
+    if trackers:
+        yield f"figures sent to: {', '.join(trackers)}"
 
 
 def recovery_spec(cfg: Any) -> "RecoverySpec":

@@ -11,7 +11,7 @@ from axolotl_sdft.core.artifacts import DEFAULT_ROOT, ensure_writable
 from axolotl_sdft.core.errors import ConfigError, error_context
 from axolotl_sdft.distillation.rows.formats import PROMPT_FIELD
 from axolotl_sdft.integrations.axolotl import compat
-from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, seed_dir_of, seed_of
+from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, read_blocks, seed_dir_of, seed_of
 from axolotl_sdft.integrations.axolotl.datasets import (
     OVERRIDE,
     DatasetConfig,
@@ -22,6 +22,7 @@ from axolotl_sdft.integrations.axolotl.datasets import (
     rewritten_entry,
 )
 from axolotl_sdft.integrations.axolotl.held_out import is_split, parts_of, rows_folder
+from axolotl_sdft.integrations.axolotl.stream import REWRITING, announce
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,6 +76,10 @@ def rewrite_datasets(cfg: Any, config: SelfDistillationConfig, only_if_done: boo
             LOG.warning("%s has not been rewritten yet; using its original rows", source.spec.where)
     if not any(is_used):
         return []
+    if not only_if_done:
+        specs = [source.spec for source in sources if source.spec]
+        num_done = sum(spec.is_done for spec in specs)
+        announce(read_blocks(cfg), REWRITING, f"{num_done} of {len(specs)} datasets reused")
     root = Path(config.output_dir or DEFAULT_ROOT).absolute()
     held_out = [
         rewritten_entry(source.entry, rows_folder(source.held_out, root, "held-out"))

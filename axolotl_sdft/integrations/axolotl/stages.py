@@ -28,6 +28,7 @@ from axolotl_sdft.integrations.axolotl.pruned_base import (
 )
 from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, rewrite_datasets
 from axolotl_sdft.integrations.axolotl.rules import check_rules
+from axolotl_sdft.integrations.axolotl.stream import PRUNING, announce
 from axolotl_sdft.integrations.axolotl.student_rules import check_student
 from axolotl_sdft.plugins.registry import METRICS, registry
 from axolotl_sdft.pruning.scoring.scores import metric_needs_text
@@ -149,10 +150,13 @@ def prune_base_model(cfg: Any, config: LayerPruningConfig) -> None:
     from axolotl_sdft.pruning.pipeline import run_pruning
 
     spec = pruning_spec(cfg, config)
+    blocks = read_blocks(cfg)
     if spec.is_input_pruned:
+        announce(blocks, PRUNING, "nothing to do")
         _say_pruned_already(cfg)
         refuse_other_start(cfg, None)
         return
+    announce(blocks, PRUNING, f"reused: {spec.output_dir}" if spec.is_done else f"into {spec.output_dir}")
     refuse_other_start(cfg, spec)
     check_layer_numbers(cfg, spec.counted_config, spec.seed_dir)
     if not spec.is_done:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from axolotl_sdft.core.errors import SdftError
+
 Settings = dict[str, Any]
 
 COUNT_KEYS = (
@@ -27,7 +29,7 @@ LAYER_KINDS = ("layer_types", "layers_block_type")
 """Lists that hold the kind of each layer."""
 
 
-class UnsoundCutError(ValueError):
+class UnsoundCutError(SdftError, ValueError):
     """No settings describe what would be left; the text is the reason."""
 
 

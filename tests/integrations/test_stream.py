@@ -1,0 +1,178 @@
+"""What a training run says of its stages, hands to trackers, and says when it is stopped or done."""
+
+import json
+import logging
+import signal
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("axolotl")
+
+from axolotl.utils.dict import DictDefault
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import Trainer, TrainingArguments
+
+from axolotl_sdft.integrations.axolotl import stream
+from axolotl_sdft.integrations.axolotl.blocks import read_blocks
+from axolotl_sdft.integrations.axolotl.trackers import report_figures, send_figures
+from tests.training.micro_batches import EPOCH, make_llama
+
+PROVENANCE = {
+    "drop_layers": [3, 4],
+    "num_layers_before": 6,
+    "parameters_before": 1000,
+    "parameters_after": 700,
+    "patch": {"divergence_bare": 0.5, "divergence_patched": 0.25, "cuts": []},
+}
+SUMMARY = {
+    "rows": 4,
+    "rows_dropped": 0,
+    "rows_distilled": 3,
+    "turns": 4,
+    "turns_distilled": 3,
+    "acceptance": 0.75,
+    "rejections": {"leak": 1},
+    "left_alone": {},
+    "gap": {"nats_per_token_before": 2.5, "nats_per_token_after": 1.5},
+}
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """A configuration as it is when training begins, with what pruning and rewriting have made."""
+    pruned, rows, seed = (tmp_path / name for name in ("pruned", "distilled", "seed"))
+    (pruned / "provenance").mkdir(parents=True)
+    (pruned / "provenance" / "layer_pruning.json").write_text(json.dumps(PROVENANCE))
+    rows.mkdir()
+    (rows / "summary.json").write_text(json.dumps(SUMMARY))
+    seed.mkdir()
+    return DictDefault(
+        base_model=str(pruned),
+        sdft_seed_model=str(seed),
+        datasets=[{"path": str(rows), "type": "alpaca"}],
+        output_dir=str(tmp_path / "out"),
+        axolotl_config_path="my.yml",
+        layer_pruning={"num_layers": 2},
+        self_distillation={},
+        logit_distillation={},
+    )
+
+
+def scalars(folder):
+    """The last value of each figure in TensorBoard's files."""
+    (events,) = Path(folder).rglob("events.out.tfevents.*")
+    found = EventAccumulator(str(events)).Reload()
+    return {name: found.Scalars(name)[-1].value for name in found.Tags()["scalars"]}
+
+
+def test_each_stage_says_which_of_how_many_it_is(cfg, caplog):
+    caplog.set_level(logging.INFO)
+    blocks = read_blocks(cfg)
+    stream.announce(blocks, stream.PRUNING, "reused: x")
+    stream.announce(blocks, stream.REWRITING)
+    stream.announce_training(blocks)
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 of 3: layer pruning (reused: x)",
+        "2 of 3: self-distilled dataset",
+        "3 of 3: training (with logit distillation)",
+    ]
+
+
+def test_a_stage_that_is_off_is_not_counted(cfg, caplog):
+    caplog.set_level(logging.INFO)
+    cfg.layer_pruning = None
+    blocks = read_blocks(cfg)
+    stream.announce(blocks, stream.PRUNING)
+    stream.announce(blocks, stream.REWRITING)
+    assert [record.getMessage() for record in caplog.records] == ["1 of 2: self-distilled dataset"]
+
+
+def test_preprocessing_ends_before_training(cfg, monkeypatch):
+    monkeypatch.setattr(stream.compat, "running_command", lambda: "preprocess")
+    assert stream.stages_of(read_blocks(cfg)) == [stream.PRUNING, stream.REWRITING]
+
+
+def test_other_ranks_are_silent(cfg, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("RANK", "1")
+    stream.announce(read_blocks(cfg), stream.PRUNING)
+    stream.log_results(cfg)
+    assert caplog.records == []
+
+
+def test_the_figures_of_the_stages_reach_the_tracker_of_the_training(cfg, tmp_path):
+    args = TrainingArguments(str(tmp_path / "out"), report_to=["tensorboard"], use_cpu=True, max_steps=1)
+    trainer = Trainer(model=make_llama(), args=args, train_dataset=EPOCH)
+    trainer.add_callback(stream.StageCallback(cfg, trainer))
+    trainer.get_train_dataloader = lambda: EPOCH
+    trainer.train()
+
+    logged = scalars(tmp_path / "out")
+    assert {name: value for name, value in logged.items() if "sdft" in name} == {
+        "train/sdft/layers_removed": 2,
+        "train/sdft/layers_before": 6,
+        "train/sdft/parameters_before": 1000,
+        "train/sdft/parameters_after": 700,
+        "train/sdft/kl_without_patch": 0.5,
+        "train/sdft/kl_with_patch": 0.25,
+        "train/sdft/acceptance": 0.75,
+        "train/sdft/gap_before": 2.5,
+        "train/sdft/gap_after": 1.5,
+    }
+    assert "train/train_loss" in logged  # in the same run as the training's own
+
+
+def test_figures_of_several_datasets_are_numbered(cfg, tmp_path):
+    cfg.datasets = [*cfg.datasets, *cfg.datasets]
+    figures = stream.stage_figures(stream.artifacts_of_run(cfg))
+    assert {name for name in figures if "acceptance" in name} == {"sdft/acceptance_0", "sdft/acceptance_1"}
+
+
+def test_the_figures_of_a_report_get_a_run_of_their_own(tmp_path):
+    cfg = DictDefault(use_tensorboard=True, output_dir=str(tmp_path))
+    estimate = {"value": 1.25, "low": 1.0, "high": 1.5, "rows": 60}
+    model = {"name": "pruned", "folder": "x", "held_out": {"nll": estimate}, "tasks": {}, "speed": None}
+
+    sent = send_figures(cfg, report_figures({"models": [model]}), "recovery report")
+
+    assert sent == ["tensorboard"]
+    assert scalars(tmp_path) == {"train/recovery/pruned/held_out/nll": 1.25}
+
+
+def test_a_tracker_that_fails_is_told_and_stops_nothing(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("axolotl_sdft.integrations.axolotl.trackers._TRACKERS", {"use_it": ("no_such_tracker", None)})
+    cfg = DictDefault(use_it=True, output_dir=str(tmp_path))
+    assert send_figures(cfg, {"recovery/x": 1.0}, "recovery report") == []
+    assert "the figures could not be sent to no_such_tracker" in caplog.text
+
+
+def test_a_training_that_is_stopped_says_what_is_kept_before_axolotl_ends_it(cfg, caplog):
+    (Path(cfg.output_dir) / "checkpoint-10").mkdir(parents=True)
+    called = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: called.append(number))
+    try:
+        callback = stream.StageCallback(cfg, trainer=None)
+        callback.on_train_begin(TrainingArguments(cfg.output_dir, report_to="none", use_cpu=True), None, None)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        callback.on_train_end(None, None, None)
+        signal.signal(signal.SIGINT, before)
+    assert called == [signal.SIGINT]
+    assert f"To go on: axolotl train my.yml --resume-from-checkpoint {cfg.output_dir}/checkpoint-10" in caplog.text
+
+
+def test_the_end_shows_a_table_the_paths_and_the_next_commands(cfg, caplog):
+    caplog.set_level(logging.INFO)
+    Path(cfg.output_dir).mkdir()
+    (Path(cfg.output_dir) / "adapter_config.json").write_text("{}")
+    stream.log_results(cfg)
+    lines = caplog.records[-1].getMessage().split("\n")
+    assert lines[0] == "done"
+    assert "Layers dropped    2 of 6: 3, 4" in lines
+    assert any(line.startswith("Pruned model") and line.endswith("pruned") for line in lines)
+    assert [line.split("    ")[0] for line in lines if line.startswith("next: ")] == [
+        "next: axolotl merge-lora my.yml",
+        "next: axolotl sdft-summary my.yml --prompt 'What is a glacier?'",
+        "next: axolotl recovery-report my.yml",
+    ]
