@@ -111,10 +111,10 @@ class _PlainTokenCounts(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         labels = inputs.get("labels", inputs.get("input_ids"))
-        is_counted = getattr(self.args, "include_tkps", False) and model.training and labels is not None
+        is_counted = getattr(self.args, "include_tkps", False) and model.training
         before = {"trainable": torch.zeros(1), "total": torch.zeros(1), **getattr(self.state, "tokens", {})}
         result = super().compute_loss(model, inputs, *args, **kwargs)
-        if is_counted:
+        if is_counted and labels is not None:
             new = torch.tensor([int((labels != IGNORED_LABEL).sum()), labels.numel()], device=labels.device)
             new = self.accelerator.reduce(new, "sum") if self.accelerator.num_processes > 1 else new
             added = dict(zip(("trainable", "total"), new.cpu(), strict=True))
