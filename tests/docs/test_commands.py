@@ -1,5 +1,6 @@
 """Every command that a page names exists, takes these options, and finds the files that it is given."""
 
+import math
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,15 +8,17 @@ from pathlib import Path
 import click
 import pytest
 import tomllib
+import yaml
 
 pytest.importorskip("axolotl")
 
 from axolotl_sdft.configs.catalogue import find_config
-from tests.docs.pages import PAGES, REPOSITORY, commands, each_block, name_of, prose
+from tests.docs.pages import PAGES, REPOSITORY, blocks, commands, each_block, name_of, prose
 
-OWN_CONCERN = {"vllm", "llama-server", "source"}
+OWN_CONCERN = {"vllm", "llama-server", "llama-quantize", "curl", "source"}
 """Programs that are not part of this project; what they take is theirs to say."""
 FOREIGN_MODULES = {"sglang.launch_server"}
+FOREIGN_SCRIPTS = {"convert_hf_to_gguf.py"}  # llama.cpp's
 OPTIONS_OF_TRL = {"--use_peft", "--model_name_or_path", "--teacher_model_name_or_path"}
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -39,6 +42,8 @@ def parse_axolotl(words):
 def check_python(words):
     if words[0] == "-m":
         assert words[1] in FOREIGN_MODULES or find_spec(words[1]), f"there is no module {words[1]!r}"
+        return
+    if words[0] in FOREIGN_SCRIPTS:
         return
     script = REPOSITORY / words[0]
     assert script.is_file(), f"there is no script {words[0]!r}"
@@ -71,10 +76,25 @@ def check(words):
 
 @each_block("console")
 def test_the_commands_of_a_block_exist_and_take_these_arguments(block, newcomer_folder):
-    made_by_training = Path("outputs/tutorial/checkpoint-10")
-    made_by_training.mkdir(parents=True)
+    checkpoint_of_the_tutorial().mkdir(parents=True)
     for words in commands(block):
+        assert not {"<", ">"} & set("".join(words)), "a shell would redirect here"
         check(words)
+
+
+def checkpoint_of_the_tutorial():
+    """Return the folder that the tutorial's run saves after its first epoch."""
+    (block,) = [block for block in blocks(REPOSITORY / "docs" / "tutorial.md") if block.title == "config.yml"]
+    config = yaml.safe_load(block.text)
+    num_rows = len((REPOSITORY / config["datasets"][0]["path"]).read_text().splitlines())
+    num_trained = num_rows - math.ceil(num_rows * config["val_set_size"])
+    steps = math.ceil(num_trained / (config["micro_batch_size"] * config["gradient_accumulation_steps"]))
+    return Path(config["output_dir"]) / f"checkpoint-{steps}"
+
+
+def test_the_cookbook_resumes_from_a_checkpoint_that_the_tutorial_makes():
+    page = (REPOSITORY / "docs" / "cookbook.md").read_text(encoding="utf-8")
+    assert f"--resume-from-checkpoint {checkpoint_of_the_tutorial()}\n" in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
