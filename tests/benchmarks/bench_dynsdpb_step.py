@@ -1,6 +1,7 @@
 """Measures what a DynSDPB step costs at equal tokens.
 
     python -m tests.benchmarks.bench_dynsdpb_step --model-dir DIR --mode lora
+    python -m tests.benchmarks.random_models 8b DIR   # makes a model of random weights where there is none of the shape
 
 Three ways in turn, several rounds, each in a process of its own so that its peak memory is its own:
 
@@ -9,20 +10,19 @@ Three ways in turn, several rounds, each in a process of its own so that its pea
 * straightforward: N new and N previous rows in two forward passes, both graphs and the full previous logits kept
 
 Prints medians of the time of a step, of the processor's time for it, and of the peak memory while steps run (that of
-the device where there is one), as a table. Ratios are medians of those within a round.
+the device where there is one), as a table. Ratios are medians of those within a round. With ``--mode qlora`` the weights
+are quantized to 4 bits (bitsandbytes, nf4).
 """
 
 import argparse
-import contextlib
 import json
-import resource
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.rounds import in_turn
+from tests.benchmarks.rounds import forget_peak, in_turn, peak_megabytes, wait_for_device
 
 WAYS = ("plain", "dynsdpb", "straightforward")
 _TITLES = {
@@ -59,19 +59,35 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
         trainer = _trainer_class(way)(model=model, args=args, train_dataset=rows, callbacks=[watch], **extra)
         trainer.train()
     times = {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds}
-    return {name: statistics.median(taken) for name, taken in times.items()} | {"megabytes": _peak_megabytes()}
+    return {name: statistics.median(taken) for name, taken in times.items()} | {"megabytes": peak_megabytes()}
 
 
 def _model(options: argparse.Namespace) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(options.model_dir, dtype=getattr(torch, options.dtype))
+    dtype = getattr(torch, options.dtype)
+    model = AutoModelForCausalLM.from_pretrained(options.model_dir, **loading(options.mode, dtype))
     if options.mode == "full":
         return model
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+
+
+def loading(mode: str, dtype: Any) -> dict[str, Any]:
+    """Return how a model is loaded, on the device where there is one: with ``qlora``, quantized to 4 bits."""
+    import torch
+
+    settings: dict[str, Any] = {"dtype": dtype}
+    if torch.cuda.is_available():
+        settings["device_map"] = {"": "cuda"}
+    if mode == "qlora":
+        from transformers import BitsAndBytesConfig
+
+        four_bits = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+        settings["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **four_bits)
+    return settings
 
 
 def _rows(model: Any, count: int, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -132,44 +148,16 @@ def _watch() -> Any:
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == _WARM_UP_STEPS:
-                _forget_peak()
+                forget_peak()
             self._started = time.perf_counter(), time.process_time()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            _wait_for_device()
+            wait_for_device()
             if state.global_step > _WARM_UP_STEPS:
                 self.seconds.append(time.perf_counter() - self._started[0])
                 self.cpu_seconds.append(time.process_time() - self._started[1])
 
     return Watch()
-
-
-def _wait_for_device() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _forget_peak() -> None:
-    """Start the peak anew where the system can: loading in another dtype takes more than running."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_megabytes() -> float:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
-    return (peak if peak is not None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
 
 
 def main() -> None:
@@ -178,7 +166,7 @@ def main() -> None:
     if options.way:
         print(json.dumps(measure(options.way, options)))
         return
-    print("\n".join(table(in_turn("tests.benchmarks.bench_dynsdpb_step", options.ways, options.rounds))))
+    print("\n".join(table(in_turn("tests.benchmarks.bench_dynsdpb_step", options.ways, options.rounds, options.json))))
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
@@ -200,7 +188,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-dir", type=Path, required=True)
-    parser.add_argument("--mode", choices=("lora", "full"), default="lora")
+    parser.add_argument("--mode", choices=("lora", "qlora", "full"), default="lora")
     parser.add_argument("--rows", type=int, default=2, help="new rows a step; plain training gets twice as many")
     parser.add_argument("--tokens", type=int, default=256, help="tokens of each row (default: 256)")
     parser.add_argument("--prompt", type=int, default=0, help="leading tokens of each row that are not trained")
@@ -212,6 +200,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS, help="ways to compare, plain among them")
     parser.add_argument("--way", choices=WAYS, help="measure one way in this process and print it as JSON")
+    parser.add_argument("--json", type=Path, help="file for the figures, written after each way")
     return parser.parse_args()
 
 

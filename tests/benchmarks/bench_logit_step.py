@@ -9,8 +9,10 @@ Four ways in turn, several rounds, each in a process of its own so that its peak
 * shared: ``LogitDistillationTrainer``, whose teacher shares the student's layers
 * loaded: the same with the seed model loaded beside the student
 
-Prints medians of the time of a step, of the time of the processor for it, and of the peak memory while steps run,
-as a table, and what the removed layers weigh.
+Prints medians of the time of a step, of the time of the processor for it, and of the peak memory while steps run (that
+of the device where there is one), as a table, and what the removed layers weigh. Times are compared by the processor's
+time on a CPU, by the clock on a GPU. With ``--mode qlora`` student and teacher are quantized to 4 bits (bitsandbytes,
+nf4). ``--workdir`` keeps the pruned model, so that a large one is cut once and not for each way.
 """
 
 import argparse
@@ -21,8 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.bench_dynsdpb_step import _WARM_UP_STEPS, _forget_peak, _peak_megabytes, _rows, _watch
-from tests.benchmarks.rounds import in_turn
+from tests.benchmarks.bench_dynsdpb_step import _WARM_UP_STEPS, _rows, _watch, loading
+from tests.benchmarks.rounds import forget_peak, in_turn, peak_megabytes
 
 WAYS = ("plain", "forward", "shared", "loaded")
 _TITLES = {
@@ -37,25 +39,31 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
     """Return the median times of a step in seconds and the peak memory meanwhile, in MB."""
     import torch
 
-    from axolotl_sdft import cut_layers
-
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        pruned = cut_layers(options.model_dir, options.drop_layers, Path(folder) / "pruned")
         if way == "forward":
             return _forward(options)
-        trainer, watch = _trainer(way, pruned, Path(folder), options)
+        trainer, watch = _trainer(way, _pruned_dir(options, Path(folder)), Path(folder), options)
         trainer.train()
     times = {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds}
-    return {name: statistics.median(taken) for name, taken in times.items()} | {"megabytes": _peak_megabytes()}
+    return {name: statistics.median(taken) for name, taken in times.items()} | {"megabytes": peak_megabytes()}
+
+
+def _pruned_dir(options: argparse.Namespace, temporary: Path) -> Path:
+    """Return the folder of the pruned model, made unless it is there."""
+    from axolotl_sdft import cut_layers
+
+    name = "-".join(["pruned", *map(str, options.drop_layers)])
+    folder: Path = (options.workdir or temporary) / name
+    return folder if folder.is_dir() else cut_layers(options.model_dir, options.drop_layers, folder)
 
 
 def _model(folder: Path, options: argparse.Namespace) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = getattr(torch, options.dtype)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to("cuda" if torch.cuda.is_available() else "cpu")
+    settings = loading(options.mode, getattr(torch, options.dtype))
+    return AutoModelForCausalLM.from_pretrained(folder, **settings)
 
 
 def _trainer(way: str, pruned: Path, folder: Path, options: argparse.Namespace) -> tuple[Any, Any]:
@@ -80,7 +88,8 @@ def _trainer(way: str, pruned: Path, folder: Path, options: argparse.Namespace) 
     kind, own = Trainer, {}
     if way != "plain":
         kind = LogitDistillationTrainer
-        own = {"logit_distillation": LogitDistillationConfig(teacher={"shared": "shared", "loaded": "own"}[way])}
+        settings = {"teacher": "own", "load_in_4bit": options.mode == "qlora"} if way == "loaded" else {"teacher": way}
+        own = {"logit_distillation": LogitDistillationConfig(**settings)}
     rows = _rows(model, steps * options.rows, options)
     return kind(model=model, args=args, train_dataset=rows, callbacks=[watch], **own), watch
 
@@ -93,14 +102,14 @@ def _forward(options: argparse.Namespace) -> dict[str, float]:
     batch = {name: torch.stack([row[name] for row in rows]) for name in ("input_ids", "attention_mask")}
     batch = {name: value.to(seed.device) for name, value in batch.items()}
     taken = []
-    _forget_peak()
+    forget_peak()
     for _ in range(_WARM_UP_STEPS + options.steps):
         started = time.perf_counter(), time.process_time()
         with torch.no_grad():
             seed(**batch, use_cache=False).logits.flatten()[-1].item()
         taken.append((time.perf_counter() - started[0], time.process_time() - started[1]))
     seconds, cpu_seconds = (statistics.median(values) for values in zip(*taken[_WARM_UP_STEPS:], strict=True))
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "megabytes": _peak_megabytes()}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "megabytes": peak_megabytes()}
 
 
 def main() -> None:
@@ -109,12 +118,19 @@ def main() -> None:
     if options.way:
         print(json.dumps(measure(options.way, options)))
         return
-    found = in_turn("tests.benchmarks.bench_logit_step", options.ways, options.rounds)
-    print("\n".join(table(found)))
+    found = in_turn("tests.benchmarks.bench_logit_step", options.ways, options.rounds, options.json)
+    print("\n".join(table(found, clock())))
     print(f"The removed layers weigh {removed_megabytes(options):.0f} MB in {options.dtype}.")
 
 
-def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
+def clock() -> str:
+    """Return which time tells what a step costs: the processor's on a CPU, where other work may run beside it."""
+    import torch
+
+    return "seconds" if torch.cuda.is_available() else "cpu_seconds"
+
+
+def table(found: dict[str, list[dict[str, float]]], compared: str = "cpu_seconds") -> list[str]:
     """Return the lines of a Markdown table; ratios are within a round, to plain training plus the forward pass."""
     lines = [
         "| | seconds a step | CPU seconds | times plain + forward | peak, MB | beside plain, MB |",
@@ -122,9 +138,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
     ]
     for way, rounds in found.items():
         together = list(zip(rounds, found["plain"], found["forward"], strict=True))
-        ratio = statistics.median(
-            own["cpu_seconds"] / (plain["cpu_seconds"] + bare["cpu_seconds"]) for own, plain, bare in together
-        )
+        ratio = statistics.median(own[compared] / (plain[compared] + bare[compared]) for own, plain, bare in together)
         beside = statistics.median(own["megabytes"] - plain["megabytes"] for own, plain, _ in together)
         seconds, cpu_seconds, peak = (
             statistics.median(figures[key] for figures in rounds) for key in ("seconds", "cpu_seconds", "megabytes")
@@ -136,10 +150,12 @@ def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
 
 
 def removed_megabytes(options: argparse.Namespace) -> float:
-    """Return what the removed layers take in memory."""
+    """Return what the removed layers take in memory, unquantized."""
     import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    layers = _model(options.model_dir, options).model.layers
+    with torch.device("meta"):
+        layers = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(options.model_dir)).model.layers
     size = torch.finfo(getattr(torch, options.dtype)).bits / 8
     return sum(weight.numel() * size for layer in options.drop_layers for weight in layers[layer].parameters()) / 2**20
 
@@ -147,6 +163,7 @@ def removed_megabytes(options: argparse.Namespace) -> float:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-dir", type=Path, required=True)
+    parser.add_argument("--mode", choices=("lora", "qlora"), default="lora")
     parser.add_argument("--drop-layers", type=int, nargs="+", default=[12, 13, 14, 15, 16, 17])
     parser.add_argument("--rows", type=int, default=2, help="rows a step (default: 2)")
     parser.add_argument("--tokens", type=int, default=256, help="tokens of each row (default: 256)")
@@ -158,7 +175,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--ways", choices=WAYS, nargs="+", default=WAYS, help="ways to compare, plain and forward among them"
     )
+    parser.add_argument("--workdir", type=Path, help="keeps the pruned model (default: cut anew for each way)")
     parser.add_argument("--way", choices=WAYS, help="measure one way in this process and print it as JSON")
+    parser.add_argument("--json", type=Path, help="file for the figures, written after each way")
     return parser.parse_args()
 
 

@@ -6,16 +6,14 @@ run on the same text with nothing measured, ``score_layers``, and the usual way,
 """
 
 import argparse
-import contextlib
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.rounds import in_turn
+from tests.benchmarks.rounds import forget_peak, in_turn, peak_megabytes
 
 WAYS = ("forward", "scoring", "keeping")
 _TITLES = {
@@ -37,23 +35,10 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
     batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows.split(options.batch_size)]
     run = _runner(way, model)
     run(batches[:1])  # the first pass prepares kernels
-    _forget_peak()
+    forget_peak()
     started = time.perf_counter()
     run(batches)
-    return {"seconds": time.perf_counter() - started, "megabytes": _peak_megabytes()}
-
-
-def _forget_peak() -> None:
-    """Start the peak anew where the system can: loading in another dtype takes more than running."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_megabytes() -> float:
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
-    return (peak if peak is not None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+    return {"seconds": time.perf_counter() - started, "megabytes": peak_megabytes()}
 
 
 def _runner(way: str, model: Any) -> Callable[[list[dict[str, Any]]], object]:
