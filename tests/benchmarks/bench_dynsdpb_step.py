@@ -10,8 +10,8 @@ Three ways in turn, several rounds, each in a process of its own so that its pea
 * straightforward: N new and N previous rows in two forward passes, both graphs and the full previous logits kept
 
 Prints medians of the time of a step, of the processor's time for it, and of the peak memory while steps run (that of
-the device where there is one), as a table. Ratios are medians of those within a round. With ``--mode qlora`` the weights
-are quantized to 4 bits (bitsandbytes, nf4).
+the device where there is one), as a table. Ratios are medians of those within a round. With ``--mode qlora`` the
+weights are quantized to 4 bits (bitsandbytes, nf4).
 """
 
 import argparse

@@ -124,12 +124,22 @@ def main() -> None:
     options = study_parser(__doc__)
     options.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     options.add_argument("--at-most", type=int, help="so many runs of each part, the first ones")
+    options.add_argument("--rows", type=int, help="so many rows in each run, or all that the data folder has")
     options.add_argument("--held-out", type=int, default=48, help="held-out rows of Dolly")
     options.add_argument("--others", type=int, default=12, help="held-out prompts of each other set")
     args = options.parse_args()
     bench = Bench(args.model_dir, args.data, args.workdir)
+    if args.rows is not None:
+        args.rows = rows_to_take(args.rows, bench.count("dolly", "train"))
     with remembering(bench.seed):
         print(table(find_or_make_runs(bench, FinishedRuns(args.workdir / "teacher.jsonl"), args)))
+
+
+def rows_to_take(wanted: int, available: int) -> int:
+    """Return how many rows a run takes, and say so where there are fewer than wanted."""
+    if available < wanted:
+        print(f"{available} rows of Dolly are short enough, {wanted} wanted: each run takes {available}", flush=True)
+    return min(wanted, available)
 
 
 Found = list[tuple[dict[str, Any], dict[str, Any]]]
@@ -144,7 +154,7 @@ def find_or_make_runs(bench: Bench, runs: FinishedRuns, args: argparse.Namespace
     ]
     for part in args.parts:
         for way, rows, seed in PARTS[part][: args.at_most]:
-            settings = {"way": asdict(way), "rows": rows, "seed": seed, **measuring}
+            settings = {"way": asdict(way), "rows": args.rows or rows, "seed": seed, **measuring}
             if all(settings != known for known, _ in wanted):
                 wanted.append((settings, trained_run))
     found: Found = []

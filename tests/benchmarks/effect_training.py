@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from axolotl_sdft import (
     distill_dataset,
 )
 from axolotl_sdft.core.artifacts import fingerprint, read_json, write_json
+from axolotl_sdft.core.runtime import local_device
 from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.evaluation.measures.likelihood import RowSums, answer_statistics, encode_targets, seed_answers
 from axolotl_sdft.inference.forwarding import patched_forward
@@ -96,21 +98,29 @@ class Bench:
         return self.load(self.model_dir)
 
     def load(self, folder: Path) -> Any:
-        """Return a model in float32, in evaluation mode."""
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        """Return a model in float32, in evaluation mode, on the device where there is one."""
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(local_device())
 
     def targets(self, name: str, split: str, count: int) -> list[Target]:
         """Return the first rows of a set that are short enough."""
-        task, found = SETS[name], []
+        found = list(islice(self._short_rows(name, split), count))
+        if len(found) < count:
+            most = SETS[name].most_tokens
+            raise SystemExit(f"{name}_{split}.jsonl: {len(found)} rows of up to {most} tokens, {count} wanted")
+        return found
+
+    def count(self, name: str, split: str) -> int:
+        """Return how many rows of a set are short enough."""
+        return sum(1 for _ in self._short_rows(name, split))
+
+    def _short_rows(self, name: str, split: str) -> Iterator[Target]:
+        task = SETS[name]
         for row in read_rows(self.data / f"{name}_{split}.jsonl"):
             asked = "\n\n".join(filter(None, (row[task.columns[0]], row.get("input"))))
             target = Target(({"role": "user", "content": asked},), row[task.columns[1]])
             encoded, _ = encode_targets(self.tokenizer, [target], task.most_tokens + 1)
             if encoded and len(encoded[0].ids) <= task.most_tokens:
-                found.append(target)
-            if len(found) == count:
-                return found
-        raise SystemExit(f"{name}_{split}.jsonl: {len(found)} rows of up to {task.most_tokens} tokens, {count} wanted")
+                yield target
 
     def rows(self, name: str, split: str, count: int, temperature: float = 0.0, **changes: Any) -> Rows:
         """Return the first short rows of a set, with the answers that the seed model gave them.

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import resource
-import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.children import run_module, tail
 
 Figures = dict[str, float]
 
@@ -24,12 +26,21 @@ def in_turn(module: str, ways: Iterable[str], num_rounds: int, keep: Path | None
     found: dict[str, list[Figures]] = {way: [] for way in ways}
     for number in range(num_rounds):
         for way in found:
-            child = [sys.executable, "-m", module, *sys.argv[1:], "--way", way]
-            last_line = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-            found[way].append(json.loads(last_line))
-            print(f"round {number + 1}, {way}: {last_line}", file=sys.stderr, flush=True)
+            found[way].append(_printed_figures(module, way))
+            print(f"round {number + 1}, {way}: {found[way][-1]}", file=sys.stderr, flush=True)
             keep_figures(keep, found)
     return found
+
+
+def _printed_figures(module: str, way: str) -> Figures:
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        code = run_module(module, [*sys.argv[1:], "--way", way], log)
+        printed = tail(log, 1000)
+    if code:
+        raise SystemExit(f"{printed}\n{way}: exit code {code}")
+    figures: Figures = json.loads([line for line in printed.splitlines() if line.startswith("{")][-1])
+    return figures
 
 
 def keep_figures(path: Path | None, figures: Mapping[str, Any]) -> None:
@@ -64,6 +75,11 @@ def peak_megabytes() -> float:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    return process_megabytes()
+
+
+def process_megabytes() -> float:
+    """Return the peak memory of this process outside a device, in MiB."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)

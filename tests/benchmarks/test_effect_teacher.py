@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.benchmarks.effect_answers import circles, counted, same_words
 from tests.benchmarks.effect_answers import table as answers_table
-from tests.benchmarks.effect_teacher import PARTS, Way, beside_the_cut, kept_quality, prepared, table
+from tests.benchmarks.effect_teacher import PARTS, Way, beside_the_cut, kept_quality, prepared, rows_to_take, table
 
 
 def figures(dolly: float, own: float) -> dict[str, dict[str, float]]:
@@ -39,6 +39,15 @@ def test_runs_of_one_way_share_a_line_with_their_spread():
     assert len(lines) == 4
     assert lines[2].startswith("| 0 | none | no training | - | 1 | 100.0 | 100.0 |")
     assert lines[3].startswith("| 64 | bare | logit distillation | original | 2 | 75.0 ± 35.4 | 100.0 ± 0.0 | 0.500 ±")
+
+
+@pytest.mark.parametrize(
+    ("available", "taken", "said"),
+    [(3000, 2000, ""), (480, 480, "480 rows of Dolly are short enough, 2000 wanted: each run takes 480\n")],
+)
+def test_a_run_takes_as_many_rows_as_there_are_and_says_when_these_are_fewer(available, taken, said, capsys):
+    assert rows_to_take(2000, available) == taken
+    assert capsys.readouterr().out == said
 
 
 def test_no_part_asks_for_a_run_twice():
