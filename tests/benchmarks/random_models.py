@@ -23,7 +23,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 49_152,
         "hidden_size": 64,
         "intermediate_size": 128,
-        "num_hidden_layers": 6,
+        "num_hidden_layers": 20,  # so many that studies of larger models can remove the layers that they name
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "tie_word_embeddings": True,
