@@ -22,7 +22,7 @@ export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export AXOLOTL_DO_NOT_TRACK := 1
 
-.PHONY: install model quickstart test test-newest test-oldest lint types pytest docs clean
+.PHONY: install model quickstart test test-newest test-oldest test-core matrix gpu lint types pytest docs clean
 
 install: $(STAMP)
 
@@ -91,6 +91,28 @@ $(OLDEST)/.installed: pyproject.toml
 	$(OLDEST)/bin/pip install --quiet --requirement $(OLDEST)/floors.txt $(OLDEST_TOOLS) --editable .
 	touch $@
 
+# The core alone with the newest of what it needs, on one version of Python: make test-core CORE_PYTHON=3.13
+CORE_PYTHON ?= 3.13
+CORE := .venv-core-$(CORE_PYTHON)
+
+test-core: $(CORE)/.installed
+	OMP_NUM_THREADS=1 $(CORE)/bin/python -m pytest tests/core tests/config tests/plugins
+
+$(CORE)/.installed: pyproject.toml
+	$(call find_python,$(CORE_PYTHON)) -m venv $(CORE)
+	$(CORE)/bin/pip install --quiet "$(TORCH)"
+	$(CORE)/bin/pip install --quiet "$(TORCH)" --editable . pytest hypothesis pillow
+	touch $@
+
+# What each supported environment must pass, as a table with the date that docs/questions.md shows. Hours, and about 20 GB.
+# make matrix ROWS="core-3.10 newest" runs some of them.
+matrix:
+	$(or $(PYTHON),python3) -m tests.matrix $(ROWS) --write docs/questions.md
+
+# For a machine with a GPU: all that needs one, within 25 minutes. make gpu PARTS="quickstart steps" DATA=folder
+gpu: $(STAMP) model
+	$(BIN)/python -m tests.gpu $(PARTS) $(if $(DATA),--data $(DATA))
+
 # Brings the generated tables up to date, then builds the site; open build/docs/index.html.
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m axolotl_sdft.cli.settings_reference README.md docs
@@ -101,4 +123,4 @@ $(VENV)/.installed-docs: $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST) $(OLDEST) build outputs sdft_prepared last_run_prepared
+	rm -rf $(VENV) $(NEWEST) $(OLDEST) .venv-core-* gpu_runs build outputs sdft_prepared last_run_prepared
