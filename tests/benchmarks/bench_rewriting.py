@@ -9,8 +9,9 @@ The ways take turns, so that a machine that gets slower slows down all of them: 
 named, the ``openai`` backend. All get the same prompts, made by the template ``reference``, and decode greedily. The
 first three share one model. Loading it is not measured.
 Prints medians and ratios of the tokens per second as Markdown, the peak memory, and the share of texts that equal those
-of the backend. Tokens are those written, the end of a turn among them, and no padding. ``--random-shape`` takes the
-tokenizer alone from ``--model-dir`` and gives a model of that shape random weights.
+of the backend. Tokens are those written, the end of a turn among them, and no padding. Where other work runs beside,
+the processor's time tells more than the clock's. ``--random-shape`` takes the tokenizer alone from ``--model-dir`` and
+gives a model of that shape random weights.
 """
 
 import argparse
@@ -112,7 +113,7 @@ def measure(ways: dict[str, Way], prompts: list[Prompt], num_rounds: int, keep: 
     A way that fails is told of and left out. ``keep`` is a file for the figures found so far, after each way.
     """
     found: Rounds = {name: [] for name in ways}
-    print("| round | way | tokens | s | tokens/s | peak, MB |\n|---|---|---|---|---|---|", flush=True)
+    print("| round | way | tokens | s | CPU s | tokens/s | peak, MB |\n|---|---|---|---|---|---|---|", flush=True)
     for number in range(num_rounds):
         texts: dict[str, dict[Any, str]] = {}
         for name in list(found)[:: -1 if number % 2 else 1]:
@@ -132,20 +133,20 @@ def measure(ways: dict[str, Way], prompts: list[Prompt], num_rounds: int, keep: 
     return found
 
 
-_COLUMNS = {"tokens": 0, "seconds": 1, "tokens_per_second": 1, "megabytes": 0}
+_COLUMNS = {"tokens": 0, "seconds": 1, "cpu_seconds": 1, "tokens_per_second": 1, "megabytes": 0}
 
 
 def _measure(way: Way, prompts: list[Prompt], rounds: list[dict[str, float]]) -> dict[Any, str]:
     way.write(prompts[:1])  # loads the model, and prepares kernels
     forget_peak()
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     written: Written = way.write(prompts)
     wait_for_device()
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started[0], time.process_time() - started[1]
     peak = peak_megabytes()
     way.release()
     rate = {"tokens": float(written.tokens), "seconds": seconds, "tokens_per_second": written.tokens / seconds}
-    rounds.append({**rate, "megabytes": peak})
+    rounds.append({**rate, "cpu_seconds": cpu_seconds, "megabytes": peak})
     return written.texts
 
 

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the parts, print the table, and return 1 if any failed."""
     options = _options(arguments)
     deadline = time.monotonic() + 60 * options.minutes
-    about = machine()
+    about = machine() | ({"commit": options.commit} if options.commit else {})
     if options.on_cpu:
         use_no_gpu()
     elif about["device"].startswith("CPU"):
@@ -112,6 +112,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, help="folder with dolly_train.jsonl, dolly_test.jsonl, gsm8k_train.jsonl, ..."
     )
+    parser.add_argument("--commit", help="what results name as commit (default: asked of git)")
     parser.add_argument("--minutes", type=float, default=25.0, help="for all parts together (default: 25)")
     parser.add_argument("--on-cpu", action="store_true", help="run everything on a CPU, at tiny sizes")
     options = parser.parse_args(arguments)

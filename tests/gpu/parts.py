@@ -99,7 +99,7 @@ def trainers(bench: Bench) -> Part:
     if missing := _missing("axolotl"):
         return Part("trainers", skipped=missing)
     option, figures = bench.figures("trainers")
-    size = ["--on-cpu", "lora", "taught_lora"] if bench.on_cpu else ["--jobs", "4", "--limit", "150"]
+    size = ["--on-cpu", "lora"] if bench.on_cpu else ["--jobs", "4", "--limit", "150"]
     places = ["--model", str(bench.model), "--folder", str(bench.workdir / "trainers"), *option]
     run = Command("combinations", "tests.gpu.axolotl_combinations", (*places, *size), 330, figures)
     return Part("trainers", (bench.prepared(), run))

@@ -108,7 +108,8 @@ def test_all_parts_run_on_a_cpu_at_tiny_sizes(tmp_path, data, smollm2_dir):
         if result.get("figures") is not None
     }
     assert measured["quickstart, train"]["steps"] == 2
-    assert {result["status"] for result in measured["trainers, combinations"].values()} == {"works"}
+    assert measured["quickstart, train"]["last"]["logit_distillation/kl"] > 0
+    assert measured["trainers, combinations"]["lora"]["status"] == "works"
     assert set(measured["rewriting, tiny"]) >= {"backend", "padded"}
     assert set(measured["steps, logit lora"]) == {"plain", "forward", "shared", "loaded"}
     assert set(measured["pruning, stages"]) == {"load", "score", "patch", "cut, bare", "cut, patched"}
