@@ -20,13 +20,17 @@ SHOWN_ONLY = {"text"}
 """What programs print."""
 
 
+RESULTS = REPOSITORY / "tests" / "benchmarks" / "RESULTS.md"
+PARTS = sorted(RESULTS.with_name("results").glob("*.md"))
+
+
 def links(page):
     """Return the targets of a page's links to other pages and files."""
     targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
     return [target for target in targets if not target.startswith(("http://", "https://"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, RESULTS, *PARTS], ids=name_of)
 def test_relative_links_lead_to_files_and_headings_that_are_there(page):
     for link in links(page):
         path, _, anchor = link.partition("#")
@@ -34,6 +38,17 @@ def test_relative_links_lead_to_files_and_headings_that_are_there(page):
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(target), link
+
+
+def test_the_results_have_an_index_with_each_part_and_its_verdict():
+    index = RESULTS.read_text(encoding="utf-8")
+    for page in PARTS:
+        text = page.read_text(encoding="utf-8")
+        titles = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
+        verdicts = re.findall(r"^\*\*In short:\*\* (.*)$", text, flags=re.MULTILINE)
+        for title, verdict in zip(titles, verdicts, strict=True):
+            assert f"| [{title}](results/{page.name}#" in index
+            assert f" | {verdict} |" in index
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
