@@ -21,7 +21,7 @@ from axolotl_sdft.inference.prompts import (
     require_template_arguments,
     saved_generation_settings,
 )
-from axolotl_sdft.inference.vllm.server import NAME, VLLMServer, find_vllm, server_arguments
+from axolotl_sdft.inference.vllm.server import NAME, VLLMServer, check_arguments, find_vllm, server_arguments
 
 _MOST_AT_ONCE = 1024  # what vLLM decodes at once on its largest GPUs, unless max_num_seqs says otherwise
 _QUEUED = 64  # so that a slot that gets free is filled at once
@@ -67,7 +67,7 @@ class VLLMBackend(OpenAIBackend):
 
         Raises:
             ConfigError: The seed model has no chat template, or one that fails with ``chat_template_kwargs``, or is an
-                adapter.
+                adapter; or vLLM does not know one of ``vllm_args``.
             MissingExtraError: vLLM is not installed.
         """
         require_chat_template(self._tokenizer, self._model_dir)
@@ -78,6 +78,7 @@ class VLLMBackend(OpenAIBackend):
                 "merge it into its base model first (axolotl merge-lora), or set backend: transformers"
             )
         find_vllm(self._vllm_config.python)
+        check_arguments(self._vllm_config)
 
     def _base_urls(self) -> tuple[str, ...]:
         if self._child is None:

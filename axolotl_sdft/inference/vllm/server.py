@@ -3,6 +3,7 @@
 Nothing of vLLM is imported: it may live in another environment, whose pins are its own.
 """
 
+import difflib
 import http.client
 import json
 import logging
@@ -33,6 +34,7 @@ NAME = "seed-model"
 _KEY = "self_distillation.generation"
 _LOG_INTERVAL_S = 30.0
 _LONGEST_START_S = 3600.0
+_LONGEST_HELP_S = 300.0
 _POLL_S = 0.2
 _END_S = 30.0
 _SHOWN_LINES = 30
@@ -105,6 +107,33 @@ def find_vllm(python: str | None) -> str:
     return found.stdout.strip()
 
 
+def check_arguments(config: VLLMGeneration) -> None:
+    """Return when the vLLM that is installed knows all ``vllm_args``, as its own help lists them; starts no server.
+
+    A vLLM whose help can't be read is not held against them: it says so itself when it starts.
+
+    Raises:
+        ConfigError: It does not know one of them.
+    """
+    if not config.vllm_args:
+        return
+    command = [config.python or sys.executable, "-m", *_start_of_command(config.python), "--help=all"]
+    try:
+        told = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=_environment(), timeout=_LONGEST_HELP_S
+        ).stdout
+    except subprocess.TimeoutExpired:
+        return
+    known = {flag.removeprefix("no-") for flag in re.findall(r"(?<![\w-])--([a-z0-9][a-z0-9-]*)", told)}
+    if "port" not in known:
+        return
+    for name in config.vllm_args:
+        if name.replace("_", "-").partition(".")[0] not in known:
+            near = difflib.get_close_matches(name, [flag.replace("-", "_") for flag in known], n=1)
+            way_out = f"did you mean {near[0]!r}?" if near else "vllm serve --help=all lists those it knows"
+            raise ConfigError(f"{_KEY}.vllm_args holds {name!r}, which the installed vLLM does not know; {way_out}")
+
+
 class VLLMServer:
     """One ``vllm serve`` of the seed model on this machine's GPUs (or the CPU), from its start until it is closed.
 
@@ -123,7 +152,8 @@ class VLLMServer:
         LOG.info("starting vLLM with %s; its log is %s", masked(arguments), self._log)
         if is_multi_node():
             LOG.warning("vLLM writes on this machine; the GPUs of the others idle unless they are in its Ray cluster")
-        command = [*_start_of_command(config.python, model_dir), *flags(arguments | {"port": self._port})]
+        serving = _start_of_command(config.python, model_dir)
+        command = [config.python or sys.executable, "-m", *serving, *flags(arguments | {"port": self._port})]
         keeper = [sys.executable, "-I", "-S", "-c", _KEEPER, *command]
         with self._log.open("wb") as log:
             self._keeper = subprocess.Popen(
@@ -243,10 +273,12 @@ def flags(arguments: Mapping[str, Any]) -> Iterator[str]:
             yield from map(str, value if isinstance(value, list | tuple) else [value])
 
 
-def _start_of_command(python: str | None, model_dir: Path) -> list[str]:
+def _start_of_command(python: str | None, model_dir: Path | None = None) -> list[str]:
+    """Return the module that serves, with its first arguments; without a model, those that its help is asked with."""
     module = find_vllm(python)
-    model = ["serve", str(model_dir)] if module.endswith("cli.main") else ["--model", str(model_dir)]
-    return [python or sys.executable, "-m", module, *model]
+    if module.endswith("cli.main"):
+        return [module, "serve", *([] if model_dir is None else [str(model_dir)])]
+    return [module, *([] if model_dir is None else ["--model", str(model_dir)])]
 
 
 def _environment() -> dict[str, str]:

@@ -40,6 +40,9 @@ def install(folder, module="cli.main"):
 
 def main():
     parser = argparse.ArgumentParser()
+    if sys.argv[-1] == "--help=all":  # the one argument that vLLM's own parser reads apart
+        print("usage: vllm serve [--port PORT] [--max-model-len N]\n  --max-num-seqs N\n  --no-enforce-eager")
+        return
     if sys.argv[1:2] == ["serve"]:
         parser.add_argument("command")
         parser.add_argument("model")

@@ -55,6 +55,26 @@ def test_a_check_starts_no_server(backend_for):
     assert backend._child is None
 
 
+@pytest.mark.parametrize("name", ["max_model_len", "max-num-seqs", "enforce_eager"])
+def test_an_argument_that_vllm_knows_passes_the_check(backend_for, name):
+    backend_for({name: 8}).check()
+
+
+def test_an_argument_that_vllm_does_not_know_is_told_before_anything_starts(backend_for):
+    backend = backend_for({"max_model_lenght": 64})
+    with pytest.raises(
+        ConfigError,
+        match=r"vllm_args holds 'max_model_lenght', which the installed vLLM does not know; .*max_model_len",
+    ):
+        backend.check()
+    assert backend._child is None
+
+
+def test_a_vllm_whose_help_says_nothing_is_not_held_against_the_arguments(backend_for, tmp_path):
+    (tmp_path / "site" / "vllm" / "entrypoints" / "cli" / "main.py").write_text("print('no help here')")
+    backend_for({"whatever": 1}).check()
+
+
 def test_a_seed_that_vllm_can_not_ask_is_refused_before_anything_starts(tiny_llama_dir, tmp_path, backend_for):
     loaded_once(tiny_llama_dir).save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
