@@ -245,7 +245,7 @@ def _yaml_text(value: Any) -> str:
         value = value.model_dump(exclude_none=True)
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_yaml_text(item)}' for key, item in value.items())}}}"
-    return str(value)
+    return str(value) or '""'
 
 
 def templates_table() -> str:

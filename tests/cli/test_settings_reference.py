@@ -120,6 +120,7 @@ def test_a_type_is_told_with_its_bounds_and_without_its_absence(define, annotati
         (int | None, Field(None), "unset"),
         (float, Field(2.0), "2.0"),
         (str, Field("5GB"), "5GB"),
+        (str, Field(""), '""'),
         (tuple[str, ...], Field(("leak", "empty")), "[leak, empty]"),
         (list[bool], Field(default_factory=lambda: [True]), "[true]"),
         (int, Field(), "required"),
