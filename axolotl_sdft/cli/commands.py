@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from axolotl_sdft.cli.machine_output import json_text, result_alone
+from axolotl_sdft.cli.overrides import set_keys, split_overrides
 from axolotl_sdft.core.errors import SdftError
 from axolotl_sdft.core.terminal import fact_lines, terminal_width
 from axolotl_sdft.core.texts import printable
@@ -18,13 +20,25 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+BLOCK_NAMES = ("layer_pruning", "self_distillation", "logit_distillation", "dynsdpb", "merge", "recovery_report")
+"""The blocks whose keys are options; written out, since the settings would slow ``axolotl --help``."""
+
+_OVERRIDES = "axolotl_sdft.overrides"
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else; log lines go to stderr.")
+
 
 class SdftCommand(click.Command):
     """A command whose help ends in the settings of its YAML block, and whose errors are one clear message."""
 
-    def __init__(self, *args: Any, block: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, block: str | None = None, takes_keys: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._block = block
+        self._block, self._takes_keys = block, takes_keys
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take out the keys of blocks that are set on the command line, and parse what is left."""
+        if self._takes_keys:
+            args, ctx.meta[_OVERRIDES] = split_overrides(args, BLOCK_NAMES)
+        return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the example, then the keys of the block."""
@@ -32,7 +46,10 @@ class SdftCommand(click.Command):
         if self._block is not None:
             from axolotl_sdft.cli.settings_reference import plain_help
 
-            formatter.write(f"\nKeys of the {self._block} block:\n\n{plain_help(self._block)}\n")
+            formatter.write(
+                f"\nKeys of the {self._block} block, each also an option such as "
+                f"--{self._block.replace('_', '-')}.<key> VALUE, which overrides CONFIG:\n\n{plain_help(self._block)}\n"
+            )
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours becomes its message and exit code 1."""
@@ -51,17 +68,25 @@ def config_command(name: str, block: str | None, epilog: str) -> Callable[[Calla
     """Turn a function of a raw configuration into a command that takes the path of a YAML file.
 
     Args:
-        name: What follows ``axolotl`` on the command line.
+        name: What follows ``axolotl`` on the command line. With an option ``as_json``, the function returns what is
+            printed as JSON.
         block: The YAML block whose keys the help lists.
         epilog: An example, shown at the end of the help.
     """
 
     def decorate(function: Callable) -> click.Command:
-        @click.command(name, cls=SdftCommand, block=block, epilog=epilog)
+        @click.command(name, cls=SdftCommand, block=block, takes_keys=True, epilog=epilog)
         @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
         @functools.wraps(function)
         def command(config: Path, **options: Any) -> None:
-            function(_load_raw(config), **options)
+            overrides = click.get_current_context().meta[_OVERRIDES]
+            is_json = options.get("as_json", False)
+            with result_alone() if is_json else contextlib.nullcontext(echo) as show:
+                cfg = _load_raw(config)
+                set_keys(cfg, overrides)
+                result = function(cfg, **options)
+                if is_json:
+                    show(json_text(result))
 
         return command
 
@@ -102,16 +127,21 @@ class _LayerCount(click.ParamType):
     "--num-layers", type=_LayerCount(), metavar="K", help="Remove K layers, or this fraction; overrides CONFIG."
 )
 @click.option("--dry-run", is_flag=True, help="Write no checkpoint. Scores and pictures are kept, as without it.")
+@_as_json
 @config_command("prune-layers", "layer_pruning", "Example: axolotl prune-layers config.yml --num-layers 6 --dry-run")
-def prune_layers(cfg: Any, dry_run: bool, num_layers: int | float | None) -> None:
+def prune_layers(cfg: Any, dry_run: bool, num_layers: int | float | None, as_json: bool) -> Any:
     """Write the pruned checkpoint that CONFIG asks for, as training would.
 
     Before that, print which layers are removed, what that saves and what else could be, and draw the scores.
     """
     from axolotl_sdft.integrations.axolotl.commands import prune_alone
 
-    for line in prune_alone(cfg, dry_run, num_layers):
+    pruned = prune_alone(cfg, dry_run, num_layers)
+    if as_json:
+        return pruned.to_json()
+    for line in pruned.lines():
         echo(line)
+    return None
 
 
 @click.option(
@@ -151,14 +181,19 @@ def self_distill(cfg: Any, dry_run: int | None, corrections: Path | None, logits
 
 
 @click.option("--prompt", help="Let the seed, the pruned and the trained model answer this.")
+@_as_json
 @config_command("sdft-summary", None, "Example: axolotl sdft-summary config.yml --prompt 'What is a glacier?'")
-def sdft_summary(cfg: Any, prompt: str | None) -> None:
+def sdft_summary(cfg: Any, prompt: str | None, as_json: bool) -> Any:
     """Say what the stages of CONFIG made: layers, rows, losses, paths."""
-    from axolotl_sdft.evaluation.summary import summary_lines
+    from axolotl_sdft.evaluation.summary import RunSummary
     from axolotl_sdft.integrations.axolotl.commands import find_artifacts
 
-    for line in list(summary_lines(find_artifacts(cfg), prompt)):  # all at once, after what loading models prints
+    summary = RunSummary.of(find_artifacts(cfg), prompt)  # before anything is printed: loading models prints too
+    if as_json:
+        return summary.to_json()
+    for line in summary.lines():
         echo(line)
+    return None
 
 
 @click.option(
@@ -184,17 +219,21 @@ def sdft_merge(cfg: Any, ratio: float | None, sweep: bool) -> None:
         echo(line)
 
 
+@_as_json
 @config_command("recovery-report", "recovery_report", "Example: axolotl recovery-report config.yml")
-def recovery_report(cfg: Any) -> None:
+def recovery_report(cfg: Any, as_json: bool) -> Any:
     """Measure what pruning took from the model of CONFIG and training gave back.
 
     Seed, pruned and trained model side by side: size, speed, quality kept, forgetting. Written as report.html,
     report.json and a section for the model card. What was measured before is found again.
     """
-    from axolotl_sdft.integrations.axolotl.recovery import report_alone
+    from axolotl_sdft.integrations.axolotl.recovery import report_alone, report_record
 
+    if as_json:
+        return report_record(cfg)
     for line in report_alone(cfg):
         echo(line)
+    return None
 
 
 @click.group("sdft-configs", epilog="Example: axolotl sdft-configs copy today/llama-3.2-3b-24gb my.yml")
@@ -204,11 +243,16 @@ def sdft_configs() -> None:
 
 @sdft_configs.command("list", cls=SdftCommand)
 @click.option("--filter", "word", metavar="WORD", default="", help="Only those whose name or description holds WORD.")
-def list_configs(word: str) -> None:
+@_as_json
+def list_configs(word: str, as_json: bool) -> None:
     """List the configurations: name, what it takes, and what it does."""
     from axolotl_sdft.configs.catalogue import shared_configs
 
     chosen = [config for config in shared_configs() if word.lower() in _searched(config)]
+    if as_json:
+        with result_alone() as show:
+            show(json_text([{"name": config.name, **config.description()} for config in chosen]))
+        return
     for line in _list_lines(chosen):
         echo(line)
     if not chosen:
@@ -235,7 +279,9 @@ def show_config(name: str) -> None:
     """Print the configuration NAME as it is."""
     from axolotl_sdft.configs.catalogue import find_config
 
-    echo(find_config(name).text(), nl=False)
+    text = find_config(name).text()
+    with result_alone() as show:
+        show(printable(text))
 
 
 @sdft_configs.command("copy", cls=SdftCommand)
@@ -258,7 +304,8 @@ def copy_named(name: str, dest: Path, force: bool) -> None:
 
 @sdft_configs.command("check", cls=SdftCommand)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def check_config(file: Path) -> None:
+@_as_json
+def check_config(file: Path, as_json: bool) -> None:
     """Say whether FILE would run for others: no local paths, no secrets, pinned revisions, a description, known keys.
 
     Where the model's config.json is at hand, also say how much memory each stage needs, beside the GPU that the
@@ -279,3 +326,12 @@ def check_config(file: Path) -> None:
         echo(f"{file}: {num_faults} to mend before others can use it")
         raise SystemExit(1)
     echo(f"{file}: fit to share" + (f"; {len(findings)} to consider" if findings else ""))
+
+
+@click.group("axolotl-sdft", epilog="Example: axolotl-sdft sdft-configs show today/llama-3.2-3b-24gb > my.yml")
+def main() -> None:
+    """The plugin's commands, as below axolotl, without its banner on standard output."""
+
+
+for _command in (prune_layers, self_distill, sdft_summary, sdft_merge, recovery_report, sdft_configs):
+    main.add_command(_command)

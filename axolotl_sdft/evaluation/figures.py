@@ -136,6 +136,10 @@ class RecoveryReport:
     harness: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What lm-evaluation-harness itself says of each model, as its results files hold it; a file of its own."""
 
+    def __repr__(self) -> str:
+        names = ", ".join(model.name for model in self.models)
+        return f"<RecoveryReport of {names}, {self.provenance.get('created', 'not dated')}>"
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values, without what has files of its own."""
         return {key: value for key, value in asdict(self).items() if key != "harness"}

@@ -1,7 +1,7 @@
 """A short account, for a person, of what the stages made."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +31,88 @@ class Artifacts:
     output_dir: Path
 
 
-def summary_lines(artifacts: Artifacts, prompt: str | None, max_new_tokens: int = 48) -> Iterator[str]:
-    """Yield the account line by line; with a prompt, each model answers it greedily, which takes a while."""
-    yield from fact_lines(_facts(artifacts, prompt, max_new_tokens), label_width=17)
+@dataclass(frozen=True)
+class RunSummary:
+    """What the stages made. Printing it gives the account."""
+
+    artifacts: Artifacts
+    prompt: str | None = None
+    answers: Mapping[str, str] = field(default_factory=dict)
+    """What each model answers to the prompt."""
+
+    @classmethod
+    def of(cls, artifacts: Artifacts, prompt: str | None = None, max_new_tokens: int = 48) -> "RunSummary":
+        """Return the account; with a prompt, each model answers it greedily, which takes a while."""
+        models = _models(artifacts) if prompt is not None else ()
+        answers = {name: answer_of(folder, prompt, max_new_tokens) for name, folder in models if prompt is not None}
+        return cls(artifacts, prompt, answers)
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self.artifacts.distilled_dirs)} distilled datasets", str(self.artifacts.output_dir)]
+        if self.artifacts.pruned_dir is not None:
+            dropped = read_json(self.artifacts.pruned_dir / PROVENANCE_FILE)["drop_layers"]
+            parts.insert(0, f"{len(dropped)} layers removed")
+        return f"<RunSummary {', '.join(parts)}>"
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """Yield the account line by line."""
+        yield from fact_lines(self._facts(), label_width=17)
+
+    def _facts(self) -> Iterator[Fact]:
+        artifacts = self.artifacts
+        if artifacts.pruned_dir is not None:
+            yield from _pruning_facts(read_json(artifacts.pruned_dir / PROVENANCE_FILE))
+        for folder in artifacts.distilled_dirs:
+            yield from _distillation_facts(read_summary(folder))
+        yield from _training_facts(artifacts.output_dir)
+        if self.prompt is not None:
+            yield "Prompt", self.prompt
+            for name, answer in self.answers.items():
+                yield f"  {name}", shortened(answer, _SHOWN_CHARS) or "(nothing)"
+        yield from _path_facts(artifacts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the account as JSON values: what was recorded of each stage, and the paths."""
+        made = self.artifacts
+        pruned = read_json(made.pruned_dir / PROVENANCE_FILE) if made.pruned_dir is not None else None
+        losses = _losses(made.output_dir)
+        return {
+            "seed_model": None if made.seed_dir is None else str(made.seed_dir),
+            "pruned_model": None if made.pruned_dir is None else str(made.pruned_dir),
+            "layer_pruning": pruned and {key: value for key, value in pruned.items() if key != "scores"},
+            "datasets": [{"path": str(folder), **read_summary(folder)} for folder in made.distilled_dirs],
+            "trained_model": str(made.output_dir) if holds_model(made.output_dir) else None,
+            "training_loss": {"first": losses[0], "last": losses[-1], "logged": len(losses)} if losses else None,
+            "prompt": self.prompt,
+            "answers": dict(self.answers),
+        }
 
 
-def _facts(artifacts: Artifacts, prompt: str | None, max_new_tokens: int) -> Iterator[Fact]:
-    if artifacts.pruned_dir is not None:
-        yield from _pruning_facts(read_json(artifacts.pruned_dir / PROVENANCE_FILE))
-    for folder in artifacts.distilled_dirs:
-        yield from _distillation_facts(read_summary(folder))
-    yield from _training_facts(artifacts.output_dir)
-    if prompt is not None:
-        yield "Prompt", prompt
-        for name, folder in _models(artifacts):
-            yield f"  {name}", shortened(answer_of(folder, prompt, max_new_tokens), _SHOWN_CHARS) or "(nothing)"
-    yield from _path_facts(artifacts)
+def summarize_run(
+    output_dir: str | Path,
+    *,
+    seed_model: str | Path | None = None,
+    pruned_model: str | Path | None = None,
+    datasets: Sequence[str | Path] = (),
+    prompt: str | None = None,
+) -> RunSummary:
+    """Return an account of what was made: layers, rows, losses, and answers side by side.
+
+    Args:
+        output_dir: Folder of the trained model.
+        seed_model: Folder of the seed model.
+        pruned_model: Folder of the pruned checkpoint.
+        datasets: Folders of the distilled datasets.
+        prompt: Let each model answer this greedily, which takes a while.
+
+    Example:
+        >>> print(summarize_run("outputs/my-model", pruned_model="sdft_prepared/Qwen3-8B-drop6-0123456789ab"))
+    """
+    seed, pruned = (None if path is None else Path(path) for path in (seed_model, pruned_model))
+    return RunSummary.of(Artifacts(seed, pruned, [Path(folder) for folder in datasets], Path(output_dir)), prompt)
 
 
 def _pruning_facts(provenance: dict[str, Any]) -> Iterator[Fact]:
@@ -91,9 +157,13 @@ def _distillation_facts(summary: dict[str, Any]) -> Iterator[Fact]:
 
 
 def _training_facts(output_dir: Path) -> Iterator[Fact]:
-    losses = [entry["loss"] for entry in _log_history(output_dir) if "loss" in entry]
+    losses = _losses(output_dir)
     if losses:
         yield "Training loss", f"{losses[0]:.3f} first, {losses[-1]:.3f} last, {len(losses)} logged"
+
+
+def _losses(output_dir: Path) -> list[float]:
+    return [entry["loss"] for entry in _log_history(output_dir) if "loss" in entry]
 
 
 def _log_history(output_dir: Path) -> list[dict[str, Any]]:

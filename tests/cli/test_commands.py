@@ -216,3 +216,50 @@ def test_a_broken_file_is_one_clear_error(config_file, text, message):
     result = run("prune-layers", config_file)
     assert result.exit_code == 1
     assert message in result.output
+
+
+def test_prune_layers_prints_json_alone_on_request(config_file):
+    result = run("prune-layers", config_file, "--json", "--layer-pruning.num-layers", "1")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["num_layers"], len(told["drop_layers"])) == (6, 1)  # the option takes the file's place
+    assert told["choices"][0]["drop_layers"] == told["drop_layers"]
+    assert Path(told["pruned_checkpoint"], "config.json").is_file()
+    assert told["before"]["num_layers"] - told["after"]["num_layers"] == 1
+
+    summary = json.loads(run("sdft-summary", config_file, "--json", "--layer-pruning.num-layers", "1").stdout)
+    assert summary["pruned_model"] == told["pruned_checkpoint"]
+    assert summary["layer_pruning"]["drop_layers"] == told["drop_layers"]
+    assert (summary["trained_model"], summary["datasets"], summary["answers"]) == (None, [], {})
+
+
+def test_an_unknown_key_on_the_command_line_is_refused_as_in_the_file(config_file):
+    result = run("prune-layers", config_file, "--layer-pruning.num-layer", "1")
+    assert result.exit_code == 1
+    assert re.search(r"layer_pruning.*num_layer\b.*num_layers", result.output)
+
+
+def test_configurations_and_findings_are_printed_as_json_on_request(config_file):
+    listed = json.loads(run("sdft-configs", "list", "--json", "--filter", "today/").stdout)
+    assert all({"name", "title"} <= set(entry) for entry in listed)
+    assert any(entry["name"].startswith("today/") for entry in listed)
+    checked = run("sdft-configs", "check", config_file, "--json")
+    told = json.loads(checked.stdout)
+    assert told["file"] == "config.yml"
+    assert checked.exit_code == int(any(finding["level"] == "fault" for finding in told["findings"]))
+
+
+def test_show_prints_the_file_and_nothing_else(config_file):
+    name = json.loads(run("sdft-configs", "list", "--json").stdout)[0]["name"]
+    shown = run("sdft-configs", "show", name).stdout
+    run("sdft-configs", "copy", name, "copied.yml")
+    assert yaml.safe_load(shown) == yaml.safe_load(Path("copied.yml").read_text())
+    assert shown.splitlines()[0] == Path("copied.yml").read_text().splitlines()[0]
+
+
+def test_the_commands_have_a_program_of_their_own():
+    from axolotl_sdft.cli.commands import main
+
+    assert set(main.commands) == {
+        point.name for point in entry_points(group="axolotl.cli_commands") if "sdft" in point.value
+    }

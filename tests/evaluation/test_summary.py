@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from axolotl_sdft.evaluation.summary import Artifacts, summary_lines
+from axolotl_sdft.evaluation.summary import Artifacts, RunSummary
 
 CUT = {"removed": [2, 3], "applied": True, "reason": None}
 
@@ -18,7 +18,7 @@ def told(tmp_path):
         folder = tmp_path / "pruned"
         (folder / "provenance").mkdir(parents=True)
         (folder / "provenance" / "layer_pruning.json").write_text(json.dumps(counts | {"patch": patch}))
-        return list(summary_lines(Artifacts(None, folder, [], tmp_path / "out"), None))
+        return list(RunSummary.of(Artifacts(None, folder, [], tmp_path / "out")).lines())
 
     return lines
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from axolotl_sdft import SDFTPlugin, cut_layers
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError
 from axolotl_sdft.core.trained_on import weights_dir
-from axolotl_sdft.evaluation.summary import summary_lines
+from axolotl_sdft.evaluation.summary import RunSummary
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.commands import find_artifacts
 from axolotl_sdft.integrations.axolotl.merging import merge_alone
@@ -325,7 +325,7 @@ def moved_project(config, run, tmp_path, monkeypatch):
 
 
 def test_the_summary_of_a_moved_project_tells_what_was_pruned_and_lets_the_models_answer(moved_project):
-    lines = list(summary_lines(find_artifacts(DictDefault(moved_project)), "Hello", max_new_tokens=2))
+    lines = list(RunSummary.of(find_artifacts(DictDefault(moved_project)), "Hello", max_new_tokens=2).lines())
     assert lines[0].startswith("Layers dropped    2 of 6: ")
     assert [line.split()[0] for line in lines if line.startswith("  ")] == ["pruned", "trained"]
     assert "Seed model        gone" in lines

@@ -2,13 +2,26 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from axolotl_sdft.config import CalibrationConfig
 from axolotl_sdft.core.errors import DatasetError, UnknownNameError
+from axolotl_sdft.core.model_folder import resolve_seed
+from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.interfaces import RowFormat
 from axolotl_sdft.distillation.rows.chat import ChatRows
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
-from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text
+from axolotl_sdft.distillation.rows.validation import (
+    TOKENIZED,
+    require_text,
+    require_whole_dataset,
+    stored_rows,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
 
 _PLAIN_TYPES = ("completion", "pretrain")
 _SHAREGPT = {"field_messages": "conversations", "message_property_mappings": {"role": "from", "content": "value"}}
@@ -245,3 +258,42 @@ def _rendered(messages: list[dict[str, Any]], tools: list[Any] | None, where: st
             f"{where}: the seed model's chat template refuses a conversation of {roles} ({err}); set "
             "layer_pruning.calibration.path to other text"
         ) from err
+
+
+def calibration_batches(
+    dataset: "Dataset",
+    seed_model: str | Path,
+    config: CalibrationConfig | None = None,
+    *,
+    dataset_config: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+) -> "list[dict[str, Tensor]]":
+    """Return rows of a dataset as calibration batches for :func:`~axolotl_sdft.score_layers`.
+
+    Each batch holds ``input_ids`` and ``attention_mask``, [rows, tokens], padded on the right. Conversations are
+    written in the model's chat template.
+
+    Args:
+        dataset: The rows; ``num_samples`` of them are taken, spread evenly.
+        seed_model: Folder or Hub id of the model that is scored, for its tokenizer.
+        config: How many rows, of how many tokens; the defaults when unset.
+        dataset_config: The row format, as an entry of Axolotl's ``datasets``. Unset, the columns tell it.
+        revision: Revision of the model on the Hub.
+
+    Raises:
+        DatasetError: The columns show no format, or no row holds text.
+
+    Example:
+        >>> batches = calibration_batches(rows, "Qwen/Qwen3-8B")
+        >>> scores = score_layers(model, batches)
+    """
+    from axolotl_sdft.inference.prompts import load_tokenizer
+    from axolotl_sdft.pruning.scoring.loading import encode_texts
+
+    require_whole_dataset(dataset, "dataset")
+    settings = config or CalibrationConfig()
+    seed_dir = resolve_seed(str(seed_model), revision)
+    rows = stored_rows(dataset, "dataset")
+    picked = [rows[place] for place in evenly_spaced(len(rows), settings.num_samples)]
+    texts = texts_of(picked, dataset_config or {}, "dataset", load_tokenizer(seed_dir), rows.features)
+    return encode_texts(texts, seed_dir, settings)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,8 @@ from axolotl_sdft.integrations.axolotl.stages import pruning_spec
 from axolotl_sdft.pruning.checkpoint.cut import SCORES_FILE
 from axolotl_sdft.pruning.patching.record import patch_lines
 from axolotl_sdft.pruning.pipeline import PruningRun
-from axolotl_sdft.pruning.planning.plan import PruningPlan
-from axolotl_sdft.pruning.planning.plots import write_plots
-from axolotl_sdft.pruning.planning.report import report_lines
+from axolotl_sdft.pruning.planning.report import PruningTable
 from axolotl_sdft.pruning.planning.savings import read_savings
-from axolotl_sdft.pruning.scoring.scores import LayerScores
 from axolotl_sdft.pruning.spec import PruningSpec
 
 LOG = logging.getLogger(__name__)
@@ -37,8 +35,49 @@ LOG = logging.getLogger(__name__)
 _SAY_WHAT_GOES = ("num_layers", "target", "drop_layers")
 
 
-def prune_alone(cfg: Any, dry_run: bool, num_layers: int | float | None = None) -> Iterator[str]:
-    """Yield what pruning the base model does and could do; then prune it, unless ``dry_run``, and yield the folder.
+@dataclass(frozen=True)
+class PrunedAlone:
+    """What pruning the base model does and could do, and what was made of it."""
+
+    spec: PruningSpec
+    table: PruningTable | None
+    """None where the base model has been pruned with these settings already."""
+
+    pruned_dir: Path | None = None
+    pictures: tuple[Path, ...] = ()
+    why_no_pictures: str = ""
+
+    def lines(self) -> Iterator[str]:
+        """Yield it for a person, the paths and the next command last."""
+        spec, table = self.spec, self.table
+        if table is None:
+            yield f"{spec.seed_name} has been pruned with these settings already; nothing is left to do"
+            return
+        yield from table.lines()
+        if table.scores is not None:
+            yield f"scores: {spec.scores_dir / SCORES_FILE}"
+            yield from (f"picture: {path}" for path in self.pictures)
+        if self.why_no_pictures:
+            yield f"no pictures: {self.why_no_pictures}"
+        yield from _patch_lines(spec, table.config)
+        if self.pruned_dir is not None:
+            yield f"pruned checkpoint: {self.pruned_dir}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        provenance = read_json(self.pruned_dir / PROVENANCE_FILE) if self.pruned_dir is not None else {}
+        return {
+            "is_pruned_already": self.table is None,
+            **(self.table.to_json() if self.table is not None else {}),
+            "patch": provenance.get("patch"),
+            "scores": str(self.spec.scores_dir / SCORES_FILE) if self.table and self.table.scores else None,
+            "pictures": [str(path) for path in self.pictures],
+            "pruned_checkpoint": None if self.pruned_dir is None else str(self.pruned_dir),
+        }
+
+
+def prune_alone(cfg: Any, dry_run: bool, num_layers: int | float | None = None) -> PrunedAlone:
+    """Return what pruning the base model does and could do; the checkpoint is there then, unless ``dry_run``.
 
     Scores and pictures are kept in both cases, so that another number of layers is planned in seconds.
 
@@ -48,41 +87,38 @@ def prune_alone(cfg: Any, dry_run: bool, num_layers: int | float | None = None) 
         num_layers: Takes the place of ``layer_pruning.num_layers``, ``target`` and ``drop_layers``.
 
     Raises:
-        ConfigError: The configuration has no ``layer_pruning`` block, or so many layers can't be removed.
+        ConfigError: The configuration has no ``layer_pruning`` block, or so many layers can't go.
     """
     if cfg.get("layer_pruning") is None:
         raise ConfigError("there is no layer_pruning block; add one, such as layer_pruning: {num_layers: 2}")
     if num_layers is None:
-        yield from _prune(cfg, dry_run)
-        return
+        return _prune(cfg, dry_run)
     if isinstance(cfg.layer_pruning, Mapping):
         others = {key: value for key, value in cfg.layer_pruning.items() if key not in _SAY_WHAT_GOES}
         cfg.layer_pruning = {**others, "num_layers": num_layers}
     try:
-        yield from _prune(cfg, dry_run)
+        return _prune(cfg, dry_run)
     except ConfigError as err:
         raise ConfigError(f"with --num-layers {num_layers}: {err}") from err
 
 
-def _prune(cfg: Any, dry_run: bool) -> Iterator[str]:
+def _prune(cfg: Any, dry_run: bool) -> PrunedAlone:
     config = _checked_blocks(cfg).layer_pruning
     assert config is not None
     spec = pruning_spec(cfg, config)
     if spec.is_input_pruned:
-        yield f"{spec.seed_name} has been pruned with these settings already; nothing is left to do"
-        return
+        return PrunedAlone(spec, None)
     # First, since it refuses what would stop it before the layers are scored.
     pruning = PruningRun(spec)
     pruned_dir = None if dry_run else pruning.run()
     plan, scores = pruning.plan(), pruning.scores()
-    savings = read_savings(spec.seed_dir, plan.drop_layers)
-    yield from report_lines(spec.seed_name, plan, scores, savings, config)
-    if scores is not None:
-        yield f"scores: {spec.scores_dir / SCORES_FILE}"
-        yield from _picture_lines(spec.seed_name, plan, scores, config, spec.scores_dir)
-    yield from _patch_lines(spec, config)
-    if pruned_dir is not None:
-        yield f"pruned checkpoint: {pruned_dir}"
+    table = PruningTable(spec.seed_name, plan, scores, read_savings(spec.seed_dir, plan.drop_layers), config)
+    if scores is None:
+        return PrunedAlone(spec, table, pruned_dir)
+    try:
+        return PrunedAlone(spec, table, pruned_dir, tuple(table.draw(spec.scores_dir)))
+    except MissingExtraError as err:
+        return PrunedAlone(spec, table, pruned_dir, why_no_pictures=str(err))
 
 
 def _patch_lines(spec: PruningSpec, config: LayerPruningConfig) -> Iterator[str]:
@@ -97,15 +133,6 @@ def _patch_lines(spec: PruningSpec, config: LayerPruningConfig) -> Iterator[str]
         yield f"patch: {when} (layer_pruning.patch: none for a bare cut)"
         if spec.general_text is not None:
             yield f"  on the calibration text and {spec.general_text.planned(spec.seed_config)}"
-
-
-def _picture_lines(
-    model_name: str, plan: PruningPlan, scores: LayerScores, config: LayerPruningConfig, folder: Path
-) -> Iterator[str]:
-    try:
-        yield from (f"picture: {path}" for path in write_plots(model_name, plan, scores, config, folder))
-    except MissingExtraError as err:
-        yield f"no pictures: {err}"
 
 
 def distill_alone(

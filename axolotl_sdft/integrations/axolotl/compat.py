@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 _MAKING = ("train", "preprocess")
@@ -30,6 +30,19 @@ def option(name: str) -> Any:
 
     context = click.get_current_context(silent=True)
     return None if context is None else context.params.get(name)
+
+
+def swallowed_options(blocks: Collection[str]) -> list[str]:
+    """Return options on the command line that set keys of our blocks, and that ``--launcher python`` leaves unread.
+
+    Axolotl knows no options for a plugin's keys: other launchers refuse them, this one takes them for its own.
+    """
+    import click
+
+    context = click.get_current_context(silent=True)
+    words = [word for word in (context.args if context is not None else ()) if word.startswith("--")]
+    names = [word.partition("=")[0] for word in words]
+    return [name for name in names if name[2:].removeprefix("no-").replace("-", "_").partition(".")[0] in blocks]
 
 
 def makes_artifacts(cfg: Mapping[str, Any]) -> bool:

@@ -26,6 +26,7 @@ from axolotl_sdft.integrations.axolotl.trackers import report_figures, send_figu
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from axolotl_sdft.evaluation.figures import RecoveryReport
     from axolotl_sdft.evaluation.spec import RecoverySpec
 
 LOG = logging.getLogger(__name__)
@@ -56,16 +57,10 @@ def report_alone(cfg: Any) -> Iterator[str]:
     Raises:
         SdftError: A setting can't work, a named model is missing, or the seed can't be measured.
     """
-    from axolotl_sdft.evaluation.pipeline import run_report, write_report
     from axolotl_sdft.evaluation.report.page import vllm_lines_of
     from axolotl_sdft.evaluation.report.table import text_lines
 
-    spec = recovery_spec(cfg)
-    kept = f"the figures that were measured are kept in {spec.output_dir}; to go on, start the same command again"
-    with tells_what_is_kept(lambda: kept, LOG):
-        report = run_report(spec)
-    paths = write_report(report, spec.output_dir)
-    trackers = send_figures(cfg, report_figures(report.to_json()), "recovery report")
+    report, paths, trackers = _written(cfg)
     yield from text_lines(report)
     for name, lines in vllm_lines_of(report).items():
         yield ""
@@ -75,6 +70,26 @@ def report_alone(cfg: Any) -> Iterator[str]:
     yield from (f"{name}: {path}" for name, path in paths.items())
     if trackers:
         yield f"figures sent to: {', '.join(trackers)}"
+
+
+def report_record(cfg: Any) -> dict[str, Any]:
+    """Measure and write as :func:`report_alone` does, and return figures and paths as JSON values."""
+    from axolotl_sdft.evaluation.pipeline import finite
+
+    report, paths, trackers = _written(cfg)
+    files = {name: str(path) for name, path in paths.items()}
+    return {**finite(report.to_json()), "files": files, "trackers": trackers}
+
+
+def _written(cfg: Any) -> "tuple[RecoveryReport, dict[str, Path], list[str]]":
+    from axolotl_sdft.evaluation.pipeline import run_report, write_report
+
+    spec = recovery_spec(cfg)
+    kept = f"the figures that were measured are kept in {spec.output_dir}; to go on, start the same command again"
+    with tells_what_is_kept(lambda: kept, LOG):
+        report = run_report(spec)
+    paths = write_report(report, spec.output_dir)
+    return report, paths, send_figures(cfg, report_figures(report.to_json()), "recovery report")
 
 
 def recovery_spec(cfg: Any) -> "RecoverySpec":

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.config import LayerPruningConfig, LogitDistillationConfig, SelfDistillationConfig
+from axolotl_sdft.config import BLOCKS, LayerPruningConfig, LogitDistillationConfig, SelfDistillationConfig
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, read_json
 from axolotl_sdft.core.cards import CARD_FILE
 from axolotl_sdft.core.errors import ConfigError, SdftError
@@ -49,6 +49,7 @@ def prepare(cfg: Any, own_plugin: object) -> None:
     change about ``self_distillation`` as ``cfg.sdft_datasets``. Can be called again on the same configuration.
     """
     compat.show_log_lines()
+    _refuse_swallowed()
     blocks = read_blocks(cfg)
     check_overrides(cfg)
     take_out_overrides(cfg)
@@ -62,6 +63,17 @@ def prepare(cfg: Any, own_plugin: object) -> None:
         _prepare_training(cfg, blocks)
     else:
         _prepare_use(cfg, blocks, compat.running_command() or "inference")
+
+
+def _refuse_swallowed() -> None:
+    swallowed = compat.swallowed_options(BLOCKS)
+    if swallowed:
+        command = compat.running_command()
+        raise ConfigError(
+            f"{swallowed[0]} stands on the command line, but axolotl {command} takes no keys of the plugin there, and "
+            "would leave it unread; write it into the YAML file. The plugin's own commands, such as axolotl "
+            "prune-layers, take such options"
+        )
 
 
 def _prepare_training(cfg: Any, blocks: Blocks) -> None:

@@ -17,7 +17,7 @@ from axolotl_sdft.core.terminal import terminal_handlers
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.distillation.spec import SUMMARY_FILE
-from axolotl_sdft.evaluation.summary import Artifacts, summary_lines
+from axolotl_sdft.evaluation.summary import Artifacts, RunSummary
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks
 from axolotl_sdft.integrations.axolotl.pruned_base import output_dir_of
@@ -160,7 +160,7 @@ def log_results(cfg: Any) -> None:
     """Log what a finished training has made, as a table, with the paths and the next commands; on the main rank."""
     if rank() != 0:
         return
-    lines = [*summary_lines(artifacts_of_run(cfg), None), "", *next_commands(cfg)]
+    lines = [*RunSummary.of(artifacts_of_run(cfg)).lines(), "", *next_commands(cfg)]
     LOG.info("%s", "\n".join(["done", *lines]))
 
 

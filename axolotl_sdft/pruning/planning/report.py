@@ -1,6 +1,9 @@
 """The pruning plan as lines of text, from which a person can choose how many layers to remove."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.terminal import paragraph_lines, table_lines
@@ -13,8 +16,95 @@ from axolotl_sdft.pruning.planning.plan import (
     is_measured,
     ranked_blocks,
 )
-from axolotl_sdft.pruning.planning.savings import Footprint, Savings
+from axolotl_sdft.pruning.planning.savings import Footprint, Savings, read_savings
 from axolotl_sdft.pruning.scoring.scores import LayerScores
+
+
+@dataclass(frozen=True)
+class PruningTable:
+    """Which layers of a model go, what that saves, and what else could go. Printing it gives the table."""
+
+    model_name: str
+    plan: PruningPlan
+    scores: LayerScores | None
+    """What chose the layers; None when the user named them."""
+
+    savings: Savings
+    config: LayerPruningConfig
+
+    def __repr__(self) -> str:
+        before, after = self.savings.before.parameters, self.savings.after.parameters
+        layers = ", ".join(map(str, self.plan.drop_layers))
+        return f"<PruningTable {self.model_name}: layers {layers} of {self.plan.num_layers}, {after / before:.1%} left>"
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """Yield the table line by line."""
+        yield from report_lines(self.model_name, self.plan, self.scores, self.savings, self.config)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plan, savings, and the best choice for each number of layers, as JSON values."""
+        plan, is_compared = self.plan, self.scores is not None and is_measured(self.scores)
+        choices = best_plans(self.scores, self.config) if is_compared and self.scores is not None else []
+        return {
+            "model": self.model_name,
+            "drop_layers": list(plan.drop_layers),
+            "num_layers": plan.num_layers,
+            "metric": plan.metric,
+            "cost": plan.cost,
+            "avoided": [{"layers": list(layers), "reason": reason} for layers, reason in plan.avoided],
+            "before": asdict(self.savings.before),
+            "after": asdict(self.savings.after),
+            "choices": [{"drop_layers": list(choice.drop_layers), "cost": choice.cost} for choice in choices],
+        }
+
+    def draw(self, folder: str | Path) -> list[Path]:
+        """Draw the scores with the chosen layers marked, and return the PNG files; none where nothing was compared.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from axolotl_sdft.pruning.planning.plots import write_plots
+
+        if self.scores is None:
+            return []
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return write_plots(self.model_name, self.plan, self.scores, self.config, Path(folder))
+
+
+def pruning_table(
+    seed_model: str | Path,
+    plan: PruningPlan,
+    scores: LayerScores | None = None,
+    config: LayerPruningConfig | None = None,
+    *,
+    revision: str | None = None,
+) -> PruningTable:
+    """Return which layers of a plan go, what that saves, and what else could go. No weights are read.
+
+    Args:
+        seed_model: Folder or Hub id of the model that is pruned.
+        plan: What :func:`~axolotl_sdft.plan_pruning` decided.
+        scores: What it decided from; None where the layers were named.
+        config: With which it decided; by default one that names the number of layers.
+        revision: Revision of the seed model on the Hub.
+
+    Raises:
+        CheckpointError: The model is incomplete, or can't be cut soundly.
+
+    Example:
+        >>> table = pruning_table("Qwen/Qwen3-8B", plan, scores)
+        >>> print(table)
+        >>> table.draw("pictures")
+    """
+    from axolotl_sdft.core.model_folder import resolve_seed
+
+    savings = read_savings(resolve_seed(str(seed_model), revision), plan.drop_layers)
+    settings = config or LayerPruningConfig(num_layers=len(plan.drop_layers))
+    return PruningTable(str(seed_model), plan, scores, savings, settings)
+
 
 _MOST_MORE = 4
 """So many more layers than chosen are looked at as well."""

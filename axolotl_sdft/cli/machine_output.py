@@ -1,0 +1,84 @@
+"""Standard output that holds a result and nothing else, for ``--json`` and for files that are shown."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from typing import Any, TextIO
+
+import click
+
+from axolotl_sdft.core.texts import printable
+
+
+def json_text(value: Any) -> str:
+    """Return a JSON-like value as a text that ends its last line."""
+    return printable(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str)) + "\n"
+
+
+@contextmanager
+def result_alone() -> Iterator[Callable[[str], None]]:
+    """Give what prints a result, and send all else that is meant for standard output to standard error meanwhile.
+
+    Axolotl prints its banner before any command of ours begins. Where standard output is a pipe or a file, the banner
+    still waits in Python's buffer, and is dropped. With ``PYTHONUNBUFFERED`` it is out already; the command
+    ``axolotl-sdft`` prints none.
+    """
+    out = sys.stdout
+    _drop_banner(out)
+    with ExitStack() as stack:
+        for handler in _handlers_of(out):
+            stack.callback(handler.setStream, handler.stream)
+            handler.setStream(sys.stderr)
+        stack.enter_context(redirect_stdout(sys.stderr))
+        stack.enter_context(_children_to_stderr(out))
+        texts: list[str] = []
+        yield texts.append
+    for text in texts:
+        click.echo(text, file=out, nl=False)
+
+
+def _drop_banner(out: TextIO) -> None:
+    """Empty Python's buffer without writing it, where standard output is a pipe or a file of this process."""
+    number = _file_number(out)
+    if number is None or out.isatty():
+        return
+    saved, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, number)
+        out.flush()
+    finally:
+        os.dup2(saved, number)
+        os.close(saved)
+        os.close(nowhere)
+
+
+@contextmanager
+def _children_to_stderr(out: TextIO) -> Iterator[None]:
+    """Let child processes and libraries in C write to standard error as well."""
+    number, other = _file_number(out), _file_number(sys.stderr)
+    if number is None or other is None:
+        yield
+        return
+    saved = os.dup(number)
+    os.dup2(other, number)
+    try:
+        yield
+    finally:
+        out.flush()
+        os.dup2(saved, number)
+        os.close(saved)
+
+
+def _file_number(stream: TextIO) -> int | None:
+    with suppress(OSError, ValueError, AttributeError):
+        return stream.fileno()
+    return None
+
+
+def _handlers_of(out: TextIO) -> "list[logging.StreamHandler[TextIO]]":
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    handlers = {handler for logger in loggers for handler in getattr(logger, "handlers", ())}
+    return [one for one in handlers if isinstance(one, logging.StreamHandler) and one.stream in (out, sys.__stdout__)]
