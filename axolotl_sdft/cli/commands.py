@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -315,13 +316,18 @@ def check_config(file: Path, as_json: bool) -> None:
     """
     from axolotl_sdft.configs.checking import check_file, check_memory
 
-    plan, about_memory = check_memory(file)
-    findings = [*check_file(file), *about_memory]
-    for finding in findings:
-        echo(finding.line())
-    for line in plan.lines() if plan is not None else ():
-        echo(line)
+    with result_alone() if as_json else contextlib.nullcontext(echo) as show:
+        plan, about_memory = check_memory(file)
+        findings = [*check_file(file), *about_memory]
+        memory = [*plan.lines()] if plan is not None else []
+        if as_json:
+            told = [asdict(finding) for finding in findings]
+            show(json_text({"file": str(file), "findings": told, "memory": memory}))
     num_faults = sum(finding.level == "fault" for finding in findings)
+    if as_json:
+        raise SystemExit(int(num_faults > 0))
+    for line in (*(finding.line() for finding in findings), *memory):
+        echo(line)
     if num_faults:
         echo(f"{file}: {num_faults} to mend before others can use it")
         raise SystemExit(1)

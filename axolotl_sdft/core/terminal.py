@@ -30,6 +30,7 @@ LINE_WIDTH = 100
 """Columns that a paragraph takes at most."""
 
 _LOG_INTERVAL_S = 30.0
+_CELL_INTERVAL_S = 0.5
 _SPEED_WINDOW_S = 3600.0
 _ENDLESS = 100_000
 _JUSTIFY: dict[str, Any] = {"l": "left", "r": "right"}
@@ -110,7 +111,10 @@ def _rendered(renderable: RenderableType, width: int) -> Iterator[str]:
 
 
 class Progress:
-    """A progress bar with rate and time left on a terminal, plain log lines elsewhere, nothing on other ranks."""
+    """A bar with rate and time left on a terminal, a line of text in a notebook, log lines elsewhere.
+
+    Nothing on other ranks.
+    """
 
     def __init__(self, description: str, total: int, unit: str, log: logging.Logger) -> None:
         self._unit, self._log = unit, log
@@ -120,20 +124,39 @@ class Progress:
         self._task = self._bars.add_task(one_line(description), total=total, unit=unit, figures="")
         self._bars.advance(self._task, 0)  # the rate counts from here
         self._last_log = time.monotonic()
+        self._cell = _notebook_display() if self._is_main and self._screen is None else None
+        self._handle: Any = None
+        self._show_in_cell({}, 0.0)
 
     def advance(self, count: int = 1, **figures: float | str) -> None:
         """Count work as done; ``figures`` are shown beside it."""
         self._bars.update(self._task, figures=" ".join(f"{name}={value}" for name, value in figures.items()))
         self._bars.advance(self._task, count)
-        if self._screen is None and self._is_main and time.monotonic() - self._last_log >= _LOG_INTERVAL_S:
+        if self._cell is not None:
+            self._show_in_cell(figures, _CELL_INTERVAL_S)
+        elif self._screen is None and self._is_main and time.monotonic() - self._last_log >= _LOG_INTERVAL_S:
             self._last_log = time.monotonic()
             self._log_line(figures)
 
     def _log_line(self, figures: dict[str, float | str]) -> None:
+        self._log.info("%s", self._line(figures))
+
+    def _line(self, figures: dict[str, float | str]) -> str:
         task = self._state()
         said = [_rate(task), _time_left(task), *(f"{name} {value}" for name, value in figures.items())]
         shown = "".join(f", {what}" for what in said if what)
-        self._log.info("%s: %d of %d %s%s", task.description, task.completed, task.total, self._unit, shown)
+        return f"{task.description}: {task.completed:.0f} of {task.total:.0f} {self._unit}{shown}"
+
+    def _show_in_cell(self, figures: dict[str, float | str], interval_s: float) -> None:
+        """Write the line of a notebook's cell anew, unless that has just been done."""
+        if self._cell is None or (self._handle is not None and time.monotonic() - self._last_log < interval_s):
+            return
+        self._last_log = time.monotonic()
+        content = {"text/plain": self._line(figures)}
+        if self._handle is None:
+            self._handle = self._cell(content, raw=True, display_id=True)
+        else:
+            self._handle.update(content, raw=True)
 
     def close(self) -> None:
         """Finish the bar, or log how long all of it took."""
@@ -141,11 +164,27 @@ class Progress:
         self._bars.stop_task(self._task)
         if self._screen is not None:
             self._screen.leave()
+        elif self._cell is not None:
+            self._show_in_cell({}, 0.0)
         elif self._is_main and task.completed:
             self._log.info("%s: %d %s in %s", task.description, task.completed, self._unit, _elapsed(task))
 
     def _state(self) -> bars.Task:
         return next(task for task in self._bars.tasks if task.id == self._task)
+
+
+def _notebook_display() -> Callable[..., Any] | None:
+    """Return what shows something below a notebook's cell; None outside a notebook.
+
+    Bars of rich would need ipywidgets there; a line that is written anew needs nothing but the kernel.
+    """
+    interactive = sys.modules.get("IPython")
+    shell = interactive.get_ipython() if interactive is not None else None
+    if getattr(shell, "kernel", None) is None:  # a terminal
+        return None
+    from IPython.display import display
+
+    return cast("Callable[..., Any]", display)
 
 
 @contextmanager

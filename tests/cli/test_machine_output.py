@@ -1,6 +1,7 @@
 """Standard output of a real process: a result, and nothing that others print."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -19,7 +20,8 @@ logging.info("afterwards")
 
 
 def test_a_pipe_gets_the_result_alone_and_the_rest_goes_to_standard_error():
-    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    buffering = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    run = subprocess.run([sys.executable, "-c", PROGRAM], env=buffering, capture_output=True, text=True, check=True)
     result, afterwards = run.stdout[: run.stdout.index("}") + 1], run.stdout[run.stdout.index("}") + 1 :]
     assert json.loads(result) == {"layers": 3, "name": b"a\\u001b[2J".decode("unicode_escape")}
     assert afterwards.split() == ["INFO:root:afterwards"]

@@ -212,3 +212,43 @@ def test_facts_stand_beside_their_labels_and_go_on_below_themselves():
 def test_a_paragraph_is_indented_from_its_second_line_on():
     lines = terminal.paragraph_lines("word " * 30)
     assert lines == [("word " * 20).strip(), "  " + ("word " * 10).strip()]
+
+
+class Cell:
+    """What a notebook shows below its cell."""
+
+    def __init__(self):
+        self.shown = []
+
+    def __call__(self, content, *, raw, display_id):
+        assert raw
+        assert display_id
+        self.update(content, raw=True)
+        return self
+
+    def update(self, content, raw):
+        self.shown.append(content["text/plain"])
+
+
+def test_in_a_notebook_one_line_is_written_anew_and_nothing_is_logged(clock, shown, monkeypatch):
+    cell = Cell()
+    monkeypatch.setattr(terminal, "_notebook_display", lambda: cell)
+    with terminal.progress("scoring", 10, "rows", LOG) as work:
+        clock.now += 40.0
+        work.advance(4, loss=0.5)
+        work.advance(1)  # at once: not shown
+    assert cell.shown == [
+        "scoring: 0 of 10 rows",
+        "scoring: 4 of 10 rows, 0.10 rows/s, 1 min left, loss 0.5",
+        "scoring: 5 of 10 rows, 0.12 rows/s, 40 s left",
+    ]
+    assert shown.messages == []
+
+
+def test_a_notebook_is_known_by_its_kernel(monkeypatch):
+    display = object()
+    kernel, plain = SimpleNamespace(kernel=object()), SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    for shell, expected in ((kernel, display), (plain, None), (None, None)):
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
+        assert terminal._notebook_display() is expected

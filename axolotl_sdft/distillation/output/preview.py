@@ -1,5 +1,6 @@
 """Shows what rewriting would do to a few rows, side by side, before hours are spent on all of them."""
 
+import logging
 import math
 import time
 from collections import Counter
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from axolotl_sdft.config import TransformersGeneration
 from axolotl_sdft.core.errors import PluginError
 from axolotl_sdft.core.terminal import fact_lines, side_by_side
 from axolotl_sdft.core.texts import cut, duration, evenly_spaced, printable
@@ -21,6 +23,8 @@ from axolotl_sdft.inference.interfaces import Answer, Backend, Target
 
 if TYPE_CHECKING:
     from axolotl_sdft.distillation.spec import DistillationSpec
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,17 @@ class Preview:
     left_alone: LeftAloneCounts = field(default_factory=LeftAloneCounts)
     """Answers of these rows that the seed model is not asked about."""
 
+    full_batch: tuple[int, float] | None = None
+    """How many further answers were written together, and in how many seconds; None where these rows fill a batch."""
+
+    def seconds_for(self, num_rows: int) -> float:
+        """Return how long so many rows would take, loading the model left out."""
+        if self.full_batch is None:
+            return self.seconds / self.num_rows * num_rows
+        num_answers, seconds = self.full_batch
+        num_asked = sum(shown.settlement.num_judged for shown in self.answers) / self.num_rows
+        return seconds / num_answers * num_asked * num_rows
+
     @property
     def num_accepted(self) -> int:
         """How many of the answers would be rewritten."""
@@ -108,7 +123,8 @@ def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, di
         for turn in range(row_format.num_targets(row))
     }
     measures = bool(spec.config.gap_samples)
-    if measures and before:  # one answer, so that the model is loaded before the clock starts
+    is_loaded_here = isinstance(spec.config.generation, TransformersGeneration)
+    if before and (measures or is_loaded_here):  # one answer, so that the model is loaded before the clock starts
         first = next(iter(before.values()))
         backend.answer_nll([(first, first.reference)])
     started = time.monotonic()
@@ -122,7 +138,31 @@ def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, di
     for row in originals.values():
         left_alone.add(targets_of(row_format, row)[1])
     ordered = tuple(sorted(shown, key=lambda one: (one.row, one.turn)))
-    return Preview(ordered, len(originals), seconds, gap, left_alone)
+    return Preview(ordered, len(originals), seconds, gap, left_alone, _full_batch(spec, backend, len(shown)))
+
+
+def _full_batch(spec: "DistillationSpec", backend: Backend, num_shown: int) -> tuple[int, float] | None:
+    """Return how many answers fill the backend, and what writing them takes; None where the rows shown were as many.
+
+    A few rows say little of the rate of a full run, which writes many answers at the price of one.
+    """
+    generation = spec.config.generation
+    size = getattr(generation, "max_batch_size", None) or getattr(generation, "concurrency", None) or 1
+    num_rows = min(size, len(spec.dataset))
+    if not num_shown or num_shown >= num_rows:
+        return None
+    judging = Judging.of(spec, _Memory())
+    places = list(evenly_spaced(len(spec.dataset), num_rows))
+    rows = zip(places, as_rows(spec.dataset[places]), strict=True)
+    prompts = [
+        judging.prompt((index, 0), spec.row_format.target(row, 0), 0)
+        for index, row in rows
+        if spec.row_format.num_targets(row)
+    ]
+    LOG.info("%s: measuring the rate on %d further answers, as many as are written together", spec.where, len(prompts))
+    started = time.monotonic()
+    num_answers = sum(len(answers) for _, answers in backend.generate(backend.batches(prompts)))
+    return (num_answers, time.monotonic() - started) if num_answers > num_shown else None
 
 
 class _Memory(dict[bytes, Answer]):
@@ -242,11 +282,12 @@ def preview_lines(previewed: Preview, where: str, num_rows: int) -> Iterator[str
     if previewed.gap is not None:
         before, after = previewed.gap
         yield f"distribution gap: {before:.2f} nats per token before, {after:.2f} after"
-    each = previewed.seconds / previewed.num_rows
-    yield (
-        f"time: {each:.2g} s a row; about {duration(each * num_rows)} for all {num_rows:,} rows at this rate "
-        "(less where the backend gains from fuller batches)"
-    )
+    if previewed.full_batch is None:
+        measured = "at the rate of these rows"
+    else:
+        measured = f"at the rate of {previewed.full_batch[0]} answers that were written together"
+    seconds = previewed.seconds_for(num_rows)
+    yield f"time: about {duration(seconds)} for all {num_rows:,} rows, {measured} (loading the model not counted)"
 
 
 def _shown(text: str) -> str:

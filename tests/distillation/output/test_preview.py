@@ -142,9 +142,32 @@ def test_the_end_tells_acceptance_gap_and_the_time_for_all_rows():
     assert list(preview_lines(previewed, "datasets[0]", num_rows=4800)) == [
         "datasets[0]: 2 of 3 answers accepted (67 %), rejected: leak 1",
         "distribution gap: 2.81 nats per token before, 1.93 after",
-        "time: 2.5 s a row; about 3 h 20 min for all 4,800 rows at this rate (less where the backend gains from fuller "
-        "batches)",
+        "time: about 3 h 20 min for all 4,800 rows, at the rate of these rows (loading the model not counted)",
     ]
+
+
+def test_the_time_for_all_rows_follows_from_a_full_batch_where_few_rows_were_shown():
+    twice = replace(shown_answer(), settlement=replace(shown_answer().settlement, num_judged=2))
+    previewed = Preview((shown_answer(), twice), num_rows=2, seconds=50.0, gap=None, full_batch=(64, 16.0))
+    # A quarter of a second an answer, and 3 answers for 2 rows: 4,800 rows take 1,800 s.
+    assert list(preview_lines(previewed, "datasets[0]", num_rows=4800))[-1] == (
+        "time: about 30 min for all 4,800 rows, at the rate of 64 answers that were written together "
+        "(loading the model not counted)"
+    )
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_as_many_answers_are_timed_as_the_backend_writes_together(tmp_path, seed_dir, monkeypatch):
+    asked = []
+    answer = EchoBackend.answer
+    monkeypatch.setattr(EchoBackend, "answer", lambda self, prompt: asked.append(prompt) or answer(self, prompt))
+    generation = {"backend": "echo", "max_batch_size": 4}
+    previewed = preview(task_of(tmp_path, seed_dir, alpaca_rows(9), generation=generation), 2)
+    assert previewed.full_batch[0] == 4
+    assert len(asked) == 2 + 4  # the rows shown, then a batch
+    assert (
+        preview(task_of(tmp_path, seed_dir, alpaca_rows(9), generation=generation), 4).full_batch is None
+    )  # these rows fill one
 
 
 @pytest.mark.usefixtures("echo_plugin")

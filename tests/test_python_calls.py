@@ -1,0 +1,67 @@
+"""What the commands do, as calls from Python: short reprs, and the same figures."""
+
+from datasets import Dataset
+
+import axolotl_sdft
+from axolotl_sdft import (
+    LayerPruningConfig,
+    LayerScores,
+    calibration_batches,
+    plan_pruning,
+    pruning_table,
+    summarize_run,
+)
+from axolotl_sdft.config import CalibrationConfig
+from axolotl_sdft.evaluation.figures import ModelFigures, RecoveryReport
+from axolotl_sdft.evaluation.from_python import _targets
+
+TURNS = [{"role": "user", "content": "Why is the sky blue?"}, {"role": "assistant", "content": "Light is scattered."}]
+
+
+def made_up_scores():
+    costs = {start: {end: 0.1 * (end - start) + 0.01 * start for end in range(start + 1, 7)} for start in range(6)}
+    return LayerScores(num_layers=6, metric="angular_distance", contiguous=True, block_costs=costs, num_tokens=100)
+
+
+def test_the_pruning_table_prints_as_a_table_and_is_shown_in_a_line(tiny_llama_dir, tmp_path):
+    scores = made_up_scores()
+    plan = plan_pruning(scores, LayerPruningConfig(num_layers=2))
+    table = pruning_table(tiny_llama_dir, plan, scores)
+    assert repr(table).startswith(f"<PruningTable {tiny_llama_dir}: layers 0, 1 of 6, ")
+    assert "2 of 6 layers removed" in str(table)
+    assert table.to_json()["choices"][1] == {"drop_layers": [0, 1], "cost": scores.block_costs[0][2]}
+    assert {path.suffix for path in table.draw(tmp_path / "pictures")} == {".png"}
+
+
+def test_rows_of_a_dataset_become_calibration_batches(tiny_llama_dir):
+    rows = Dataset.from_list([{"messages": TURNS}] * 5)
+    config = CalibrationConfig(num_samples=3, sequence_len=16, batch_size=2)
+    batches = calibration_batches(rows, tiny_llama_dir, config)
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(2, 16), (1, 16)]
+    assert all((batch["attention_mask"] == 1).all() for batch in batches)
+
+
+def test_the_summary_of_a_run_that_made_nothing_says_where_it_looked(tmp_path):
+    summary = summarize_run(tmp_path / "out")
+    assert repr(summary) == f"<RunSummary 0 distilled datasets, {tmp_path / 'out'}>"
+    assert "Trained model" in str(summary)
+
+
+def test_a_report_is_shown_in_a_line():
+    report = RecoveryReport(
+        (ModelFigures("seed", "x"), ModelFigures("trained", "y")), {}, provenance={"created": "now"}
+    )
+    assert repr(report) == "<RecoveryReport of seed, trained, now>"
+
+
+def test_the_last_answer_of_each_held_out_row_is_measured():
+    rows = Dataset.from_list(
+        [{"messages": [*TURNS, *TURNS[:1], {"role": "assistant", "content": f"{n}"}]} for n in (1, 2)]
+    )
+    assert [target.reference for target in _targets(rows, 8, None)] == ["1", "2"]
+
+
+def test_what_the_commands_do_is_public():
+    assert {"measure_recovery", "summarize_run", "pruning_table", "calibration_batches", "SdftError"} <= set(
+        axolotl_sdft.__all__
+    )
