@@ -14,6 +14,7 @@ where what can't be predicted is known::
     python -m tests.benchmarks.effect_dynsdpb smollm2 --data DATA --model-dir models/SmolLM2-135M-Instruct \\
         --workdir effect --picture docs/pictures/dynsdpb_curves.svg
     python -m tests.benchmarks.effect_dynsdpb chains --workdir effect
+    python -m tests.benchmarks.effect_dynsdpb dropout --workdir effect
 
 Equal compute means that every row goes through the model equally often, so that all ways see the same number of
 tokens: an epoch of DynSDPB makes two passes over the rows, so plain training gets twice the epochs. Finished runs are
@@ -22,6 +23,7 @@ kept in the work folder; a command that was stopped goes on. ``OMP_NUM_THREADS=1
 
 import argparse
 import functools
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,8 @@ class Way:
     """Of the new rows of a step."""
     rate_factor: float = 1.0
     """Of the learning rate."""
+    r_drop: float | None = None
+    """Weight of the divergence, where R-Drop trains."""
 
 
 PLAIN = Way("plain, twice the epochs", None)
@@ -76,6 +80,16 @@ CHAIN_WAYS = (
         )
     ),
 )
+
+ALPHA_0 = WAYS[1]
+DROPOUT_WAYS = (
+    ALPHA_0,
+    PLAIN,
+    *(way for way in WAYS if way.dynsdpb in (STATIC, DYNAMIC)),
+    Way("R-Drop", None, r_drop=1.0),
+)
+DROPOUTS = (0.0, 0.1, 0.3)
+RATES = (1e-3, 3e-3, 1e-2)
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,9 @@ CHAIN_COLUMNS = (
 def main() -> None:
     """Make the runs that are not finished yet, and print the table."""
     options = _options()
-    study = {"encoder": encoder, "search": encoder, "smollm2": smollm2, "chains": noisy_chains}[options.study]
+    study = {"encoder": encoder, "search": encoder, "smollm2": smollm2, "chains": noisy_chains, "dropout": dropout}[
+        options.study
+    ]
     study(options)
 
 
@@ -168,6 +184,40 @@ def noisy_chains(options: argparse.Namespace) -> None:
     print(table(found, CHAIN_COLUMNS))
 
 
+def dropout(options: argparse.Namespace) -> None:
+    """Run a GPT-2 on the made data, with more or less dropout and at several rates, and print the table.
+
+    Each second figure is the difference from ``alpha: 0`` with the same dropout, rate and random seed.
+    """
+    from tests.benchmarks.effect_noisy_chains import ChainTraining, run
+
+    runs = FinishedRuns(options.workdir / "dropout.jsonl")
+    excess: dict[tuple[float, Way, float], list[float]] = {}
+    for seed, share, rate, way in itertools.product(options.seeds, DROPOUTS, RATES, DROPOUT_WAYS):
+        training = ChainTraining(
+            dynsdpb=way.dynsdpb,
+            r_drop=way.r_drop,
+            batch_rows=8,
+            learning_rate=rate,
+            seed=seed,
+            dropout=share,
+            passes=24,
+        )
+        figures = runs.find_or_make(training.settings(), functools.partial(run, training))
+        excess.setdefault((share, way, rate), []).append(figures["excess"])
+    header = ["dropout", "trained with", *(f"rate {rate:g}{more}" for rate in RATES for more in ("", ", over alpha 0"))]
+    print(markdown_table(header, [_line(excess, *line) for line in itertools.product(DROPOUTS, DROPOUT_WAYS)]))
+
+
+def _line(excess: Mapping[tuple[float, Way, float], Sequence[float]], share: float, way: Way) -> list[str]:
+    cells = [f"{share:g}", way.title]
+    for rate in RATES:
+        here, base = excess[share, way, rate], excess[share, ALPHA_0, rate]
+        apart = [value - other for value, other in zip(here, base, strict=True)]
+        cells += [mean_and_spread(here, 3), "" if way is ALPHA_0 else mean_and_spread(apart, 3)]
+    return cells
+
+
 def table(found: Mapping[str, Sequence[Figures]], columns: Iterable[Column]) -> str:
     """Return a Markdown table: ways by figures, mean and spread over seeds.
 
@@ -206,6 +256,7 @@ def _options() -> argparse.Namespace:
     study = _study(studies, "chains")
     study.add_argument("--batch-rows", type=int, default=8)
     study.add_argument("--learning-rate", type=float, default=3e-3)
+    _study(studies, "dropout")
     return parser.parse_args()
 
 

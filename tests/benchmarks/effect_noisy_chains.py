@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from tests.benchmarks.effect_trainer import Recipe, trainer_for
 
@@ -26,6 +26,8 @@ class ChainTraining(Recipe):
     num_rows: int = 128
     passes: int = 48
     seed: int = 0
+    dropout: float | None = None
+    """Of a GPT-2, everywhere; None trains a Llama, which has none."""
 
 
 def chains(count: int, seed: int) -> torch.Tensor:
@@ -54,15 +56,7 @@ def run(training: ChainTraining) -> dict[str, Any]:
     token: the second falls below 0 where noise is learnt. ``log`` holds the trainer's.
     """
     torch.manual_seed(training.seed)
-    config = LlamaConfig(
-        vocab_size=_VOCAB,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-    )
-    model = LlamaForCausalLM(config)
+    model = _untrained(training.dropout)
     rows = chains(training.num_rows, training.seed)
     samples = [{"input_ids": row, "labels": row, "attention_mask": torch.ones_like(row)} for row in rows]
     trainer = trainer_for(model, samples, training, warmup_steps=5)
@@ -72,6 +66,24 @@ def run(training: ChainTraining) -> dict[str, Any]:
     losses = {"excess": held_out, "learnt_by_heart": rows}
     figures = {name: _loss(model, ids) - entropy() for name, ids in losses.items()}
     return {**figures, "log": trainer.state.log_history}
+
+
+def _untrained(dropout: float | None) -> Any:
+    """Return a model of two layers and a width of 64."""
+    if dropout is None:
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=_VOCAB,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+            )
+        )
+    sizes = {"vocab_size": _VOCAB, "n_positions": _TOKENS, "n_embd": 64, "n_inner": 128, "n_layer": 2, "n_head": 4}
+    dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+    return GPT2LMHeadModel(GPT2Config(**sizes, **dropouts, bos_token_id=0, eos_token_id=0))
 
 
 @torch.inference_mode()

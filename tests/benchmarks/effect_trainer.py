@@ -24,11 +24,13 @@ class Recipe:
     learning_rate: float
     seed: int
     """Draws whatever is drawn."""
+    r_drop: float | None = None
+    """Weight of the divergence in R-Drop, which then is how rows are trained."""
 
     @property
     def epochs(self) -> int:
-        """How often the rows are gone through: an epoch of DynSDPB makes two passes."""
-        return self.passes if self.dynsdpb is None else self.passes // 2
+        """How often the rows are gone through: an epoch of DynSDPB or R-Drop makes two passes."""
+        return self.passes if self.dynsdpb is None and self.r_drop is None else self.passes // 2
 
     @property
     def steps(self) -> int:
@@ -63,6 +65,29 @@ def trainer_for(model: Any, rows: Sequence[Any], recipe: Recipe, collator: Any =
         disable_tqdm=True,
         **{"warmup_steps": tenth, "logging_steps": tenth} | arguments,
     )
-    extra = {} if recipe.dynsdpb is None else {"dynsdpb": DynSDPBConfig(**recipe.dynsdpb)}
-    kind = Trainer if recipe.dynsdpb is None else DynSDPBTrainer
+    extra: dict[str, Any] = {}
+    kind: type[Trainer] = Trainer
+    if recipe.r_drop is not None:
+        kind, extra = RDropTrainer, {"weight": recipe.r_drop}
+    elif recipe.dynsdpb is not None:
+        kind, extra = DynSDPBTrainer, {"dynsdpb": DynSDPBConfig(**recipe.dynsdpb)}
     return kind(model=model, args=args, train_dataset=rows, data_collator=collator, **extra)
+
+
+class RDropTrainer(Trainer):
+    """Has each row predicted twice under dropout, and keeps the two predictions together (R-Drop, arXiv 2106.14448).
+
+    The loss is the mean cross-entropy of the two and ``weight`` times the mean of KL(first || second) and KL(second ||
+    first) over label tokens. For causal models whose batches hold no padding.
+    """
+
+    def __init__(self, *args: Any, weight: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._weight = weight
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the loss of a batch, which goes through the model twice in one pass."""
+        outputs = model(**{name: torch.cat([values, values]) for name, values in inputs.items()})
+        first, second = outputs.logits[:, :-1].log_softmax(-1).chunk(2)
+        apart = ((first.exp() - second.exp()) * (first - second)).sum(-1).mean() / 2
+        return outputs.loss + self._weight * apart
