@@ -43,14 +43,14 @@ class GeneralPromptsConfig(Block):
     """Prompts from outside the task. The seed's own answers to them show what a trained model has forgotten."""
 
     path: str | None = None
-    """A text file with one prompt per line, or rows of JSON with a ``prompt``. Unset: 48 prompts that come with the
+    """A text file with one prompt per line, or rows of JSON with a ``prompt``. Unset: 64 prompts that come with the
     package, about everyday knowledge, writing, reasoning and code."""
 
-    num_samples: int = Field(48, ge=1)
-    """How many prompts are used, spread evenly."""
+    num_samples: int = Field(64, ge=1)
+    """How many prompts are used, spread evenly. With fewer than 50 the report has no headline for everything else."""
 
     max_new_tokens: int = Field(96, ge=1)
-    """Longest answer of the seed, in tokens."""
+    """Longest answer of each model, in tokens. All models answer: which of them repeat themselves, or refuse?"""
 
 
 class ExactMatchConfig(Block):
@@ -60,10 +60,35 @@ class ExactMatchConfig(Block):
     """What an answer must pass to count as right, such as ``numeric_answer`` or ``function_call``."""
 
     num_samples: int = Field(50, ge=1)
-    """How many held-out rows are answered, spread evenly."""
+    """How many held-out rows are answered, spread evenly. Fewer than 50 give no headline."""
 
     max_new_tokens: int = Field(256, ge=1)
     """Longest answer, in tokens."""
+
+    pass_at: tuple[int, ...] = ()
+    """The k of pass@k, such as ``[1, 5]``: the chance that one of k sampled answers is right (arXiv 2107.03374)."""
+
+    num_answers: int = Field(10, ge=1)
+    """Answers sampled for each prompt where ``pass_at`` is set."""
+
+    temperature: float = Field(0.8, gt=0)
+    """Temperature of these answers."""
+
+    @field_validator("pass_at")
+    @classmethod
+    def _pass_at_counts_answers(cls, pass_at: tuple[int, ...]) -> tuple[int, ...]:
+        if any(k < 1 for k in pass_at):
+            raise ValueError(f"pass_at is {list(pass_at)}; name numbers of answers from 1 on, such as [1, 5]")
+        return tuple(sorted(set(pass_at)))
+
+    @model_validator(mode="after")
+    def _enough_answers_are_sampled(self) -> "ExactMatchConfig":
+        if self.pass_at and max(self.pass_at) > self.num_answers:
+            raise ValueError(
+                f"pass_at names {max(self.pass_at)}, but num_answers is {self.num_answers}; raise num_answers to at "
+                f"least {max(self.pass_at)}"
+            )
+        return self
 
 
 class TaskConfig(Block):
@@ -159,6 +184,10 @@ class RecoveryReportConfig(Block):
 
     drafting: DraftingConfig | None = None
     """Present: each smaller model is tried as draft of the seed in speculative decoding."""
+
+    prompts: tuple[str, ...] = Field((), max_length=5)
+    """Up to five prompts of your own, whose answers by all models the report shows side by side. Some of the general
+    prompts are shown anyway."""
 
     bootstrap_samples: int = Field(1000, ge=0)
     """Resamples of the rows behind each confidence interval of 95 %; 0 leaves the intervals out."""

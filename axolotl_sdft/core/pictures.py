@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 Counts = Mapping[int, int] | Mapping[float, int]
 """How often each value came: for the words of a million answers that is a short table."""
 
-_WIDTH = 5.0  # inches of 72 units: at 390 pixels a unit is about a pixel, and the text has 9 of them
+_WIDTH = 5.0  # inches of 72 units: at 390 pixels a unit is about a pixel, and the text has 10 of them
 _COLOURS = {"ink": "#1c1e21", "soft": "#5b6270", "line": "#d9dce1", "before": "#c2560c", "after": "#1f66c9"}
 """The variables of ``page_head.html.jinja``; matplotlib knows only the values that they have on a light page."""
 _LOOKS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "axolotl-sdft",
     "text.parse_math": False,
-    "font.size": 9,
+    "font.size": 10,
     "text.color": _COLOURS["ink"],
     "axes.labelcolor": _COLOURS["soft"],
     "axes.edgecolor": _COLOURS["soft"],
@@ -48,6 +48,7 @@ _LARGEST, _SMALLEST = 1e100, 1e-100
 _NAME_CHARS = 28
 _MARKERS = "os^DvPX*<>"
 _MOST_BINS = 24
+_MOST_MARKS = 40
 _TAIL = 99
 _FAR = 1.5
 """Where the last hundredth of more than 100 values reaches this many times as far as the others, the last bin collects
@@ -102,7 +103,7 @@ def bar_chart(points: Sequence[Point], title: str, axis: str) -> Markup | None:
     kept = [point for point in points if point.is_drawable]
     if not kept or note_on_pictures():
         return None
-    with _axes(0.9 + 0.55 * len(kept)) as (figure, axes):
+    with _axes(0.9 + 0.58 * len(kept)) as (figure, axes):
         for place, point in enumerate(kept):
             axes.barh(place, point.value, height=0.35, color=point.colour, alpha=0.75)
             _draw_interval(axes, (point.low, point.high), (place, place))
@@ -129,7 +130,7 @@ def scatter_chart(points: Sequence[Point], title: str, axes_names: tuple[str, st
     kept = [point for point in points if point.is_drawable]
     if len(kept) < 2 or note_on_pictures():
         return None
-    with _axes(2.6 + 0.18 * len(kept)) as (figure, axes):
+    with _axes(2.9 + 0.2 * len(kept)) as (figure, axes):
         for place, point in enumerate(kept):
             _draw_interval(axes, (point.x, point.x), (point.low, point.high))
             marker = _MARKERS[place % len(_MARKERS)]
@@ -140,6 +141,52 @@ def scatter_chart(points: Sequence[Point], title: str, axes_names: tuple[str, st
         axes.grid()
         figure.legend(loc="outside lower left", frameon=False)  # beside the points, names would lie on each other
         return _svg(figure, f"{title}: " + "; ".join(f"{p.name} {p.x:g}, {p.label}" for p in kept))
+
+
+@dataclass(frozen=True)
+class Line:
+    """Values along an axis, to be drawn as a line."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    """What lies across and what up, in ascending order of the former."""
+
+    is_first: bool = True
+    """Whether it has the colour of what came first, and a broken line."""
+
+
+def line_chart(lines: Sequence[Line], title: str, axes_names: tuple[str, str]) -> Markup | None:
+    """Return lines over one axis, with a mark at each point where those are few; None where none has two points.
+
+    Args:
+        lines: Points that can't be drawn are left out. At most two.
+        title: Read aloud with the names, and the first and last value of each.
+        axes_names: What lies across and what up, with their units. Whole numbers across have whole ticks.
+    """
+    kept = [replace(line, points=[point for point in line.points if _is_small(point)]) for line in lines]
+    kept = [line for line in kept if len(line.points) > 1]
+    if not kept or note_on_pictures():
+        return None
+    from matplotlib.ticker import MaxNLocator
+
+    with _axes(3.2) as (figure, axes):
+        for line in kept:
+            colour, style = _COLOURS["before" if line.is_first else "after"], "--" if line.is_first else "-"
+            marker = "o" if len(line.points) <= _MOST_MARKS else ""
+            across, up = zip(*line.points, strict=True)
+            axes.plot(across, up, style, marker=marker, markersize=4, color=colour, label=line.name)
+        axes.set_xlabel(axes_names[0])
+        axes.set_ylabel(axes_names[1])
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=all(x == int(x) for line in kept for x, _ in line.points)))
+        axes.margins(y=0.08)
+        axes.grid()
+        figure.legend(loc="outside lower left", frameon=False, ncols=2)
+        told = (f"{line.name} from {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}" for line in kept)
+        return _svg(figure, f"{title}: {'; '.join(told)}")
+
+
+def _is_small(point: tuple[float, float]) -> bool:
+    return all(abs(number) < _LARGEST for number in point)
 
 
 def histograms(before: Counts, after: Counts, middles: tuple[float, float], title: str, axis: str) -> Markup | None:

@@ -49,17 +49,22 @@ class LikelihoodFigures:
 
 @dataclass(frozen=True)
 class SpeedFigures:
-    """How a model generates, measured in a process of its own, in turn with the others."""
+    """How a model generates, measured in a process of its own, in turn with the others.
+
+    Models of one shape share theirs: whatever their weights, they take the same time, and the rounds of all tell it.
+    """
 
     tokens_per_second: float
     """New tokens per second of one sequence, the prompt's time included; median over rounds."""
+
+    speeds: tuple[float, ...]
+    """The same of each round."""
 
     peak_bytes: int
     """Peak memory of the process while it generates: of the device where there is one, else resident."""
 
     prompt_tokens: int
     new_tokens: int
-    rounds: int
     device: str
     """Such as ``cpu, 2 threads`` or the name of a GPU."""
 
@@ -104,19 +109,71 @@ class ModelFigures:
     exact_match: Estimate | None = None
     """Share of the held-out prompts answered rightly."""
 
+    pass_at: Mapping[str, Estimate] = field(default_factory=dict)
+    """By k: chance that one of k sampled answers to a held-out prompt is right (arXiv 2107.03374, equation 1)."""
+
+    repetition: Mapping[str, Estimate] = field(default_factory=dict)
+    """Share of the greedy answers that run in circles, by prompts: ``general``, ``held_out``."""
+
+    refusals: Estimate | None = None
+    """Share of the greedy answers to general prompts that refuse."""
+
+    tool_calls: Estimate | None = None
+    """Share of the held-out prompts answered by the very calls of the reference, of those whose reference calls."""
+
     tasks: Mapping[str, Estimate] = field(default_factory=dict)
     """Scores of lm-evaluation-harness by task, from 0 to 1."""
 
     speed: SpeedFigures | None = None
     drafting: DraftFigures | None = None
 
-    quality_kept: Mapping[str, Estimate] = field(default_factory=dict)
-    """In percent of the seed, by source: ``tasks`` (the mean score), ``exact_match``, ``held_out`` (the seed's
-    perplexity divided by the model's) and ``general`` (the same on the seed's own answers)."""
+    relative_to_seed: Mapping[str, Estimate] = field(default_factory=dict)
+    """In percent of the seed, by source: ``tasks`` (the mean score), ``exact_match``, ``tool_calls``, ``held_out`` (the
+    seed's perplexity divided by the model's) and ``general`` (the same on the seed's own answers). Above 100 the model
+    is better than the seed on this measure."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What the models answer to one prompt, greedily."""
+
+    prompt: str
+    kind: str
+    """``yours``, ``general`` or ``held out``."""
+
+    answers: Mapping[str, str]
+    """By the model's name; without those that could not answer."""
+
+    reference: str | None = None
+    """Of a held-out row."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What the trainer logged of a model, step by step."""
+
+    model: str
+    key: str
+    """As the trainer calls it: ``loss``, ``eval_loss``."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TriedRemoval:
+    """What removing so many layers costs, by the best choice of them that the pruning tried."""
+
+    num_layers: int
+    bare: float
+    """Of the bare cut."""
+
+    patched: float | None = None
+    """Of the patched one; None where no patch was tried."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +190,20 @@ class RecoveryReport:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Package versions, where the rows come from, the machine."""
 
+    answers: tuple[SideBySide, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    removals: tuple[TriedRemoval, ...] = ()
+    """In ascending order of the number of layers."""
+
+    removal_measure: str = ""
+    """What the removals are measured in, with its unit."""
+
+    task_kinds: Mapping[str, str] = field(default_factory=dict)
+    """By the name of a task of lm-evaluation-harness: ``multiple_choice``, ``generate_until`` or as it calls others."""
+
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+    """By capability: why nothing of it was measured, and which key to set."""
+
     harness: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What lm-evaluation-harness itself says of each model, as its results files hold it; a file of its own."""
 
@@ -145,7 +216,7 @@ class RecoveryReport:
         return {key: value for key, value in asdict(self).items() if key != "harness"}
 
 
-_FORMAT = 3
+_FORMAT = 4
 """Counts up when a measure changes what it measures, or a default that is left out of what shaped it means another."""
 
 

@@ -1,5 +1,6 @@
 """Takes the measures of a recovery report in turn: what was kept from before is found, and the rest is measured."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -13,16 +14,17 @@ from axolotl_sdft.core.model_folder import slug
 from axolotl_sdft.core.runtime import local_device
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.core.trained_on import weights_dir
+from axolotl_sdft.evaluation.answering import Answering
 from axolotl_sdft.evaluation.figures import (
     DraftFigures,
     Estimate,
     FigureStore,
     ModelFigures,
+    SideBySide,
     SpeedFigures,
     model_fingerprint,
 )
 from axolotl_sdft.evaluation.loading import load_model
-from axolotl_sdft.evaluation.measures.answer_accuracy import exact_match
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
 from axolotl_sdft.evaluation.measures.likelihood import (
     MeasuredRows,
@@ -30,12 +32,13 @@ from axolotl_sdft.evaluation.measures.likelihood import (
     answer_statistics,
     encode_targets,
     likelihood_figures,
-    quality_kept,
+    relative_to_seed,
     require_shared_vocabulary,
-    seed_answers,
+    scored_answers,
 )
-from axolotl_sdft.evaluation.measures.speed import described_device, measure_speed
-from axolotl_sdft.evaluation.measures.task_scores import joined_results, task_scores
+from axolotl_sdft.evaluation.measures.own_answers import JudgedAnswers
+from axolotl_sdft.evaluation.measures.speed import described_device, measure_speed, shared_by_shape
+from axolotl_sdft.evaluation.measures.task_scores import joined_results, task_kind, task_scores
 from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
 from axolotl_sdft.inference.forwarding import free_memory
 from axolotl_sdft.inference.likelihood import ScoredIds
@@ -74,12 +77,17 @@ class Measuring:
         self._store = FigureStore(spec.output_dir / FIGURES_FOLDER)
         self._resampler = Resampler(spec.config.bootstrap_samples)
         self._loaded: dict[str, tuple[Any, Any]] = {}
+        self._answering = Answering(spec, lambda: self._tokenizer, self._load, self._value)
         self.notes: list[str] = []
         """What could not be measured, and why."""
         self.fingerprints: dict[str, str] = {}
         """Of each model that can be measured, by its name."""
         self.harness: dict[str, dict[str, Any]] = {}
         """What lm-evaluation-harness itself says of each model."""
+        self.task_kinds: dict[str, str] = {}
+        """What each of its tasks asks for, by the task's name."""
+        self.answers: tuple[SideBySide, ...] = ()
+        """What the models write, side by side."""
 
     @cached_property
     def device(self) -> str:
@@ -94,13 +102,19 @@ class Measuring:
         """
         models = [model for model in self._spec.models if self._is_readable(model)]
         beside = {model.name: self._beside_seed(model) for model in models}
+        self.answers = self._answering.side_by_side(models)
         self._unload()
         tasks = {model.name: self._tasks(model) for model in models}
-        speeds = self._speeds(models)
+        footprints = {model.name: self._footprint(model) for model in models}
+        speeds = shared_by_shape(self._speeds(models), footprints)
         seed_rows = beside[self._spec.seed.name].rows(tasks[self._spec.seed.name])
         self._note_worthless_sources(seed_rows)
         return [
-            self._model_figures(model, beside[model.name], tasks[model.name], seed_rows, speeds.get(model.name))
+            dataclasses.replace(
+                self._model_figures(model, beside[model.name], tasks[model.name], seed_rows),
+                footprint=footprints[model.name],
+                speed=speeds.get(model.name),
+            )
             for model in models
         ]
 
@@ -110,24 +124,25 @@ class Measuring:
         beside: "_BesideSeed",
         tasks: Mapping[str, Sequence[float]],
         seed_rows: MeasuredRows,
-        speed: SpeedFigures | None,
     ) -> ModelFigures:
-        right = beside.right_answers
+        judged = beside.judged
         return ModelFigures(
             name=model.name,
             folder=str(model.folder),
-            footprint=self._footprint(model),
             held_out=likelihood_figures(beside.held_out, self._resampler) if beside.held_out else None,
             general=likelihood_figures(beside.general, self._resampler) if beside.general else None,
-            exact_match=self._mean(right) if right else None,
-            tasks={name: self._mean(scores) for name, scores in tasks.items()},
-            speed=speed,
+            exact_match=self._mean(judged.right),
+            pass_at={str(k): figure for k, rates in judged.pass_at.items() if (figure := self._mean(rates))},
+            repetition={of: figure for of, repeats in judged.repetition.items() if (figure := self._mean(repeats))},
+            refusals=self._mean(judged.refusals),
+            tool_calls=self._mean(judged.tool_calls),
+            tasks={name: figure for name, scores in tasks.items() if (figure := self._mean(scores))},
             drafting=beside.drafting,
-            quality_kept=quality_kept(seed_rows, beside.rows(tasks), self._resampler),
+            relative_to_seed=relative_to_seed(seed_rows, beside.rows(tasks), self._resampler),
         )
 
-    def _mean(self, values: Sequence[float]) -> Estimate:
-        return self._resampler.ratio(values, [1] * len(values))
+    def _mean(self, values: Sequence[float]) -> Estimate | None:
+        return self._resampler.ratio(values, [1] * len(values)) if values else None
 
     def _is_readable(self, model: ReportedModel) -> bool:
         try:
@@ -147,7 +162,7 @@ class Measuring:
         return _BesideSeed(
             held_out=self._likelihoods(model, "held_out", self._held_out_answers),
             general=self._likelihoods(model, "general", self._general_answers),
-            right_answers=self._right_answers(model),
+            judged=self._answering.judged(model),
             drafting=self._drafting(model),
         )
 
@@ -189,32 +204,7 @@ class Measuring:
 
     @cached_property
     def _general_answers(self) -> list[ScoredIds]:
-        prompts, max_new_tokens = self._spec.prompts, self._config.general_prompts.max_new_tokens
-
-        def make() -> list[Any]:
-            answers = seed_answers(*self._load(self._spec.seed), prompts, max_new_tokens, self._spec.template_arguments)
-            return [[answer.ids, answer.num_answer] for answer in answers]
-
-        shaped_by = {"prompts": fingerprint(prompts), "max_new_tokens": max_new_tokens}
-        shaped_by |= {"template_arguments": self._spec.template_identity}
-        return [ScoredIds(*answer) for answer in self._value(self._spec.seed, "seed_answers", shaped_by, make)]
-
-    def _right_answers(self, model: ReportedModel) -> list[bool]:
-        config = self._config.exact_match
-        if config is None:
-            return []
-        targets = self._spec.exact_match_targets
-
-        def make() -> list[bool]:
-            return exact_match(
-                self._load(model)[0], self._tokenizer, targets, config, self._resampler, self._spec.template_arguments
-            )[1]
-
-        shaped_by = config.model_dump(mode="json", exclude_defaults=True) | {
-            "rows": fingerprint([asdict(target) for target in targets])
-        }
-        shaped_by |= {"template_arguments": self._spec.template_identity}
-        return self._value(model, "exact_match", shaped_by, make) or []
+        return scored_answers(self._answering.general(self._spec.seed))
 
     def _drafting(self, model: ReportedModel) -> DraftFigures | None:
         config, seed = self._config.drafting, self._spec.seed
@@ -258,6 +248,7 @@ class Measuring:
             found = self._value(model, f"task_{slug(task.task)}", settings, make)
             if found is not None:
                 scores[task.task] = found["questions"]
+                self.task_kinds[task.task] = task_kind(found["results"])
                 self.harness[model.name] = joined_results([self.harness.get(model.name, {}), found["results"]])
         return scores
 
@@ -284,7 +275,7 @@ class Measuring:
             found = {name: asdict(speed) for name, speed in speeds.items()}
             if not failures:
                 self._store.keep("speed", shaped_by, found)
-        return {name: SpeedFigures(**speed) for name, speed in found.items()}
+        return {name: SpeedFigures(**speed | {"speeds": tuple(speed["speeds"])}) for name, speed in found.items()}
 
     def _value(self, model: ReportedModel, measure: str, settings: Mapping[str, Any], make: Callable[[], Any]) -> Any:
         """Return what a measure says of a model: kept from before, else measured now and kept; None where it can't be.
@@ -320,6 +311,8 @@ class Measuring:
                 "exact_match: the seed answers none of the held-out prompts rightly, so no share of it can be kept; "
                 "choose other recovery_report.exact_match.checks"
             )
+        if seed_rows.tool_calls and not any(seed_rows.tool_calls):
+            self.notes.append("tool calls: the seed makes none of the references' calls, so no share of it can be told")
 
     def _load(self, model: ReportedModel) -> tuple[Any, Any]:
         """Return a model and its tokenizer. Beside the seed, one other is kept at a time."""
@@ -347,12 +340,12 @@ class _BesideSeed:
 
     held_out: Sequence[RowSums]
     general: Sequence[RowSums]
-    right_answers: Sequence[bool]
+    judged: JudgedAnswers
     drafting: DraftFigures | None
 
     def rows(self, tasks: Mapping[str, Sequence[float]]) -> MeasuredRows:
         """Return all that is known row by row, for a comparison with the seed."""
-        return MeasuredRows(self.held_out, self.general, self.right_answers, tasks)
+        return MeasuredRows(self.held_out, self.general, self.judged.right, self.judged.tool_calls, tasks)
 
 
 def _spoken(measure: str) -> str:

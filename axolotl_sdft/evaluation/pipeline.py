@@ -3,7 +3,7 @@
 import datetime
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,9 @@ from axolotl_sdft.core.artifacts import ensure_writable, package_versions
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.core.model_folder import slug
 from axolotl_sdft.core.safe_output import masked
-from axolotl_sdft.evaluation.figures import RecoveryReport, write_whole
+from axolotl_sdft.core.trained_on import weights_dir
+from axolotl_sdft.evaluation.figures import ModelFigures, RecoveryReport, write_whole
+from axolotl_sdft.evaluation.records import training_curves, tried_removals
 from axolotl_sdft.evaluation.spec import RecoverySpec
 
 if TYPE_CHECKING:
@@ -70,14 +72,49 @@ def run_report(spec: RecoverySpec) -> RecoveryReport:
     from axolotl_sdft.evaluation.measuring import Measuring
 
     measured = Measuring(spec)
-    models = measured.figures()
+    models = tuple(measured.figures())
+    others = [model for model in spec.models[1:] if model.name in measured.fingerprints]
+    tried = (tried_removals(weights_dir(model.folder)) for model in others)
+    removals, removal_measure = next((found for found in tried if found[0]), ((), ""))
     return RecoveryReport(
-        models=tuple(models),
+        models=models,
         settings=masked(spec.config.model_dump(mode="json")),
         notes=(*spec.notes, *measured.notes),
         provenance=_provenance(spec, measured),
+        answers=measured.answers,
+        curves=tuple(curve for model in others for curve in training_curves(model.name, model.folder)),
+        removals=removals,
+        removal_measure=removal_measure,
+        task_kinds=measured.task_kinds,
+        unmeasured=unmeasured(spec, models, measured.task_kinds),
         harness=measured.harness,
     )
+
+
+def unmeasured(spec: RecoverySpec, models: Sequence[ModelFigures], task_kinds: Mapping[str, str]) -> dict[str, str]:
+    """Return by capability why nothing of it was measured of any model, and what to set; empty where all was."""
+    no_rows = "there are no held-out rows; set recovery_report.held_out.path, test_datasets or val_set_size"
+    config, reasons = spec.config, {}
+    if not any(model.held_out for model in models):
+        reasons["likelihood of held-out answers"] = no_rows if not spec.held_out else "see the notes"
+    if "multiple_choice" not in task_kinds.values():
+        reasons["multiple choice"] = (
+            "set recovery_report.lm_eval, which needs the data of its tasks"
+            if config.lm_eval is None
+            else "no task of recovery_report.lm_eval is one, or none could be measured; name arc_challenge, for one"
+        )
+    if config.exact_match is None:
+        how = "set recovery_report.exact_match, with the checks that an answer must pass"
+        reasons["right answers"] = how if spec.held_out else f"{no_rows}, and recovery_report.exact_match"
+    elif not config.exact_match.pass_at:
+        reasons["pass@k"] = "set recovery_report.exact_match.pass_at, such as [1, 5], to have answers sampled"
+    if not any(model.tool_calls for model in models):
+        reasons["tool calls"] = (
+            "no reference among the held-out rows that are answered calls a tool" if spec.held_out else no_rows
+        )
+    if not any(model.refusals for model in models):
+        reasons["refusals"] = "no model answered the general prompts; see the notes"
+    return reasons
 
 
 def _provenance(spec: RecoverySpec, measured: "Measuring") -> dict[str, Any]:

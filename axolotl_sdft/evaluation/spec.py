@@ -15,6 +15,8 @@ from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.inference.interfaces import Target
 
 SHIPPED_FILE = "general_prompts.txt"
+NUM_SHOWN = 3
+"""General prompts whose answers are shown side by side."""
 _KEY = "recovery_report.general_prompts.path"
 _JSON_SUFFIXES = (".json", ".jsonl")
 
@@ -97,6 +99,8 @@ class RecoverySpec:
     """What the chat template is given besides."""
     chat_template: str | None = None
     """Chat template of models that have none, as Jinja text."""
+    has_answers: bool = True
+    """Whether the models answer general prompts, which a comparison by likelihood alone does without."""
 
     @property
     def seed(self) -> ReportedModel:
@@ -107,6 +111,11 @@ class RecoverySpec:
     def prompts(self) -> list[str]:
         """The prompts from outside the task."""
         return general_prompts(self.config.general_prompts)
+
+    @property
+    def shown_prompts(self) -> list[int]:
+        """Places of the general prompts whose answers a person is shown."""
+        return evenly_spaced(len(self.prompts), NUM_SHOWN)
 
     @property
     def template_identity(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.distillation.output.report import REPORT_FILE
 from axolotl_sdft.distillation.rows.left_alone import reasons_named
+from axolotl_sdft.evaluation.records import log_history
 
 _SHOWN_CHARS = 400
 
@@ -163,15 +164,7 @@ def _training_facts(output_dir: Path) -> Iterator[Fact]:
 
 
 def _losses(output_dir: Path) -> list[float]:
-    return [entry["loss"] for entry in _log_history(output_dir) if "loss" in entry]
-
-
-def _log_history(output_dir: Path) -> list[dict[str, Any]]:
-    """Return what the trainer logged, from the newest state file of a run."""
-    states = [*output_dir.glob("trainer_state.json"), *output_dir.glob("checkpoint-*/trainer_state.json")]
-    if not states:
-        return []
-    return max((read_json(path) for path in states), key=lambda state: state["global_step"])["log_history"]
+    return [entry["loss"] for entry in log_history(output_dir) if "loss" in entry]
 
 
 def _models(artifacts: Artifacts) -> Iterator[tuple[str, Path]]:

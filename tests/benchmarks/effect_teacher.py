@@ -208,7 +208,7 @@ def training_texts(bench: Bench, way: Way, count: int) -> list[ScoredIds]:
 
 def general_answers(bench: Bench) -> list[ScoredIds]:
     """Return the seed's own answers to the general prompts of the package, up to 64 tokens each."""
-    return bench.answered("general", general_prompts(GeneralPromptsConfig()), 64)
+    return bench.answered("general", general_prompts(GeneralPromptsConfig())[:48], 64)
 
 
 def prepared(model: Any, recipe: str) -> Any:

@@ -33,3 +33,18 @@ def test_a_model_can_not_take_a_name_of_the_report(name):
 def test_equal_settings_are_equal_also_where_they_are_hashed():
     one, other = (RecoveryReportConfig.model_validate({"models": {"plain": "./out"}}) for _ in range(2))
     assert len({one, other}) == 1
+
+
+def test_pass_at_k_needs_k_answers():
+    assert ExactMatchConfig(pass_at=(5, 1, 5)).pass_at == (1, 5)
+    with pytest.raises(
+        ValidationError, match="pass_at names 20, but num_answers is 10; raise num_answers to at least 20"
+    ):
+        ExactMatchConfig(pass_at=(20,))
+    with pytest.raises(ValidationError, match=r"pass_at is \[0\]; name numbers of answers from 1 on"):
+        ExactMatchConfig(pass_at=(0,))
+
+
+def test_no_more_than_five_prompts_are_shown():
+    with pytest.raises(ValidationError, match="at most 5 items"):
+        RecoveryReportConfig.model_validate({"prompts": ["Why?"] * 6})

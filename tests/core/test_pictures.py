@@ -11,7 +11,16 @@ pytest.importorskip("matplotlib")
 
 from matplotlib import rcParams
 
-from axolotl_sdft.core.pictures import Point, bar_chart, expanded, histograms, note_on_pictures, scatter_chart
+from axolotl_sdft.core.pictures import (
+    Line,
+    Point,
+    bar_chart,
+    expanded,
+    histograms,
+    line_chart,
+    note_on_pictures,
+    scatter_chart,
+)
 from tests.distillation.output.test_report import HOSTILE, Page
 
 AXIS = "speed (tokens per second)"
@@ -27,6 +36,7 @@ def charts(name="pruned", value=50.0):
     yield bar_chart(points, name, AXIS)
     yield scatter_chart(points, name, (AXIS, AXIS))
     yield histograms({1: 2, 3: 1}, {2: 3}, (1.5, 2.0), name, AXIS)
+    yield line_chart([Line(name, [(1.0, value), (2.0, 1.0)])], name, (AXIS, AXIS))
 
 
 def test_a_chart_names_its_axes_and_its_values_in_text():
@@ -37,6 +47,16 @@ def test_a_chart_names_its_axes_and_its_values_in_text():
     assert {"a", "b", "millions", "percent"} <= set(page.texts)
     page = Page(histograms({1: 4}, {2: 4}, (1.0, 2.0), "Length", "words"))
     assert {"words", "answers"} <= set(page.texts)
+
+
+def test_lines_name_their_axes_and_leave_out_points_that_can_not_be_drawn():
+    lines = [Line("loss", [(1.0, 3.0), (2.0, math.nan), (3.0, 1.5)]), Line("other", [(1.0, 2.0)], is_first=False)]
+    chart = line_chart(lines, "Training", ("optimizer steps", "nats per token"))
+    page = Page(chart)
+    assert {"optimizer steps", "nats per token", "loss"} <= set(page.texts)
+    assert "other" not in page.texts  # one point is no line
+    assert 'aria-label="Training: loss from 3 to 1.5"' in chart
+    assert line_chart([Line("loss", [(1.0, 3.0)])], "Training", (AXIS, AXIS)) is None
 
 
 def test_a_chart_is_told_to_those_who_can_not_see_it():
@@ -117,4 +137,4 @@ def test_without_matplotlib_there_is_a_note_in_place_of_pictures(monkeypatch):
     assert note_on_pictures() is None
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert note_on_pictures() == "The pictures of this page need matplotlib: pip install 'axolotl-sdft[plots]'"
-    assert list(charts()) == [None, None, None]
+    assert list(charts()) == [None] * 4

@@ -18,17 +18,17 @@ def prompts_of(tmp_path):
     return prompts_of
 
 
-def test_the_package_brings_48_different_prompts():
+def test_the_package_brings_64_different_prompts():
     prompts = general_prompts(GeneralPromptsConfig())
 
-    assert len(prompts) == len(set(prompts)) == 48
+    assert len(prompts) == len(set(prompts)) == 64
     assert all(prompt == prompt.strip() and len(prompt) < 200 for prompt in prompts)
 
 
 def test_fewer_prompts_are_spread_over_all_fields():
     every = general_prompts(GeneralPromptsConfig())
 
-    assert general_prompts(GeneralPromptsConfig(num_samples=3)) == [every[0], every[16], every[32]]
+    assert general_prompts(GeneralPromptsConfig(num_samples=3)) == [every[0], every[21], every[42]]
 
 
 def test_each_line_of_a_text_file_is_a_prompt(prompts_of):

@@ -14,12 +14,12 @@ from axolotl_sdft.config import RecoveryReportConfig
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, UnknownNameError
 from axolotl_sdft.core.model_folder import slug
 from axolotl_sdft.evaluation import measuring
-from axolotl_sdft.evaluation.figures import FigureStore, SpeedFigures, model_fingerprint
+from axolotl_sdft.evaluation.figures import FigureStore, ModelFigures, SpeedFigures, model_fingerprint
 from axolotl_sdft.evaluation.measures.task_scores import Scores
-from axolotl_sdft.evaluation.pipeline import check_report, finite, run_report, write_report
+from axolotl_sdft.evaluation.pipeline import check_report, finite, run_report, unmeasured, write_report
 from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
 from axolotl_sdft.inference.interfaces import Target
-from tests.evaluation.reports import full_report
+from tests.evaluation.reports import full_report, likelihood
 
 TARGETS = tuple(Target(({"role": "user", "content": f"Say {n}."},), f"It is {n}.") for n in range(4))
 SMALL = {"general_prompts": {"num_samples": 2, "max_new_tokens": 4}, "speed": {"rounds": 0}, "bootstrap_samples": 50}
@@ -49,10 +49,10 @@ def test_seed_and_others_are_measured_on_the_same_rows(spec):
     assert seed.general.nll.rows == pruned.general.nll.rows == 2
     assert (seed.general.kl_to_seed.value, seed.general.agreement.value) == (0.0, 1.0)
     assert pruned.general.kl_to_seed.value > 0
-    assert seed.quality_kept["held_out"].value == 100.0
+    assert seed.relative_to_seed["held_out"].value == 100.0
     expected = 100 * seed.held_out.perplexity.value / pruned.held_out.perplexity.value
-    assert pruned.quality_kept["held_out"].value == pytest.approx(expected)
-    assert pruned.quality_kept["held_out"].low <= expected <= pruned.quality_kept["held_out"].high
+    assert pruned.relative_to_seed["held_out"].value == pytest.approx(expected)
+    assert pruned.relative_to_seed["held_out"].low <= expected <= pruned.relative_to_seed["held_out"].high
 
 
 def test_a_second_run_finds_all_figures_and_loads_no_model(spec, monkeypatch):
@@ -158,8 +158,56 @@ def test_right_answers_are_counted_and_a_seed_without_any_is_noted(spec):
     wrong = right | {"checks": ["exact_match"]}
     report = run_report(with_settings(spec, exact_match=wrong))
     assert report.models[0].exact_match.value == 0.0
-    assert "exact_match" not in report.models[1].quality_kept
+    assert "exact_match" not in report.models[1].relative_to_seed
     assert any(note.startswith("exact_match: the seed answers none") for note in report.notes)
+
+
+def test_what_models_write_is_judged_and_stands_side_by_side(spec):
+    calling = Target(({"role": "user", "content": "Say 5."},), "[say(number=5)]")
+    asked = with_settings(dataclasses.replace(spec, held_out=(*TARGETS, calling)), prompts=["What is a glacier?"])
+
+    report = run_report(asked)
+
+    for model in report.models:
+        assert (model.refusals.rows, model.repetition["general"].rows) == (2, 2)
+        assert (model.tool_calls.rows, model.repetition["held_out"].rows) == (1, 1)
+    assert [(shown.kind, shown.reference) for shown in report.answers] == [
+        ("yours", None),
+        ("general", None),
+        ("general", None),
+        ("held out", "[say(number=5)]"),
+    ]
+    assert report.answers[0].prompt == "What is a glacier?"
+    assert all(shown.answers.keys() == {"seed", "pruned"} for shown in report.answers)
+    assert "tool calls: the seed makes none of the references' calls, so no share of it can be told" in report.notes
+    assert set(report.unmeasured) == {"multiple choice", "right answers"}
+
+
+def test_sampled_answers_give_pass_at_k(spec):
+    sampled = {"checks": ["empty"], "num_samples": 2, "max_new_tokens": 2, "pass_at": [1, 2], "num_answers": 2}
+    seed, pruned = run_report(with_settings(spec, exact_match=sampled)).models
+    assert list(pruned.pass_at) == ["1", "2"]
+    assert 0 <= pruned.pass_at["1"].value <= pruned.pass_at["2"].value <= 1
+    assert seed.pass_at["2"].rows == 2
+
+
+def test_a_comparison_by_likelihood_alone_has_no_answers(spec):
+    report = run_report(dataclasses.replace(spec, has_answers=False))
+    assert (report.answers, report.models[1].refusals, report.models[1].repetition) == ((), None, {})
+    assert report.models[1].general is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "held_out", "missing"),
+    [
+        ({}, (), {"likelihood of held-out answers", "multiple choice", "right answers", "tool calls", "refusals"}),
+        ({"exact_match": {}}, TARGETS, {"multiple choice", "pass@k", "tool calls", "refusals"}),
+    ],
+)
+def test_what_no_model_has_is_told_with_its_reason(spec, settings, held_out, missing):
+    asked = with_settings(dataclasses.replace(spec, held_out=held_out), **settings)
+    figures = ModelFigures("seed", "/seed", held_out=likelihood(2.0, 0.0, 1.0) if held_out else None)
+    assert set(unmeasured(asked, [figures], {})) == missing
 
 
 def test_smaller_models_are_tried_as_drafts_of_the_seed(spec):
@@ -186,7 +234,7 @@ def test_each_task_is_kept_by_itself(spec, monkeypatch):
     assert asked[:4] == [("seed", "one"), ("seed", "two"), ("pruned", "one"), ("pruned", "two")]
     assert asked[4:] == [("seed", "three"), ("pruned", "three")]
     assert report.models[0].tasks["one"].value == 0.5
-    assert report.models[1].quality_kept["tasks"].value == 50.0
+    assert report.models[1].relative_to_seed["tasks"].value == 50.0
     both = {"one": {"acc,none": 0.5}, "two": {"acc,none": 0.5}}
     assert {name: results["results"] for name, results in report.harness.items()} == {"seed": both, "pruned": both}
 
@@ -198,7 +246,7 @@ def test_models_are_timed_together_and_one_that_fails_is_noted_and_tried_again(s
         calls.append([model.name for model in models])
         if len(calls) == 1:
             on_failure("the speed of pruned can't be measured: why")
-        return {model.name: SpeedFigures(9.0, 100, 8, 4, 1, "cpu") for model in models[: len(calls)]}
+        return {model.name: SpeedFigures(9.0, (9.0,), 100, 8, 4, "cpu") for model in models[: len(calls)]}
 
     monkeypatch.setattr(measuring, "measure_speed", speed)
     timed = with_settings(spec, speed={"rounds": 1})
@@ -249,7 +297,12 @@ def test_the_report_is_written_as_page_figures_and_section_and_replaces_an_older
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.html", "report.json", "model_card.md"}
     told = json.loads(paths["figures"].read_text())
     assert told["notes"] == ["anew"]
-    assert told["models"][2]["quality_kept"]["tasks"] == {"value": 88.8, "low": 86.3, "high": 91.3, "rows": 40}
+    assert told["models"][2]["relative_to_seed"]["tasks"] == {
+        "value": 81.2,
+        "low": 78.2,
+        "high": 84.2,
+        "rows": 300,
+    }
 
 
 def test_the_harness_s_results_are_files_in_a_folder_for_each_model(tmp_path):

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from axolotl_sdft.distillation.generation.selection import rejection_of
 from axolotl_sdft.distillation.interfaces import AnswerCheck
 from axolotl_sdft.evaluation.figures import Estimate
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
-from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target
+from axolotl_sdft.inference.interfaces import Answer, FinishReason, Message, Prompt, Target
 from axolotl_sdft.inference.local.backend import TransformersBackend
 from axolotl_sdft.inference.local.sequence_cache import use_plain_attention
 from axolotl_sdft.inference.local.sequences import ActiveSequence
@@ -60,6 +61,76 @@ def greedy_answers(
             answers.update(zip((prompt.key for prompt in batch), written, strict=True))
             shown.advance(len(batch))
     return [(backend.rows[prompt.key], answers[prompt.key]) for prompt in prompts]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A greedy answer with the very tokens that it is made of, as it is kept in a file."""
+
+    ids: list[int]
+    """Tokens of the prompt, then of the answer."""
+
+    num_new: int
+    """How many of them are the answer's."""
+
+    text: str
+    finish_reason: FinishReason
+    error: str | None = None
+    """Why there is no answer."""
+
+    @property
+    def answer(self) -> Answer:
+        """The answer as checks take it."""
+        return Answer(self.text, self.finish_reason, self.num_new, error=self.error)
+
+
+def written_answers(
+    model: Any,
+    tokenizer: Any,
+    chats: Sequence[Sequence[Message]],
+    max_new_tokens: int,
+    description: str,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> list[Written]:
+    """Return the greedy answer to each chat, in order, as :func:`greedy_answers` makes it.
+
+    Raises:
+        ConfigError: The tokenizer has no chat template.
+    """
+    written = greedy_answers(model, tokenizer, chats, max_new_tokens, description, template_arguments)
+    return [Written(row.ids, len(row.new_ids), answer.text, answer.finish_reason, row.error) for row, answer in written]
+
+
+def sampled_answers(
+    model: Any,
+    tokenizer: Any,
+    chats: Sequence[Sequence[Message]],
+    config: ExactMatchConfig,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> list[list[Answer]]:
+    """Return ``config.num_answers`` answers to each chat, sampled at ``config.temperature`` from fixed random seeds.
+
+    Raises:
+        ConfigError: The tokenizer has no chat template.
+    """
+    require_template(tokenizer)
+    settings = TransformersGeneration(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        chat_template_kwargs=dict(template_arguments or {}),
+    )
+    answers: list[list[Answer]] = [[] for _ in chats]
+    with (
+        _answering(model, tokenizer, settings) as backend,
+        progress("sampled answers", len(chats) * config.num_answers, "answers", LOG) as shown,
+    ):
+        for attempt in range(config.num_answers):
+            prompts = [Prompt((number, 0), tuple(chat), attempt) for number, chat in enumerate(chats)]
+            for batch, written in backend.generate(backend.batches(prompts)):
+                for prompt, answer in zip(batch, written, strict=True):
+                    answers[prompt.key[0]].append(answer)
+                shown.advance(len(batch))
+    return answers
 
 
 def require_template(tokenizer: Any) -> None:
@@ -129,10 +200,16 @@ def exact_match(
     checks = right_answer_checks(config)
     chats = [target.context for target in targets]
     written = greedy_answers(model, tokenizer, chats, config.max_new_tokens, "exact match", template_arguments)
-    passed = [
-        rejection_of(answer, target, checks) is None for (_, answer), target in zip(written, targets, strict=True)
-    ]
+    passed = answered_rightly([answer for _, answer in written], targets, checks)
     return resampler.ratio(passed, [1] * len(passed)), passed
+
+
+def answered_rightly(
+    answers: Sequence[Answer], targets: Sequence[Target], checks: Sequence[tuple[str, AnswerCheck]]
+) -> list[bool]:
+    """Return of each answer whether all checks pass it; one that failed is wrong."""
+    pairs = zip(answers, targets, strict=True)
+    return [answer.error is None and rejection_of(answer, target, checks) is None for answer, target in pairs]
 
 
 def right_answer_checks(config: ExactMatchConfig) -> list[tuple[str, AnswerCheck]]:

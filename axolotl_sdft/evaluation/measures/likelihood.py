@@ -1,4 +1,4 @@
-"""How a model predicts given answers, beside the seed model, and what share of the quality that keeps.
+"""How a model predicts given answers, beside the seed model, and how good that makes it in percent of the seed.
 
 The answers are those of held-out rows, or the seed's own to general prompts: there the divergence is what a model has
 forgotten. The seed's tokenizer and chat template encode them for every model, so that all are asked the same.
@@ -19,7 +19,7 @@ from torch import Tensor
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError
 from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.evaluation.figures import Estimate, LikelihoodFigures
-from axolotl_sdft.evaluation.measures.answer_accuracy import greedy_answers, require_template
+from axolotl_sdft.evaluation.measures.answer_accuracy import Written, require_template, written_answers
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler, transformed
 from axolotl_sdft.inference.interfaces import Target
 from axolotl_sdft.inference.likelihood import (
@@ -109,11 +109,17 @@ def seed_answers(
         ConfigError: The tokenizer has no chat template.
     """
     chats = [({"role": "user", "content": prompt},) for prompt in prompts]
-    written = greedy_answers(seed, tokenizer, chats, max_new_tokens, "answers of the seed", template_arguments)
-    failures = [row.error for row, _ in written if row.error is not None]
+    return scored_answers(
+        written_answers(seed, tokenizer, chats, max_new_tokens, "answers of the seed", template_arguments)
+    )
+
+
+def scored_answers(written: Sequence[Written]) -> list[ScoredIds]:
+    """Return the seed's answers as what models are measured on; those that failed are left out, and the log says so."""
+    failures = [answer.error for answer in written if answer.error is not None]
     if failures:
-        LOG.warning("the seed can't answer %d of %d prompts: %s", len(failures), len(prompts), failures[0])
-    return [ScoredIds(row.ids, len(row.new_ids)) for row, _ in written if row.error is None]
+        LOG.warning("the seed can't answer %d of %d prompts: %s", len(failures), len(written), failures[0])
+    return [ScoredIds(answer.ids, answer.num_new) for answer in written if answer.error is None]
 
 
 def require_shared_vocabulary(tokenizer: Any, seed_tokenizer: Any, where: str) -> None:
@@ -232,17 +238,18 @@ class MeasuredRows:
     held_out: "Sequence[RowSums]" = ()
     general: "Sequence[RowSums]" = ()
     exact_match: Sequence[bool] = ()
+    tool_calls: Sequence[bool] = ()
     tasks: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Scores of each question, by task."""
 
 
-def quality_kept(seed: MeasuredRows, model: MeasuredRows, resampler: Resampler) -> dict[str, Estimate]:
-    """Return the quality that a model has kept, in percent of the seed, by source.
+def relative_to_seed(seed: MeasuredRows, model: MeasuredRows, resampler: Resampler) -> dict[str, Estimate]:
+    """Return how good a model is, in percent of the seed, by source; above 100 it is better on that measure.
 
-    ``tasks``: the mean score over the tasks. ``exact_match``: the share of right answers. ``held_out`` and ``general``:
-    the perplexity of the seed divided by that of the model, ``exp(nll of the seed - nll of the model)``. Rows are
-    resampled for both at once, since both find the same ones hard. A source that is missing in one of the two is left
-    out, and so is one in which the seed scores 0.
+    ``tasks``: the mean score over the tasks. ``exact_match``: the share of right answers. ``tool_calls``: the share of
+    right calls. ``held_out`` and ``general``: the perplexity of the seed divided by that of the model, ``exp(nll of the
+    seed - nll of the model)``. Rows are resampled for both at once, since both find the same ones hard. A source that
+    is missing in one of the two is left out, and so is one in which the seed scores 0.
 
     Raises:
         ValueError: Seed and model were measured on different numbers of rows.
@@ -252,9 +259,11 @@ def quality_kept(seed: MeasuredRows, model: MeasuredRows, resampler: Resampler) 
     if any(any(seed.tasks[task]) for task in tasks):
         scores = ([rows.tasks[task] for task in tasks] for rows in (model, seed))
         kept["tasks"] = resampler.quotient_of_means(*scores)
-    if any(seed.exact_match) and model.exact_match:
-        ones = [1] * len(seed.exact_match)
-        kept["exact_match"] = resampler.quotient(model.exact_match, ones, seed.exact_match, ones)
+    for name in ("exact_match", "tool_calls"):
+        of_seed, of_model = getattr(seed, name), getattr(model, name)
+        if any(of_seed) and of_model:
+            ones = [1] * len(of_seed)
+            kept[name] = resampler.quotient(of_model, ones, of_seed, ones)
     for name in ("held_out", "general"):
         rows = getattr(seed, name), getattr(model, name)
         if all(rows):

@@ -8,6 +8,7 @@ Shapes: T tokens.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -135,14 +136,39 @@ def _context_length(model: ReportedModel, trust_remote_code: bool) -> int | None
 
 
 def _figures(rounds: Sequence[Measured], config: SpeedConfig) -> SpeedFigures:
+    speeds = tuple(config.new_tokens / measured["seconds"] for measured in rounds)
     return SpeedFigures(
-        tokens_per_second=statistics.median(config.new_tokens / measured["seconds"] for measured in rounds),
+        tokens_per_second=statistics.median(speeds),
+        speeds=speeds,
         peak_bytes=round(statistics.median(measured["peak_bytes"] for measured in rounds)),
         prompt_tokens=config.prompt_tokens,
         new_tokens=config.new_tokens,
-        rounds=len(rounds),
         device=rounds[0]["device"],
     )
+
+
+def shared_by_shape(speeds: Mapping[str, SpeedFigures], shapes: Mapping[str, Any]) -> dict[str, SpeedFigures]:
+    """Return the figures with those of models of one shape made one: the median over the rounds of all of them.
+
+    Such models do the same work for each token, so that whatever differs between their times is the machine's doing.
+
+    Args:
+        speeds: Of each model, by its name.
+        shapes: What is equal for models that take the same time; a model without one is left as it is.
+    """
+    shared = dict(speeds)
+    for shape in {shape for shape in shapes.values() if shape is not None}:
+        names = [name for name in speeds if shapes.get(name) == shape]
+        together = tuple(speed for name in names for speed in speeds[name].speeds)
+        peaks = [speeds[name].peak_bytes for name in names]
+        for name in names:
+            shared[name] = dataclasses.replace(
+                speeds[name],
+                tokens_per_second=statistics.median(together),
+                speeds=together,
+                peak_bytes=round(statistics.median(peaks)),
+            )
+    return shared
 
 
 def _measure_in_child(model: ReportedModel, job: dict[str, Any]) -> Measured:

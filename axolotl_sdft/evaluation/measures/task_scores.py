@@ -295,6 +295,15 @@ def joined_results(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return joined
 
 
+def task_kind(results: Mapping[str, Any]) -> str:
+    """Return what a task asks for in the harness's words: ``multiple_choice``, ``generate_until``, ``loglikelihood``.
+
+    A group of tasks of several kinds, or results that do not tell, have an empty text.
+    """
+    kinds = {config.get("output_type") for config in (results.get("configs") or {}).values()}
+    return kinds.pop() or "" if len(kinds) == 1 else ""
+
+
 def results_table(results: Mapping[str, Any]) -> str:
     """Return the harness's own table of its results: versions, filters, shots, all metrics, standard errors."""
     from lm_eval.utils import make_table

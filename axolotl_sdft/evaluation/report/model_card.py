@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from axolotl_sdft.core.cards import code, escaped, versions_text
 from axolotl_sdft.evaluation.figures import RecoveryReport
-from axolotl_sdft.evaluation.report.table import SOURCES, Cell, headline, percent_cell, sections
+from axolotl_sdft.evaluation.report.headline import SOURCES, headline
+from axolotl_sdft.evaluation.report.table import CAPABILITIES, Cell, meaning, percent_cell, sections
 
 _HOW_TO_PASTE = (
     "<!-- Paste this section into the README.md of the model. Folders of this machine are left out; the names of the "
@@ -18,15 +19,21 @@ def model_card_section(report: RecoveryReport) -> str:
 
 
 def _lines(report: RecoveryReport) -> Iterator[str]:
-    yield "## What was kept of the seed model"
+    yield "## Beside the seed model"
     yield ""
     top = headline(report)
-    if top is not None and top.quality is not None and top.source is not None:
-        label, explanation = SOURCES[top.source]
-        kept = _joined(percent_cell(top.quality))
-        yield f"The {escaped(top.model.name)} model keeps {kept} of the seed's quality, by the {label}. {explanation}"
+    if top is not None:
+        yield f"The {escaped(top.model.name)} model: {escaped(top.verdict)}."
+        yield ""
+        for tile in (top.task, top.everything_else):
+            if tile.source is not None:
+                label, explanation = SOURCES[tile.source]
+                kept = _joined(percent_cell(tile.after))
+                yield f"- {tile.title}: {kept} {meaning(tile)}, by the {label}. {explanation}"
         yield ""
     yield from _table(report)
+    yield ""
+    yield CAPABILITIES
     yield ""
     yield "### How it was measured"
     yield ""
@@ -70,7 +77,8 @@ def _method(report: RecoveryReport) -> Iterator[str]:
         speed = seed.speed
         yield (
             f"Generation: one sequence, {speed.prompt_tokens} tokens of prompt and {speed.new_tokens} new ones, the "
-            f"models in turn, each in a process of its own, median of {speed.rounds}, on {escaped(speed.device)}."
+            f"models in turn, each in a process of its own, median of {len(speed.speeds)} rounds, on "
+            f"{escaped(speed.device)}. Models of one shape share one speed."
         )
     yield f"Versions: {versions_text(report.provenance)}."
 

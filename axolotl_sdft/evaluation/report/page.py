@@ -1,88 +1,65 @@
-"""Renders ``report.html``: one self-contained page with pictures that a person judges a recovery by.
-
-Values that are not finite are left out: a broken model must not take the picture of the others with it.
+"""Renders ``report.html``: one self-contained page with pictures that a person judges a recovery by, and forwards.
 
 No script, no network, no picture files. All of it goes through escaping, whatever names, paths or settings hold.
 """
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from markupsafe import Markup
 
+from axolotl_sdft.core.cards import public_name
 from axolotl_sdft.core.model_folder import is_adapter, read_config
-from axolotl_sdft.core.pictures import Point, bar_chart, note_on_pictures, scatter_chart
+from axolotl_sdft.core.pictures import note_on_pictures
 from axolotl_sdft.core.texts import page_template
-from axolotl_sdft.evaluation.figures import Estimate, ModelFigures, RecoveryReport
-from axolotl_sdft.evaluation.report.table import SEED, SOURCES, digits, headline, percent_cell, plain_cell, sections
+from axolotl_sdft.evaluation.figures import RecoveryReport
+from axolotl_sdft.evaluation.report.charts import charts
+from axolotl_sdft.evaluation.report.headline import SOURCES, headline, is_better
+from axolotl_sdft.evaluation.report.table import CAPABILITIES, change, digits, percent_cell, plain_cell, sections
 
 _TEMPLATE_FILE = "recovery_report.html.jinja"
+_SHOWN_CHARS = 1200
+_KINDS = {"yours": "your prompt", "general": "general prompt", "held out": "held-out prompt"}
 
 
 def render_page(report: RecoveryReport) -> str:
     """Return the page."""
     top = headline(report)
-    source = top.source if top else None
-    measured = [name for name in SOURCES if any(name in model.quality_kept for model in report.models)]
+    measured = [name for name in SOURCES if any(name in model.relative_to_seed for model in report.models)]
     return page_template(__package__, _TEMPLATE_FILE).render(
         report=report,
+        title=title_of(report),
         top=top,
-        quality=percent_cell(top.quality if top else None),
+        change=change,
+        is_better=is_better,
+        percent_cell=percent_cell,
         forgetting=plain_cell(top.forgetting if top else None),
+        digits=digits,
         drafts={name: "\n".join(lines) for name, lines in vllm_lines_of(report).items()},
         sources={name: SOURCES[name] for name in measured},
         sections=sections(report),
+        capabilities=CAPABILITIES,
+        kinds=_KINDS,
+        shown_chars=_SHOWN_CHARS,
         settings=yaml.safe_dump(dict(report.settings), sort_keys=False, allow_unicode=True),
         provenance=_flat(report.provenance),
-        charts=[chart for chart in _charts(report, source) if chart[1]],
+        charts=charts(report, top),
         note_on_pictures=note_on_pictures(),
         harness_tables=_harness_tables(report),
     )
 
 
-def _charts(report: RecoveryReport, source: str | None) -> list[tuple[str, Markup | None]]:
-    """Return the pictures by their titles; None where there is nothing to draw."""
-    kept = "quality kept (percent of the seed model)"
-    others = [model for model in report.models if model.name != SEED]  # the seed's own divergence is 0 by definition
-    quality = _points(report.models, lambda model: model.quality_kept.get(source or ""), " %")
-    sized = [model for model in report.models if model.footprint]
-    spots = _points(sized, lambda model: model.quality_kept.get(source or ""), " %")
-    forgotten = _points(others, lambda model: model.general.kl_to_seed if model.general else None)
-    speed = [_point(model, model.speed.tokens_per_second) for model in report.models if model.speed]
-    across = "parameters (millions)"
-    return [
-        ("Quality kept", bar_chart(quality, "Quality kept", kept)),
-        ("Size and quality", scatter_chart(spots, "Size and quality", (across, "quality kept (percent)"))),
-        ("Forgetting", bar_chart(forgotten, "Forgetting", "KL divergence from the seed model (nats per token)")),
-        ("Generation", bar_chart(speed, "Generation", "speed of one sequence (tokens per second)")),
-    ]
-
-
-def _points(
-    models: Iterable[ModelFigures], figure: Callable[[ModelFigures], Estimate | None], unit: str = ""
-) -> list[Point]:
-    """Return a figure of each model that has it; across stands its size."""
-    points = []
-    for model in models:
-        found = figure(model)
-        if found is not None:
-            # The seed beside itself has an interval without width, which is nothing to draw.
-            ends = (found.low, found.high) if found.low != found.high else (None, None)
-            points.append(_point(model, found.value, *ends, unit))
-    return points
-
-
-def _point(
-    model: ModelFigures, value: float, low: float | None = None, high: float | None = None, unit: str = ""
-) -> Point:
-    ends = "" if low is None or high is None else f" ({digits(low, 3)} to {digits(high, 3)})"
-    label = f"{digits(value, 4)}{unit}{ends}"
-    size = model.footprint.parameters / 1e6 if model.footprint else 0.0
-    return Point(model.name, label, model.name == SEED, value, low, high, size)
+def title_of(report: RecoveryReport) -> str:
+    """Return what the report is about: the model, the data and the day, as far as they are known."""
+    provenance = report.provenance
+    model = public_name(str(provenance["seed_model"])) if provenance.get("seed_model") else ""
+    data = str(provenance.get("data") or "")
+    day = str(provenance.get("created") or "").partition(" ")[0]
+    about = " on ".join(filter(None, (model, data)))
+    return ", ".join(filter(None, (about, day)))
 
 
 def _harness_tables(report: RecoveryReport) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a report says first, the table of all figures, and both as lines of text of at most 100 columns."""
+"""The table of all figures, by capability, and the report as lines of text of at most 100 columns."""
 
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,83 +7,10 @@ from dataclasses import dataclass
 from axolotl_sdft.core.terminal import LINE_WIDTH, paragraph_lines, table_lines
 from axolotl_sdft.core.texts import one_line, short_number, shortened
 from axolotl_sdft.evaluation.figures import DraftFigures, Estimate, LikelihoodFigures, ModelFigures, RecoveryReport
-
-SEED, TRAINED = "seed", "trained"
-
-SOURCES: Mapping[str, tuple[str, str]] = {
-    "tasks": (
-        "tasks of lm-evaluation-harness",
-        "The mean score over all tasks, divided by the seed's.",
-    ),
-    "exact_match": (
-        "right answers on held-out rows",
-        "The share of held-out prompts whose answer passes the checks, divided by the seed's.",
-    ),
-    "held_out": (
-        "likelihood of held-out answers",
-        "The seed's perplexity on the reference answers of held-out rows, divided by the model's. Training on the task "
-        "can lift it above 100 %.",
-    ),
-    "general": (
-        "likelihood of general answers",
-        "The seed's perplexity on its own answers to prompts from outside the task, divided by the model's. It says "
-        "how much of the seed's behaviour is left, not how good an answer is.",
-    ),
-}
-"""Where a figure of quality kept comes from, the strongest evidence first: what it is called, and what it says."""
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The figures of one model that matter most; None where something was not measured."""
-
-    model: ModelFigures
-    source: str | None
-    """Which of :data:`SOURCES` the quality comes from."""
-
-    quality: Estimate | None
-    """In percent of the seed."""
-
-    parameters_saved: float | None
-    """Share of the seed's parameters that the model does without."""
-
-    speed_gained: float | None
-    """Tokens per second, divided by the seed's."""
-
-    forgetting: Estimate | None
-    """KL to the seed, in nats per token, on the seed's own answers to general prompts."""
-
-
-def headline(report: RecoveryReport) -> Headline | None:
-    """Return the figures of the trained model, else of the last one that is not the seed; None with the seed alone."""
-    seed, others = report.models[0], report.models[1:]
-    if not others:
-        return None
-    model = next((other for other in others if other.name == TRAINED), others[-1])
-    source = next((name for name in SOURCES if name in model.quality_kept), None)
-    return Headline(
-        model=model,
-        source=source,
-        quality=model.quality_kept[source] if source else None,
-        parameters_saved=_parameters_saved(seed, model),
-        speed_gained=_speed_gained(seed, model),
-        forgetting=model.general.kl_to_seed if model.general else None,
-    )
-
-
-def _parameters_saved(seed: ModelFigures, model: ModelFigures) -> float | None:
-    if seed.footprint is None or model.footprint is None:
-        return None
-    return 1 - model.footprint.parameters / seed.footprint.parameters
-
-
-def _speed_gained(seed: ModelFigures, model: ModelFigures) -> float | None:
-    if seed.speed is None or model.speed is None:
-        return None
-    return model.speed.tokens_per_second / seed.speed.tokens_per_second
-
+from axolotl_sdft.evaluation.report.headline import SOURCES, Headline, Tile, headline, is_better
 
 ABSENT = "-"
+_OWN_SECTIONS = ("multiple_choice", "generate_until")
 
 
 @dataclass(frozen=True)
@@ -113,14 +40,18 @@ class Section:
 
 def sections(report: RecoveryReport) -> list[Section]:
     """Return all figures that at least one model has, in the order of a report."""
-    models = report.models
+    models, tasks = report.models, report.task_kinds
     every = (
-        ("Quality kept, in percent of the seed", _quality_rows(models)),
+        ("In percent of the seed model", _relative_rows(models)),
         ("Size and cost", _size_rows(models)),
-        ("Generation", _speed_rows(models)),
-        ("Held-out rows", _held_out_rows(models)),
-        ("Tasks of lm-evaluation-harness", _task_rows(models)),
-        ("General prompts: what was forgotten", _likelihood_rows([model.general for model in models])),
+        ("Speed", _speed_rows(models)),
+        ("Likelihood of held-out answers", _likelihood_rows([model.held_out for model in models])),
+        ("Likelihood of general answers", _likelihood_rows([model.general for model in models])),
+        ("Multiple choice", _task_rows(models, tasks, ("multiple_choice",))),
+        ("Generation", [*_generation_rows(models), *_task_rows(models, tasks, ("generate_until",))]),
+        ("Tool calls", _share_rows("the calls of the reference", [model.tool_calls for model in models])),
+        ("Refusals", _share_rows("answers that refuse", [model.refusals for model in models])),
+        ("Other tasks of lm-evaluation-harness", _task_rows(models, tasks, None)),
         ("As draft of the seed in speculative decoding", _draft_rows(models)),
     )
     filled = ((title, tuple(row for row in rows if any(cell != Cell() for cell in row.cells))) for title, rows in every)
@@ -128,18 +59,20 @@ def sections(report: RecoveryReport) -> list[Section]:
 
 
 def percent_cell(figure: Estimate | None, factor: float = 1.0) -> Cell:
-    """Return a figure as a percentage; ``factor`` is 100 for a share."""
-    return _cell(figure, lambda value: f"{factor * value:.1f} %", lambda end: f"{factor * end:.1f}")
+    """Return a figure as a percentage in three digits; ``factor`` is 100 for a share."""
+    return _cell(figure, lambda value: f"{digits(factor * value)} %", lambda end: digits(factor * end))
 
 
 def plain_cell(figure: Estimate | None) -> Cell:
-    """Return a figure in four digits, and its interval in three."""
-    return _cell(figure, lambda value: digits(value, 4), lambda end: digits(end, 3))
+    """Return a figure and its interval in three digits."""
+    return _cell(figure, digits, digits)
 
 
-def digits(value: float, count: int) -> str:
-    """Return a number in so many digits, whole from a thousand on: ``0.01234``, ``12.34``, ``1,234``."""
-    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.{count}g}"
+def digits(value: float) -> str:
+    """Return a number in three significant digits, whole from a thousand on: ``0.0123``, ``12.0``, ``1,234``."""
+    if 999.5 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}".rstrip(".") if 1e-4 <= abs(value) < 1e3 else f"{value:.3g}"
 
 
 def _cell(figure: Estimate | None, shown: Callable[[float], str], shown_end: Callable[[float], str]) -> Cell:
@@ -150,9 +83,9 @@ def _cell(figure: Estimate | None, shown: Callable[[float], str], shown_end: Cal
     return Cell(shown(figure.value), f"{shown_end(figure.low)} to {shown_end(figure.high)}")
 
 
-def _quality_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
+def _relative_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
     for source, (label, _) in SOURCES.items():
-        yield TableRow(label, tuple(percent_cell(model.quality_kept.get(source)) for model in models))
+        yield TableRow(label, tuple(percent_cell(model.relative_to_seed.get(source)) for model in models))
 
 
 def _size_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
@@ -176,13 +109,28 @@ def _size_cell(model: ModelFigures, field: str, unit: str) -> Cell:
 
 def _speed_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
     speeds = [model.speed for model in models]
-    yield TableRow("tokens per second", tuple(Cell(f"{s.tokens_per_second:,.1f}") if s else Cell() for s in speeds))
+    yield TableRow("tokens per second", tuple(speed_cell(model) for model in models))
     yield TableRow("peak memory", tuple(Cell(short_number(s.peak_bytes, "B")) if s else Cell() for s in speeds))
 
 
-def _held_out_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
-    yield from _likelihood_rows([model.held_out for model in models])
-    yield TableRow("right answers", tuple(percent_cell(model.exact_match, 100) for model in models))
+def speed_cell(model: ModelFigures) -> Cell:
+    """Return the median speed; as interval, the slowest and the fastest round of all models of its shape."""
+    if model.speed is None:
+        return Cell()
+    slowest, fastest = min(model.speed.speeds), max(model.speed.speeds)
+    return _cell(Estimate(model.speed.tokens_per_second, slowest, fastest, len(model.speed.speeds)), digits, digits)
+
+
+def _generation_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
+    yield from _share_rows("right answers", [model.exact_match for model in models])
+    for k in sorted({int(k) for model in models for k in model.pass_at}):
+        yield from _share_rows(f"pass@{k}", [model.pass_at.get(str(k)) for model in models])
+    for prompts, named in (("held_out", "held-out prompts"), ("general", "general prompts")):
+        yield from _share_rows(f"in circles, {named}", [model.repetition.get(prompts) for model in models])
+
+
+def _share_rows(label: str, figures: Sequence[Estimate | None]) -> Iterator[TableRow]:
+    yield TableRow(label, tuple(percent_cell(figure, 100) for figure in figures))
 
 
 def _likelihood_rows(likelihoods: Sequence[LikelihoodFigures | None]) -> Iterator[TableRow]:
@@ -194,18 +142,23 @@ def _likelihood_rows(likelihoods: Sequence[LikelihoodFigures | None]) -> Iterato
     yield TableRow("perplexity of the answers", tuple(plain_cell(f.perplexity if f else None) for f in likelihoods))
 
 
-def _task_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
+def _task_rows(
+    models: Sequence[ModelFigures], task_kinds: Mapping[str, str], wanted: Sequence[str] | None
+) -> Iterator[TableRow]:
+    """Yield the tasks of some kinds; given None, those of all kinds that stand nowhere else."""
     for task in dict.fromkeys(task for model in models for task in model.tasks):
-        yield TableRow(task, tuple(percent_cell(model.tasks.get(task), 100) for model in models))
+        kind = task_kinds.get(task, "")
+        if kind in wanted if wanted is not None else kind not in _OWN_SECTIONS:
+            yield TableRow(task, tuple(percent_cell(model.tasks.get(task), 100) for model in models))
 
 
 def _draft_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
     columns: tuple[tuple[str, Callable[[DraftFigures], str]], ...] = (
-        ("draft tokens accepted", lambda draft: f"{100 * draft.acceptance:.1f} %"),
-        ("tokens per pass of the seed", lambda draft: f"{draft.tokens_per_step:.2f}"),
-        ("tokens per second with draft", lambda draft: f"{draft.tokens_per_second:,.1f}"),
-        ("tokens per second without", lambda draft: f"{draft.tokens_per_second_alone:,.1f}"),
-        ("same answers as without", lambda draft: f"{100 * draft.same_answers:.1f} %"),
+        ("draft tokens accepted", lambda draft: f"{digits(100 * draft.acceptance)} %"),
+        ("tokens per pass of the seed", lambda draft: digits(draft.tokens_per_step)),
+        ("tokens per second with draft", lambda draft: digits(draft.tokens_per_second)),
+        ("tokens per second without", lambda draft: digits(draft.tokens_per_second_alone)),
+        ("same answers as without", lambda draft: f"{digits(100 * draft.same_answers)} %"),
     )
     for label, text in columns:
         yield TableRow(label, tuple(Cell(text(model.drafting)) if model.drafting else Cell() for model in models))
@@ -215,16 +168,29 @@ _LABEL, _COLUMN = 32, 16
 """Columns that a label and a figure take at most."""
 _MODELS_ABREAST = (LINE_WIDTH - _LABEL) // (_COLUMN + 1)
 _INTERVALS = "second lines: 95 % confidence intervals, by bootstrap over rows"
+_SPREAD = "; of tokens per second, the slowest and the fastest round"
+
+CAPABILITIES = (
+    "Multiple choice comes back to about 90 % of the seed model; answers that take steps of reasoning come back last, "
+    "if at all (arXiv 2602.01997). A good likelihood or a good choice says little of what a model writes."
+)
+"""The papers' warning, beside figures by capability."""
 
 
 def text_lines(report: RecoveryReport) -> Iterator[str]:
-    """Yield the headline, the table of all figures, and the notes. More models than fit get a table of their own."""
+    """Yield the headline, the table of all figures, what is missing, and the notes.
+
+    More models than fit get a table of their own.
+    """
     yield from _headline_lines(report)
     for places in _column_groups(len(report.models)):
         yield ""
         yield from _table_lines(report, places)
     if any(cell.interval for section in sections(report) for row in section.rows for cell in row.cells):
-        yield _INTERVALS
+        yield from paragraph_lines(_INTERVALS + (_SPREAD if any(model.speed for model in report.models) else ""))
+    yield from paragraph_lines(CAPABILITIES)
+    for what, reason in report.unmeasured.items():
+        yield from paragraph_lines(f"not measured: {what}: {reason}")
     for note in report.notes:
         yield from paragraph_lines(f"note: {note}")
 
@@ -244,20 +210,33 @@ def _headline_lines(report: RecoveryReport) -> Iterator[str]:
     top = headline(report)
     if top is None:
         return
-    said = []
-    if top.quality is not None and top.source is not None:
-        cell = percent_cell(top.quality)
-        said.append(f"{cell.text} of the seed's quality kept{_interval(cell.interval)}: {SOURCES[top.source][0]}")
-    if top.parameters_saved is not None:
-        said.append(f"{100 * top.parameters_saved:.1f} % fewer parameters")
-    if top.speed_gained is not None:
-        said.append(f"{top.speed_gained:.2f} times the seed's tokens per second")
+    yield from paragraph_lines(f"{top.model.name}: {top.verdict}")
+    for tile in (top.task, top.everything_else):
+        yield from paragraph_lines(f"{tile.title.lower()}: {_tile_text(top, tile)}")
     if top.forgetting is not None:
         cell = plain_cell(top.forgetting)
-        away = f"{cell.text} nats per token from the seed on general prompts"
-        said.append(f"{away}{_interval(cell.interval)}: forgetting")
-    for part in said:
-        yield from paragraph_lines(f"{top.model.name}: {part}")
+        away = f"forgetting: {cell.text} nats per token from the seed model on general prompts"
+        yield from paragraph_lines(f"{away}{_interval(cell.interval)}")
+
+
+def _tile_text(top: Headline, tile: Tile) -> str:
+    if tile.after is None or tile.source is None:
+        return tile.why_none
+    told = f"{change(tile)} {meaning(tile)}: {SOURCES[tile.source][0]}"
+    interval = percent_cell(tile.after).interval
+    return f"{told}; {tile.after.rows:,} rows" + (f", interval {interval}" if interval else "")
+
+
+def change(tile: Tile) -> str:
+    """Return a headline figure, with that of the pruned model before it: ``63.0 → 98.0 %``."""
+    before = "" if tile.before is None else f"{digits(tile.before.value)} → "
+    return f"{before}{percent_cell(tile.after).text}"
+
+
+def meaning(tile: Tile) -> str:
+    """Return what a headline figure is a percentage of; above 100 it is not called a share."""
+    is_above = tile.after is not None and is_better(tile.after)
+    return "of the seed model's: better than the seed model on this measure" if is_above else "of the seed model's"
 
 
 def _interval(text: str) -> str:

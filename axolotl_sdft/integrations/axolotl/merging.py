@@ -10,7 +10,7 @@ from axolotl_sdft.core.errors import CheckpointError, ConfigError, error_context
 from axolotl_sdft.core.model_folder import holds_model, is_adapter, resolve_seed
 from axolotl_sdft.evaluation.merging.merge import OUTPUT_KEY, MergeTask, NamedModel, fingerprinted_folder
 from axolotl_sdft.evaluation.merging.sweep import Candidate, choice_lines, choose, sweep_lines
-from axolotl_sdft.evaluation.report.table import SEED
+from axolotl_sdft.evaluation.report.headline import SEED
 from axolotl_sdft.evaluation.spec import ReportedModel
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks, seed_dir_of
 from axolotl_sdft.integrations.axolotl.pruned_base import is_pruned_already, output_dir_of, pruned_dir_of
@@ -165,6 +165,7 @@ def _sweep_measuring(cfg: Any, folders: dict[float, Path], root: Path) -> "Recov
     return RecoverySpec(
         models=(ReportedModel(SEED, seed_dir_of(cfg)), *merged),
         config=_likelihood_only(report),
+        has_answers=False,
         output_dir=root,
         held_out=rows.targets,
         notes=rows.notes,

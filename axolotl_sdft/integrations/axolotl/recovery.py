@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import RecoveryReportConfig, RowsConfig
+from axolotl_sdft.core.cards import public_name
 from axolotl_sdft.core.errors import ConfigError, DatasetError, UnknownNameError
 from axolotl_sdft.core.model_folder import holds_model
 from axolotl_sdft.core.terminal import tells_what_is_kept
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, stored_rows
-from axolotl_sdft.evaluation.report.table import SEED, TRAINED
+from axolotl_sdft.evaluation.report.headline import PRUNED, SEED, TRAINED
 from axolotl_sdft.evaluation.spec import ReportedModel
 from axolotl_sdft.inference.interfaces import Target
 from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, read_blocks, seed_dir_of, seed_of
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-PRUNED = "pruned"
 HELD_OUT_KEY = "recovery_report.held_out"
 _DEFAULT_FOLDER = "recovery_report"
 _NO_ROWS = (
@@ -112,13 +112,20 @@ def recovery_spec(cfg: Any) -> "RecoverySpec":
         output_dir=_output_dir(cfg, config),
         held_out=rows.targets,
         notes=(*missing, *rows.notes),
-        provenance={"seed_model": seed_of(cfg)[0], "held_out_rows": rows.source},
+        provenance={"seed_model": seed_of(cfg)[0], "data": data_name(cfg, config), "held_out_rows": rows.source},
         trust_remote_code=bool(cfg.get("trust_remote_code")),
         template_arguments=template_arguments(cfg, config),
         chat_template=missing_chat_template(cfg, seed_dir_of(cfg)),
     )
     check_report(spec)
     return spec
+
+
+def data_name(cfg: Any, config: RecoveryReportConfig) -> str:
+    """Return what the data of a configuration is called in a title: Hub ids, and of local paths the last part."""
+    trained = [entry.get("path") for entry in cfg.get("datasets") or () if isinstance(entry, Mapping)]
+    names = [public_name(str(path)) for path in trained or [config.held_out.path] if path]
+    return ", ".join(dict.fromkeys(names))
 
 
 def template_arguments(cfg: Any, config: RecoveryReportConfig) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from axolotl_sdft.config.evaluation import SpeedConfig
 from axolotl_sdft.core.errors import BackendError, ConfigError
 from axolotl_sdft.evaluation.measures import speed
-from axolotl_sdft.evaluation.measures.speed import check_speed, measure_speed
+from axolotl_sdft.evaluation.measures.speed import check_speed, measure_speed, shared_by_shape
 from axolotl_sdft.evaluation.spec import ReportedModel
 
 MODELS = [ReportedModel("seed", "seed_dir"), ReportedModel("pruned", "pruned_dir")]
@@ -54,7 +54,7 @@ def test_two_models_are_measured_in_processes_of_their_own(tiny, tmp_path, monke
     for figures in found.values():
         assert figures.tokens_per_second > 0
         assert 50e6 < figures.peak_bytes < 5e9  # Python and torch alone take more than the model
-        assert (figures.prompt_tokens, figures.new_tokens, figures.rounds) == (5, 3, 1)
+        assert (figures.prompt_tokens, figures.new_tokens, len(figures.speeds)) == (5, 3, 1)
         assert figures.device == "cpu, 1 threads"
 
 
@@ -64,6 +64,20 @@ def test_models_take_turns_and_medians_count(injected):
     assert asked == ["seed", "pruned"] * 3
     assert {name: figures.tokens_per_second for name, figures in found.items()} == {"seed": 4.0, "pruned": 8.0}
     assert {name: figures.peak_bytes for name, figures in found.items()} == {"seed": 2000, "pruned": 1000}
+
+
+def test_models_of_one_shape_share_the_median_over_the_rounds_of_both(injected):
+    injected({"seed": [1.0, 1.0, 1.0], "pruned": [0.5, 0.25, 0.5], "trained": [0.25, 0.25, 1.0]})
+    found = measure_speed([*MODELS, ReportedModel("trained", "out")], SpeedConfig(new_tokens=2, rounds=3), "auto")
+
+    shared = shared_by_shape(found, {"seed": (30,), "pruned": (24,), "trained": (24,)})
+
+    # 2 new tokens in 0.25 s are 8 a second: 4, 8, 4 of one model, 8, 8, 2 of the other.
+    assert shared["pruned"] == shared["trained"]
+    assert (shared["pruned"].tokens_per_second, shared["pruned"].speeds) == (6.0, (4.0, 8.0, 4.0, 8.0, 8.0, 2.0))
+    assert shared["pruned"].peak_bytes == 375  # in the middle of 500 and 250
+    assert shared["seed"] == found["seed"]
+    assert shared_by_shape(found, {"pruned": None, "trained": None}) == found
 
 
 def test_nothing_is_measured_in_no_rounds(injected):
