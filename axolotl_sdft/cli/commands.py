@@ -225,7 +225,7 @@ def sdft_merge(cfg: Any, ratio: float | None, sweep: bool) -> None:
 def recovery_report(cfg: Any, as_json: bool) -> Any:
     """Measure what pruning took from the model of CONFIG and training gave back.
 
-    Seed, pruned and trained model side by side: size, speed, quality kept, forgetting. Written as report.html,
+    Seed, pruned and trained model side by side: size, speed, the task, everything else. Written as report.html,
     report.json and a section for the model card. What was measured before is found again.
     """
     from axolotl_sdft.integrations.axolotl.recovery import report_alone, report_record

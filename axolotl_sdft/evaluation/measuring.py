@@ -106,7 +106,7 @@ class Measuring:
         self._unload()
         tasks = {model.name: self._tasks(model) for model in models}
         footprints = {model.name: self._footprint(model) for model in models}
-        speeds = shared_by_shape(self._speeds(models), footprints)
+        speeds = shared_by_shape(self._speeds(models), {model.name: self._shape(model, footprints) for model in models})
         seed_rows = beside[self._spec.seed.name].rows(tasks[self._spec.seed.name])
         self._note_worthless_sources(seed_rows)
         return [
@@ -157,6 +157,10 @@ class Measuring:
         except SdftError as err:
             self.notes.append(f"{model.name}: its size can't be told: {err}")
             return None
+
+    def _shape(self, model: ReportedModel, footprints: Mapping[str, Footprint | None]) -> Footprint | None:
+        """Return what models that take the same time share; None where an adapter stays beside its base model."""
+        return None if model.is_adapter and self._config.load_in_4bit else footprints[model.name]
 
     def _beside_seed(self, model: ReportedModel) -> "_BesideSeed":
         return _BesideSeed(

@@ -7,13 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from axolotl_sdft.distillation.checks.function_calls import find_calls, function_call
+from axolotl_sdft.distillation.checks.function_calls import function_call
 from axolotl_sdft.distillation.checks.loops import repetition
 from axolotl_sdft.distillation.checks.refusals import refusal
 from axolotl_sdft.distillation.generation.selection import rejection_by_calls, without_thinking
 from axolotl_sdft.distillation.interfaces import AnswerCheck
 from axolotl_sdft.evaluation.measures.answer_accuracy import answered_rightly
 from axolotl_sdft.inference.call_markup import call_marks
+from axolotl_sdft.inference.function_calls import is_calls_alone
 from axolotl_sdft.inference.interfaces import Answer, Target
 
 
@@ -57,15 +58,7 @@ def makes_calls(reference: str) -> bool:
 
     A call within prose, such as ``print(x)`` in an explanation of a program, is talked about and not made.
     """
-    if call_marks(reference):
-        return True
-    lines = [line for line in reference.strip().strip("`").splitlines() if line.strip()]
-    return bool(lines) and all(_is_one_call(line.strip()) for line in lines)
-
-
-def _is_one_call(line: str) -> bool:
-    calls = find_calls(line)
-    return len(calls) == 1 and calls[0].source == line.rstrip(";")
+    return bool(call_marks(reference)) or is_calls_alone(reference)
 
 
 def makes_the_same_calls(answer: Answer, target: Target) -> bool:
