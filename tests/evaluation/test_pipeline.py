@@ -1,6 +1,7 @@
 """The measures together, on a tiny random Llama: what is kept, found again, noted and refused."""
 
 import dataclasses
+import gc
 import json
 import math
 import shutil
@@ -23,6 +24,14 @@ from tests.evaluation.reports import full_report, likelihood
 
 TARGETS = tuple(Target(({"role": "user", "content": f"Say {n}."},), f"It is {n}.") for n in range(4))
 SMALL = {"general_prompts": {"num_samples": 2, "max_new_tokens": 4}, "speed": {"rounds": 0}, "bootstrap_samples": 50}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_not_collected():
+    """Each model that is freed collects garbage: going through all that was imported takes longer than the tests."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

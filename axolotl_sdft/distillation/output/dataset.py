@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from axolotl_sdft.core.artifacts import atomic_folder, package_versions, read_json, write_json
 from axolotl_sdft.core.callables import callable_name
+from axolotl_sdft.core.cards import public_name
 from axolotl_sdft.core.errors import DatasetError, SdftError, first_line
 from axolotl_sdft.core.safe_output import masked
 from axolotl_sdft.core.texts import shortened
@@ -28,11 +29,9 @@ from axolotl_sdft.distillation.generation.selection import (
     DatasetStats,
     judge_row,
 )
-from axolotl_sdft.distillation.output.advice import advice_for
 from axolotl_sdft.distillation.output.card import write_card
-from axolotl_sdft.distillation.output.gap import measure_gap
-from axolotl_sdft.distillation.output.report import REPORT_FILE, lengths, write_report
-from axolotl_sdft.distillation.output.report_figures import ReportFigures
+from axolotl_sdft.distillation.output.gap import ReportFigures, measure_gap
+from axolotl_sdft.distillation.output.report import REJECTED_FILE, REPORT_FILE, advice_for, lengths, write_report
 from axolotl_sdft.distillation.rows.left_alone import rewritten_of
 from axolotl_sdft.distillation.spec import INCOMPLETE, SUMMARY_FILE, DistillationSpec
 from axolotl_sdft.inference.interfaces import Backend
@@ -72,14 +71,17 @@ def build_dataset(spec: DistillationSpec, backend: Backend, judging: Judging, fo
     if (spec.dataset_dir / UNANSWERED_FILE).exists():
         shutil.rmtree(spec.dataset_dir)
     tally, is_kept = DatasetStats(), np.ones(len(spec.dataset), np.bool_)
-    figures = ReportFigures(int(spec.content.num_targets.sum()))
     target = spec.dataset_dir
     with suppress(_NothingNewError), ExitStack() as stack:
         stack.enter_context(_quiet_datasets())
         folder = stack.enter_context(atomic_folder(spec.dataset_dir, lambda: target))
         # Inside the unfinished folder, so that what a kill leaves goes with it.
         scratch = stack.enter_context(TemporaryDirectory(dir=folder))
-        distilled = _judged(spec, judging, tally, figures, is_kept, f"{scratch}/rows.arrow")
+        with (folder / REJECTED_FILE).open("w", encoding="utf-8") as rejected:
+            figures = ReportFigures(int(spec.content.num_targets.sum()), rejected)
+            distilled = _judged(spec, judging, tally, figures, is_kept, f"{scratch}/rows.arrow")
+        if not tally.rejections:
+            (folder / REJECTED_FILE).unlink()
         lacking = {"failed": judging.num_failed, "not_judged": judging.num_outages}
         if any(lacking.values()) and _is_answered(tally):
             target = spec.root / f"{spec.dataset_dir.name}{INCOMPLETE}{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}"
@@ -215,6 +217,7 @@ def _provenance(spec: DistillationSpec) -> dict[str, Any]:
     return {
         "method": "self-distilled dataset (SDFT, arXiv 2402.13669)",
         "dataset": spec.where,
+        "source": public_name(str(spec.dataset_config.get("path") or spec.where)),
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "seed_model": spec.seed_name,
         "seed_model_fingerprint": spec.seed_fingerprint,

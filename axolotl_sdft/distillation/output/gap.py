@@ -1,26 +1,27 @@
-"""Measures the distribution gap that self-distillation closes (SDFT, arXiv 2402.13669).
+"""What the report of a distilled dataset shows: the distribution gap (SDFT, arXiv 2402.13669), samples, rejections.
 
 The gap of an answer is its mean negative log-likelihood under the seed model, in nats per token: how much the answer
 surprises the model that is to be trained on it.
 """
 
 import heapq
+import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from axolotl_sdft.core.errors import PluginError, SdftError, first_line
-from axolotl_sdft.core.texts import evenly_spaced
+from axolotl_sdft.core.texts import evenly_spaced, words
 from axolotl_sdft.distillation.digest import as_rows
-from axolotl_sdft.distillation.generation.selection import REASONS_COLUMN
-from axolotl_sdft.distillation.output.report_figures import Pair
+from axolotl_sdft.distillation.generation.selection import REASONS_COLUMN, RowVerdict, Selection
 from axolotl_sdft.inference.interfaces import Backend, Target
 
 if TYPE_CHECKING:
@@ -32,6 +33,103 @@ LOG = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 256
 _NUM_WIDEST = 10
+NUM_PAIRS = 20
+EXAMPLES_PER_CHECK = 2
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One trained answer, before and after."""
+
+    row: int
+    """Row of the dataset as it was before rewriting, counted from 0."""
+
+    turn: int
+    """Which trained answer of the row, counted from 0."""
+
+    num_turns: int
+    """Trained answers of the row."""
+
+    target: Target
+    """The original answer with its context."""
+
+    answer: str | None
+    """What the seed model wrote; None where that was not looked up."""
+
+    fate: Literal["taken", "rejected", "dropped"]
+    """Whether the answer takes the place of the original one, fails a check, or goes with its row for another one's."""
+
+    verdict: str
+    """The same for a person, with the reason."""
+
+
+class ReportFigures:
+    """Word counts of all trained answers, evenly spaced sample pairs, and the first rejections of each check.
+
+    Args:
+        num_answers: How many trained answers all rows together hold.
+        rejected: Takes each rejected answer as a line of JSON, whether it is shown or not.
+    """
+
+    def __init__(self, num_answers: int, rejected: IO[str] | None = None) -> None:
+        self._sampled = frozenset(evenly_spaced(num_answers, NUM_PAIRS))
+        self._rejected = rejected
+        self._seen = 0
+        self.pairs: list[Pair] = []
+        self.examples: dict[str, list[Pair]] = {}
+        """Rejected answers by the name of the check."""
+        self.words_before: Counter[int] = Counter()
+        """How many original answers have so many words; of rows that are kept."""
+        self.words_after: Counter[int] = Counter()
+        """The same of the answers as they will be trained."""
+
+    def add(self, row: int, verdict: RowVerdict, is_dropped: bool) -> None:
+        """Take in a row. All rows must come, in order."""
+        for turn, settlement in enumerate(verdict.settlements):
+            if not is_dropped:
+                self._count_words(settlement)
+            is_sampled = self._seen in self._sampled
+            self._seen += 1
+            others = self.examples.setdefault(settlement.rejections[-1][0], []) if settlement.answer is None else None
+            if not is_sampled and (others is None or (self._rejected is None and len(others) >= EXAMPLES_PER_CHECK)):
+                continue
+            pair = _pair(row, turn, verdict, is_dropped)
+            if is_sampled:
+                self.pairs.append(pair)
+            if others is not None and len(others) < EXAMPLES_PER_CHECK:
+                others.append(pair)
+            if others is not None and self._rejected is not None:
+                self._rejected.write(f"{json.dumps(_as_line(pair, settlement))}\n")
+
+    def _count_words(self, settlement: Selection) -> None:
+        before = len(words(settlement.target.reference))
+        self.words_before[before] += 1
+        self.words_after[before if settlement.answer is None else len(words(settlement.answer.text))] += 1
+
+
+def _pair(row: int, turn: int, verdict: RowVerdict, is_dropped: bool) -> Pair:
+    settlement = verdict.settlements[turn]
+    text = "" if settlement.shown_answer is None else settlement.shown_answer.text
+    pair = partial(Pair, row, turn, len(verdict.settlements), settlement.target, text)
+    if settlement.attempt is None:
+        return pair("rejected", f"{'row dropped' if is_dropped else 'original kept'}: {settlement.reason}")
+    if is_dropped:
+        return pair("dropped", "row dropped for another answer of it")
+    return pair("taken", f"rewritten, attempt {settlement.attempt + 1}" if settlement.attempt else "rewritten")
+
+
+def _as_line(pair: Pair, settlement: Selection) -> dict[str, Any]:
+    """Return a rejected answer as the file of all of them holds it."""
+    check, reason = settlement.rejections[-1]
+    return {
+        "row": pair.row,
+        "answer": pair.turn,
+        "check": check,
+        "reason": reason,
+        "prompt": pair.target.instruction,
+        "original": pair.target.reference,
+        "rejected": pair.answer,
+    }
 
 
 @dataclass(frozen=True)

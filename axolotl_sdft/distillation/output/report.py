@@ -4,6 +4,7 @@ No script, no network, no picture files. All of it goes through escaping, whatev
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,36 @@ from markupsafe import Markup
 
 from axolotl_sdft.core.pictures import Counts, expanded, histograms, note_on_pictures
 from axolotl_sdft.core.texts import page_template
-from axolotl_sdft.distillation.output.advice import WAY_OUT
 from axolotl_sdft.distillation.output.card import publish_commands
-from axolotl_sdft.distillation.output.gap import Gap
-from axolotl_sdft.distillation.output.report_figures import ReportFigures
+from axolotl_sdft.distillation.output.gap import Gap, ReportFigures
 from axolotl_sdft.distillation.rows.left_alone import rewritten_of
 
 REPORT_FILE = "report.html"
+REJECTED_FILE = "rejected.jsonl"
+"""Holds all rejected answers, of which the page shows the first."""
 
 _TEMPLATE_FILE = "report.html.jinja"
 _SHOWN_CHARS = 1600
+_LOW_ACCEPTANCE = 0.5
+_FEWEST_ANSWERS = 20  # of fewer a share says little
+
+WAY_OUT = {
+    "truncated": "raise generation.max_new_tokens, or choose a template that asks for less",
+    "leak": "choose another template, or show worked examples (examples)",
+    "repetition": "set generation.temperature, such as 0.7, or max_attempts above 1",
+    "refusal": "choose a template that shows the reference; a seed model that declines most prompts is not suited",
+    "empty": "look at a few rows with axolotl self-distill --dry-run 5",
+    "language": "choose a template of your own in the language of the rows",
+    "length_ratio": "choose another template, or wider bounds",
+    "numeric_answer": "set template: mathematics, or a list of templates, and max_attempts above 1",
+    "arithmetic": "set max_attempts above 1",
+    "function_call": "set template: function_calls, and max_attempts above 1",
+    "code": "set template: code, and max_attempts above 1",
+    "exact_match": "set max_attempts above 1, or normalized_match",
+    "normalized_match": "set max_attempts above 1",
+    "failed": "start again to have them tried again",
+}
+"""By the name of the check that rejected an answer, or ``failed``; keys are those of ``self_distillation``."""
 
 
 def write_report(folder: Path, dataset_dir: Path, summary: dict[str, Any], figures: ReportFigures, gap: Gap) -> None:
@@ -44,7 +65,8 @@ def render_report(dataset_dir: Path, summary: dict[str, Any], figures: ReportFig
     """Return the page."""
     return page_template(__package__, _TEMPLATE_FILE).render(
         dataset_dir=str(dataset_dir),
-        name=dataset_dir.name,
+        name=str(summary["provenance"].get("source") or dataset_dir.name),
+        rejected_file=REJECTED_FILE,
         summary=summary,
         rewritten=rewritten_of(summary),
         way_out=WAY_OUT,
@@ -107,3 +129,39 @@ def _chart(
 
 def _median(counts: Counts) -> float:
     return float(np.median(expanded(counts)))
+
+
+def advice_for(summary: Mapping[str, Any]) -> list[str]:
+    """Return sentences about what went badly, each with a way out; none where it went well.
+
+    Args:
+        summary: ``summary.json`` with its counts and the gap.
+    """
+    return [*_about_acceptance(summary), *_about_the_gap(summary.get("gap"))]
+
+
+def _about_acceptance(summary: Mapping[str, Any]) -> list[str]:
+    turns, acceptance = summary["turns"], summary["acceptance"]
+    if turns < _FEWEST_ANSWERS or acceptance >= _LOW_ACCEPTANCE:
+        return []
+    reasons = [
+        f"{name} {count}" + (f" ({WAY_OUT[name]})" if name in WAY_OUT else "")
+        for name, count in summary["rejections"].items()
+    ]
+    return [
+        f"only {acceptance:.0%} of the answers were accepted, so most of the training is on original answers; rejected "
+        f"by {'; '.join(reasons)}"
+    ]
+
+
+def _about_the_gap(gap: Mapping[str, Any] | None) -> list[str]:
+    if gap is None or gap["answers"] < _FEWEST_ANSWERS:
+        return []
+    before, after = gap["nats_per_token_before"], gap["nats_per_token_after"]
+    if after <= before:
+        return []
+    return [
+        f"the distribution gap grew from {before:.2f} to {after:.2f} nats per token: rewritten answers surprise the "
+        "seed model more than the original ones. Sampled answers do (lower generation.temperature or top_p), and those "
+        "of a template that the model hardly understands (choose another, or show worked examples)"
+    ]

@@ -1,7 +1,7 @@
 import pytest
 
 from axolotl_sdft.distillation.checks import BUILT_IN
-from axolotl_sdft.distillation.output.advice import WAY_OUT, advice_for
+from axolotl_sdft.distillation.output.report import WAY_OUT, advice_for
 
 GOOD_GAP = {"answers": 64, "nats_per_token_before": 2.5, "nats_per_token_after": 1.5}
 

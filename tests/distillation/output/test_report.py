@@ -1,3 +1,4 @@
+import io
 import json
 import sys
 from dataclasses import replace
@@ -10,9 +11,15 @@ from hypothesis import strategies as st
 
 from axolotl_sdft.core.texts import duration
 from axolotl_sdft.distillation.generation.selection import RowVerdict, Selection
-from axolotl_sdft.distillation.output.gap import Gap, MeasuredAnswer
+from axolotl_sdft.distillation.output.gap import (
+    EXAMPLES_PER_CHECK,
+    NUM_PAIRS,
+    Gap,
+    MeasuredAnswer,
+    Pair,
+    ReportFigures,
+)
 from axolotl_sdft.distillation.output.report import lengths, render_report
-from axolotl_sdft.distillation.output.report_figures import EXAMPLES_PER_CHECK, NUM_PAIRS, Pair, ReportFigures
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.inference.interfaces import Answer, Target
@@ -110,19 +117,31 @@ def test_the_report_of_a_run_stands_beside_its_summary(tmp_path, seed_dir):
     for shown in (
         "dataset, rewritten by org/seed",
         "88.9 % of the answers rewritten: 8 of 9",
-        "8.00 to 27.56 nats per token under the seed model",
-        "2 to 7 words, median answer",
+        "8.00 → 27.56 nats per token under the seed model",
+        "2 → 7 words, median answer",
         "no_seven 1 11.1 %",
         "Rejected by no_seven: the first 1 of 1",
         "original kept: no_seven: holds 7",
         "The gap narrowed for 0.0 % of the sampled answers",
         "9 of 9, spread evenly",
+        f"Self-distilled dataset dataset {spec.dataset_dir}",
+        "are in rejected.jsonl beside this page",
         f"folder = '{spec.dataset_dir}'",
     ):
         assert shown in page.text
     assert page.tags.count("svg") == 2
     assert page.tags.count("meter") == 1
     assert page.tags.count("article") == 1 + 9 + 9  # the rejected one, the widest gaps, the samples
+    (line,) = (spec.dataset_dir / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "row": 7,
+        "answer": 0,
+        "check": "no_seven",
+        "reason": "holds 7",
+        "prompt": "Question 7",
+        "original": "Answer 7",
+        "rejected": "2 messages, the last ends in 7",
+    }
 
 
 @pytest.mark.usefixtures("echo_plugin")
@@ -135,6 +154,7 @@ def test_the_summary_adds_lengths_and_the_gap_of_each_sampled_answer(tmp_path, s
     assert summary["lengths"] == {"median_words_before": 2.0, "median_words_after": 7.0}
     assert summary["gap"]["rows"] == [{"row": row, "turn": 0, "before": 8.0, "after": 30.0} for row in range(3)]
     assert summary["gap"]["closed_share"] == 0.0
+    assert not (spec.dataset_dir / "rejected.jsonl").exists()  # where nothing was rejected
 
 
 def page_full_of(text, folder):
@@ -152,8 +172,9 @@ def test_hostile_texts_are_shown_and_do_nothing(tmp_path):
 
     assert page.tags == harmless.tags
     assert page.attributes == harmless.attributes
-    assert not {"script", "img", "link", "iframe", "a"} & set(page.tags)
-    assert not {"src", "href"} & page.attributes
+    assert not {"script", "img", "link", "iframe"} & set(page.tags)
+    assert page.tags.count("a") == 1  # to the file of all rejected answers
+    assert "src" not in page.attributes
     assert not any(name.startswith("on") for name in page.attributes)
     assert '<script>alert(1)</script><img src=x onerror="alert(2)">' in page.text
     assert "{{ 7 * 7 }}{% raw %}&lt;b&gt;" in page.text
@@ -216,6 +237,29 @@ def test_samples_are_few_and_evenly_spread_however_many_rows_there_are(num_rows,
     assert [pair.row for pair in figures.pairs] == [place * num_rows // count for place in range(count)]
     assert all(len(pairs) <= EXAMPLES_PER_CHECK for pairs in figures.examples.values())
     assert sum(figures.words_before.values()) == num_rows
+
+
+def test_all_rejected_answers_are_written_whether_they_are_shown_or_not():
+    file = io.StringIO()
+    figures = ReportFigures(5, file)
+    for index in range(4):
+        figures.add(
+            index, RowVerdict({}, (replace(refused(), shown_answer=Answer("no", "stop", 1)),)), is_dropped=False
+        )
+    figures.add(4, RowVerdict({}, (replace(taken(), shown_answer=taken().answer),)), is_dropped=False)
+
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [line["row"] for line in lines] == [0, 1, 2, 3]
+    assert lines[3]["reason"] == "says so"
+    assert len(figures.examples["leak"]) == EXAMPLES_PER_CHECK
+
+
+def test_name_and_path_stand_in_the_title_and_advice_with_each_reason(tmp_path):
+    figures = figures_of([refused()])
+    provenance = summary_of(figures)["provenance"] | {"source": "org/rows"}
+    text = render_report(tmp_path / "distilled-0123", summary_of(figures, provenance=provenance), figures, Gap())
+    assert f"<title>Self-distilled dataset org/rows, {tmp_path}/distilled-0123: 66.7 %" in text
+    assert "What helps: choose another template, or show worked examples (examples)." in Page(text).text
 
 
 def test_each_check_shows_its_first_two_rejected_answers():
