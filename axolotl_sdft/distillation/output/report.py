@@ -123,7 +123,7 @@ def _chart(
     title: str, middle: str, both: tuple[Counts, Counts], middles: tuple[float, float], axis: str
 ) -> Distribution:
     picture = histograms(*both, middles, f"{title}, {middle}", axis)
-    before, after = (f"{value:.4g} {axis}" for value in middles)
+    before, after = (f"{value:.3g} {axis}" if value < 999.5 else f"{value:,.0f} {axis}" for value in middles)
     return Distribution(title, middle, before, after, picture)
 
 

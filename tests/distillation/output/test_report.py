@@ -317,4 +317,4 @@ def test_each_reason_has_a_way_out_and_what_went_badly_stands_above(tmp_path):
     figures = figures_of([])
     text = render_report(tmp_path, summary_of(figures, advice=["the gap grew"]), figures, Gap(why_unknown="x"))
     assert "Warning: the gap grew." in text
-    assert "<td>choose another template, or show worked examples (examples)</td>" in text
+    assert '<td class="long">choose another template, or show worked examples (examples)</td>' in text
