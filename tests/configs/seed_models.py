@@ -1,7 +1,4 @@
-"""The sizes of the models that the shipped configurations name, as their ``config.json`` on the Hub says.
-
-``parameters`` is the number that the model's page gives, against which the sizes are checked.
-"""
+"""The sizes of the models that the shipped configurations name, as their ``config.json`` on the Hub gives them."""
 
 
 def _sizes(model_type, architecture, hidden, layers, heads, kv_heads, inner, vocabulary, **others):
@@ -39,12 +36,15 @@ SEED_MODELS = {
         "llama", _LLAMA, 3072, 28, 24, 8, 8192, 128256, head_dim=128, tie_word_embeddings=True
     ),
     "microsoft/phi-2": _sizes("phi", "PhiForCausalLM", 2560, 32, 32, 32, 10240, 51200),
-    "mistralai/Mistral-7B-Instruct-v0.2": _sizes("mistral", _MISTRAL, 4096, 32, 32, 8, 14336, 32000),
     "mistralai/Mistral-7B-Instruct-v0.3": _sizes("mistral", _MISTRAL, 4096, 32, 32, 8, 14336, 32768),
     "mistralai/Mistral-Small-24B-Instruct-2501": _sizes(
         "mistral", _MISTRAL, 5120, 40, 32, 8, 32768, 131072, head_dim=128
     ),
+    "models/SmolLM2-135M-Instruct": _sizes(
+        "llama", _LLAMA, 576, 30, 9, 3, 1536, 49152, tie_word_embeddings=True, head_dim=64
+    ),
 }
+"""By ``base_model``."""
 
 PARAMETERS = {
     "HuggingFaceTB/SmolLM3-3B": 3_075_098_624,
@@ -54,9 +54,12 @@ PARAMETERS = {
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
     "google/gemma-3-4b-it": 4_300_079_472,
     "meta-llama/Llama-2-7b-chat-hf": 6_738_415_616,
+    "meta-llama/Llama-2-7b-hf": 6_738_415_616,
     "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
     "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
     "microsoft/phi-2": 2_779_683_840,
     "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
     "mistralai/Mistral-Small-24B-Instruct-2501": 23_572_403_200,
+    "models/SmolLM2-135M-Instruct": 134_515_008,
 }
+"""How many parameters the page of each model on the Hub gives."""

@@ -12,18 +12,26 @@ from axolotl.integrations.base import PluginManager
 from axolotl.utils.dict import DictDefault
 
 from axolotl_sdft.configs.catalogue import REQUIRED_KEYS, read_description
+from axolotl_sdft.configs.memory_plan import GIGABYTE, MemoryPlan, compute_dtype, memory_needs, stated_gpus
 from axolotl_sdft.distillation.checks import resolve_checks
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.templates import resolve_template
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
 from axolotl_sdft.integrations.axolotl.compat import validate_early
 from axolotl_sdft.integrations.axolotl.rules import check_rules
+from axolotl_sdft.pruning.planning.model_shape import read_model_shape
+from tests.configs.seed_models import PARAMETERS, SEED_MODELS
 from tests.distillation.rows.test_formats_against_axolotl import assert_trains_the_answers, parts, tokenized
+from tests.pruning.without_content import runs_without_content
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "example_configs"
 EXAMPLES = sorted(FOLDER.rglob("*.yml"))
 SELF_DATA = sorted((FOLDER / "self-data-distillation").glob("*.yml"))
+LLAMA_3_OPENING = (
+    "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+    "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{instruction}"
+)
 LEAST = {
     **{"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 0.001, "num_epochs": 1},
     "datasets": [{"path": "rows.jsonl", "type": "alpaca"}],
@@ -96,10 +104,102 @@ def test_an_example_is_valid_and_its_local_data_is_there(path):
 @each_example(EXAMPLES)
 def test_an_example_says_what_it_does_what_it_needs_and_whose_settings_it_has(path):
     described = read_description(path.read_text())
-    assert set(described) >= {*REQUIRED_KEYS, "settings"}
+    assert set(described) >= {*REQUIRED_KEYS, "settings", "memory", "run"}
     assert "our" in described["settings"].lower()
-    if "GB" in described["needs"]:
+    if is_for_gpus(path):
         assert "Estimates, not measured" in described["needs"]
+
+
+@each_example(EXAMPLES)
+def test_an_example_says_in_two_lines_what_was_run_and_what_was_not(path):
+    run = read_description(path.read_text())["run"]
+    assert run.startswith("Never on a GPU. Checked: " if is_for_gpus(path) else "On two CPU cores")
+    assert "ever on a GPU" in run
+    assert len(run) < 240
+
+
+def is_for_gpus(path):
+    return stated_gpus(read_description(path.read_text())["needs"]) is not None
+
+
+MODELS = sorted({yaml.safe_load(path.read_text())["base_model"] for path in EXAMPLES})
+
+
+@pytest.mark.parametrize("model", MODELS)
+@runs_without_content
+def test_each_stage_fits_the_gpu_that_is_named_and_takes_the_memory_that_is_written(model):
+    """All configurations of a model at once, since counting what it is made of takes seconds."""
+    shapes = {}
+    for path in EXAMPLES:
+        config, described = yaml.safe_load(path.read_text()), read_description(path.read_text())
+        if config["base_model"] != model:
+            continue
+        dtype = compute_dtype(config)
+        shape = shapes[dtype] = shapes.get(dtype) or read_model_shape(SEED_MODELS[model], dtype)
+        gpus = stated_gpus(described["needs"])
+        needs = memory_needs(config, read_blocks(config), shape, gpus.count if gpus else 1)
+        assert list(MemoryPlan(tuple(needs), gpus).findings()) == []
+        figures, _, said = described["memory"].partition(" GB on each GPU" if gpus else " GB of main memory")
+        assert said == "; calculated by axolotl sdft-configs check, not measured."
+        written = dict(figure.removesuffix(" GB").split(" ") for figure in figures.split(", "))
+        assert list(written) == [need.stage for need in needs]
+        for need in needs:  # versions of transformers keep a little more or less for the backward pass
+            assert float(written[need.stage]) == pytest.approx(need.total / GIGABYTE, rel=0.05, abs=0.06)
+    assert shape.parameters == PARAMETERS[model]
+
+
+@each_example([path for path in EXAMPLES if not is_for_gpus(path)])
+def test_an_example_for_a_cpu_needs_nothing_of_a_gpu(path):
+    config = yaml.safe_load(path.read_text())
+    assert config["bf16"] is False
+    assert config["dataset_num_proc"] == 1
+    kernels = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+    assert [config.get(kernel) for kernel in kernels] == [False] * 4  # on by themselves, and written for GPUs
+    assert not {"attn_implementation", "load_in_4bit", "load_in_8bit", "tf32"} & config.keys()
+
+
+@each_example([path for path in EXAMPLES if is_for_gpus(path)])
+def test_an_example_for_gpus_has_what_saves_their_time_and_memory(path):
+    config = yaml.safe_load(path.read_text())
+    assert (config["bf16"], config["tf32"]) == ("auto", True)
+    assert config.get("gradient_checkpointing") or config["fsdp_config"]["activation_checkpointing"]
+    # Packed rows must not see each other, which torch's own attention does not ensure in bf16.
+    assert config["attn_implementation"] == ("flash_attention_2" if config["sample_packing"] else "sdpa")
+    if path.parent.name not in ("sdft", "dynsdpb"):  # whose authors count their batches in rows
+        assert config["sample_packing"] is True
+
+
+@each_example(EXAMPLES)
+def test_rows_that_are_held_out_are_also_measured(path):
+    config = yaml.safe_load(path.read_text())
+    assert bool(config.get("val_set_size")) == ("evals_per_epoch" in config)
+
+
+@each_example(EXAMPLES)
+def test_dynsdpb_has_noise_to_be_consistent_under(path):
+    config = yaml.safe_load(path.read_text())
+    if "dynsdpb" in config and config.get("adapter"):
+        assert config["lora_dropout"] > 0
+
+
+@each_example(EXAMPLES)
+def test_llama_3_is_trained_on_the_prompt_that_its_chat_template_writes(path):
+    """It puts a system message with a date before the first question."""
+    config = yaml.safe_load(path.read_text())
+    for entry in config["datasets"]:
+        if "Llama-3" in config["base_model"] and isinstance(entry["type"], dict):
+            formats = [text for key, text in entry["type"].items() if key in ("format", "no_input_format")]
+            assert all(text.startswith(LLAMA_3_OPENING) for text in formats)
+            generation = (config.get("self_distillation") or {}).get("generation") or {}
+            if "3.2" in config["base_model"]:  # whose template takes today's date unless it is told one
+                assert generation["chat_template_kwargs"] == {"date_string": "26 Jul 2024"}
+
+
+@each_example(EXAMPLES)
+def test_an_example_names_the_login_of_today_and_what_the_calibration_text_is(path):
+    text = path.read_text()
+    assert "huggingface-cli" not in text
+    assert "(the training set)" not in text
 
 
 @each_example(EXAMPLES)
