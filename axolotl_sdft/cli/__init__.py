@@ -11,5 +11,14 @@ from axolotl_sdft.cli.commands import (
     sdft_summary,
     self_distill,
 )
+from axolotl_sdft.cli.publish import sdft_publish
 
-__all__ = ["prune_layers", "recovery_report", "sdft_configs", "sdft_merge", "sdft_summary", "self_distill"]
+__all__ = [
+    "prune_layers",
+    "recovery_report",
+    "sdft_configs",
+    "sdft_merge",
+    "sdft_publish",
+    "sdft_summary",
+    "self_distill",
+]

@@ -202,7 +202,8 @@ def _roots(folder: Path) -> Iterator[Path]:
         yield _resolved(root.parent.parent / "blobs")
 
 
-_SEED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*", "NOTICE*")
+# The card says the licence.
+_SEED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*", "NOTICE*", "README.md")
 _LEGACY_SEED_FILES = ("pytorch_model*.bin",)
 _NOT_SEED_FILES = ("*/*.safetensors", "*/*.bin", "consolidated*")  # the same weights again, in other layouts
 

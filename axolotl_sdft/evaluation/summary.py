@@ -30,6 +30,8 @@ class Artifacts:
     pruned_dir: Path | None
     distilled_dirs: Sequence[Path]
     output_dir: Path
+    seed_name: str | None = None
+    """What the configuration calls the seed model."""
 
 
 @dataclass(frozen=True)

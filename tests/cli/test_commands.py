@@ -263,3 +263,41 @@ def test_the_commands_have_a_program_of_their_own():
     assert set(main.commands) == {
         point.name for point in entry_points(group="axolotl.cli_commands") if "sdft" in point.value
     }
+
+
+def publish(*args):
+    """The command itself: an installation that is older than it has no entry point for it."""
+    from axolotl_sdft.cli import sdft_publish
+
+    return CliRunner().invoke(sdft_publish, [str(arg) for arg in args])
+
+
+def test_publishing_what_was_not_made_is_refused_with_the_way_to_make_it(config_file):
+    result = publish(config_file, "--what", "dataset", "--dry-run")
+    assert result.exit_code == 1
+    assert "Error: there is no self-distilled dataset yet; run: axolotl self-distill CONFIG" in result.output
+
+
+def test_a_dry_run_of_publishing_shows_the_files_and_the_card_of_the_pruned_checkpoint(config_file):
+    assert run("prune-layers", config_file).exit_code == 0
+    result = publish(config_file, "--what", "checkpoint", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"MB  model\.safetensors\n", result.output)
+    assert "without 2 of its 6 layers" in result.output
+    assert str(Path.cwd()) not in result.output.partition("README.md:\n")[2]
+    assert result.output.splitlines()[-1] == "nothing was uploaded: this was a dry run"
+
+
+def test_publishing_wants_a_repository_unless_it_only_looks(config_file):
+    result = publish(config_file)
+    assert result.exit_code == 2
+    assert "--repo-id is missing; name a repository such as you/model, or look first: --dry-run" in result.output
+
+
+def test_every_command_has_an_entry_point():
+    from axolotl_sdft import cli
+
+    written = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    section = written.partition('[project.entry-points."axolotl.cli_commands"]\n')[2].partition("\n\n")[0]
+    expected = {f'{name.replace("_", "-")} = "axolotl_sdft.cli:{name}"' for name in cli.__all__}
+    assert set(section.splitlines()) == expected

@@ -9,7 +9,16 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCardData
 
-from axolotl_sdft.core.cards import CARD_FILE, card_with, code, fenced, public_name, versions_text
+from axolotl_sdft.core.cards import (
+    CARD_FILE,
+    card_with,
+    code,
+    fenced,
+    is_hub_id,
+    metadata_of,
+    public_name,
+    versions_text,
+)
 
 _SHAPING = ("template", "checks", "max_attempts", "selection", "min_attempts", "on_reject")
 _SHAPING_GENERATION = ("backend", "model", "max_new_tokens", "temperature", "top_p", "seed", "dtype")
@@ -24,6 +33,27 @@ def write_card(folder: Path, dataset_dir: Path, summary: dict[str, Any]) -> None
         summary: What ``summary.json`` holds.
     """
     (folder / CARD_FILE).write_text(card_text(dataset_dir, summary), encoding="utf-8")
+
+
+def published_card(
+    dataset_dir: Path, summary: dict[str, Any], rows_file: str, seed_dir: Path | None, licence: str | None
+) -> str:
+    """Return the card under which a dataset is published: without requests to its author, and with a licence.
+
+    Args:
+        dataset_dir: Where the dataset is.
+        summary: What ``summary.json`` holds.
+        rows_file: Where its rows are in the repository.
+        seed_dir: The seed model, whose card names the licence that its answers come under; None where it is gone.
+        licence: The Hub's name of a licence for the dataset itself; unset, it stays unsaid.
+    """
+    seed_licence = metadata_of(seed_dir).get("license") if seed_dir is not None else None
+    data = _metadata(summary, rows_file, licence)
+    about = [
+        f"Licence of the seed model, whose terms may hold for what it wrote: {seed_licence or 'not known here'}.",
+        f"Licence of these rows: {licence or 'not said; the original rows have one of their own'}.",
+    ]
+    return card_with(data, f"{_markdown(dataset_dir, summary)}\n## Licence\n\n{chr(10).join(about)}\n")
 
 
 def publish_commands(dataset_dir: Path) -> str:
@@ -45,13 +75,19 @@ load_from_disk(folder).push_to_hub(name, split="train")'''
 
 def card_text(dataset_dir: Path, summary: dict[str, Any]) -> str:
     """Return the card."""
-    provenance = summary["provenance"]
-    seed_model = code(public_name(provenance["seed_model"]))
-    markdown = f"""\
+    request = """\
 <!-- Before you publish: say where the original rows come from and under which licence, and add `license` and `language`
 to the lines above; neither is known to the program that wrote this. The commands that upload this card with the rows
 stand at the end of report.html. -->
 
+"""
+    return card_with(_metadata(summary), request + _markdown(dataset_dir, summary))
+
+
+def _markdown(dataset_dir: Path, summary: dict[str, Any]) -> str:
+    provenance = summary["provenance"]
+    seed_model = _linked(public_name(provenance["seed_model"]))
+    return f"""\
 # Self-distilled answers
 
 The answers of this dataset were rewritten by {seed_model} in its own words, guided by the original answers
@@ -79,16 +115,21 @@ columns are those of the original rows.
 
 {fenced(yaml.safe_dump(_public_settings(provenance["settings"]), sort_keys=False, allow_unicode=True), "yaml")}
 """
-    return card_with(_metadata(summary), markdown)
 
 
-def _metadata(summary: dict[str, Any]) -> DatasetCardData:
+def _linked(name: str) -> str:
+    """Return a model's name as code, with a link to its page where it has one."""
+    return f"[{code(name)}](https://huggingface.co/{name})" if is_hub_id(name) else code(name)
+
+
+def _metadata(summary: dict[str, Any], rows_file: str = "data-*.arrow", licence: str | None = None) -> DatasetCardData:
     """Return the card's metadata; the file pattern is that of the folder, which ``push_to_hub`` replaces by its own."""
     return DatasetCardData(
+        license=licence,
         task_categories=["text-generation"],
         tags=["self-distilled", "axolotl-sdft", "synthetic"],
         size_categories=[size_category(summary["rows"] - summary["rows_dropped"])],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data-*.arrow"}]}],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": rows_file}]}],
     )
 
 

@@ -109,7 +109,7 @@ def recovery_spec(cfg: Any) -> "RecoverySpec":
     spec = RecoverySpec(
         models=tuple(models),
         config=config,
-        output_dir=_output_dir(cfg, config),
+        output_dir=report_dir(cfg, config),
         held_out=rows.targets,
         notes=(*missing, *rows.notes),
         provenance={"seed_model": seed_of(cfg)[0], "data": data_name(cfg, config), "held_out_rows": rows.source},
@@ -168,7 +168,8 @@ def _named_model(name: str, folder: str) -> ReportedModel:
     return ReportedModel(name, path)
 
 
-def _output_dir(cfg: Any, config: RecoveryReportConfig) -> Path:
+def report_dir(cfg: Any, config: RecoveryReportConfig) -> Path:
+    """Return the folder of the report."""
     if config.output_dir is not None:
         return Path(config.output_dir).expanduser().absolute()
     return (Path(cfg.get("output_dir") or "./model-out") / _DEFAULT_FOLDER).absolute()

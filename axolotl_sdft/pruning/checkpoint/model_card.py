@@ -42,25 +42,37 @@ def model_card(seed_dir: Path, provenance: Mapping[str, Any]) -> str:
 `{seed}` from which {len(dropped)} of {before} decoder layers were removed. A model that was trained from it carries
 this card on, such as one into which a LoRA adapter was merged; then the layers that stay were trained since.
 
+{card_body(provenance)}"""
+    return card_with(data, markdown)
+
+
+def card_body(provenance: Mapping[str, Any]) -> str:
+    """Return the table of what was removed, and how."""
+    before = provenance["num_layers_before"]
+    return f"""\
 | | |
 |---|---|
-| Layers removed, counted from 0 | {", ".join(map(str, dropped))} |
+| Layers removed, counted from 0 | {", ".join(map(str, provenance["drop_layers"]))} |
 | Layers left | {provenance["num_layers_after"]} of {before} |
 | Parameters | {_millions(provenance["parameters_after"])} of {_millions(provenance["parameters_before"])} |
 | Layers chosen by | {_chooser(provenance)} |
 | Patch | {card_cell(provenance.get("patch"))} |
 | Versions | {versions_text(provenance)} |
 """
-    return card_with(data, markdown)
+
+
+def inherited_metadata(seed_dir: Path) -> dict[str, Any]:
+    """Return what the seed model's own card says that holds for what is made of it, its licence above all."""
+    said = metadata_of(seed_dir)
+    return {key: said[key] for key in _INHERITED if said.get(key)}
 
 
 def _metadata(seed_dir: Path, seed: str) -> ModelCardData:
-    inherited = metadata_of(seed_dir)
     return ModelCardData(
         base_model=seed if is_hub_id(seed) else None,
         library_name="transformers",
         tags=list(_TAGS),
-        **{key: inherited[key] for key in _INHERITED if inherited.get(key)},
+        **inherited_metadata(seed_dir),
     )
 
 

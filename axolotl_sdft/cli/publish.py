@@ -1,0 +1,58 @@
+"""The command that publishes what a run made."""
+
+from typing import Any
+
+import click
+
+from axolotl_sdft.cli.commands import config_command, echo
+
+_KINDS = ("checkpoint", "dataset", "report", "model")  # repeated here, since importing them would import torch
+
+
+@click.option("--repo-id", metavar="NAME", help="Where on the Hub, such as you/model. Made if it is not there.")
+@click.option(
+    "--what",
+    type=click.Choice(_KINDS),
+    default="model",
+    show_default=True,
+    help="The pruned checkpoint, a self-distilled dataset, the recovery report, or what was trained.",
+)
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--dry-run", is_flag=True, help="List files, sizes and the card. Asks nothing of the Hub.")
+@click.option("--base-repo-id", metavar="NAME", help="Where on the Hub the checkpoint is that an adapter stands on.")
+@click.option("--license", "licence", metavar="NAME", help="The Hub's name of a licence for the card, such as mit.")
+@click.option("--index", type=click.IntRange(0), metavar="N", help="Which of several datasets, counted from 0.")
+@config_command(
+    "sdft-publish", None, "Example: axolotl sdft-publish config.yml --what dataset --repo-id you/rows --dry-run"
+)
+def sdft_publish(
+    cfg: Any,
+    repo_id: str | None,
+    what: Any,
+    private: bool,
+    dry_run: bool,
+    base_repo_id: str | None,
+    licence: str | None,
+    index: int | None,
+) -> None:
+    """Publish on the Hub what the stages of CONFIG made, with a card.
+
+    A pruned checkpoint, a self-distilled dataset (as parquet), the recovery report, or the trained model, merged where
+    it was merged. Nothing is published that names a folder of this machine or looks like a key. Log in with:
+    hf auth login.
+    """
+    if repo_id is None and not dry_run:
+        raise click.UsageError("--repo-id is missing; name a repository such as you/model, or look first: --dry-run")
+    from axolotl_sdft.integrations.axolotl.publishing import publish_alone
+
+    for line in publish_alone(
+        cfg,
+        repo_id,
+        what,
+        private=private,
+        dry_run=dry_run,
+        base_repo=base_repo_id,
+        licence=licence,
+        index=index,
+    ):
+        echo(line)

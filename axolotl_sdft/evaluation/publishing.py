@@ -1,0 +1,269 @@
+"""What a run made, as it may be published on the Hub: which files, under which card, without what others must not see.
+
+Nothing leaves this machine that names a folder of it or looks like a key: a setting with such a value is replaced where
+it is known what others need there, and is refused elsewhere.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+
+from axolotl_sdft.core.artifacts import read_json
+from axolotl_sdft.core.cards import CARD_FILE, is_hub_id
+from axolotl_sdft.core.errors import ArtifactError, ConfigError, first_line
+from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, holds_model, is_adapter, shaping_files
+from axolotl_sdft.core.safe_output import looks_secret
+from axolotl_sdft.distillation.output.card import published_card
+from axolotl_sdft.distillation.spec import SUMMARY_FILE
+from axolotl_sdft.evaluation.report.published import published_model_card, published_report
+from axolotl_sdft.evaluation.summary import Artifacts
+
+Kind = Literal["checkpoint", "dataset", "report", "model"]
+KINDS: tuple[Kind, ...] = ("checkpoint", "dataset", "report", "model")
+MERGED_FOLDERS = ("merged", "sdft_merged")
+"""Where Axolotl merges an adapter, and where ``axolotl sdft-merge`` does, in ``output_dir``."""
+_BASE_KEYS = ("_name_or_path", "base_model_name_or_path")
+_LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+_ROWS_FILE = "data/train-00000-of-00001.parquet"
+
+
+class Hub(Protocol):
+    """What is asked of ``huggingface_hub.HfApi``."""
+
+    def create_repo(self, repo_id: str, *, repo_type: str, private: bool, exist_ok: bool) -> Any:
+        """Make sure that the repository is there."""
+
+    def create_commit(self, repo_id: str, operations: Any, *, commit_message: str, repo_type: str) -> Any:
+        """Upload files in one commit."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Files that are published together."""
+
+    kind: Kind
+    source: Path
+    """The folder that they come from."""
+    files: Mapping[str, Path | bytes]
+    """By their path in the repository: a file as it is, or other content in its place."""
+
+    @property
+    def repo_type(self) -> str:
+        """The kind of repository on the Hub."""
+        return "dataset" if self.kind == "dataset" else "model"
+
+    @property
+    def card(self) -> str:
+        """The text of the card."""
+        content = self.files[CARD_FILE]
+        return content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
+
+    def lines(self) -> Iterator[str]:
+        """Yield the files with their sizes, and the card."""
+        yield f"{self.kind}: {self.source}"
+        for name, content in sorted(self.files.items()):
+            size = len(content) if isinstance(content, bytes) else content.stat().st_size
+            yield f"  {size / 1e6:12,.3f} MB  {name}"
+        yield f"{CARD_FILE}:"
+        yield from (f"  {line}" for line in self.card.splitlines())
+
+
+def plan_upload(
+    artifacts: Artifacts,
+    kind: Kind,
+    report_dir: Path,
+    base_repo: str | None = None,
+    licence: str | None = None,
+    index: int | None = None,
+) -> Upload:
+    """Return what would be published, without the Hub.
+
+    Args:
+        artifacts: What the stages made.
+        kind: ``checkpoint`` is the pruned checkpoint; ``model`` what was trained, merged where it was merged.
+        report_dir: Where the recovery report is.
+        base_repo: Where on the Hub the checkpoint is, or will be, that an adapter was trained on.
+        licence: The Hub's name of a licence, for the card; unset, the seed model's where its card says it.
+        index: Which of several self-distilled datasets, counted from 0.
+
+    Raises:
+        ArtifactError: That has not been made yet, or a file holds a key or a folder of this machine.
+        ConfigError: There are several datasets, or an adapter's base is not on the Hub.
+    """
+    if kind == "dataset":
+        return _dataset(artifacts, licence, index)
+    if kind == "report":
+        if not (report_dir / "report.json").is_file():
+            raise ArtifactError(f"there is no report in {report_dir}; run: axolotl recovery-report CONFIG")
+        return Upload(kind, report_dir, published_report(report_dir, licence))
+    folder = _model_folder(artifacts, kind)
+    return Upload(kind, folder, dict(_model_files(artifacts, folder, report_dir, base_repo, licence)))
+
+
+def publish(upload: Upload, repo_id: str, private: bool, hub: Hub | None = None) -> str:
+    """Upload what was planned in one commit, and return its address.
+
+    Raises:
+        ConfigError: ``repo_id`` is not the name of a repository.
+        ArtifactError: The Hub refused, or was not reached.
+    """
+    if not is_hub_id(repo_id):
+        raise ConfigError(f"--repo-id is {repo_id!r}; write it as your-name/name-of-the-{upload.repo_type}")
+    hub = HfApi() if hub is None else hub
+    operations = [
+        CommitOperationAdd(name, BytesIO(content) if isinstance(content, bytes) else content)
+        for name, content in sorted(upload.files.items())
+    ]
+    message = f"Add the {upload.kind} made with axolotl-sdft"
+    try:
+        hub.create_repo(repo_id, repo_type=upload.repo_type, private=private, exist_ok=True)
+        done = hub.create_commit(repo_id, operations, commit_message=message, repo_type=upload.repo_type)
+    except (HfHubHTTPError, OSError, ValueError) as err:
+        raise ArtifactError(
+            f"{repo_id} could not be written: {first_line(err)}. Log in with: hf auth login, and check the name and "
+            "that the token may write"
+        ) from err
+    return str(getattr(done, "repo_url", done))
+
+
+def _model_folder(artifacts: Artifacts, kind: Kind) -> Path:
+    if kind == "checkpoint":
+        if artifacts.pruned_dir is None or not holds_model(artifacts.pruned_dir):
+            raise ArtifactError("there is no pruned checkpoint yet; run: axolotl prune-layers CONFIG")
+        return artifacts.pruned_dir
+    places = [*(artifacts.output_dir / name for name in MERGED_FOLDERS), artifacts.output_dir]
+    found = [folder for folder in places if holds_model(folder)]
+    if not found:
+        raise ArtifactError(f"{artifacts.output_dir} holds no trained model yet; run: axolotl train CONFIG")
+    return found[0]
+
+
+def _model_files(
+    artifacts: Artifacts, folder: Path, report_dir: Path, base_repo: str | None, licence: str | None
+) -> Iterator[tuple[str, Path | bytes]]:
+    base = base_repo or _hub_base(artifacts, folder)
+    for path in shaping_files(folder):
+        name = path.relative_to(folder).as_posix()
+        content = _public_json(path, base) if path.suffix == ".json" and _is_settings(name) else None
+        yield name, path if content is None else content
+    for pattern in _LEGAL:
+        yield from ((path.name, path) for path in sorted(folder.glob(pattern)))
+    card = published_model_card(folder, artifacts, report_dir, base, licence)
+    yield CARD_FILE, _checked(card, f"the card of {folder}").encode()
+
+
+def _hub_base(artifacts: Artifacts, folder: Path) -> str | None:
+    """Return the Hub id of what an adapter stands on; None for whole models.
+
+    Raises:
+        ConfigError: The base is a folder of this machine.
+    """
+    if not is_adapter(folder):
+        return None
+    base = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
+    if is_hub_id(base) and not Path(base).is_dir():
+        return base
+    merge = "merge it into a whole model first (axolotl merge-lora CONFIG)"
+    if artifacts.pruned_dir is not None:
+        raise ConfigError(
+            f"{folder} holds an adapter for the pruned checkpoint, which others do not have. Publish that first "
+            f"(--what checkpoint), and name it by --base-repo-id; or {merge}"
+        )
+    raise ConfigError(
+        f"{folder} holds an adapter for {base!r}; name its model on the Hub by --base-repo-id, or {merge}"
+    )
+
+
+def _is_settings(name: str) -> bool:
+    """Whether a JSON file holds settings, not the vocabulary or the index of the weights."""
+    return name.endswith("config.json")
+
+
+def _public_json(path: Path, base: str | None) -> bytes | None:
+    """Return settings with what they say of this machine replaced; None where there is nothing to replace.
+
+    Raises:
+        ArtifactError: A value holds a key, or a folder of this machine where none is expected.
+    """
+    settings = read_json(path)
+    replaced = {
+        key: base or "" for key in _BASE_KEYS if isinstance(settings.get(key), str) and _is_local(settings[key])
+    }
+    public = settings | replaced
+    for key, text in _texts(public):
+        if looks_secret(text, key.rpartition(".")[2]):
+            raise ArtifactError(f"{path}: {key} holds what looks like a key; take it out before publishing")
+        if _is_local(text):
+            raise ArtifactError(f"{path}: {key} is {text!r}, a folder of this machine; take it out before publishing")
+    return None if not replaced else (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _is_local(text: str) -> bool:
+    return Path(text).is_absolute() or text.startswith(("~", "./", "../"))
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _texts(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item, key)
+    elif isinstance(value, str):
+        yield key, value
+
+
+def _checked(text: str, what: str) -> str:
+    """Return a text that names no folder of this machine and holds no key.
+
+    Raises:
+        ArtifactError: It does.
+    """
+    for local in (str(Path.home()), str(Path.cwd())):
+        if len(local) > 1 and f"{local}/" in text:
+            raise ArtifactError(f"{what} names {local}, a folder of this machine; take it out before publishing")
+    if any(looks_secret(line) for line in text.splitlines()):
+        raise ArtifactError(f"{what} holds what looks like a key; take it out before publishing")
+    return text
+
+
+def _dataset(artifacts: Artifacts, licence: str | None, index: int | None) -> Upload:
+    folders: Sequence[Path] = artifacts.distilled_dirs
+    if not folders:
+        raise ArtifactError("there is no self-distilled dataset yet; run: axolotl self-distill CONFIG")
+    if index is None and len(folders) > 1:
+        names = ", ".join(f"{number}: {folder.name}" for number, folder in enumerate(folders))
+        raise ConfigError(f"there are {len(folders)} self-distilled datasets ({names}); choose one by --index")
+    if index is not None and index >= len(folders):
+        raise ConfigError(f"--index is {index}, but there are {len(folders)} self-distilled datasets, counted from 0")
+    folder = folders[index or 0]
+    card = published_card(folder, read_json(folder / SUMMARY_FILE), _ROWS_FILE, artifacts.seed_dir, licence)
+    files = {_ROWS_FILE: _rows(folder), CARD_FILE: _checked(card, f"the card of {folder}").encode()}
+    return Upload("dataset", folder, files)
+
+
+def _rows(folder: Path) -> bytes:
+    """Return the rows as parquet, which the Hub shows.
+
+    Raises:
+        ArtifactError: A row holds a key.
+    """
+    from datasets import load_from_disk
+
+    rows = load_from_disk(str(folder))
+    for number, row in enumerate(rows):
+        for key, text in _texts(row):
+            if looks_secret(text, "digest"):
+                raise ArtifactError(
+                    f"{folder}: row {number}, {key} holds what looks like a key or a password; take the row out of "
+                    "datasets, and run axolotl self-distill CONFIG again"
+                )
+    target = BytesIO()
+    rows.to_parquet(target)
+    return target.getvalue()
