@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from axolotl_sdft.cli.commands import config_command, echo
+from axolotl_sdft.cli.commands import config_command, echo, main
 
 _KINDS = ("checkpoint", "dataset", "report", "model")  # repeated here, since importing them would import torch
 
@@ -56,3 +56,6 @@ def sdft_publish(
         index=index,
     ):
         echo(line)
+
+
+main.add_command(sdft_publish)
