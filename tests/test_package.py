@@ -67,3 +67,12 @@ def test_the_quickstart_rows_are_distinct_short_and_varied():
     assert len({row["messages"][0]["content"] for row in rows}) == 96
     assert all(5 <= len(row["messages"][1]["content"].split()) <= 60 for row in rows)
     assert sum("\n\n" in row["messages"][0]["content"] for row in rows) >= 32
+
+
+def test_the_container_file_copies_what_the_wheel_is_built_from_onto_axolotls_image():
+    root = Path(__file__).parents[1]
+    lines = (root / "docs" / "Containerfile").read_text().splitlines()
+    assert [line for line in lines if line.startswith("FROM ")] == ["FROM axolotlai/axolotl:${AXOLOTL_TAG}"]
+    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert set(copied) == {"pyproject.toml", "README.md", "LICENSE", "axolotl_sdft", "example_configs"}
+    assert all((root / name).exists() for name in copied)

@@ -15,7 +15,7 @@ pytest.importorskip("axolotl")
 from axolotl_sdft.configs.catalogue import find_config
 from tests.docs.pages import PAGES, REPOSITORY, blocks, commands, each_block, name_of, prose
 
-OWN_CONCERN = {"vllm", "llama-server", "llama-quantize", "curl", "source"}
+OWN_CONCERN = {"docker", "vllm", "llama-server", "llama-quantize", "curl", "source"}
 """Programs that are not part of this project; what they take is theirs to say."""
 FOREIGN_MODULES = {"sglang.launch_server"}
 FOREIGN_SCRIPTS = {"convert_hf_to_gguf.py"}  # llama.cpp's
@@ -59,6 +59,18 @@ def check_make(words):
         assert re.search(pattern, MAKEFILE, flags=re.MULTILINE), f"the Makefile has no {variable!r}"
 
 
+def check_pip(words):
+    """The package by its name, from the checkout with extras that exist, or as the wheel that was built there."""
+    if words[0] == "wheel":
+        assert words[1:] == ["--no-deps", "--wheel-dir", "dist", "."]
+        return
+    assert words[0] == "install"
+    for word in words[1:]:
+        from_checkout = re.fullmatch(r"\.\[([\w,]+)\]", word)
+        assert not from_checkout or set(from_checkout[1].split(",")) <= set(EXTRAS)
+        assert from_checkout or word.startswith("axolotl-sdft[") or word == "dist/axolotl_sdft-*.whl"
+
+
 def check(words):
     program, *rest = words
     if program == "axolotl":
@@ -68,8 +80,7 @@ def check(words):
     elif program == "make":
         check_make(rest)
     elif program == "pip":
-        assert rest[0] == "install"
-        assert all(word.startswith("axolotl-sdft[") for word in rest[1:])
+        check_pip(rest)
     else:
         assert program in OWN_CONCERN, f"what is {program!r}?"
 
