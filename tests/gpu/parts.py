@@ -128,15 +128,13 @@ def steps(bench: Bench) -> Part:
         "logit": ["--drop-layers", *bench.drop, "--workdir", str(bench.workdir)],
     }
     commands = [bench.prepared(), bench.random_weights()]
-    for mode, limits in (("lora", (80, 130)), ("qlora", (80, 110))):
-        if mode == "qlora" and _missing("bitsandbytes"):
-            continue
+    modes = {"lora": (80, 130)} if bench.on_cpu else {"lora": (80, 130), "qlora": (80, 110)}  # a CPU is slow in 4 bits
+    for mode, limits in modes.items():
+        missing = _missing("bitsandbytes") if mode == "qlora" else None
         for (name, arguments), limit in zip(own.items(), limits, strict=True):
             option, figures = bench.figures(f"steps-{name}-{mode}")
-            everything = (*common, "--mode", mode, *arguments, *option)
-            commands.append(
-                Command(f"{name} {mode}", f"tests.benchmarks.bench_{name}_step", everything, limit, figures)
-            )
+            everything, module = (*common, "--mode", mode, *arguments, *option), f"tests.benchmarks.bench_{name}_step"
+            commands.append(Command(f"{name} {mode}", module, everything, limit, figures, skipped=missing))
     return Part("steps", tuple(commands))
 
 

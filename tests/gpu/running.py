@@ -31,6 +31,9 @@ class Command:
     folder: Path | None = None
     """Where it runs; None for here."""
 
+    skipped: str | None = None
+    """Why it is not run here."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -67,10 +70,12 @@ def run_part(part: Part, logs: Path, deadline: float) -> Result:
         print(f"  {command.name}: {result['status']}, {result['seconds']:.0f} s", flush=True)
         if command.is_needed and result["status"] != "done":
             break
-    return {**_summary(part, found), "seconds": round(time.monotonic() - started, 1), "commands": found}
+    return {**_summary(found), "seconds": round(time.monotonic() - started, 1), "commands": found}
 
 
 def _run(command: Command, log: Path, environment: Mapping[str, str], deadline: float) -> Result:
+    if command.skipped:
+        return {"status": "skipped", "reason": command.skipped, "seconds": 0.0}
     started = time.monotonic()
     limit = min(command.limit, deadline - started)
     if limit <= 0:
@@ -90,9 +95,9 @@ def _run(command: Command, log: Path, environment: Mapping[str, str], deadline: 
     return result
 
 
-def _summary(part: Part, found: Mapping[str, Result]) -> Result:
-    """Return the status of a part, that of its first command that was not done, and why."""
-    for name, result in found.items():
-        if result["status"] != "done":
-            return {"status": result["status"], "reason": f"{name}: {result['reason']}"}
-    return {"status": "done"}
+def _summary(found: Mapping[str, Result]) -> Result:
+    """Return the status of a part, the gravest of its commands, and why each that was not done was not."""
+    reasons = [f"{name}: {result['reason']}" for name, result in found.items() if result["status"] != "done"]
+    statuses = {result["status"] for result in found.values()}
+    status = next(each for each in ("failed", "timed out", "done", "skipped") if each in statuses)
+    return {"status": status, **({"reason": "; ".join(reasons)} if reasons else {})}

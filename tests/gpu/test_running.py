@@ -69,6 +69,18 @@ def test_when_the_time_for_all_is_up_the_rest_is_skipped(tmp_path, command):
     assert (result["status"], result["reason"]) == ("skipped", "late: the time for all parts was up")
 
 
+def test_a_part_is_done_without_what_this_machine_lacks_and_says_so(tmp_path, command):
+    part = Part("steps", (command("lora", ""), command("qlora", "raise SystemExit(1)", skipped="no bitsandbytes")))
+    result = run_part(part, tmp_path, far())
+    assert (result["status"], result["reason"]) == ("done", "qlora: no bitsandbytes")
+
+
+def test_the_gravest_status_is_that_of_the_part_and_all_reasons_are_given(tmp_path, command):
+    part = Part("steps", (command("late", "import time\ntime.sleep(600)", 0.5), command("bad", "raise SystemExit(3)")))
+    result = run_part(part, tmp_path, far())
+    assert (result["status"], result["reason"]) == ("failed", "late: stopped after 0 s; bad: exit code 3")
+
+
 def test_a_part_that_cannot_run_here_says_why(tmp_path):
     result = run_part(Part("recovery", skipped="no rows"), tmp_path, far())
     assert (result["status"], result["reason"]) == ("skipped", "no rows")
