@@ -71,7 +71,7 @@ def _fork(module: str, arguments: Sequence[str], log: Path, folder: Path | None,
 def _run_here(module: str, arguments: list[str], log: Path, folder: Path | None, changes: dict[str, str]) -> None:
     with suppress(PermissionError):
         os.setpgid(0, 0)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
     sys.stdout, sys.stderr = (os.fdopen(os.dup(standard), "w", buffering=1) for standard in (1, 2))

@@ -6,6 +6,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Results:
     """A file of results that grows part by part.
 
     Parts that an earlier run left in the file stay where device, versions and commit are the same. Else the former file
-    is moved aside, to a name with ``earlier``.
+    is moved aside, to a name with ``earlier`` and a number.
 
     Args:
         path: Of the file.
@@ -72,7 +73,8 @@ class Results:
         former = _read(path)
         is_same = all(former.get(key) == about[key] for key in _SHOWN)
         if path.exists() and not is_same:
-            path.replace(path.with_name(f"{path.stem}-earlier{path.suffix}"))
+            names = (path.with_name(f"{path.stem}-earlier-{number}{path.suffix}") for number in count(1))
+            path.replace(next(name for name in names if not name.exists()))
         self._all = {**about, "command": command, "parts": former.get("parts", {}) if is_same else {}}
 
     def add(self, name: str, result: Mapping[str, Any]) -> None:

@@ -104,7 +104,7 @@ def test_results_of_another_device_version_or_commit_are_moved_aside(tmp_path, k
     Results(path, ABOUT, "first").add("quickstart", {"status": "done", "seconds": 10.2})
     Results(path, {**ABOUT, key: "another"}, "second").add("steps", {"status": "done", "seconds": 3.0})
     assert list(json.loads(path.read_text())["parts"]) == ["steps"]
-    assert list(json.loads((tmp_path / "results-earlier.json").read_text())["parts"]) == ["quickstart"]
+    assert list(json.loads((tmp_path / "results-earlier-1.json").read_text())["parts"]) == ["quickstart"]
 
 
 def test_a_file_that_cannot_be_read_is_moved_aside(tmp_path):
@@ -112,7 +112,9 @@ def test_a_file_that_cannot_be_read_is_moved_aside(tmp_path):
     path.write_text('{"parts": {')
     Results(path, ABOUT, "first").add("steps", {"status": "done", "seconds": 3.0})
     assert list(json.loads(path.read_text())["parts"]) == ["steps"]
-    assert (tmp_path / "results-earlier.json").read_text() == '{"parts": {'
+    assert (tmp_path / "results-earlier-1.json").read_text() == '{"parts": {'
+    Results(path, {**ABOUT, "commit": "another"}, "second")
+    assert list(json.loads((tmp_path / "results-earlier-2.json").read_text())["parts"]) == ["steps"]
 
 
 def test_a_machine_without_a_gpu_is_called_by_its_cpu(monkeypatch, tmp_path):
