@@ -169,7 +169,7 @@ def line_chart(lines: Sequence[Line], title: str, axes_names: tuple[str, str]) -
         return None
     from matplotlib.ticker import MaxNLocator
 
-    with _axes(3.2) as (figure, axes):
+    with _axes(3.6) as (figure, axes):
         for line in kept:
             colour, style = _COLOURS["before" if line.is_first else "after"], "--" if line.is_first else "-"
             marker = "o" if len(line.points) <= _MOST_MARKS else ""

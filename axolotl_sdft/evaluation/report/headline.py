@@ -25,7 +25,7 @@ SOURCES: Mapping[str, tuple[str, str]] = {
         "The share of held-out prompts whose answer passes the checks, divided by the seed model's.",
     ),
     "tool_calls": (
-        "right tool calls on held-out rows",
+        "right calls on held-out rows",
         "The share of held-out prompts answered by the very calls of the reference, divided by the seed model's.",
     ),
     "held_out": (

@@ -135,9 +135,9 @@ def _share_rows(label: str, figures: Sequence[Estimate | None]) -> Iterator[Tabl
 
 def _likelihood_rows(likelihoods: Sequence[LikelihoodFigures | None]) -> Iterator[TableRow]:
     divergences = tuple(plain_cell(f.kl_to_seed if f else None) for f in likelihoods)
-    yield TableRow("KL to the seed, nats per token", divergences)
+    yield TableRow("KL to seed model, nats/token", divergences)
     yield TableRow(
-        "top-1 agreement with the seed", tuple(percent_cell(f.agreement if f else None, 100) for f in likelihoods)
+        "agreement with the seed model", tuple(percent_cell(f.agreement if f else None, 100) for f in likelihoods)
     )
     yield TableRow("perplexity of the answers", tuple(plain_cell(f.perplexity if f else None) for f in likelihoods))
 
