@@ -77,12 +77,22 @@ class Point:
     @property
     def shown_name(self) -> str:
         """The name as far as a chart has room for it."""
-        return shortened(one_line(self.name), _NAME_CHARS)
+        return _shown(self.name)
 
     @property
     def colour(self) -> str:
         """What sets the seed model apart from the others."""
         return _COLOURS["before" if self.is_seed else "after"]
+
+
+def _shown(name: str) -> str:
+    return shortened(one_line(name), _NAME_CHARS)
+
+
+def _label(name: str) -> str:
+    """Return a name for a legend, which leaves out those that begin with an underscore."""
+    shown = _shown(name)
+    return f"\N{WORD JOINER}{shown}" if shown.startswith("_") else shown
 
 
 def note_on_pictures() -> str | None:
@@ -134,7 +144,7 @@ def scatter_chart(points: Sequence[Point], title: str, axes_names: tuple[str, st
         for place, point in enumerate(kept):
             _draw_interval(axes, (point.x, point.x), (point.low, point.high))
             marker = _MARKERS[place % len(_MARKERS)]
-            axes.plot(point.x, point.value, marker, color=point.colour, markersize=7, label=point.shown_name)
+            axes.plot(point.x, point.value, marker, color=point.colour, markersize=7, label=_label(point.name))
         axes.set_xlabel(axes_names[0])
         axes.set_ylabel(axes_names[1])
         axes.margins(0.08)
@@ -174,7 +184,7 @@ def line_chart(lines: Sequence[Line], title: str, axes_names: tuple[str, str]) -
             colour, style = _COLOURS["before" if line.is_first else "after"], "--" if line.is_first else "-"
             marker = "o" if len(line.points) <= _MOST_MARKS else ""
             across, up = zip(*line.points, strict=True)
-            axes.plot(across, up, style, marker=marker, markersize=4, color=colour, label=line.name)
+            axes.plot(across, up, style, marker=marker, markersize=4, color=colour, label=_label(line.name))
         axes.set_xlabel(axes_names[0])
         axes.set_ylabel(axes_names[1])
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=all(x == int(x) for line in kept for x, _ in line.points)))

@@ -36,7 +36,8 @@ def charts(name="pruned", value=50.0):
     yield bar_chart(points, name, AXIS)
     yield scatter_chart(points, name, (AXIS, AXIS))
     yield histograms({1: 2, 3: 1}, {2: 3}, (1.5, 2.0), name, AXIS)
-    yield line_chart([Line(name, [(1.0, value), (2.0, 1.0)])], name, (AXIS, AXIS))
+    lines = [Line(name, [(1.0, value), (2.0, 1.0)]), Line("eval", [(1.0, 2.0), (2.0, 1.0)], is_first=False)]
+    yield line_chart(lines, name, (AXIS, AXIS))
 
 
 def test_a_chart_names_its_axes_and_its_values_in_text():
@@ -57,6 +58,13 @@ def test_lines_name_their_axes_and_leave_out_points_that_can_not_be_drawn():
     assert "other" not in page.texts  # one point is no line
     assert 'aria-label="Training: loss from 3 to 1.5"' in chart
     assert line_chart([Line("loss", [(1.0, 3.0)])], "Training", (AXIS, AXIS)) is None
+
+
+def test_a_name_that_begins_with_an_underscore_stands_in_the_legend():
+    chart = scatter_chart([point("_a", 1.0, x=2.0), point("b", 2.0, x=3.0)], "Size", (AXIS, AXIS))
+    assert (
+        "_a" in chart.replace("\N{WORD JOINER}", "").partition("</svg>")[0].partition("aria-label")[2].partition(">")[2]
+    )
 
 
 def test_a_chart_is_told_to_those_who_can_not_see_it():
