@@ -40,7 +40,7 @@ class OpenAIGeneration(GenerationConfig):
     least one. Requests go to the least busy one; the rows of one that dies go to the others."""
 
     model: str | None = None
-    """Name under which the servers know the seed model. Unset: the served model whose name or path is the seed's."""
+    """Name under which the servers know the seed model. Unset: the one whose name or path is the seed model's."""
 
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the servers' key; the key itself is never written anywhere. Not set there: no key
@@ -226,7 +226,7 @@ class TransformersGeneration(GenerationConfig):
     """Most rows that are written at once."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the seed model while it writes. ``auto``: bfloat16 where the hardware computes in it."""
+    """Dtype of the seed model while it writes. ``auto``: bfloat16 where the hardware computes in it."""
 
     device_map: str | None = None
     """Spreads a seed model that is larger than one GPU over all of them (``auto``). Needs accelerate, and one
@@ -247,7 +247,7 @@ class VLLMGeneration(GenerationConfig):
     """vLLM, on this machine's GPUs; much faster."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the seed model while it writes. ``auto``: bfloat16 where the hardware computes in it."""
+    """Dtype of the seed model while it writes. ``auto``: bfloat16 where the hardware computes in it."""
 
     vllm_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of ``vllm serve``, such as ``max_model_len: 8192``, ``gpu_memory_utilization: 0.8``,
@@ -282,7 +282,7 @@ class PluginGeneration(GenerationConfig):
     """The name under which a plugin registers it; from Python also what a plugin would register."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the seed model while it writes. ``auto``: bfloat16 where the hardware computes in it."""
+    """Dtype of the seed model while it writes. ``auto``: bfloat16 where the hardware computes in it."""
 
     max_batch_size: int = Field(64, ge=1)
     """Most rows that are written at once."""

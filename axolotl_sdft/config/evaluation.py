@@ -50,7 +50,7 @@ class GeneralPromptsConfig(Block):
     """How many prompts are used, spread evenly. With fewer than 50 the report has no headline for everything else."""
 
     max_new_tokens: int = Field(96, ge=1)
-    """Longest answer of each model, in tokens. All models answer: which of them repeat themselves, or refuse?"""
+    """Longest answer of each model, in tokens. All models answer, to see which repeat themselves or refuse."""
 
 
 class ExactMatchConfig(Block):
@@ -157,7 +157,7 @@ class DraftingConfig(Block):
     """Longest answer, in tokens."""
 
     num_draft_tokens: int = Field(5, ge=1)
-    """Tokens that the draft proposes before the seed checks them."""
+    """Tokens that the draft proposes before the seed model checks them."""
 
 
 class RecoveryReportConfig(Block):
@@ -183,7 +183,7 @@ class RecoveryReportConfig(Block):
     """How fast each model generates, and what memory that takes."""
 
     drafting: DraftingConfig | None = None
-    """Present: each smaller model is tried as draft of the seed in speculative decoding."""
+    """Present: each smaller model is tried as draft of the seed model in speculative decoding."""
 
     prompts: tuple[str, ...] = Field((), max_length=5)
     """Up to five prompts of your own, whose answers by all models the report shows side by side. Some of the general
@@ -193,7 +193,7 @@ class RecoveryReportConfig(Block):
     """Resamples of the rows behind each confidence interval of 95 %; 0 leaves the intervals out."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of all models while they are measured. ``auto``: the checkpoint's on an accelerator, float32 on a
+    """Dtype of all models while they are measured. ``auto``: the checkpoint's on an accelerator, float32 on a
     CPU."""
 
     load_in_4bit: bool = False
@@ -203,7 +203,7 @@ class RecoveryReportConfig(Block):
     """Spreads each model over all GPUs (``auto``), or over a GPU and the memory of the CPU. Needs accelerate."""
 
     chat_template_kwargs: dict[str, Any] | None = None
-    """What the seed's chat template is given besides, such as ``{enable_thinking: false}``, for all models alike.
+    """Further arguments of the seed model's chat template, such as ``{enable_thinking: false}``, for all models alike.
     Unset: as ``self_distillation.generation`` says."""
 
     output_dir: str | None = None
@@ -250,7 +250,7 @@ class MergeConfig(Block):
     ``_sweep``."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the merged weights. ``auto``: that of the first model. Computed in float32 in any case."""
+    """Dtype of the merged weights. ``auto``: that of the first model. Computed in float32 in any case."""
 
     max_shard_size: Size = ByteSize(5 * 10**9)
     """Largest weight file of the merged model, such as ``500MB`` or ``5GB``."""

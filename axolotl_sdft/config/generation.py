@@ -57,7 +57,7 @@ class GenerationConfig(Block):
 
     chat_template: str | None = None
     """Chat template of a seed model that has none, as Jinja text. Unset: the template that the configuration's own
-    ``chat_template`` names. Servers of backend ``openai`` must be started with it. The seed's own template stays."""
+    ``chat_template`` names. Servers of backend ``openai`` must be started with it. A template of its own stays."""
 
     SPEED_ONLY: ClassVar[frozenset[str]] = frozenset()
     """Settings that change how fast answers come, not what they are; they are not part of a fingerprint."""

@@ -185,7 +185,7 @@ class LayerPruningConfig(Block):
     """The text that the layers are scored and the patch is fitted on."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the seed model while it is scored and the patch is fitted; the checkpoint keeps its own.
+    """Dtype of the seed model while it is scored and the patch is fitted; the checkpoint keeps its own.
     ``auto``: the checkpoint's on an accelerator, what the hardware computes fast in on a CPU."""
 
     device_map: str | dict[str, Any] | None = None
@@ -194,7 +194,7 @@ class LayerPruningConfig(Block):
 
     load_in_4bit: bool = False
     """Score the seed model, and fit the patch, in 4 bits (bitsandbytes, nf4), to save memory. The pruned checkpoint
-    keeps the seed's weights. Axolotl's own ``load_in_4bit`` plays no part here."""
+    keeps the seed model's weights. Axolotl's own ``load_in_4bit`` plays no part here."""
 
     max_shard_size: Size = ByteSize(5 * 10**9)
     """Largest weight file of the pruned checkpoint, such as ``500MB`` or ``5GB``."""
