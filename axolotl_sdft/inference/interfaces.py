@@ -84,7 +84,8 @@ class Backend(Protocol):
     """Generates answers with the seed model.
 
     Each rank has one and asks its share. Where a true ``serves_all_ranks`` says that one has all of the machine, the
-    main rank asks everything.
+    main rank asks everything. A backend may also have a method ``load()``, which is called before the time of the
+    answers is taken.
     """
 
     def check(self) -> None:

@@ -154,11 +154,15 @@ class Generation:
 
     def _run_round(self, turn: int, attempt: int, writer: JournalWriter) -> None:
         meter = RoundStats()
-        with progress(self._described(turn, attempt), self._num_open(turn, attempt), "answers", LOG) as shown:
-            batches = self._own_batches(turn, attempt, meter)
-            first = next(batches, None)
-            if first is None:  # a backend may load its model before it draws the first batch
-                return
+        num_open = self._num_open(turn, attempt)
+        batches = self._own_batches(turn, attempt, meter)
+        first = next(batches, None)
+        if first is None:
+            return
+        load = getattr(self._backend, "load", None)
+        if load is not None:  # before the clock starts, from which rate and time left are told
+            load()
+        with progress(self._described(turn, attempt), num_open, "answers", LOG) as shown:
             stream = self._backend.generate(chain([first], batches))
             started = time.monotonic()
             try:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.config import TransformersGeneration
 from axolotl_sdft.core.errors import PluginError
 from axolotl_sdft.core.terminal import fact_lines, side_by_side
 from axolotl_sdft.core.texts import cut, duration, evenly_spaced, printable
@@ -123,8 +122,10 @@ def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, di
         for turn in range(row_format.num_targets(row))
     }
     measures = bool(spec.config.gap_samples)
-    is_loaded_here = isinstance(spec.config.generation, TransformersGeneration)
-    if before and (measures or is_loaded_here):  # one answer, so that the model is loaded before the clock starts
+    load = getattr(backend, "load", None)
+    if before and load is not None:  # before the clock starts
+        load()
+    if before and measures:  # one answer, for backends that load nothing by themselves
         first = next(iter(before.values()))
         backend.answer_nll([(first, first.reference)])
     started = time.monotonic()

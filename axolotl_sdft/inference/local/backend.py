@@ -72,6 +72,10 @@ class TransformersBackend:
         require_chat_template(self._tokenizer, self._model_dir)
         require_template_arguments(self._tokenizer, self._model_dir, self._config.template_arguments)
 
+    def load(self) -> None:
+        """Load the model now rather than with the first answer."""
+        _ = self._decoder
+
     def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
         """Split prompts, longest first, so that rows times (prompt + new tokens) stays within ``max_batch_tokens``."""
         lengths = {prompt.key: self._length(prompt.messages) for prompt in prompts}
