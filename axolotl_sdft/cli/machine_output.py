@@ -22,12 +22,10 @@ def json_text(value: Any) -> str:
 def result_alone() -> Iterator[Callable[[str], None]]:
     """Give what prints a result, and send all else that is meant for standard output to standard error meanwhile.
 
-    Axolotl prints its banner before any command of ours begins. Where standard output is a pipe or a file, the banner
-    still waits in Python's buffer, and is dropped. With ``PYTHONUNBUFFERED`` it is out already; the command
-    ``axolotl-sdft`` prints none.
+    Axolotl's own banner is out before any command of ours begins, so nothing can be done about it here: the program
+    ``axolotl-sdft`` has the same commands and prints none.
     """
     out = sys.stdout
-    _drop_banner(out)
     with ExitStack() as stack:
         for handler in _handlers_of(out):
             stack.callback(handler.setStream, handler.stream)
@@ -38,21 +36,6 @@ def result_alone() -> Iterator[Callable[[str], None]]:
         yield texts.append
     for text in texts:
         click.echo(text, file=out, nl=False)
-
-
-def _drop_banner(out: TextIO) -> None:
-    """Empty Python's buffer without writing it, where standard output is a pipe or a file of this process."""
-    number = _file_number(out)
-    if number is None or out.isatty():
-        return
-    saved, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, number)
-        out.flush()
-    finally:
-        os.dup2(saved, number)
-        os.close(saved)
-        os.close(nowhere)
 
 
 @contextmanager
