@@ -70,6 +70,8 @@ class Answering:
     def judged(self, model: ReportedModel) -> JudgedAnswers:
         """Return what is said of each answer of a model."""
         general = [written.answer for written in self.general(model)] if self._spec.has_answers else []
+        if self._spec.has_answers:
+            self._yours(model)  # while the model is loaded; shown later
         held_out = [written.answer for written in self._held_out(model)]
         forms = {}
         refusals: list[bool] = []
