@@ -26,6 +26,7 @@ import importlib
 import importlib.metadata
 import os
 import shlex
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -123,4 +124,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    # One that is told to end takes its children along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

@@ -157,7 +157,7 @@ def recovery(bench: Bench) -> Part:
     workdir = bench.workdir / "recovery"
     size = ["--rows", "8", "--held-out", "2", "--others", "1"] if bench.on_cpu else ["--rows", "2000"]
     places = ["--model-dir", str(bench.model), "--data", str(bench.data), "--workdir", str(workdir)]
-    which = ["--parts", "many", "--at-most", "1" if bench.on_cpu else "2"]
+    which = ["--parts", "original", "--at-most", "1"] if bench.on_cpu else ["--parts", "many", "--at-most", "2"]
     figures = partial(_read_lines, workdir / "teacher.jsonl")
     run = Command("study", "tests.benchmarks.effect_teacher", (*places, *size, *which), 165, figures)
     return Part("recovery", (bench.prepared(), run))
