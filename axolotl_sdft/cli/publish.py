@@ -43,19 +43,20 @@ def sdft_publish(
     """
     if repo_id is None and not dry_run:
         raise click.UsageError("--repo-id is missing; name a repository such as you/model, or look first: --dry-run")
-    from axolotl_sdft.integrations.axolotl.publishing import publish_alone
+    from axolotl_sdft.config import RecoveryReportConfig
+    from axolotl_sdft.evaluation.publishing import plan_upload, publish
+    from axolotl_sdft.integrations.axolotl.blocks import read_blocks
+    from axolotl_sdft.integrations.axolotl.commands import find_artifacts
+    from axolotl_sdft.integrations.axolotl.recovery import report_dir
 
-    for line in publish_alone(
-        cfg,
-        repo_id,
-        what,
-        private=private,
-        dry_run=dry_run,
-        base_repo=base_repo_id,
-        licence=licence,
-        index=index,
-    ):
+    report = report_dir(cfg, read_blocks(cfg).recovery_report or RecoveryReportConfig())
+    upload = plan_upload(find_artifacts(cfg), what, report, base_repo_id, licence, index)
+    for line in upload.lines():
         echo(line)
+    if dry_run or repo_id is None:
+        echo("nothing was uploaded: this was a dry run")
+    else:
+        echo(f"published: {publish(upload, repo_id, private)}")
 
 
 main.add_command(sdft_publish)

@@ -58,6 +58,7 @@ def test_layer_pruning_with_only_a_number_of_layers_scores_the_training_set_by_a
 def test_an_empty_self_distillation_block_rewrites_greedily_and_keeps_originals_of_rejected_answers():
     assert SelfDistillationConfig().model_dump() == {
         "template": "reference",
+        "answer_prefix": "",
         "examples": (),
         "checks": ("empty", "truncated", "leak", "repetition", "refusal"),
         "max_attempts": 1,

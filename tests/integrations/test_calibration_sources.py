@@ -10,7 +10,7 @@ from axolotl.utils.dict import DictDefault
 from pydantic import ValidationError
 
 from axolotl_sdft.config import CalibrationConfig, LayerPruningConfig
-from axolotl_sdft.integrations.axolotl.calibration_sources import calibration_sources, general_text, source_texts
+from axolotl_sdft.integrations.axolotl.calibration import calibration_sources, general_text, source_texts
 from axolotl_sdft.pruning.general_answers import GeneralText
 
 

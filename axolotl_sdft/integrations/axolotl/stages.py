@@ -13,7 +13,7 @@ from axolotl_sdft.core.runtime import rank
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, read_blocks, seed_dir_of
-from axolotl_sdft.integrations.axolotl.calibration_sources import calibration_sources, general_text, source_texts
+from axolotl_sdft.integrations.axolotl.calibration import calibration_sources, general_text, source_texts
 from axolotl_sdft.integrations.axolotl.datasets import check_overrides, rewritten_entry, take_out_overrides
 from axolotl_sdft.integrations.axolotl.layer_numbers import check_layer_numbers, translate_layer_numbers
 from axolotl_sdft.integrations.axolotl.pictures import check_pictures
