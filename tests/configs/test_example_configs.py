@@ -28,10 +28,6 @@ REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "example_configs"
 EXAMPLES = sorted(FOLDER.rglob("*.yml"))
 SELF_DATA = sorted((FOLDER / "self-data-distillation").glob("*.yml"))
-LLAMA_3_OPENING = (
-    "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
-    "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{instruction}"
-)
 LEAST = {
     **{"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 0.001, "num_epochs": 1},
     "datasets": [{"path": "rows.jsonl", "type": "alpaca"}],
@@ -180,19 +176,6 @@ def test_dynsdpb_has_noise_to_be_consistent_under(path):
     config = yaml.safe_load(path.read_text())
     if "dynsdpb" in config and config.get("adapter"):
         assert config["lora_dropout"] > 0
-
-
-@each_example(EXAMPLES)
-def test_llama_3_is_trained_on_the_prompt_that_its_chat_template_writes(path):
-    """It puts a system message with a date before the first question."""
-    config = yaml.safe_load(path.read_text())
-    for entry in config["datasets"]:
-        if "Llama-3" in config["base_model"] and isinstance(entry["type"], dict):
-            formats = [text for key, text in entry["type"].items() if key in ("format", "no_input_format")]
-            assert all(text.startswith(LLAMA_3_OPENING) for text in formats)
-            generation = (config.get("self_distillation") or {}).get("generation") or {}
-            if "3.2" in config["base_model"]:  # whose template takes today's date unless it is told one
-                assert generation["chat_template_kwargs"] == {"date_string": "26 Jul 2024"}
 
 
 @each_example(EXAMPLES)

@@ -8,6 +8,7 @@ from typing import Any
 
 from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.checks.fenced_code import fenced_blocks
+from axolotl_sdft.inference.call_markup import call_marks
 from axolotl_sdft.inference.function_calls import (
     JSON_BEGIN,
     MOST_CALLS,
@@ -115,6 +116,8 @@ def function_call(answer: Answer, target: Target, *, allow_text: bool = False) -
 
 def _said_beside(text: str, reference: str, expected: Sequence[Call]) -> str | None:
     """Return what an answer says or does beside its calls, unlike an original that is calls alone."""
+    if call_marks(reference) - call_marks(text):
+        return None  # whoever looks at the markup says so
     around = text_around_calls(text, find_calls(text))
     if around != text_around_calls(reference, expected):
         return f"more than the call: {shortened(text.strip())}"

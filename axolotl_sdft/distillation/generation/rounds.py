@@ -194,8 +194,9 @@ class Generation:
 
     def _require_prefix(self, prompt: Prompt, answer: Answer) -> None:
         """Refuse a backend that leaves out how the answer begins: half an answer would be trained."""
-        begun, text = (_letters(text) for text in (prompt.answer_prefix, answer.text))
-        if answer.finish_reason != "error" and not text.startswith(begun):
+        if not prompt.answer_prefix or answer.finish_reason == "error":
+            return
+        if not _letters(answer.text).startswith(_letters(prompt.answer_prefix)):
             raise PluginError(
                 f"backend {self._spec.config.generation.backend_name!r} gave an answer without "
                 f"self_distillation.answer_prefix before it: {shortened(answer.text)!r}; its text must hold both"
