@@ -107,10 +107,22 @@ _FROM_CONFIG = {"dynsdpb": _DynSDPBFromConfig, "logit_distillation": _LogitDisti
 
 
 class _PlainTokenCounts(Trainer):
-    """Goes before all others: ``include_tkps`` counts the tokens of new samples, as training without the block does."""
+    """Goes before all others: ``include_tkps`` counts the tokens of new samples, as training without the block does.
+
+    Axolotl 0.19 counts in ``compute_loss`` itself, later versions by a method that it calls.
+    """
+
+    _new_samples: dict[str, Any] | None = None
+
+    def _accumulate_token_counts(self, inputs: dict[str, Any]) -> None:
+        new = inputs if self._new_samples is None else self._new_samples
+        super()._accumulate_token_counts(new)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         labels = inputs.get("labels", inputs.get("input_ids"))
+        if hasattr(super(), "_accumulate_token_counts"):
+            self._new_samples = {"labels": labels}
+            return super().compute_loss(model, inputs, *args, **kwargs)
         is_counted = getattr(self.args, "include_tkps", False) and model.training
         before = {"trainable": torch.zeros(1), "total": torch.zeros(1), **getattr(self.state, "tokens", {})}
         result = super().compute_loss(model, inputs, *args, **kwargs)
