@@ -108,12 +108,12 @@ class DistillationSpec:
             ConfigError: It can't answer chats, or can't go on behind ``answer_prefix``.
             ServerError: No server answers.
         """
-        from axolotl_sdft.inference.prompts import load_tokenizer, require_room_for_prefix
-
         backend.check()
         generation, prefix = self.config.generation, self.config.answer_prefix
         if not prefix:
             return
+        from axolotl_sdft.inference.prompts import load_tokenizer, require_room_for_prefix
+
         trusts = bool(getattr(generation, "trust_remote_code", False))
         try:
             tokenizer = load_tokenizer(self.seed_dir, trust_remote_code=trusts, chat_template=generation.chat_template)
