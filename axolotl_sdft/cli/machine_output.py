@@ -1,7 +1,6 @@
 """Standard output that holds a result and nothing else, for ``--json`` and for files that are shown."""
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from typing import Any, TextIO
 
 import click
 
+from axolotl_sdft.core.terminal import stream_handlers
 from axolotl_sdft.core.texts import printable
 
 
@@ -27,7 +27,9 @@ def result_alone() -> Iterator[Callable[[str], None]]:
     """
     out = sys.stdout
     with ExitStack() as stack:
-        for handler in _handlers_of(out):
+        for handler in stream_handlers():
+            if handler.stream not in (out, sys.__stdout__):
+                continue
             stack.callback(handler.setStream, handler.stream)
             handler.setStream(sys.stderr)
         stack.enter_context(redirect_stdout(sys.stderr))
@@ -59,9 +61,3 @@ def _file_number(stream: TextIO) -> int | None:
     with suppress(OSError, ValueError, AttributeError):
         return stream.fileno()
     return None
-
-
-def _handlers_of(out: TextIO) -> "list[logging.StreamHandler[TextIO]]":
-    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
-    handlers = {handler for logger in loggers for handler in getattr(logger, "handlers", ())}
-    return [one for one in handlers if isinstance(one, logging.StreamHandler) and one.stream in (out, sys.__stdout__)]

@@ -19,10 +19,8 @@ LEFT_OUT = (
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT32 = 4
-_NF4_BLOCK, _SCALES_BLOCK = (
-    64,
-    256,
-)  # numbers that share a scale, and scales that share one where they are quantized too
+_NF4_BLOCK = 64  # numbers that share a scale
+_SCALES_BLOCK = 256  # scales that share one, where they are quantized too
 _OPTIMIZER_BLOCK = 256
 _EIGHT_BITS = 1 + _FLOAT32 / _OPTIMIZER_BLOCK
 _FOUR_BITS = 0.5 + _FLOAT32 / 128

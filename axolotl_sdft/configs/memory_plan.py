@@ -25,12 +25,10 @@ from axolotl_sdft.pruning.planning.model_shape import ModelShape, read_model_sha
 if TYPE_CHECKING:
     from axolotl_sdft.integrations.axolotl.blocks import Blocks
 
+GIGABYTE = 10**9
 _STATED = re.compile(r"(?:(\d+) )?GPUs? of (\d+) GB")
 _HELD_BY_GENERAL_ANSWERS = (16, 256)  # rows that are answered together while a patch is fitted, and their tokens
-
-
-GIGABYTE = 10**9
-_KEPT_FREE = 0.1
+_KEPT_FREE = 0.1  # of a GPU, for what no figure holds
 
 
 @dataclass(frozen=True)

@@ -305,11 +305,14 @@ class _Screen:
 
 def terminal_handlers() -> "list[logging.StreamHandler[TextIO]]":
     """Return the handlers of all loggers that write to a terminal; they hold its stream, so rich can't redirect it."""
+    return [one for one in stream_handlers() if _holds_stream(one) and one.stream.isatty()]
+
+
+def stream_handlers() -> "list[logging.StreamHandler[TextIO]]":
+    """Return the handlers of all loggers that write to a stream."""
     loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
     handlers = {handler for logger in loggers for handler in getattr(logger, "handlers", ())}
-    return [
-        one for one in handlers if isinstance(one, logging.StreamHandler) and _holds_stream(one) and one.stream.isatty()
-    ]
+    return [one for one in handlers if isinstance(one, logging.StreamHandler)]
 
 
 def _holds_stream(handler: logging.Handler) -> bool:
