@@ -192,7 +192,7 @@ def dropout(options: argparse.Namespace) -> None:
     from tests.benchmarks.effect_noisy_chains import ChainTraining, run
 
     runs = FinishedRuns(options.workdir / "dropout.jsonl")
-    excess: dict[tuple[float, Way, float], list[float]] = {}
+    excess: dict[tuple[float, str, float], list[float]] = {}
     for seed, share, rate, way in itertools.product(options.seeds, DROPOUTS, RATES, DROPOUT_WAYS):
         training = ChainTraining(
             dynsdpb=way.dynsdpb,
@@ -204,15 +204,15 @@ def dropout(options: argparse.Namespace) -> None:
             passes=24,
         )
         figures = runs.find_or_make(training.settings(), functools.partial(run, training))
-        excess.setdefault((share, way, rate), []).append(figures["excess"])
+        excess.setdefault((share, way.title, rate), []).append(figures["excess"])
     header = ["dropout", "trained with", *(f"rate {rate:g}{more}" for rate in RATES for more in ("", ", over alpha 0"))]
     print(markdown_table(header, [_line(excess, *line) for line in itertools.product(DROPOUTS, DROPOUT_WAYS)]))
 
 
-def _line(excess: Mapping[tuple[float, Way, float], Sequence[float]], share: float, way: Way) -> list[str]:
+def _line(excess: Mapping[tuple[float, str, float], Sequence[float]], share: float, way: Way) -> list[str]:
     cells = [f"{share:g}", way.title]
     for rate in RATES:
-        here, base = excess[share, way, rate], excess[share, ALPHA_0, rate]
+        here, base = excess[share, way.title, rate], excess[share, ALPHA_0.title, rate]
         apart = [value - other for value, other in zip(here, base, strict=True)]
         cells += [mean_and_spread(here, 3), "" if way is ALPHA_0 else mean_and_spread(apart, 3)]
     return cells

@@ -15,8 +15,8 @@ between the points of a curve. Prints the tables; ``--picture`` draws the curves
 """
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -29,29 +29,56 @@ from axolotl_sdft.evaluation.measures.likelihood import answer_statistics
 from axolotl_sdft.inference.interfaces import Target
 from axolotl_sdft.inference.likelihood import ScoredIds
 from tests.benchmarks.effect_runs import FinishedRuns, markdown_table, mean_and_spread, seeds_first
-from tests.benchmarks.effect_training import SETS, TITLES, Bench, Training, measured, remembering, study_parser, train
+from tests.benchmarks.effect_training import (
+    SETS,
+    TITLES,
+    Bench,
+    Rows,
+    Training,
+    measured,
+    remembering,
+    study_parser,
+    train,
+)
 
+
+@dataclass(frozen=True)
+class Way:
+    """Where the answers come from that a model is trained on."""
+
+    title: str
+    colour: str
+    """In the picture."""
+    rewriting: Mapping[str, Any] | None = None
+    """Fields of the set in which the rewriting differs from greedy rewriting; None trains the original answers."""
+    unaided_first: bool = False
+    """Whether each question is asked without the original answer first, and with it where no answer passes."""
+    unaided_only: bool = False
+    """Whether the original answers stay unseen; rows are added until as many answers have passed."""
+
+
+PAPER: dict[str, Any] = {"temperature": 0.95, "top_p": 0.7, "top_k": 50}
+SAMPLED: dict[str, Any] = {"temperature": 1.0}
+TWICE = {"max_attempts": 2}
+"""With two templates in turn, four attempts."""
 WAYS = {
-    "plain": "plain fine-tuning",
-    "sdft": "SDFT",
-    "sampled": "SDFT, sampled at temperature 1",
-    "unaided": "the seed's own answers, original ones unseen",
-    "unaided_sampled": "the seed's own answers, sampled at temperature 1",
+    "plain": Way("plain fine-tuning", "tab:red"),
+    "sdft": Way("SDFT, greedy", "tab:blue", {}),
+    "paper": Way("SDFT, sampled at 0.95, top_p 0.7, top_k 50", "tab:green", PAPER),
+    "sampled": Way("SDFT, sampled at 1", "tab:orange", SAMPLED),
+    "cascade": Way("SDFT, greedy first, four attempts", "tab:cyan", TWICE, unaided_first=True),
+    "paper_cascade": Way("SDFT, at 0.95, four attempts", "tab:olive", PAPER | TWICE, unaided_first=True),
+    "sampled_cascade": Way("SDFT, at 1, four attempts", "tab:brown", SAMPLED | TWICE, unaided_first=True),
+    "retried": Way("SDFT, at 1, four attempts with the reference", "tab:gray", SAMPLED | {"max_attempts": 4}),
+    "unaided": Way("the seed's own answers, original ones unseen", "tab:purple", {}, unaided_only=True),
+    "unaided_sampled": Way("the seed's own answers, sampled at 1", "tab:pink", SAMPLED, unaided_only=True),
 }
-COMPARED = ("plain", "sdft")
-"""The ways of the paper; the others ask what stands in their way."""
+COMPARED = tuple(way for way in WAYS if not WAYS[way].unaided_only and way != "retried")
+"""What the choice of the defaults rests on; the others ask what stands in their way."""
 SKILLS = {"original": "original answers", "rewritten": "rewritten answers"}
 LEVELS = {0.5: "half", 1.0: "all that both reach"}
 SHARES = (0.25, 0.5, 0.75, 1.0)
 TRAINING = Training(rank=16, learning_rate=1e-3, epochs=2)
-
-_COLOURS = {
-    "plain": "tab:red",
-    "sdft": "tab:blue",
-    "sampled": "tab:orange",
-    "unaided": "tab:purple",
-    "unaided_sampled": "tab:pink",
-}
 
 Point = dict[str, float]
 Found = dict[tuple[str, str, int], dict[str, Any]]
@@ -84,7 +111,7 @@ def main() -> None:
         if known is not None:
             found[run["set"], run["way"], run["seed"]] = known
     names = [name for name in args.sets if any(set_ == name for set_, _, _ in found)]
-    print(rows_table(bench, names, args.rows), end="\n\n")
+    print(rows_table(bench, found, names, args.rows), end="\n\n")
     print(distance_table(bench, found, names, args.rows), end="\n\n")
     print(final_table(found, names), end="\n\n")
     if "plain" in args.ways:
@@ -116,11 +143,18 @@ def forgetting_run(bench: Bench, settings: dict[str, Any]) -> dict[str, Any]:
 
 def training_rows(bench: Bench, name: str, way: str, count: int) -> list[Target]:
     """Return what a way trains on."""
-    temperature = 1.0 if way.endswith("sampled") else 0.0
-    if way.startswith("unaided"):
-        return bench.unaided(name, count, temperature)
-    rows = bench.rows(name, "train", count, temperature)
-    return rows.original if way == "plain" else rows.distilled
+    rewriting = WAYS[way].rewriting
+    if rewriting is None:
+        return bench.targets(name, "train", count)
+    if WAYS[way].unaided_only:
+        return bench.unaided(name, count, **rewriting)
+    return rewritten_rows(bench, name, way, count).distilled
+
+
+def rewritten_rows(bench: Bench, name: str, way: str, count: int) -> Rows:
+    """Return the rows of a set as a way rewrites them."""
+    template = {"template": ("unaided", SETS[name].template)} if WAYS[way].unaided_first else {}
+    return bench.rows(name, "train", count, **WAYS[way].rewriting or {}, **template)
 
 
 def measured_answers(bench: Bench, settings: dict[str, Any]) -> dict[str, list[ScoredIds]]:
@@ -184,16 +218,20 @@ def forgotten_at(points: Sequence[Point], skill: str, level: float) -> float:
     raise ValueError(f"the curve never comes down to {level}")
 
 
-def rows_table(bench: Bench, names: Sequence[str], count: int) -> str:
+def rows_table(bench: Bench, found: Found, names: Sequence[str], count: int) -> str:
     """Return a table of how many answers were rewritten, and by how much that closes the distribution gap."""
     lines = []
     for name in names:
-        summary = bench.rows(name, "train", count).summary
-        gap, rejections = summary["gap"], summary["rejections"]
-        rejected = ", ".join(f"{reason} {number}" for reason, number in rejections.items()) or "none"
-        closed = f"{gap['nats_per_token_before']:.2f}, {gap['nats_per_token_after']:.2f}"
-        lines.append([TITLES[name], SETS[name].template, f"{summary['turns_distilled']} of {count}", rejected, closed])
-    header = ["set", "template", "answers accepted", "rejected", "nats per token under the seed, before and after"]
+        for way in ways_run(found, name):
+            if WAYS[way].rewriting is None or WAYS[way].unaided_only:
+                continue
+            summary = rewritten_rows(bench, name, way, count).summary
+            gap, rejections = summary["gap"], summary["rejections"]
+            rejected = ", ".join(f"{reason} {number}" for reason, number in rejections.items()) or "none"
+            nats = f"{gap['nats_per_token_before']:.2f}, {gap['nats_per_token_after']:.2f}"
+            accepted = f"{summary['turns_distilled']} of {count}"
+            lines.append([TITLES[name], WAYS[way].title, accepted, rejected, nats])
+    header = ["set", "training", "answers accepted", "rejected", "nats per token under the seed, before and after"]
     return markdown_table(header, lines)
 
 
@@ -205,7 +243,7 @@ def distance_table(bench: Bench, found: Found, names: Sequence[str], count: int)
             targets = training_rows(bench, name, way, count)
             answers = answer_statistics(bench.seed, bench.seed, bench.encoded(targets))
             gap = statistics.fmean(answer.nll / answer.tokens for answer in answers)
-            lines.append([TITLES[name], WAYS[way], len(targets), f"{gap:.2f}"])
+            lines.append([TITLES[name], WAYS[way].title, len(targets), f"{gap:.2f}"])
     return markdown_table(["set", "training", "rows", "nats per token of the trained answers under the seed"], lines)
 
 
@@ -223,7 +261,7 @@ def final_table(found: Found, names: Sequence[str]) -> str:
             exact = [100 * run["exact_match"] for run in runs if "exact_match" in run]
             forgotten = mean_and_spread([point["others_kl"] for point in last], 3)
             agreement = mean_and_spread([100 * point["others_agreement"] for point in last], 1)
-            lines.append([TITLES[name], WAYS[way], *skills, mean_and_spread(exact, 1), forgotten, agreement])
+            lines.append([TITLES[name], WAYS[way].title, *skills, mean_and_spread(exact, 1), forgotten, agreement])
     header = [
         *("set", "training", "nll, original answers", "nll, rewritten answers", "right calls, %"),
         *("forgetting: KL to the seed, others", "agreement with the seed, others, %"),
@@ -239,7 +277,7 @@ def equal_skill_table(found: Found, names: Sequence[str]) -> str:
             for skill, title in SKILLS.items():
                 for share, gained in LEVELS.items():
                     columns = _equal_skill_columns(found, name, way, skill, share)
-                    lines.append([TITLES[name], WAYS[way], title, gained, *columns])
+                    lines.append([TITLES[name], WAYS[way].title, title, gained, *columns])
     header = [
         "set",
         "training",
@@ -281,12 +319,12 @@ def draw(found: Found, names: Sequence[str], path: Path) -> None:
 
 
 def _draw_panel(panel: Any, found: Found, name: str, skill: str) -> None:
-    for way, title in WAYS.items():
-        runs = [run["points"] for (set_, way_, _), run in found.items() if (set_, way_) == (name, way)]
+    for key, way in WAYS.items():
+        runs = [run["points"] for (set_, way_, _), run in found.items() if (set_, way_) == (name, key)]
         for number, points in enumerate(runs):
             across = [point[f"{skill}_nll"] for point in points]
             up = [point["others_kl"] for point in points]
-            panel.plot(across, up, ".-", color=_COLOURS[way], alpha=0.8, label=title if number == 0 else None)
+            panel.plot(across, up, ".-", color=way.colour, alpha=0.8, label=None if number else way.title)
     panel.invert_xaxis()
     panel.set_ylim(bottom=0)
     panel.spines[["top", "right"]].set_visible(False)

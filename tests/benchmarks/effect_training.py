@@ -42,13 +42,18 @@ class TaskSet:
     """A set of rows, and how its answers are rewritten."""
 
     name: str
-    template: str
+    template: str | tuple[str, ...]
     checks: tuple[str, ...]
     most_tokens: int
     """Rows whose prompt and answer are longer play no part."""
     most_new_tokens: int
     """Longest rewritten answer; a longer one is rejected."""
     columns: tuple[str, str] = ("instruction", "output")
+    max_attempts: int = 1
+    temperature: float = 0.0
+    """At 0 the seed model takes the most likely token each time."""
+    top_p: float = 1.0
+    top_k: int | None = None
 
 
 SETS = {
@@ -122,21 +127,27 @@ class Bench:
             if encoded and len(encoded[0].ids) <= task.most_tokens:
                 yield target
 
-    def rows(self, name: str, split: str, count: int, temperature: float = 0.0, **changes: Any) -> Rows:
+    def rows(self, name: str, split: str, count: int, **changes: Any) -> Rows:
         """Return the first short rows of a set, with the answers that the seed model gave them.
 
         Args:
             name: Of the set.
             split: ``train`` or ``test``.
             count: How many.
-            temperature: At which the seed model writes; at 0 it takes the most likely token each time.
             changes: Fields of the set in which the rewriting differs.
         """
         task, original = replace(SETS[name], **changes), self.targets(name, split, count)
         config = SelfDistillationConfig(
             template=task.template,
             checks=task.checks,
-            generation={"max_new_tokens": task.most_new_tokens, "temperature": temperature, "dtype": "float32"},
+            max_attempts=task.max_attempts,
+            generation={
+                "max_new_tokens": task.most_new_tokens,
+                "temperature": task.temperature,
+                "top_p": task.top_p,
+                "top_k": task.top_k,
+                "dtype": "float32",
+            },
             output_dir=str(self.workdir / "distilled"),
         )
         columns = {"instruction": [row.instruction for row in original], "output": [row.reference for row in original]}
@@ -153,8 +164,8 @@ class Bench:
 
         The first whose answer is accepted: the prompts are not all those of :meth:`rows`, but as many.
         """
-        asked = {"template": "unaided", "most_new_tokens": 128}
-        return self.rows(name, "train", 5 * count // 2, temperature, **asked).taken[:count]
+        asked = {"template": "unaided", "most_new_tokens": 128, "temperature": temperature}
+        return self.rows(name, "train", 5 * count // 2, **asked).taken[:count]
 
     def own_answers(self, names: Sequence[str], count: int, most_new_tokens: int = 64) -> list[ScoredIds]:
         """Return the seed's own greedy answers to the first held-out prompts of some sets."""
