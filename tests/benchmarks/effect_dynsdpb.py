@@ -13,6 +13,8 @@ where what can't be predicted is known::
     python -m tests.benchmarks.effect_dynsdpb search (the same)
     python -m tests.benchmarks.effect_dynsdpb smollm2 --data DATA --model-dir models/SmolLM2-135M-Instruct \\
         --workdir effect --picture docs/pictures/dynsdpb_curves.svg
+    python -m tests.benchmarks.effect_dynsdpb lora-dropout --data DATA --model-dir models/SmolLM2-135M-Instruct \\
+        --workdir effect
     python -m tests.benchmarks.effect_dynsdpb chains --workdir effect
     python -m tests.benchmarks.effect_dynsdpb dropout --workdir effect
 
@@ -47,6 +49,8 @@ class Way:
     """Of the new rows of a step."""
     rate_factor: float = 1.0
     """Of the learning rate."""
+    pass_factor: float = 1.0
+    """Of how often each row goes through the model; 0.5 is the papers' comparison, at equal epochs."""
     r_drop: float | None = None
     """Weight of the divergence, where R-Drop trains."""
 
@@ -60,6 +64,8 @@ WAYS = (
     Way("dynamic, `teacher_correct_only`", {"teacher_correct_only": True}),
     Way("plain, twice the epochs and the batch", None, batch_factor=2),
 )
+R_DROP = Way("R-Drop", None, r_drop=1.0)
+ENCODER_WAYS = (Way("plain, the same epochs: half the passes", None, pass_factor=0.5), *WAYS, R_DROP)
 SMOLLM2_WAYS = (PLAIN, *(way for way in WAYS if way.dynsdpb in (STATIC, DYNAMIC, {"alpha": 0.0})))
 MORE_INFLUENCE = (
     *(Way(f"dynamic, `alpha: {alpha:g}`", {"alpha": alpha}) for alpha in (10.0, 30.0, 100.0)),
@@ -86,10 +92,11 @@ DROPOUT_WAYS = (
     ALPHA_0,
     PLAIN,
     *(way for way in WAYS if way.dynsdpb in (STATIC, DYNAMIC)),
-    Way("R-Drop", None, r_drop=1.0),
+    R_DROP,
 )
 DROPOUTS = (0.0, 0.1, 0.3)
 RATES = (1e-3, 3e-3, 1e-2)
+LORA_DROPOUT_WAYS = (ALPHA_0, *(Way(f"`alpha: {alpha:g}`", {"alpha": alpha}) for alpha in (1.0, 4.0)), R_DROP, PLAIN)
 
 
 @dataclass(frozen=True)
@@ -123,10 +130,15 @@ CHAIN_COLUMNS = (
 def main() -> None:
     """Make the runs that are not finished yet, and print the table."""
     options = _options()
-    study = {"encoder": encoder, "search": encoder, "smollm2": smollm2, "chains": noisy_chains, "dropout": dropout}[
-        options.study
-    ]
-    study(options)
+    studies = {
+        "encoder": encoder,
+        "search": encoder,
+        "smollm2": smollm2,
+        "lora-dropout": lora_dropout,
+        "chains": noisy_chains,
+        "dropout": dropout,
+    }
+    studies[options.study](options)
 
 
 def encoder(options: argparse.Namespace) -> None:
@@ -135,13 +147,20 @@ def encoder(options: argparse.Namespace) -> None:
 
     bench = SentimentBench(options.ratings, options.encoder)
     runs = FinishedRuns(options.workdir / "sentiment.jsonl")
-    ways = WAYS if options.study == "encoder" else SEARCHED
+    ways = ENCODER_WAYS if options.study == "encoder" else SEARCHED
     found: dict[tuple[float, str], list[Figures]] = {}
     for seed in options.seeds:
         for noise in options.noise:
             for way in ways:
                 batch_rows = options.batch_rows * way.batch_factor
-                training = SentimentTraining(dynsdpb=way.dynsdpb, batch_rows=batch_rows, noise=noise, seed=seed)
+                training = SentimentTraining(
+                    dynsdpb=way.dynsdpb,
+                    r_drop=way.r_drop,
+                    batch_rows=batch_rows,
+                    passes=round(SentimentTraining.passes * way.pass_factor),
+                    noise=noise,
+                    seed=seed,
+                )
                 figures = runs.find_or_make(training.settings(), functools.partial(bench.run, training))
                 found.setdefault((noise, way.title), []).append(figures)
     for noise in options.noise:
@@ -168,6 +187,29 @@ def smollm2(options: argparse.Namespace) -> None:
     print(table(found, WORD_PROBLEM_COLUMNS))
     columns = ", ".join(f"{column.title} {_cell([untrained[column.key]], column)}" for column in WORD_PROBLEM_COLUMNS)
     print(f"\nThe seed itself: {columns}.")
+
+
+def lora_dropout(options: argparse.Namespace) -> None:
+    """Run SmolLM2 on few word problems at a high rate, with more or less dropout in its adapter; print the table."""
+    from tests.benchmarks.effect_word_problems import WordProblemBench, WordProblemTraining
+
+    bench = WordProblemBench(options.data, options.model_dir)
+    runs = FinishedRuns(options.workdir / "lora_dropout.jsonl")
+    found: dict[str, list[Figures]] = {}
+    for seed, share, way in itertools.product(options.seeds, DROPOUTS, LORA_DROPOUT_WAYS):
+        training = WordProblemTraining(
+            dynsdpb=way.dynsdpb,
+            r_drop=way.r_drop,
+            batch_rows=options.batch_rows,
+            num_rows=options.rows,
+            passes=options.passes,
+            learning_rate=options.learning_rate,
+            dropout=share,
+            seed=seed,
+        )
+        figures = runs.find_or_make(training.settings(), functools.partial(bench.run, training))
+        found.setdefault(f"dropout {share:g}, {way.title}", []).append(figures)
+    print(table(found, WORD_PROBLEM_COLUMNS))
 
 
 def noisy_chains(options: argparse.Namespace) -> None:
@@ -247,12 +289,19 @@ def _options() -> argparse.Namespace:
         study.add_argument("--encoder", type=Path, required=True, help="folder of a pretrained encoder")
         study.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.2], help="shares of flipped labels")
         study.add_argument("--batch-rows", type=int, default=16)
-    study = _study(studies, "smollm2")
-    study.add_argument("--data", type=Path, required=True, help="folder with gsm8k_train.jsonl and gsm8k_test.jsonl")
-    study.add_argument("--model-dir", type=Path, required=True)
-    study.add_argument("--batch-rows", type=int, default=4)
-    study.add_argument("--ways", type=int, nargs="+", default=list(range(len(SMOLLM2_WAYS))), help="which, from 0")
-    study.add_argument("--picture", type=Path, help="file to draw the curves of a dynamic run in, such as curves.svg")
+    for name in ("smollm2", "lora-dropout"):
+        study = _study(studies, name)
+        study.add_argument("--data", type=Path, required=True, help="folder with gsm8k_train.jsonl, gsm8k_test.jsonl")
+        study.add_argument("--model-dir", type=Path, required=True)
+        study.add_argument("--batch-rows", type=int, default=4)
+        if name == "smollm2":
+            ways = list(range(len(SMOLLM2_WAYS)))
+            study.add_argument("--ways", type=int, nargs="+", default=ways, help="which, from 0")
+            study.add_argument("--picture", type=Path, help="file to draw the curves of a dynamic run in")
+        else:
+            study.add_argument("--rows", type=int, default=100)
+            study.add_argument("--passes", type=int, default=4)
+            study.add_argument("--learning-rate", type=float, default=1e-3)
     study = _study(studies, "chains")
     study.add_argument("--batch-rows", type=int, default=8)
     study.add_argument("--learning-rate", type=float, default=3e-3)

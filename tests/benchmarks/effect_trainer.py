@@ -78,7 +78,7 @@ class RDropTrainer(Trainer):
     """Has each row predicted twice under dropout, and keeps the two predictions together (R-Drop, arXiv 2106.14448).
 
     The loss is the mean cross-entropy of the two and ``weight`` times the mean of KL(first || second) and KL(second ||
-    first) over label tokens. For causal models whose batches hold no padding.
+    first), over the label tokens of a causal model or the rows of a classifier.
     """
 
     def __init__(self, *args: Any, weight: float, **kwargs: Any) -> None:
@@ -87,7 +87,11 @@ class RDropTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss of a batch, which goes through the model twice in one pass."""
-        outputs = model(**{name: torch.cat([values, values]) for name, values in inputs.items()})
-        first, second = outputs.logits[:, :-1].log_softmax(-1).chunk(2)
+        doubled = {name: torch.cat([values, values]) for name, values in inputs.items()}
+        outputs = model(**doubled)
+        logits = outputs.logits
+        if logits.dim() == 3:  # [rows, tokens, vocabulary]; both halves have the same label tokens
+            logits = logits[:, :-1][doubled["labels"][:, 1:] != -100]
+        first, second = logits.log_softmax(-1).chunk(2)
         apart = ((first.exp() - second.exp()) * (first - second)).sum(-1).mean() / 2
         return outputs.loss + self._weight * apart

@@ -41,6 +41,8 @@ class WordProblemTraining(Recipe):
     learning_rate: float = 3e-4
     rank: int = 16
     """Of the adapter."""
+    dropout: float = 0.0
+    """Of what goes into the adapter."""
     seed: int = 0
 
 
@@ -178,6 +180,7 @@ class WordProblemBench:
         adapter = LoraConfig(
             r=training.rank,
             lora_alpha=2 * training.rank,
+            lora_dropout=training.dropout,
             target_modules=_LINEAR,
             layers_to_transform=list(range(first, inner.config.num_hidden_layers)),
             task_type="CAUSAL_LM",

@@ -40,5 +40,7 @@ def test_the_table_holds_each_way_against_plain_training_with_the_same_seed():
     found = {("dolly", "plain", 0): {"points": PLAIN}, ("dolly", "sdft", 0): {"points": OTHER}}
     found["dolly", "sdft", 1] = {"points": OTHER}  # plain training with this seed has not been run
     lines = equal_skill_table(found, ["dolly"]).splitlines()
-    assert lines[3] == "| Dolly | SDFT, greedy | original answers | all that both reach | 2.000 | 0.400 | 0.100 | 0.25 |"
+    assert (
+        lines[3] == "| Dolly | SDFT, greedy | original answers | all that both reach | 2.000 | 0.400 | 0.100 | 0.25 |"
+    )
     assert len(lines) == 2 + 4
