@@ -205,6 +205,7 @@ def lora_dropout(options: argparse.Namespace) -> None:
             passes=options.passes,
             learning_rate=options.learning_rate,
             dropout=share,
+            bf16=True,
             seed=seed,
         )
         figures = runs.find_or_make(training.settings(), functools.partial(bench.run, training))

@@ -9,9 +9,10 @@ with the same rows, the same LoRA and the same steps. Along each run two things 
   training by construction) and once of their rewritten versions (which favours SDFT)
 * forgetting: KL(seed || model) per token of the seed's own greedy answers to prompts of the other two sets
 
-Forgetting is compared at equal skill: at the best skill that both ways of a seed reach, and halfway there, linear
-between the points of a curve. Prints the tables; ``--picture`` draws the curves. Finished runs are kept in
-``--workdir``; ``--finished-only`` shows what is there.
+The seed model writes, and LoRA trains, in bfloat16 (autocast); all is measured in float32. Forgetting is compared at
+equal skill: at the best skill that both ways of a seed reach, and halfway there, linear between the points of a curve.
+Prints the tables; ``--picture`` draws the curves. Finished runs are kept in ``--workdir``; ``--finished-only`` shows
+what is there.
 """
 
 import statistics
@@ -78,7 +79,7 @@ COMPARED = tuple(way for way in WAYS if not WAYS[way].unaided_only and way != "r
 SKILLS = {"original": "original answers", "rewritten": "rewritten answers"}
 LEVELS = {0.5: "half", 1.0: "all that both reach"}
 SHARES = (0.25, 0.5, 0.75, 1.0)
-TRAINING = Training(rank=16, learning_rate=1e-3, epochs=2)
+TRAINING = Training(rank=16, learning_rate=1e-3, epochs=2, bf16=True)
 
 Point = dict[str, float]
 Found = dict[tuple[str, str, int], dict[str, Any]]

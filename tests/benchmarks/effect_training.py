@@ -106,25 +106,25 @@ class Bench:
         """Return a model in float32, in evaluation mode, on the device where there is one."""
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(local_device())
 
-    def targets(self, name: str, split: str, count: int) -> list[Target]:
-        """Return the first rows of a set that are short enough."""
-        found = list(islice(self._short_rows(name, split), count))
+    def targets(self, name: str, split: str, count: int, most_tokens: int | None = None) -> list[Target]:
+        """Return the first rows of a set that are short enough: up to ``most_tokens``, or as the set says."""
+        most = most_tokens or SETS[name].most_tokens
+        found = list(islice(self._short_rows(name, split, most), count))
         if len(found) < count:
-            most = SETS[name].most_tokens
             raise SystemExit(f"{name}_{split}.jsonl: {len(found)} rows of up to {most} tokens, {count} wanted")
         return found
 
     def count(self, name: str, split: str) -> int:
         """Return how many rows of a set are short enough."""
-        return sum(1 for _ in self._short_rows(name, split))
+        return sum(1 for _ in self._short_rows(name, split, SETS[name].most_tokens))
 
-    def _short_rows(self, name: str, split: str) -> Iterator[Target]:
+    def _short_rows(self, name: str, split: str, most_tokens: int) -> Iterator[Target]:
         task = SETS[name]
         for row in read_rows(self.data / f"{name}_{split}.jsonl"):
             asked = "\n\n".join(filter(None, (row[task.columns[0]], row.get("input"))))
             target = Target(({"role": "user", "content": asked},), row[task.columns[1]])
-            encoded, _ = encode_targets(self.tokenizer, [target], task.most_tokens + 1)
-            if encoded and len(encoded[0].ids) <= task.most_tokens:
+            encoded, _ = encode_targets(self.tokenizer, [target], most_tokens + 1)
+            if encoded and len(encoded[0].ids) <= most_tokens:
                 yield target
 
     def rows(self, name: str, split: str, count: int, **changes: Any) -> Rows:
@@ -146,7 +146,7 @@ class Bench:
                 "temperature": task.temperature,
                 "top_p": task.top_p,
                 "top_k": task.top_k,
-                "dtype": "float32",
+                "dtype": "bfloat16",
             },
             output_dir=str(self.workdir / "distilled"),
         )
@@ -197,6 +197,8 @@ class Training:
     learning_rate: float
     epochs: int
     batch_rows: int = 8
+    bf16: bool = False
+    """Whether matrices are multiplied in bfloat16 (autocast), which is faster where the processor can."""
     dynsdpb: bool = False
     """Each row goes through the model twice, in two successive steps: half the epochs are equal compute."""
 
@@ -229,7 +231,8 @@ def train(
     torch.manual_seed(seed)
     kind, extra = (DynSDPBTrainer, {"dynsdpb": dynsdpb}) if training.dynsdpb else (Trainer, {})
     model = with_adapter(model, training.rank)
-    return fit(bench, model, bench.encoded(targets), training, seed, kind, extra, at_share=at_share, shares=shares)
+    along = {"at_share": at_share, "shares": shares}
+    return fit(bench, model, bench.encoded(targets), training, seed, kind, extra, **along, bf16=training.bf16)
 
 
 def with_adapter(model: Any, rank: int, **changes: Any) -> Any:

@@ -43,6 +43,8 @@ class WordProblemTraining(Recipe):
     """Of the adapter."""
     dropout: float = 0.0
     """Of what goes into the adapter."""
+    bf16: bool = False
+    """Whether matrices are multiplied in bfloat16 while it trains (autocast)."""
     seed: int = 0
 
 
@@ -196,7 +198,8 @@ class WordProblemBench:
     def _trainer(self, model: Any, training: WordProblemTraining) -> Trainer:
         rows = [_sample(text) for text in self._rows("train", training.num_rows)]
         collator = DataCollatorForSeq2Seq(self.tokenizer)
-        return trainer_for(model, rows, training, collator, logging_steps=1, train_sampling_strategy="group_by_length")
+        further = {"logging_steps": 1, "train_sampling_strategy": "group_by_length", "bf16": training.bf16}
+        return trainer_for(model, rows, training, collator, **further)
 
     def _figures(self, model: Any) -> dict[str, Any]:
         log_probs_N, confidence_N, right_N = (torch.cat(parts) for parts in zip(*self._seen(model), strict=True))
