@@ -50,7 +50,7 @@ def axolotl_commands():
 
 def run(folder, lines):
     script = Path(__file__).with_name("warm_axolotl.py")
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "2"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(
         [sys.executable, script], input=json.dumps(lines), cwd=folder, env=environment, timeout=1200, **streams

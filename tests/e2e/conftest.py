@@ -74,7 +74,7 @@ def write_config(folder, config):
 def run_axolotl(folder, *args, check=True, stdin="", **env):
     """Run the real command in a folder and return what it printed, both streams together."""
     path = f"{BINARIES}{os.pathsep}{os.environ['PATH']}"  # Axolotl starts other programs by name
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": f"{REPOSITORY}", "PATH": path} | env
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPOSITORY}", "PATH": path} | env
     command = [str(BINARIES / "axolotl"), *(str(arg) for arg in args)]
     streams = {"input": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(command, cwd=folder, env=environment, timeout=1200, **streams)
