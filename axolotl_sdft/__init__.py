@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         SelfDistillationConfig,
     )
     from axolotl_sdft.core.errors import SdftError
+    from axolotl_sdft.distillation.general_rows import distill_general_rows
     from axolotl_sdft.distillation.pipeline import distill_dataset
     from axolotl_sdft.evaluation.figures import RecoveryReport
     from axolotl_sdft.evaluation.from_python import measure_recovery
@@ -70,6 +71,7 @@ _HOME_OF = {
     "calibration_batches": "axolotl_sdft.integrations.axolotl.calibration_text",
     "cut_layers": "axolotl_sdft.pruning.checkpoint.cut",
     "distill_dataset": "axolotl_sdft.distillation.pipeline",
+    "distill_general_rows": "axolotl_sdft.distillation.general_rows",
     "dynsdpb_loss": "axolotl_sdft.training.losses.dynsdpb",
     "fit_patch": "axolotl_sdft.pruning.patching.fit",
     "general_texts": "axolotl_sdft.pruning.general_answers",
@@ -108,6 +110,7 @@ __all__ = [
     "calibration_batches",
     "cut_layers",
     "distill_dataset",
+    "distill_general_rows",
     "dynsdpb_loss",
     "fit_patch",
     "general_texts",

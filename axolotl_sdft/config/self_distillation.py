@@ -62,6 +62,11 @@ class SelfDistillationConfig(Block):
     on_reject: Literal["original", "drop"] = "original"
     """What becomes of a row none of whose answers passes: it keeps its original answer, or is left out."""
 
+    general_rows: int = Field(0, ge=0, le=128)
+    """Adds so many rows to those of the datasets: prompts from outside the task, which come with the package, with the
+    seed model's own answers. They hold on to what it says elsewhere. Answers that are cut off or run in circles are
+    left out. Only at the top level; a dataset of its own kind, ``type: chat_template``."""
+
     generation: Generation = TransformersGeneration()
     """How the seed model writes its answers."""
 

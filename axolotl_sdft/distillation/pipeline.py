@@ -80,6 +80,12 @@ def distill_dataset(
     from axolotl_sdft.distillation.rows.recognition import recognised_config
 
     require_whole_dataset(dataset, "dataset")
+    if config.general_rows:
+        LOG.warning(
+            "general_rows is %d, but distill_dataset returns the rows of its dataset alone; call distill_general_rows "
+            "for those",
+            config.general_rows,
+        )
     entry = dataset_config or recognised_config(dataset.features)
     seed_dir = resolve_seed(str(seed_model), revision)
     spec = DistillationSpec(dataset, config, seed_dir, entry, str(seed_model))

@@ -38,7 +38,7 @@ def test_nested_blocks_are_flattened_where_they_stand():
     keys = [row.key for row in settings_rows("self_distillation")]
     nested = keys.index("self_distillation.generation.backend")
     assert keys[0] == "self_distillation.template"
-    assert keys[nested - 1] == "self_distillation.on_reject"
+    assert keys[nested - 1] == "self_distillation.general_rows"
     assert keys[nested + 1] == "self_distillation.generation.max_new_tokens"
     assert "self_distillation.generation" not in keys
 

@@ -207,3 +207,49 @@ def test_a_completion_dataset_names_its_prompt_in_its_own_block(cfg, tmp_path):
     (folder,) = rewrite(cfg)
     (row,) = load_from_disk(str(folder))
     assert row["text"] == "Once 1 messages, the last ends in time."
+
+
+GENERAL = TOP | {"general_rows": 4}
+
+
+def test_general_rows_are_trained_beside_those_of_the_datasets(cfg, tiny_llama_dir):
+    cfg.self_distillation = GENERAL
+    cfg.val_set_size = 0.3
+    again = DictDefault(cfg.to_dict())
+
+    *_, folder = rewrite(cfg)
+
+    assert [entry.type for entry in cfg.datasets] == ["alpaca", "alpaca", "chat_template"]
+    assert cfg.datasets[2].path == str(folder)
+    assert len(load_from_disk(str(folder))) == 4
+    assert len(outputs(cfg.test_datasets)) == 6  # of the 20 of the datasets, as without general rows
+    train, held_out = loaded_by_axolotl(again, tiny_llama_dir)
+    assert (len(train), len(held_out)) == (18, 6)
+
+
+def test_general_rows_alone_leave_the_datasets_as_they_are(cfg):
+    cfg.self_distillation = GENERAL
+    for entry in cfg.datasets:
+        entry.self_distillation = {"enabled": False}
+
+    (folder,) = rewrite(cfg)
+
+    assert [entry.path for entry in cfg.datasets] == ["apples.jsonl", "pears.jsonl", str(folder)]
+
+
+def test_general_rows_that_were_never_answered_are_no_dataset(cfg):
+    rewrite(cfg)
+    again = DictDefault({**cfg.to_dict(), "self_distillation": GENERAL, "datasets": cfg.datasets[:0]})
+    again.datasets = [{"path": "apples.jsonl", "type": "alpaca"}, {"path": "pears.jsonl", "type": "alpaca"}]
+
+    assert len(rewrite(again, only_if_done=True)) == 2
+    assert len(again.datasets) == 2
+
+
+def test_general_rows_of_a_single_dataset_are_refused(cfg):
+    cfg.datasets[1].self_distillation = {"general_rows": 4}
+
+    with pytest.raises(
+        ConfigError, match=r"datasets\[1\].self_distillation.general_rows is set, but these rows belong"
+    ):
+        check_distillation(cfg)

@@ -216,6 +216,8 @@ def _merged(cfg: Mapping[str, Any], index: int) -> tuple[DatasetConfig | None, l
         return None, [f"{where} is set, but there is no top-level block; an empty one will do: {OVERRIDE}: {{}}"]
     if not isinstance(own, Mapping):
         return None, [f"{where} is {own!r}; write its keys under it, such as enabled: false"]
+    if "general_rows" in own:
+        return None, [f"{where}.general_rows is set, but these rows belong to no dataset; set {OVERRIDE}.general_rows"]
     base = plain(common or {})
     merged = {**base, **own}
     if isinstance(base.get("generation"), Mapping) and isinstance(own.get("generation"), Mapping):

@@ -113,11 +113,30 @@ def distillation_specs(cfg: Any) -> "list[tuple[Any, DistillationSpec]]":
 
 def _sources(cfg: Any) -> list[Source]:
     named = [(where, entry, dataset_config(cfg, _index(where))) for where, entry in dataset_entries(cfg)]
-    if not any(own.enabled for _, _, own in named):
+    general = list(_general_sources(cfg))
+    if not general and not any(own.enabled for _, _, own in named):
         raise ConfigError(
-            f"{OVERRIDE} is on, but each of the datasets says {OVERRIDE}: {{enabled: false}}; enable one, or remove "
-            "the top-level block"
+            f"{OVERRIDE} is on, but each of the datasets says {OVERRIDE}: {{enabled: false}}; enable one, set "
+            "general_rows, or remove the top-level block"
         )
+    return [*_dataset_sources(cfg, named), *general]
+
+
+def _general_sources(cfg: Any) -> Iterator[Source]:
+    """Yield the rows from outside the task, where the block asks for some. None of them is split off for validation."""
+    from axolotl.utils.dict import DictDefault
+
+    config = read_blocks(cfg).self_distillation
+    if config is None or not config.general_rows:
+        return
+    from axolotl_sdft.distillation.general_rows import ROW_FORMAT, general_spec
+
+    seed_dir, entry = seed_dir_of(cfg), DictDefault(ROW_FORMAT)
+    spec = general_spec(_ready(cfg, config, seed_dir, entry), seed_dir, seed_of(cfg)[0])
+    yield Source(entry, spec, training=spec.dataset.select([]))  # unanswered prompts are no rows to train on
+
+
+def _dataset_sources(cfg: Any, named: list[tuple[str, Any, DatasetConfig]]) -> list[Source]:
     if not is_split(cfg) and not cfg.get("dataset_exact_deduplication"):
         return [
             Source(entry, _spec(cfg, load_rows(cfg, entry, where), own, entry, where) if own.enabled else None)
@@ -138,14 +157,20 @@ def _spec(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str)
     from axolotl_sdft.distillation.spec import DistillationSpec
 
     kept = {PROMPT_FIELD: own.prompt_field} if own.prompt_field else {}
-    settings = _trusting_as_axolotl(cfg, own.settings())
     seed_dir = seed_dir_of(cfg)
-    template = missing_chat_template(cfg, seed_dir, entry)
-    if template is not None and settings.generation.chat_template is None:
-        generation = settings.generation.model_copy(update={"chat_template": template})
-        settings = settings.model_copy(update={"generation": generation})
+    settings = _ready(cfg, own.settings(), seed_dir, entry)
     with error_context(own_key(cfg, _index(where))):
         return DistillationSpec(rows, settings, seed_dir, {**entry, **kept}, seed_of(cfg)[0], where)
+
+
+def _ready(cfg: Any, config: SelfDistillationConfig, seed_dir: Path, entry: Any) -> SelfDistillationConfig:
+    """Return settings with what the rest of the configuration says of the seed model."""
+    settings = _trusting_as_axolotl(cfg, config)
+    template = missing_chat_template(cfg, seed_dir, entry)
+    if template is None or settings.generation.chat_template is not None:
+        return settings
+    generation = settings.generation.model_copy(update={"chat_template": template})
+    return settings.model_copy(update={"generation": generation})
 
 
 def _trusting_as_axolotl(cfg: Any, config: SelfDistillationConfig) -> SelfDistillationConfig:

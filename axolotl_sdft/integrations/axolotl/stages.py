@@ -128,16 +128,22 @@ def _take_rewritten_rows(cfg: Any, config: SelfDistillationConfig) -> None:
     try:
         rewrite_datasets(cfg, config, only_if_done=True)
     except SdftError as err:  # such as data or a seed model that are gone
-        is_taken = _take_recorded_rows(cfg)
+        is_taken = _take_recorded_rows(cfg, num_added=int(config.general_rows > 0))
         what = "those that were trained on are taken" if is_taken else "they are evaluated as datasets has them"
         LOG.warning("the rewritten rows can't be told (%s); %s", err, what)
 
 
-def _take_recorded_rows(cfg: Any) -> bool:
-    """Point ``datasets`` to the folders that the trained model was trained on; tell whether all of them are there."""
+def _take_recorded_rows(cfg: Any, num_added: int) -> bool:
+    """Point ``datasets`` to the folders that the trained model was trained on; tell whether all of them are there.
+
+    Args:
+        cfg: The raw configuration.
+        num_added: Datasets that the plugin has added behind those of the configuration. They were only trained on, and
+            are left out.
+    """
     trained = trained_on(trained_dir_of(cfg)[1])
     entries = list(cfg.get("datasets") or [])
-    if trained is None or len(trained.datasets) != len(entries):
+    if trained is None or len(trained.datasets) != len(entries) + num_added:
         return False
     test_dirs = trained.test_datasets
     folders = [folder for folder in (*trained.datasets, *test_dirs) if folder is not None]
@@ -145,7 +151,7 @@ def _take_recorded_rows(cfg: Any) -> bool:
         return False
     cfg.datasets = [
         entry if folder is None else rewritten_entry(entry, folder)
-        for entry, folder in zip(entries, trained.datasets, strict=True)
+        for entry, folder in zip(entries, trained.datasets[: len(entries)], strict=True)
     ]
     if test_dirs:
         tests = [rewritten_entry(entry, folder) for entry, folder in zip(entries, test_dirs, strict=True)]
