@@ -6,7 +6,8 @@ SmolLM2-135M-Instruct is trained on word problems (GSM8K) and tool calls (OpenFu
 
 * ``seed``: nothing is removed, plain fine-tuning
 * ``bare``: six layers are removed and nothing else is done, plain fine-tuning
-* ``whole``: six layers are removed, the cut is patched, the seed model rewrites the answers, the seed model teaches
+* ``whole``: six layers are removed, the cut is patched, the seed model rewrites the answers, writes answers to general
+  prompts, and teaches
 
 Each adapter is merged into its base by ``axolotl merge-lora``. Then ``axolotl recovery-report`` measures all of them
 and the seed model itself, once with held-out word problems and once with held-out calls: exact match, likelihood,
@@ -34,7 +35,7 @@ TASKS = {"gsm8k": "word problems", "openfunctions": "tool calls"}
 WAYS = {
     "seed": "the seed model, plain fine-tuning",
     "bare": "6 layers less, plain fine-tuning",
-    "whole": "6 layers less, patch, self-distilled rows, the seed model as teacher",
+    "whole": "6 layers less, patch, self-distilled and general rows, the seed model as teacher",
 }
 SEED_MODEL = "the seed model, untrained"
 _CHECKS = {"gsm8k": "numeric_answer", "openfunctions": "function_call"}
