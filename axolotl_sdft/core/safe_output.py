@@ -18,7 +18,7 @@ _SECRET_WORDS = (
 )
 _SECRET_NAME = re.compile(
     rf"(?:^|[_.\s-])(?:{_SECRET_WORDS}|(?:auth|access|api|bearer|client|github|hf|hub|id|refresh|session|security|x)[_-]?tokens?)"
-    r"(?:$|[_.\s-](?:value|id|header)$)|^(?:tokens?|keys?|auth)$",
+    r"(?:$|[_.\s-](?:value|id|header)$)|^(?:token|keys?|auth)$",
     re.IGNORECASE,
 )
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")

@@ -112,6 +112,7 @@ def training_config(bench: Bench, way: str, rate: float) -> dict[str, Any]:
         config["logit_distillation"] = {"tokens": "all"}
         config["self_distillation"] = {
             "max_attempts": 2,
+            "general_rows": 48,
             "generation": {"temperature": 0.95, "top_p": 0.7, "top_k": 50},
         }
         for name, dataset in zip(TASKS, datasets, strict=True):

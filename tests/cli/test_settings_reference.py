@@ -16,6 +16,7 @@ from axolotl_sdft.cli.settings_reference import (
     settings_rows,
 )
 from axolotl_sdft.core.errors import ConfigError, UnknownNameError
+from axolotl_sdft.core.safe_output import is_secret_name
 
 REPO_ROOT = Path(__file__).parents[2]
 TASK = create_model("Task", name=(str, ...), shots=(int | None, None))
@@ -74,6 +75,11 @@ def test_the_settings_of_each_backend_are_listed_with_its_name():
     assert texts["dtype"].startswith("Only with ``backend`` ``transformers`` or ``vllm`` or a plugin's. ")
     assert texts["options"].startswith("Only with ``backend`` a plugin's. ")
     assert "Only with" not in texts["max_new_tokens"]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_no_setting_is_taken_for_a_secret_and_masked(block):
+    assert [row.key for row in settings_rows(block) if is_secret_name(row.key.rpartition(".")[2])] == []
 
 
 def test_a_row_holds_key_bounded_type_default_and_text():

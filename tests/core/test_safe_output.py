@@ -119,6 +119,7 @@ def test_a_name_of_a_secret_is_known(name):
     "name",
     [
         *(
+            "tokens",  # which of them logit_distillation distils
             "max_tokens",
             "max_new_tokens",
             "num_tokens",
