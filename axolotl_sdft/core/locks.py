@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from axolotl_sdft.core.errors import ArtifactError
-from axolotl_sdft.core.runtime import is_multi_node
+from axolotl_sdft.core.runtime import is_multi_node, world_size
 
 LOG = logging.getLogger(__name__)
 
@@ -34,9 +34,10 @@ _STALE_S = 120.0
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
-def patience_s() -> float | None:
-    """Return how long another machine may give no sign of life; None where all processes are on this one."""
-    return float(os.environ.get(PATIENCE_VARIABLE, _PATIENCE_S)) if is_multi_node() else None
+def patience_s(usual_s: float = _PATIENCE_S) -> float | None:
+    """Return how long another machine may give no sign of life; None where all processes are surely on this one."""
+    is_sure = "LOCAL_WORLD_SIZE" in os.environ or world_size() == 1
+    return None if is_sure and not is_multi_node() else float(os.environ.get(PATIENCE_VARIABLE, usual_s))
 
 
 class Heartbeat:
@@ -144,10 +145,13 @@ class Waiting:
         where: The file or folder that shows when the wait is over.
         who: Describes who is to bring it.
         watch: The files in which they give signs of life.
+        usual_s: How long other machines may give none where ``AXOLOTL_SDFT_PATIENCE_SECONDS`` is not set.
     """
 
-    def __init__(self, what: str, where: str, who: Callable[[], str], watch: Watch) -> None:
-        self._what, self._where, self._who, self._watch = what, where, who, watch
+    def __init__(
+        self, what: str, where: str, who: Callable[[], str], watch: Watch, usual_s: float = _PATIENCE_S
+    ) -> None:
+        self._what, self._where, self._who, self._watch, self._usual_s = what, where, who, watch, usual_s
         self._started = self._reminded = time.monotonic()
 
     def go_on(self) -> None:
@@ -157,18 +161,24 @@ class Waiting:
             ArtifactError: There was no sign of life for longer than ``AXOLOTL_SDFT_PATIENCE_SECONDS``, and other
                 machines take part.
         """
-        now, limit_s, silent_s = time.monotonic(), patience_s(), self._watch.silent_s()
+        now, limit_s, silent_s = time.monotonic(), patience_s(self._usual_s), self._watch.silent_s()
         if limit_s is not None and silent_s > limit_s:
             raise ArtifactError(
                 f"waited {now - self._started:.0f} s for {self._what} ({self._who()}; {self._where}), the last "
-                f"{silent_s:.0f} s without a sign of life. WORLD_SIZE {os.environ.get('WORLD_SIZE')} is larger than "
-                f"LOCAL_WORLD_SIZE {os.environ.get('LOCAL_WORLD_SIZE')}, so other machines take part: this folder must "
-                f"be on a disk that all of them share. Name such a folder, or raise {PATIENCE_VARIABLE} where they "
-                "need more time"
+                f"{silent_s:.0f} s without a sign of life. {_others()}: this folder must be on a disk that all of them "
+                "share. Name such a folder, or make what is needed on one machine first and copy the folder to the "
+                f"others, or raise {PATIENCE_VARIABLE} where they need more time"
             )
         if now - self._reminded > _REMIND_S:
             self._reminded = now
             LOG.info("waiting for %s since %.0f s: %s; %s", self._what, now - self._started, self._who(), self._where)
+
+
+def _others() -> str:
+    world, local = os.environ.get("WORLD_SIZE"), os.environ.get("LOCAL_WORLD_SIZE")
+    if local is None:
+        return f"WORLD_SIZE is {world} and LOCAL_WORLD_SIZE is not set, so other machines may take part"
+    return f"WORLD_SIZE {world} is larger than LOCAL_WORLD_SIZE {local}, so other machines take part"
 
 
 def _described(owner_path: Path) -> str:

@@ -24,6 +24,7 @@ LOG = logging.getLogger(__name__)
 
 _MIN_POLL_S, _MAX_POLL_S = 0.02, 0.5
 _LOOK_ASIDE_S = 5.0
+_ARRIVAL_S, _WORK_S = 300.0, 1800.0  # all ranks have come from the same work; later one may take long for its share
 _LAUNCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
 
@@ -69,7 +70,7 @@ class RankGroup:
         if self.world_size == 1:
             return
         self._write()
-        self._wait(self._met, "the start", self._look_aside())
+        self._wait(self._met, "the start", self._look_aside(), _ARRIVAL_S)
         self._own["has_met"] = True
         self._ids |= {int(rank): seen for rank, seen in self._own["seen"].items()}
 
@@ -85,6 +86,7 @@ class RankGroup:
         look: Callable[[int], str | None],
         point: str,
         meanwhile: Callable[[list[int]], None] = lambda missing: None,
+        usual_s: float = _WORK_S,
     ) -> dict[int, str]:
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         found: dict[int, str] = {self.rank: self._own["reached"].get(point, "")}
@@ -94,6 +96,7 @@ class RankGroup:
             f"files in {self._folder}",
             lambda: self._described(missing),
             Watch(*(self.path(rank) for rank in others)),
+            usual_s,
         )
         poll_s = _MIN_POLL_S
         while True:

@@ -12,6 +12,7 @@ from axolotl_sdft.core.errors import ArtifactError, SdftError
 from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.core.ranks import together
 from axolotl_sdft.core.runtime import rank, world_size
+from axolotl_sdft.core.shared_folders import refuse_separate_folders
 from axolotl_sdft.core.terminal import tells_what_is_kept
 from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.judging import Judging
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 REJECTED_COLUMN = "sdft_rejected"
+_SEPARATE = (
+    "name one there, or start in a folder there; or run axolotl self-distill on one machine and copy this folder to "
+    "each"
+)
 
 
 def distill_dataset(
@@ -105,6 +110,14 @@ def _with_rejected(distilled: "Dataset", spec: DistillationSpec) -> "Dataset":
     return concatenate_datasets([distilled, column], axis=1)
 
 
+def refuse_separate_output(root: Path, *, is_finished: bool) -> None:
+    """Raise :class:`ArtifactError` on all ranks where they don't share the output folder, and a dataset is to be made.
+
+    All ranks must call this at the same point of their work.
+    """
+    refuse_separate_folders(root, "self_distillation.output_dir", _SEPARATE, is_finished=is_finished)
+
+
 def run_distillation(spec: DistillationSpec) -> Path:
     """Return the folder of the distilled dataset, made unless it is there.
 
@@ -113,6 +126,7 @@ def run_distillation(spec: DistillationSpec) -> Path:
     is then made anew, in another folder.
     """
     found = spec.finished_dir
+    refuse_separate_output(spec.root, is_finished=spec.is_finished)
     if found == spec.dataset_dir:
         LOG.info("%s: using the distilled dataset %s", spec.where, found)
         return found

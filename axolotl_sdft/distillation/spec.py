@@ -197,3 +197,8 @@ class DistillationSpec:
     def is_done(self) -> bool:
         """Whether the distilled dataset is there, if with answers that failed."""
         return self.finished_dir is not None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the distilled dataset is there, and no answer is to be tried again."""
+        return self.finished_dir == self.dataset_dir

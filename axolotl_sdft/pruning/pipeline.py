@@ -10,6 +10,7 @@ from typing import Any
 from axolotl_sdft.core.artifacts import atomic_folder, find_or_make, fingerprint, read_json, write_json
 from axolotl_sdft.core.callables import callable_name
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, DatasetError, SdftError
+from axolotl_sdft.core.shared_folders import refuse_separate_folders
 from axolotl_sdft.core.terminal import tells_what_is_kept
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PROVENANCE_FOLDER, PRUNED_KEY
 from axolotl_sdft.pruning.checkpoint.cut import (
@@ -35,6 +36,10 @@ from axolotl_sdft.pruning.spec import PruningSpec
 LOG = logging.getLogger(__name__)
 
 _MAX_TRIALS = 4
+_SEPARATE = (
+    "name one there, or start in a folder there; or run axolotl prune-layers on one machine and copy the folder with "
+    "the checkpoint to the same path on each"
+)
 
 
 def run_pruning(spec: PruningSpec) -> Path:
@@ -88,7 +93,9 @@ class PruningRun:
             ArtifactError: The folder holds something else, or can't be written.
             SdftError: The seed can't be cut, or the settings can't work.
         """
-        if self.spec.is_done:
+        is_done = self.spec.is_done
+        refuse_separate_folders(self.spec.output_dir.parent, "layer_pruning.output_dir", _SEPARATE, is_finished=is_done)
+        if is_done:
             LOG.info("using the pruned checkpoint %s", self.spec.output_dir)
             return self.spec.output_dir
         self._refuse_what_is_there()

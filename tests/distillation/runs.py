@@ -16,7 +16,7 @@ from pathlib import Path
 from datasets import Dataset, load_from_disk
 
 from axolotl_sdft import SelfDistillationConfig
-from axolotl_sdft.core import locks, ranks
+from axolotl_sdft.core import locks, ranks, shared_folders
 from axolotl_sdft.distillation.generation import rounds
 from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.pipeline import run_distillation
@@ -68,6 +68,7 @@ def _run(root, log, env, window_rows, max_file_bytes, started):
     os.environ.update(env)
     rounds._WINDOW_ROWS = window_rows
     ranks._MAX_POLL_S, ranks._LOOK_ASIDE_S, locks._HEARTBEAT_S = 0.02, 0.1, 0.1
+    ranks._ARRIVAL_S, shared_folders._VISIBLE_S = PATIENCE_S, 0.1
     registry().add_plugin(echo_backend, "echo")
     spec = echo_spec(root)
     if max_file_bytes is not None:  # no file may grow further, as on a full disk

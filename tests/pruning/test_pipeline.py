@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from axolotl_sdft import LayerPruningConfig
+from axolotl_sdft.core import shared_folders
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError, UnknownNameError
 from axolotl_sdft.pruning import pipeline
 from axolotl_sdft.pruning.pipeline import PruningRun, run_pruning
@@ -329,3 +330,19 @@ def test_ctrl_c_while_the_patch_is_fitted_says_that_the_scores_are_kept(checkpoi
         pruning.run()
     assert f"stopped: the scores are kept in {pruning.spec.scores_dir}" in caplog.text
     assert not pruning.spec.output_dir.exists()
+
+
+def test_ranks_that_share_no_folder_score_nothing(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr(shared_folders, "_VISIBLE_S", 0)
+    elsewhere = {"rank": 1, "host": "node-b", "folder": "/scratch/b", "token": ".rank-1-there", "is_finished": False}
+    said = iter([lambda own: [own, elsewhere], lambda own: [own, [0]]])
+    monkeypatch.setattr(shared_folders, "_exchange", lambda value, key: next(said)(value))
+
+    with pytest.raises(
+        ArtifactError,
+        match=r"layer_pruning\.output_dir: rank 0 on .* does not see the files of rank 1 on 'node-b' \(/scratch/b\) .*"
+        "run axolotl prune-layers on one machine and copy",
+    ):
+        run_of(checkpoint(), tmp_path, {"num_layers": 2}, load_batches=no_batches).run()

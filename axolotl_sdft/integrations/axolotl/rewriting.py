@@ -51,8 +51,12 @@ class Source:
 
 def check_distillation(cfg: Any) -> None:
     """Refuse what would stop the rewriting later: names, datasets, columns, a seed without chat template."""
+    from axolotl_sdft.distillation.pipeline import refuse_separate_output
+
     checked = set()
-    for _, spec in distillation_specs(cfg):
+    specs = [spec for _, spec in distillation_specs(cfg)]
+    refuse_separate_output(specs[0].root, is_finished=all(spec.is_finished for spec in specs))
+    for spec in specs:
         ensure_writable(spec.root, "self_distillation.output_dir")
         generation = spec.config.generation
         if generation not in checked:
