@@ -183,7 +183,7 @@ def test_machines_without_a_shared_disk_are_told_so(tmp_path, monkeypatch):
         pytest.raises(
             ArtifactError,
             match=r"waited \d+ s for the work, the start \(of 2 ranks there lack rank 1, of which there is no file; "
-            r"files in .*\), .* WORLD_SIZE 2 is larger than LOCAL_WORLD_SIZE 1, .* disk that all of them share.* copy the",
+            r"files in .*\), .* WORLD_SIZE 2 is larger than LOCAL_WORLD_SIZE 1, .* disk that all of them share.* copy",
         ),
         together(tmp_path, 0, 2, "the work", "busy"),
     ):
