@@ -139,7 +139,8 @@ def _exchange(value: Any, yaml_key: str) -> list[Any]:
         return values
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=_ARRIVAL_S))
+        limit = timedelta(seconds=_ARRIVAL_S)
+        store = dist.TCPStore(address, port, is_master=False, timeout=limit)  # type: ignore[attr-defined]
         point = f"axolotl_sdft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_turns)}"
         store.set(f"{point}/{rank()}", json.dumps(value))
         return [json.loads(store.get(f"{point}/{other}")) for other in range(world_size())]
