@@ -113,7 +113,7 @@ def training_config(bench: Bench, way: str, rate: float) -> dict[str, Any]:
         config["self_distillation"] = {
             "max_attempts": 2,
             "general_rows": 48,
-            "generation": {"temperature": 0.95, "top_p": 0.7, "top_k": 50},
+            "generation": {"max_new_tokens": 256, "temperature": 0.95, "top_p": 0.7, "top_k": 50},
         }
         for name, dataset in zip(TASKS, datasets, strict=True):
             task = SETS[name]

@@ -3,6 +3,7 @@
 The card is made to be published, so it names no folder of this machine, no server and no key.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,7 @@ def _markdown(dataset_dir: Path, summary: dict[str, Any]) -> str:
     return f"""\
 # Self-distilled answers
 
-The answers of this dataset were rewritten by {seed_model} in its own words, guided by the original answers
-(SDFT, arXiv 2402.13669). Training on them pulls the model less far from what it knows than training on the originals.
+{_origin(provenance["settings"], seed_model)}
 
 | | |
 |---|---|
@@ -115,6 +115,21 @@ columns are those of the original rows.
 
 {fenced(yaml.safe_dump(_public_settings(provenance["settings"]), sort_keys=False, allow_unicode=True), "yaml")}
 """
+
+
+def is_unaided(settings: Mapping[str, Any]) -> bool:
+    """Say whether the seed model never saw an original answer."""
+    return settings["template"] in ("unaided", ["unaided"])
+
+
+def _origin(settings: Mapping[str, Any], seed_model: str) -> str:
+    if is_unaided(settings):
+        return f"""\
+The answers of this dataset are those of {seed_model} itself, which saw the questions alone. Training on them keeps the
+model near to what it says anyway."""
+    return f"""\
+The answers of this dataset were rewritten by {seed_model} in its own words, guided by the original answers
+(SDFT, arXiv 2402.13669). Training on them pulls the model less far from what it knows than training on the originals."""
 
 
 def _linked(name: str) -> str:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from axolotl_sdft.core.pictures import Counts, expanded, histograms, note_on_pictures
 from axolotl_sdft.core.texts import page_template
-from axolotl_sdft.distillation.output.card import publish_commands
+from axolotl_sdft.distillation.output.card import is_unaided, publish_commands
 from axolotl_sdft.distillation.output.gap import Gap, ReportFigures
 from axolotl_sdft.distillation.rows.left_alone import rewritten_of
 
@@ -70,6 +70,7 @@ def render_report(dataset_dir: Path, summary: dict[str, Any], figures: ReportFig
         summary=summary,
         rewritten=rewritten_of(summary),
         way_out=WAY_OUT,
+        is_unaided=is_unaided(summary["provenance"]["settings"]),
         provenance=summary["provenance"],
         settings=yaml.safe_dump(summary["provenance"]["settings"], sort_keys=False, allow_unicode=True),
         figures=figures,

@@ -94,6 +94,20 @@ def test_a_template_of_many_lines_and_fences_stays_inside_its_block(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("template", "is_told"),
+    [("unaided", True), (["unaided"], True), ("reference", False), (["unaided", "reference"], False)],
+)
+def test_the_card_says_whether_the_seed_model_saw_the_original_answers(tmp_path, template, is_told):
+    told = summary()
+    told["provenance"]["settings"]["template"] = template
+
+    text = card_text(tmp_path, told)
+
+    assert ("which saw the questions alone" in text) is is_told
+    assert ("guided by the original answers" in text) is not is_told
+
+
+@pytest.mark.parametrize(
     ("rows", "category"),
     [(1, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (999_999, "100K<n<1M"), (10**6, "1M<n<10M"), (10**12, "n>1T")],
 )
