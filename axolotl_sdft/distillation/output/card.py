@@ -129,7 +129,8 @@ The answers of this dataset are those of {seed_model} itself, which saw the ques
 model near to what it says anyway."""
     return f"""\
 The answers of this dataset were rewritten by {seed_model} in its own words, guided by the original answers
-(SDFT, arXiv 2402.13669). Training on them pulls the model less far from what it knows than training on the originals."""
+(SDFT, arXiv 2402.13669). Training on them pulls the model less far from what it knows than training on the originals.\
+"""
 
 
 def _linked(name: str) -> str:
