@@ -78,7 +78,7 @@ COMPARED = tuple(way for way in WAYS if not WAYS[way].unaided_only and way != "r
 """What the choice of the defaults rests on; the others ask what stands in their way."""
 SKILLS = {"original": "original answers", "rewritten": "rewritten answers"}
 LEVELS = {0.5: "half", 1.0: "all that both reach"}
-SHARES = (0.25, 0.5, 0.75, 1.0)
+SHARES = (0.5, 1.0)
 TRAINING = Training(rank=16, learning_rate=1e-3, epochs=2, bf16=True)
 
 Point = dict[str, float]
@@ -108,7 +108,8 @@ def main() -> None:
         for way in args.ways
     ]
     for run in seeds_first(args.seeds, variants):
-        known = runs.find(run) if args.finished_only else runs.find_or_make(run, partial(forgetting_run, bench, run))
+        make = partial(forgetting_run, bench, run, runs)
+        known = runs.find(run) if args.finished_only else runs.find_or_make(run, make)
         if known is not None:
             found[run["set"], run["way"], run["seed"]] = known
     names = [name for name in args.sets if any(set_ == name for set_, _, _ in found)]
@@ -121,25 +122,29 @@ def main() -> None:
         draw(found, names, args.picture)
 
 
-def forgetting_run(bench: Bench, settings: dict[str, Any]) -> dict[str, Any]:
+def forgetting_run(bench: Bench, settings: dict[str, Any], runs: FinishedRuns) -> dict[str, Any]:
     """Train one way, and return what was measured along the run: ``points``, the first of them the seed itself."""
     name = settings["set"]
     targets = training_rows(bench, name, settings["way"], settings["rows"])
     answers = measured_answers(bench, settings)
-    points = []
-
-    def measure(share: float, model: Any) -> None:
-        point = {"share": share}
-        for kind, texts in answers.items():
-            figures = measured(model, bench.seed, texts)
-            point |= {f"{kind}_{key}": value for key, value in figures.items()}
-        points.append(point)
-
+    start = {key: settings[key] for key in ("set", "held_out", "others", "rewriting")} | {"untrained": True}
     with remembering(bench.seed):
-        measure(0.0, bench.seed)
+        points = [runs.find_or_make(start, partial(point, bench, bench.seed, answers, 0.0))]
+
+        def measure(share: float, model: Any) -> None:
+            points.append(point(bench, model, answers, share))
+
         training = Training(**settings["training"])
         model = train(bench, bench.load(bench.model_dir), targets, training, settings["seed"], measure, SHARES)
     return {"points": points, **exact_figures(bench, model, name, settings["held_out"])}
+
+
+def point(bench: Bench, model: Any, answers: dict[str, list[ScoredIds]], share: float) -> Point:
+    """Return what is measured of a model when a share of its run is done."""
+    figures: Point = {"share": share}
+    for kind, texts in answers.items():
+        figures |= {f"{kind}_{key}": value for key, value in measured(model, bench.seed, texts).items()}
+    return figures
 
 
 def training_rows(bench: Bench, name: str, way: str, count: int) -> list[Target]:
