@@ -181,7 +181,7 @@ def self_distill(cfg: Any, dry_run: int | None, corrections: Path | None, logits
         echo(line)
 
 
-@click.option("--prompt", help="Let the seed, the pruned and the trained model answer this.")
+@click.option("--prompt", help="Let the seed model, the pruned and the trained model answer this.")
 @_as_json
 @config_command("sdft-summary", None, "Example: axolotl sdft-summary config.yml --prompt 'What is a glacier?'")
 def sdft_summary(cfg: Any, prompt: str | None, as_json: bool) -> Any:
@@ -206,11 +206,11 @@ def sdft_summary(cfg: Any, prompt: str | None, as_json: bool) -> Any:
 @click.option("--sweep", is_flag=True, help="Merge at each ratio of merge.sweep, measure each, and say which to take.")
 @config_command("sdft-merge", "merge", "Example: axolotl sdft-merge config.yml --sweep")
 def sdft_merge(cfg: Any, ratio: float | None, sweep: bool) -> None:
-    """Merge the two models that CONFIG names, such as the seed and what was trained from it, into one.
+    """Merge the two models that CONFIG names, such as the seed model and what was trained from it, into one.
 
     Full checkpoints of one architecture, two LoRA adapters of one base, or an adapter and its base. A sweep measures
-    perplexity on held-out rows and the divergence from the seed on general prompts, as the recovery_report block says;
-    what was merged or measured before is found again.
+    perplexity on held-out rows and the divergence from the seed model on general prompts, as the recovery_report block
+    says; what was merged or measured before is found again.
     """
     if sweep and ratio is not None:
         raise click.UsageError("--sweep tries the ratios of merge.sweep; leave out --ratio, or leave out --sweep")

@@ -40,7 +40,7 @@ class RowsConfig(Block):
 
 
 class GeneralPromptsConfig(Block):
-    """Prompts from outside the task. The seed's own answers to them show what a trained model has forgotten."""
+    """Prompts from outside the task. The seed model's own answers to them show what a trained model has forgotten."""
 
     path: str | None = None
     """A text file with one prompt per line, or rows of JSON with a ``prompt``. Unset: 64 prompts that come with the
@@ -148,7 +148,8 @@ class SpeedConfig(Block):
 
 
 class DraftingConfig(Block):
-    """The smaller models as drafts of the seed in speculative decoding (arXiv 2410.09982, its second extension)."""
+    """The smaller models as drafts of the seed model in speculative decoding (arXiv 2410.09982, its second
+    extension)."""
 
     num_prompts: int = Field(16, ge=1)
     """General prompts that are answered with and without a draft."""

@@ -172,7 +172,7 @@ def _scoring(block: LayerPruningConfig, shape: ModelShape, num_gpus: int) -> Mem
     parts["one layer's activations"] = tokens * (shape.activation_bytes or 0)
     if block.patch != "none":
         rows, length = _HELD_BY_GENERAL_ANSWERS
-        parts["logits of seed and cut"] = 2 * tokens * shape.vocab_size * DTYPE_BYTES[dtype]
+        parts["logits of seed model and cut"] = 2 * tokens * shape.vocab_size * DTYPE_BYTES[dtype]
         parts["sums of the fit"] = 2 * shape.hidden_size**2 * 8
         parts["KV cache"] = cache_bytes(shape, rows * length, rows) or 0
     return MemoryNeed("layer_pruning", parts, tuple(unknown_parts(shape)))
@@ -201,7 +201,7 @@ def _report(block: Any, shape: ModelShape, student: ModelShape, num_gpus: int) -
     dtype = shape.dtype if block.dtype == "auto" else block.dtype
     quantized = Quantized(4) if block.load_in_4bit else None
     both = weight_bytes(shape, dtype, quantized) + weight_bytes(student, dtype, quantized)
-    parts = {"weights of seed and one other": _spread(both, block.device_map, num_gpus)}
+    parts = {"weights of seed model and one other": _spread(both, block.device_map, num_gpus)}
     if block.exact_match is not None:
         answering = TransformersGeneration()
         parts["KV cache"] = cache_bytes(shape, answering.max_batch_tokens, answering.max_batch_size) or 0

@@ -38,7 +38,7 @@ class Answering:
 
     Args:
         spec: What is asked.
-        tokenizer: Gives the seed's, whose chat template wraps all prompts.
+        tokenizer: Gives the seed model's, whose chat template wraps all prompts.
         load: Gives a model and its tokenizer.
         value: Keeps the answers.
     """

@@ -32,7 +32,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class LikelihoodFigures:
-    """How a model predicts given answers, token by token, beside the seed."""
+    """How a model predicts given answers, token by token, beside the seed model."""
 
     nll: Estimate
     """Mean negative log-likelihood of the answers, in nats per token."""
@@ -41,10 +41,11 @@ class LikelihoodFigures:
     """``exp(nll)``."""
 
     kl_to_seed: Estimate
-    """Mean of ``KL(seed || model)`` at each answer token, in nats per token. 0 for the seed itself."""
+    """Mean of ``KL(seed || model)`` at each answer token, in nats per token. 0 for the seed model itself."""
 
     agreement: Estimate
-    """Share of the answer tokens at which model and seed hold the same token most likely. 1 for the seed itself."""
+    """Share of the answer tokens at which model and seed model hold the same token most likely. 1 for the seed model
+    itself."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,19 @@ class SpeedFigures:
 
 @dataclass(frozen=True)
 class DraftFigures:
-    """A model as draft of the seed in speculative decoding."""
+    """A model as draft of the seed model in speculative decoding."""
 
     acceptance: float
-    """Share of the draft's tokens that the seed accepted; those after a rejected one count as rejected too."""
+    """Share of the draft's tokens that the seed model accepted; those after a rejected one count as rejected too."""
 
     tokens_per_step: float
-    """New tokens per forward pass of the seed. 1 without a draft."""
+    """New tokens per forward pass of the seed model. 1 without a draft."""
 
     tokens_per_second: float
     """With the draft."""
 
     tokens_per_second_alone: float
-    """The seed without a draft, on the same prompts."""
+    """The seed model without a draft, on the same prompts."""
 
     same_answers: float
     """Share of the prompts answered exactly as without a draft. 1 unless rounding decides a near-tie."""
@@ -104,7 +105,7 @@ class ModelFigures:
     """On the reference answers of held-out rows."""
 
     general: LikelihoodFigures | None = None
-    """On the seed's own answers to general prompts: its KL is what the model has forgotten."""
+    """On the seed model's own answers to general prompts: its KL is what the model has forgotten."""
 
     exact_match: Estimate | None = None
     """Share of the held-out prompts answered rightly."""
@@ -128,9 +129,9 @@ class ModelFigures:
     drafting: DraftFigures | None = None
 
     relative_to_seed: Mapping[str, Estimate] = field(default_factory=dict)
-    """In percent of the seed, by source: ``tasks`` (the mean score), ``exact_match``, ``tool_calls``, ``held_out`` (the
-    seed's perplexity divided by the model's) and ``general`` (the same on the seed's own answers). Above 100 the model
-    is better than the seed on this measure."""
+    """In percent of the seed model, by source: ``tasks`` (the mean score), ``exact_match``, ``tool_calls``,
+    ``held_out`` (the seed model's perplexity divided by the model's) and ``general`` (the same on the seed model's own
+    answers). Above 100 the model is better than the seed model on this measure."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
@@ -178,7 +179,7 @@ class TriedRemoval:
 
 @dataclass(frozen=True)
 class RecoveryReport:
-    """The models side by side, the seed first."""
+    """The models side by side, the seed model first."""
 
     models: tuple[ModelFigures, ...]
     settings: Mapping[str, Any]

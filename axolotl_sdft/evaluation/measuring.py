@@ -68,8 +68,8 @@ FIGURES_FOLDER = "figures"
 class Measuring:
     """One run of a :class:`~axolotl_sdft.evaluation.spec.RecoverySpec`.
 
-    The seed stays loaded beside one other model at a time, and each only where something of it is missing. Tasks and
-    speed load their models themselves, after these are gone.
+    The seed model stays loaded beside one other model at a time, and each only where something of it is missing. Tasks
+    and speed load their models themselves, after these are gone.
     """
 
     def __init__(self, spec: RecoverySpec) -> None:
@@ -95,10 +95,10 @@ class Measuring:
         return described_device(local_device())
 
     def figures(self) -> list[ModelFigures]:
-        """Return the figures of each model that can be read, the seed first.
+        """Return the figures of each model that can be read, the seed model first.
 
         Raises:
-            SdftError: The seed can't be measured.
+            SdftError: The seed model can't be measured.
         """
         models = [model for model in self._spec.models if self._is_readable(model)]
         beside = {model.name: self._beside_seed(model) for model in models}
@@ -185,7 +185,7 @@ class Measuring:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        """The seed's: it encodes the text that all models see."""
+        """The seed model's: it encodes the text that all models see."""
         spec = self._spec
         return load_tokenizer(
             spec.seed.folder, trust_remote_code=spec.trust_remote_code, chat_template=spec.chat_template
@@ -285,7 +285,7 @@ class Measuring:
         """Return what a measure says of a model: kept from before, else measured now and kept; None where it can't be.
 
         Raises:
-            SdftError: The seed can't be measured.
+            SdftError: The seed model can't be measured.
         """
         own, seed = self.fingerprints[model.name], self.fingerprints[self._spec.seed.name]
         shaped_by = {"model": own, "seed": seed, "dtype": self._config.number_format, "settings": dict(settings)}
@@ -303,7 +303,7 @@ class Measuring:
         return value
 
     def _note(self, model: ReportedModel, text: str, err: SdftError) -> None:
-        """Note what is wrong with a model; with the seed, nothing is left to compare."""
+        """Note what is wrong with a model; with the seed model, nothing is left to compare."""
         if model == self._spec.seed:
             raise err
         LOG.warning("%s: %s", model.name, text)
@@ -312,14 +312,16 @@ class Measuring:
     def _note_worthless_sources(self, seed_rows: MeasuredRows) -> None:
         if seed_rows.exact_match and not any(seed_rows.exact_match):
             self.notes.append(
-                "exact_match: the seed answers none of the held-out prompts rightly, so no share of it can be kept; "
+                "exact_match: the seed model answers none of the held-out prompts rightly, so there is no share of it; "
                 "choose other recovery_report.exact_match.checks"
             )
         if seed_rows.tool_calls and not any(seed_rows.tool_calls):
-            self.notes.append("tool calls: the seed makes none of the references' calls, so no share of it can be told")
+            self.notes.append(
+                "tool calls: the seed model makes none of the references' calls, so no share of it can be told"
+            )
 
     def _load(self, model: ReportedModel) -> tuple[Any, Any]:
-        """Return a model and its tokenizer. Beside the seed, one other is kept at a time."""
+        """Return a model and its tokenizer. Beside the seed model, one other is kept at a time."""
         if model.name not in self._loaded:
             for name in [name for name in self._loaded if self._spec.seed.name not in (name, model.name)]:
                 del self._loaded[name]
@@ -340,7 +342,7 @@ class Measuring:
 
 @dataclass(frozen=True)
 class _BesideSeed:
-    """What was measured of a model with the seed at hand; empty where something was not."""
+    """What was measured of a model with the seed model at hand; empty where something was not."""
 
     held_out: Sequence[RowSums]
     general: Sequence[RowSums]
@@ -348,7 +350,7 @@ class _BesideSeed:
     drafting: DraftFigures | None
 
     def rows(self, tasks: Mapping[str, Sequence[float]]) -> MeasuredRows:
-        """Return all that is known row by row, for a comparison with the seed."""
+        """Return all that is known row by row, for a comparison with the seed model."""
         return MeasuredRows(self.held_out, self.general, self.judged.right, self.judged.tool_calls, tasks)
 
 

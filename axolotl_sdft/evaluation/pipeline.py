@@ -67,7 +67,7 @@ def run_report(spec: RecoverySpec) -> RecoveryReport:
     A measure that fails for one model becomes a note, so that the figures of the others are not lost.
 
     Raises:
-        SdftError: The seed can't be measured.
+        SdftError: The seed model can't be measured.
     """
     from axolotl_sdft.evaluation.measuring import Measuring
 

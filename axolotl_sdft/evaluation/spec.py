@@ -84,7 +84,7 @@ class RecoverySpec:
     """What a recovery report compares, on which answers, and how."""
 
     models: tuple[ReportedModel, ...]
-    """The seed first."""
+    """The seed model first."""
     config: RecoveryReportConfig
     output_dir: Path
     """Finished figures are kept in ``figures`` in it, and found again."""

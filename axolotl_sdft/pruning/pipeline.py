@@ -47,7 +47,7 @@ def run_pruning(spec: PruningSpec) -> Path:
 
     Raises:
         ArtifactError: The folder holds something else, or can't be written.
-        SdftError: The seed can't be cut, or the settings can't work.
+        SdftError: The seed model can't be cut, or the settings can't work.
     """
     return PruningRun(spec).run()
 
@@ -62,7 +62,7 @@ class PruningRun:
         """Return which layers to remove. Nothing is written but scores that had to be made, in ``scores_dir``.
 
         Raises:
-            SdftError: The seed can't be cut, or the settings can't work.
+            SdftError: The seed model can't be cut, or the settings can't work.
         """
         self._trial_cut()
         return self._planned(self.scores())
@@ -73,7 +73,7 @@ class PruningRun:
         Of several processes one measures; ``scores.json`` in ``scores_dir`` then holds the scores.
 
         Raises:
-            SdftError: The seed can't be cut, or the settings can't work.
+            SdftError: The seed model can't be cut, or the settings can't work.
         """
         if self.spec.config.drop_layers is not None:
             return None
@@ -91,7 +91,7 @@ class PruningRun:
 
         Raises:
             ArtifactError: The folder holds something else, or can't be written.
-            SdftError: The seed can't be cut, or the settings can't work.
+            SdftError: The seed model can't be cut, or the settings can't work.
         """
         is_done = self.spec.is_done
         refuse_separate_folders(self.spec.output_dir.parent, "layer_pruning.output_dir", _SEPARATE, is_finished=is_done)

@@ -54,7 +54,7 @@ class PruningSpec:
 
     @cached_property
     def is_input_pruned(self) -> bool:
-        """Whether the seed is itself a result of these settings, perhaps trained since."""
+        """Whether the seed model is itself a result of these settings, perhaps trained since."""
         return self.seed_config.get(PRUNED_KEY) == fingerprint(self.settings)
 
     @cached_property
@@ -91,7 +91,7 @@ class PruningSpec:
 
     @property
     def is_done(self) -> bool:
-        """Whether the pruned checkpoint is there, made from this seed with these settings."""
+        """Whether the pruned checkpoint is there, made from this seed model with these settings."""
         path = self.output_dir / PROVENANCE_FILE
         return path.is_file() and not self.differing(read_json(path))
 
@@ -112,7 +112,7 @@ class PruningSpec:
 
     @cached_property
     def removable(self) -> Removable:
-        """Which layers may be removed, found from the seed's ``config.json``."""
+        """Which layers may be removed, found from the seed model's ``config.json``."""
         allowed = range(self.config.protect_first, self.num_layers - self.config.protect_last)
         return find_removable(self.seed_config, self.num_dropped, allowed, self._fault_of)
 

@@ -1,4 +1,5 @@
-"""Measures what a linear patch brings back after a cut: on held-out answers of a task, and on the seed's own answers.
+"""Measures what a linear patch brings back after a cut: on held-out answers of a task, and on the seed model's own
+answers.
 
 ``python tests/benchmarks/bench_patch.py MODEL_DIR --task rows.jsonl --held-out other.jsonl --other a.jsonl b.jsonl``,
 all JSON lines with ``instruction``, perhaps ``input``, and ``output``, or with ``question`` and ``answer``. Patches are

@@ -112,7 +112,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         same = [same_words(text, other) for text, other in zip(run["dolly"]["texts"], seed, strict=True)]
         lines.append([title, *cells, f"{sum(same) / len(same):.1f}"])
     header = ["model", "right results, GSM8K", "right calls", "GSM8K answers in circles", "Dolly answers in circles"]
-    return markdown_table([*header, "not ended, Dolly", "first words that are the seed's, Dolly"], lines)
+    return markdown_table([*header, "not ended, Dolly", "first words that are the seed model's, Dolly"], lines)
 
 
 def circles(text: str) -> bool:

@@ -1,18 +1,18 @@
-"""Shows how much of a pruned model's quality comes back with each way of training (arXiv 2410.09982, 2411.16991).
+"""Shows how much of the seed model comes back after pruning with each way of training (arXiv 2410.09982, 2411.16991).
 
     python -m tests.benchmarks.effect_recovery --data DATA --workdir bench --picture recovery.svg
 
 The seed model loses layers, chosen by block influence, and is then trained on Dolly with LoRA: on the original answers;
-on those that the unpruned seed rewrote, greedily or sampling; and on these with DynSDPB, at half the epochs since each
-row is seen twice. Two controls: the batches that DynSDPB joins, but without its term; and
-answers that the seed gave without seeing the original ones, as if rewriting could close all of the gap.
+on those that the unpruned seed model rewrote, greedily or sampling; and on these with DynSDPB, at half the epochs since
+each row is seen twice. Two controls: the batches that DynSDPB joins, but without its term; and
+answers that the seed model gave without seeing the original ones, as if rewriting could close all of the gap.
 Two models that were trained on rewritten answers, one on Dolly and one on GSM8K, are merged by SLERP: as full weights,
 which is the paper's way, and as LoRA adapters.
 
-Quality kept is 100 * perplexity(seed) / perplexity(model), on held-out original answers of Dolly, and on the seed's own
-greedy answers to held-out prompts of GSM8K and OpenFunctions; beside it stands how often model and seed hold the same
-token most likely on those own answers. Prints the tables; ``--picture`` draws them. Finished runs and adapters are kept
-in ``--workdir``; ``--finished-only`` shows what is there.
+In percent of the seed model is 100 * perplexity(seed) / perplexity(model), on held-out original answers of Dolly, and
+on the seed model's own greedy answers to held-out prompts of GSM8K and OpenFunctions; beside it stands how often it and
+the seed model hold the same token most likely on those own answers. Prints the tables; ``--picture`` draws them.
+Finished runs and adapters are kept in ``--workdir``; ``--finished-only`` shows what is there.
 """
 
 import argparse
@@ -44,7 +44,7 @@ WAYS = {
     "dynsdpb": "self-distilled + DynSDPB",
     "joined": "the same batches, `alpha: 0`",
     "sampled": "self-distilled, sampled at temperature 1",
-    "unaided": "the seed's own answers, original ones unseen",
+    "unaided": "the seed model's own answers, original ones unseen",
     SECOND: "self-distilled, on GSM8K",
     "merged": "merged, full weights",
     "merged_adapters": "merged, adapters",
@@ -63,9 +63,9 @@ TRAINED = {
 """The set that is trained on, whether its answers are the rewritten ones, and how."""
 
 MEASURES = {
-    "dolly": "quality kept, original Dolly answers, %",
-    "own": "quality kept, seed's own answers, %",
-    "agreement": "agreement with the seed, own answers, %",
+    "dolly": "original Dolly answers, % of the seed model",
+    "own": "the seed model's own answers, % of it",
+    "agreement": "agreement with the seed model, own answers, %",
 }
 _BAR_WIDTH = 0.09
 _OTHERS = ("gsm8k", "openfunctions")
@@ -176,7 +176,7 @@ def adapter_dir(bench: Bench, settings: dict[str, Any], way: str) -> Path:
 
 
 def figures(bench: Bench, model: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure a model beside the seed."""
+    """Measure a model beside the seed model."""
     answers: dict[str, list[ScoredIds]] = {
         "dolly": bench.encoded(bench.targets("dolly", "test", settings["held_out"])),
         "own": bench.own_answers(_OTHERS, settings["others"]),
@@ -221,7 +221,7 @@ def quality_table(found: Found, counts: Sequence[int]) -> str:
                 continue
             columns = [mean_and_spread(_values(found, count, way, measure), 1) for measure in MEASURES]
             lines.append([count, title, *columns, mean_and_spread([run["own"]["kl"] for run in runs], 2)])
-    return markdown_table(["layers less", "then", *MEASURES.values(), "KL to the seed, own answers"], lines)
+    return markdown_table(["layers less", "then", *MEASURES.values(), "KL to the seed model, own answers"], lines)
 
 
 def draw(found: Found, counts: Sequence[int], path: Path) -> None:

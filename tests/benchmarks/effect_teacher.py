@@ -5,12 +5,12 @@
 The seed model loses six layers, barely or with a patch that was fitted on a mixture of tasks, and is then trained on
 Dolly: with cross-entropy, with the seed model's predictions as targets, or with half of each; on the original answers
 or on those that the seed model rewrote. Further ways ask what else helps: the prompts' tokens distilled too, another
-learning rate, the seed's own answers to general prompts among the rows, and other choices of what is trained.
+learning rate, the seed model's own answers to general prompts among the rows, and other choices of what is trained.
 
-Quality kept is 100 * perplexity(seed) / perplexity(model), on held-out original answers of Dolly, and on the seed's own
-greedy answers to held-out prompts of GSM8K and OpenFunctions. ``--parts`` are made one after the other, what says most
-first; finished runs are kept in ``--workdir``, and ``--finished-only`` shows what is there. Training runs in bfloat16
-(autocast), measuring in float32.
+In percent of the seed model is 100 * perplexity(seed) / perplexity(model), on held-out original answers of Dolly, and
+on the seed model's own greedy answers to held-out prompts of GSM8K and OpenFunctions. ``--parts`` are made one after
+the other, what says most first; finished runs are kept in ``--workdir``, and ``--finished-only`` shows what is there.
+Training runs in bfloat16 (autocast), measuring in float32.
 """
 
 import argparse
@@ -73,7 +73,7 @@ class Way:
     tokens: str = "answers"
     """Which tokens are distilled: those of the answers, or all."""
     general: bool = False
-    """Whether the seed's own answers to general prompts are among the rows."""
+    """Whether the seed model's own answers to general prompts are among the rows."""
     learning_rate: float = 5e-4
 
     @property
@@ -147,7 +147,7 @@ Found = list[tuple[dict[str, Any], dict[str, Any]]]
 
 
 def find_or_make_runs(bench: Bench, runs: FinishedRuns, args: argparse.Namespace) -> Found:
-    """Return all figures: those of the seed, of the untrained models, then those of the parts."""
+    """Return all figures: those of the seed model, of the untrained models, then those of the parts."""
     measuring = {"held_out": args.held_out, "others": args.others}
     wanted: list[tuple[dict[str, Any], Callable[..., dict[str, Any]]]] = [
         ({"cut": cut, **measuring}, untrained_run) for cut in ("none", "bare", "patched")
@@ -207,7 +207,7 @@ def training_texts(bench: Bench, way: Way, count: int) -> list[ScoredIds]:
 
 
 def general_answers(bench: Bench) -> list[ScoredIds]:
-    """Return the seed's own answers to the general prompts of the package, up to 64 tokens each."""
+    """Return the seed model's own answers to the general prompts of the package, up to 64 tokens each."""
     return bench.answered("general", general_prompts(GeneralPromptsConfig())[:48], 64)
 
 
@@ -251,7 +251,7 @@ def adapter_dir(bench: Bench, way: Way, rows: int, seed: int) -> Path:
 
 
 def figures(bench: Bench, model: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure a model beside the seed."""
+    """Measure a model beside the seed model."""
     answers = {
         "dolly": bench.encoded(bench.targets("dolly", "test", settings["held_out"])),
         "own": bench.own_answers(_OTHERS, settings["others"]),
@@ -267,7 +267,9 @@ def table(found: Found) -> str:
         groups.setdefault(_line_of(settings), []).append(run)
     lines = []
     for name, runs in sorted(groups.items(), key=lambda group: group[0][:1]):
-        kept = [mean_and_spread([kept_quality(run[kind], seed[kind]) for run in runs], 1) for kind in ("dolly", "own")]
+        shares = [
+            mean_and_spread([percent_of_seed(run[kind], seed[kind]) for run in runs], 1) for kind in ("dolly", "own")
+        ]
         others = [
             cell
             for kind in ("dolly", "own")
@@ -276,8 +278,8 @@ def table(found: Found) -> str:
                 mean_and_spread([100 * run[kind]["agreement"] for run in runs], 1),
             )
         ]
-        lines.append([*name, len(runs), *kept, *others])
-    header = ["rows", "cut", "trained with", "answers", "seeds", "kept, Dolly, %", "kept, own answers, %"]
+        lines.append([*name, len(runs), *shares, *others])
+    header = ["rows", "cut", "trained with", "answers", "random seeds", "Dolly, %", "own answers, %"]
     header += [f"{measure}, {kind}" for kind in ("Dolly", "own") for measure in ("KL", "agreement")]
     return markdown_table(header, lines)
 
@@ -289,8 +291,8 @@ def _line_of(settings: dict[str, Any]) -> tuple[Any, ...]:
     return settings["rows"], way.cut, way.title, way.answers
 
 
-def kept_quality(run: dict[str, float], seed: dict[str, float]) -> float:
-    """Return the seed's perplexity divided by a model's, in percent."""
+def percent_of_seed(run: dict[str, float], seed: dict[str, float]) -> float:
+    """Return the seed model's perplexity divided by a model's, in percent."""
     return 100 * math.exp(seed["nll"] - run["nll"])
 
 

@@ -118,11 +118,11 @@ class WordProblemBench:
     num_held_out: int = 60
     num_prompts: int = 24
     most_new_tokens: int = 48
-    """Of the seed's own answer to a general prompt."""
+    """Of the seed model's own answer to a general prompt."""
 
     @cached_property
     def tokenizer(self) -> Any:
-        """That of the seed."""
+        """That of the seed model."""
         return AutoTokenizer.from_pretrained(self.model_dir)
 
     @cached_property
@@ -142,7 +142,7 @@ class WordProblemBench:
 
     @cached_property
     def own_answers(self) -> list[ScoredIds]:
-        """The seed's own greedy answers to general prompts."""
+        """The seed model's own greedy answers to general prompts."""
         prompts = general_prompts(GeneralPromptsConfig(num_samples=self.num_prompts))
         return seed_answers(self.seed, self.tokenizer, prompts, self.most_new_tokens)
 
@@ -161,7 +161,7 @@ class WordProblemBench:
         return [text for text in encoded if len(text.ids) <= self.most_tokens][:count]
 
     def measure_seed(self) -> dict[str, Any]:
-        """Return the figures of the seed itself."""
+        """Return the figures of the seed model itself."""
         self.own_answers  # noqa: B018 - written by the whole model, before its lower layers are left out
         with self.upper.opened(self.seed):
             return self._figures(self.seed)
@@ -170,8 +170,8 @@ class WordProblemBench:
         """Train, and return what came of it.
 
         ``nll`` (nats a token), ``right`` (share of tokens that were the most likely) and ``calibration_error`` are of
-        the held-out answers, ``kl`` is that of the seed from the model on the seed's own answers to general prompts,
-        in nats a token, and ``log`` holds the trainer's.
+        the held-out answers, ``kl`` is that of the seed model from the model on the seed model's own answers to general
+        prompts, in nats a token, and ``log`` holds the trainer's.
         """
         from peft import LoraConfig, get_peft_model
 

@@ -7,15 +7,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.benchmarks.effect_answers import circles, counted, same_words
 from tests.benchmarks.effect_answers import table as answers_table
-from tests.benchmarks.effect_teacher import PARTS, Way, beside_the_cut, kept_quality, prepared, rows_to_take, table
+from tests.benchmarks.effect_teacher import PARTS, Way, beside_the_cut, percent_of_seed, prepared, rows_to_take, table
 
 
 def figures(dolly: float, own: float) -> dict[str, dict[str, float]]:
     return {kind: {"nll": nll, "kl": 0.5, "agreement": 0.25} for kind, nll in (("dolly", dolly), ("own", own))}
 
 
-def test_quality_kept_is_a_quotient_of_perplexities():
-    assert kept_quality({"nll": 3.0}, {"nll": 3.0 - math.log(2)}) == pytest.approx(50)
+def test_percent_of_the_seed_model_is_a_quotient_of_perplexities():
+    assert percent_of_seed({"nll": 3.0}, {"nll": 3.0 - math.log(2)}) == pytest.approx(50)
 
 
 def test_the_layers_beside_a_cut_have_the_numbers_of_the_pruned_model():

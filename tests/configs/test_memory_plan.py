@@ -134,7 +134,7 @@ def test_scoring_and_the_report_can_be_quantized_or_spread_over_gpus():
     quantized = 2 * (590 - 512) + 512 * (0.5 + 4 / 64)
     assert stages(layer_pruning={"num_layers": 1, "load_in_4bit": True})["layer_pruning"].parts["weights"] == quantized
     report = stages(recovery_report={})["recovery_report"]
-    assert report.parts == {"weights of seed and one other": 2 * 2 * 590}
+    assert report.parts == {"weights of seed model and one other": 2 * 2 * 590}
     spread = stages(recovery_report={"device_map": "auto"})["recovery_report"]
     assert spread.total == 2 * 590
     assert stages(recovery_report={"load_in_4bit": True})["recovery_report"].total == 2 * quantized

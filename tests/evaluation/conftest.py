@@ -1,4 +1,4 @@
-"""Models of which some layers are gone or changed, beside the seed that they come from."""
+"""Models of which some layers are gone or changed, beside the seed model that they come from."""
 
 from pathlib import Path
 

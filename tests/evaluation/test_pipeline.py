@@ -168,7 +168,7 @@ def test_right_answers_are_counted_and_a_seed_without_any_is_noted(spec):
     report = run_report(with_settings(spec, exact_match=wrong))
     assert report.models[0].exact_match.value == 0.0
     assert "exact_match" not in report.models[1].relative_to_seed
-    assert any(note.startswith("exact_match: the seed answers none") for note in report.notes)
+    assert any(note.startswith("exact_match: the seed model answers none") for note in report.notes)
 
 
 def test_what_models_write_is_judged_and_stands_side_by_side(spec):
@@ -188,7 +188,9 @@ def test_what_models_write_is_judged_and_stands_side_by_side(spec):
     ]
     assert report.answers[0].prompt == "What is a glacier?"
     assert all(shown.answers.keys() == {"seed", "pruned"} for shown in report.answers)
-    assert "tool calls: the seed makes none of the references' calls, so no share of it can be told" in report.notes
+    assert (
+        "tool calls: the seed model makes none of the references' calls, so no share of it can be told" in report.notes
+    )
     assert set(report.unmeasured) == {"multiple choice", "right answers"}
 
 

@@ -132,7 +132,7 @@ def test_a_pattern_with_layer_numbers_is_refused_with_what_it_means_before_and_a
 
 def test_the_layers_that_a_pattern_would_mean_after_the_cut_are_named(seed_dir):
     # Without layers 1 and 2, the number 3 belongs to what was layer 5.
-    with pytest.raises(ConfigError, match="those are layers 1, and the text would mean the seed's layers 5;"):
+    with pytest.raises(ConfigError, match="those are layers 1, and the text would mean the seed model's layers 5;"):
         check(seed_dir, unfrozen_parameters=["^model.layers.3.mlp"])
 
 

@@ -187,7 +187,8 @@ def exact_match(
 
     Args:
         model: In evaluation mode; it is left as it was.
-        tokenizer: Its chat template wraps the conversations. Given the seed's for each model, all are asked the same.
+        tokenizer: Its chat template wraps the conversations. Given the seed model's for each model, all are asked the
+            same.
         targets: The conversations with the right answers; at least one.
         config: The checks, and how long an answer may become.
         resampler: Makes the interval.

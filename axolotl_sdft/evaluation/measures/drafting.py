@@ -1,7 +1,9 @@
-"""A smaller model as draft of the seed in speculative decoding (arXiv 2211.17192; arXiv 2410.09982 for pruned drafts).
+"""A smaller model as draft of the seed model in speculative decoding (arXiv 2211.17192; arXiv 2410.09982 for pruned
+drafts).
 
-The draft proposes ``k`` tokens, one forward pass each. The seed checks all of them in one pass, keeps those up to the
-first that it would have chosen otherwise, and adds one of its own. Greedy answers are those of the seed alone.
+The draft proposes ``k`` tokens, one forward pass each. The seed model checks all of them in one pass, keeps those up to
+the first that it would have chosen otherwise, and adds one of its own. Greedy answers are those of the seed model
+alone.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -40,7 +42,7 @@ _WARM_UP_TOKENS = 8
 def measure_drafting(
     seed: Loaded, draft: Loaded, prompts_ids: Sequence[Sequence[int]], config: DraftingConfig
 ) -> DraftFigures:
-    """Return how the draft serves the seed, answering each prompt greedily with and without it, in turn.
+    """Return how the draft serves the seed model, answering each prompt greedily with and without it, in turn.
 
     ``acceptance`` is the share of all proposed tokens, those after a rejected one included: as the draft's cost, so its
     use. ``tokens_per_second_alone`` is the median over the prompts; with the draft it is that times the median of each
@@ -49,7 +51,7 @@ def measure_drafting(
     Args:
         seed: The model that answers.
         draft: The model that proposes.
-        prompts_ids: Prompts, encoded by the seed's tokenizer and chat template, at least one.
+        prompts_ids: Prompts, encoded by the seed model's tokenizer and chat template, at least one.
         config: The ``recovery_report.drafting`` block. ``num_prompts`` is up to the caller.
 
     Raises:
@@ -71,13 +73,13 @@ def measure_drafting(
 
 
 def check_draft(seed: Loaded, draft: Loaded) -> None:
-    """Refuse a draft that can't propose tokens to the seed. Rows that only pad an embedding may differ in number.
+    """Refuse a draft that can't propose tokens to the seed model. Rows that only pad an embedding may differ in number.
 
     Raises:
         CheckpointError: The tokenizers differ.
         ConfigError: This kind of model can't draft, or be drafted for.
     """
-    for role, (model, _) in (("the seed", seed), ("the draft", draft)):
+    for role, (model, _) in (("the seed model", seed), ("the draft", draft)):
         if getattr(model, "_is_stateful", False):
             raise ConfigError(
                 f"recovery_report.drafting is set, but {role} ({type(model).__name__}) keeps a state that can't go "
@@ -87,17 +89,17 @@ def check_draft(seed: Loaded, draft: Loaded) -> None:
 
 
 def expected_speedup(acceptance: float, num_draft_tokens: int, cost_ratio: float) -> float:
-    """Return how many times as fast the seed answers with a draft as alone (arXiv 2211.17192, theorem 3.8).
+    """Return how many times as fast the seed model answers with a draft as alone (arXiv 2211.17192, theorem 3.8).
 
-    Each pass of the seed yields ``(1 - a^(k+1)) / (1 - a)`` tokens (equation 1 there), and costs as much as ``1 + k c``
-    passes of the seed alone. The formula takes checking ``k + 1`` tokens to cost as much as making one. This holds
-    where reading the weights takes the time, as on a GPU with few sequences; on a CPU it is optimistic.
+    Each pass of the seed model yields ``(1 - a^(k+1)) / (1 - a)`` tokens (equation 1 there), and costs as much as ``1 +
+    k c`` passes of the seed model alone. The formula takes checking ``k + 1`` tokens to cost as much as making one.
+    This holds where reading the weights takes the time, as on a GPU with few sequences; on a CPU it is optimistic.
 
     Args:
         acceptance: ``a``, the chance that a token is accepted where all before it were. The share of all proposed
             tokens, ``DraftFigures.acceptance``, is lower: it counts those after a rejected one, too.
         num_draft_tokens: ``k``, the tokens that the draft proposes at a time.
-        cost_ratio: ``c``, the time of the draft's forward pass divided by that of the seed's.
+        cost_ratio: ``c``, the time of the draft's forward pass divided by that of the seed model's.
 
     Raises:
         ValueError: ``acceptance`` is not in [0, 1], or ``cost_ratio`` or ``num_draft_tokens`` is negative.
@@ -109,7 +111,8 @@ def expected_speedup(acceptance: float, num_draft_tokens: int, cost_ratio: float
 
 
 def highest_cost_ratio(tokens_per_step: float, num_draft_tokens: int) -> float:
-    """Return the cost of a draft's pass, as a share of the seed's, above which the draft slows the seed down.
+    """Return the cost of a draft's pass, as a share of the seed model's, above which the draft slows the seed model
+    down.
 
     ``tokens_per_step`` tokens for ``1 + k c`` passes break even at ``c = (tokens_per_step - 1) / k``: about the share
     of the proposed tokens that is accepted. As optimistic as :func:`expected_speedup`.
@@ -147,9 +150,10 @@ class _Run:
 
 
 class _Observer(BaseStreamer):
-    """Counts proposed and accepted tokens while open: sees what the draft generates, and what the seed makes of it.
+    """Counts proposed and accepted tokens while open: sees what the draft generates, and what the seed model makes of
+    it.
 
-    ``generate`` hands the prompt to a streamer first, then the tokens of each step of the seed.
+    ``generate`` hands the prompt to a streamer first, then the tokens of each step of the seed model.
     """
 
     def __init__(self, draft: Any) -> None:
@@ -165,7 +169,7 @@ class _Observer(BaseStreamer):
         return output
 
     def put(self, value: Tensor) -> None:
-        """Take in a step of the seed."""
+        """Take in a step of the seed model."""
         if self._is_prompt:
             self._is_prompt = False
             return
@@ -173,7 +177,7 @@ class _Observer(BaseStreamer):
         self.counts.steps += 1
         self.counts.proposed += len(self._proposal)
         self.counts.accepted += next((place for place, match in enumerate(matches) if not match), len(matches))
-        self._proposal = []  # at the very end of an answer the seed takes a step without one
+        self._proposal = []  # at the very end of an answer the seed model takes a step without one
 
     def end(self) -> None:
         """Nothing is left to do at the end of an answer."""
@@ -241,7 +245,7 @@ def _check_lengths(models: Sequence[Any], prompts_ids: Sequence[Sequence[int]], 
     if num_tokens > longest:
         raise ConfigError(
             f"recovery_report.drafting.max_new_tokens is {config.max_new_tokens}, which with the longest prompt makes "
-            f"{num_tokens} tokens, but seed and draft take at most {longest}; lower it, or shorten the prompts"
+            f"{num_tokens} tokens, but seed model and draft take at most {longest}; lower it, or shorten the prompts"
         )
 
 

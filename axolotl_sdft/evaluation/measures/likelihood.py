@@ -1,7 +1,7 @@
-"""How a model predicts given answers, beside the seed model, and how good that makes it in percent of the seed.
+"""How a model predicts given answers, beside the seed model, and how good that makes it in percent of the seed model.
 
-The answers are those of held-out rows, or the seed's own to general prompts: there the divergence is what a model has
-forgotten. The seed's tokenizer and chat template encode them for every model, so that all are asked the same.
+The answers are those of held-out rows, or the seed model's own to general prompts: there the divergence is what a model
+has forgotten. The seed model's tokenizer and chat template encode them for every model, so that all are asked the same.
 
 Shapes: N answer tokens of all rows of a batch, C of them in a chunk, V vocabulary.
 """
@@ -46,7 +46,7 @@ class RowSums:
     """``KL(seed || model)`` summed over the tokens, in nats."""
 
     agreement: int
-    """Tokens at which model and seed hold the same one most likely."""
+    """Tokens at which model and seed model hold the same one most likely."""
 
 
 def encode_targets(
@@ -57,12 +57,12 @@ def encode_targets(
 ) -> tuple[list[ScoredIds], int]:
     """Return reference answers after their conversations, as token ids, and how many targets are left out.
 
-    The seed's chat template wraps the conversation, and the token that ends the turn counts as part of the answer: as
-    where the distribution gap is measured. Longer texts are cut at their end. Left out is an answer that is empty, of
-    which nothing remains, or whose conversation the chat template refuses.
+    The seed model's chat template wraps the conversation, and the token that ends the turn counts as part of the
+    answer: as where the distribution gap is measured. Longer texts are cut at their end. Left out is an answer that is
+    empty, of which nothing remains, or whose conversation the chat template refuses.
 
     Args:
-        tokenizer: That of the seed.
+        tokenizer: That of the seed model.
         targets: What is answered, and how.
         sequence_len: Longest text, in tokens.
         template_arguments: What the chat template is given besides.
@@ -94,13 +94,13 @@ def seed_answers(
     max_new_tokens: int,
     template_arguments: Mapping[str, Any] | None = None,
 ) -> list[ScoredIds]:
-    """Return the seed's own greedy answers after their prompts, as the very tokens that it wrote.
+    """Return the seed model's own greedy answers after their prompts, as the very tokens that it wrote.
 
-    A prompt that the seed can't answer, since it leaves no room or memory runs out, is left out; the log says so.
+    A prompt that the seed model can't answer, since it leaves no room or memory runs out, is left out; the log says so.
 
     Args:
         seed: The model, in evaluation mode; it is left as it was.
-        tokenizer: That of the seed.
+        tokenizer: That of the seed model.
         prompts: What it is asked, each in a chat of its own.
         max_new_tokens: Longest answer, in tokens.
         template_arguments: What the chat template is given besides.
@@ -110,24 +110,25 @@ def seed_answers(
     """
     chats = [({"role": "user", "content": prompt},) for prompt in prompts]
     return scored_answers(
-        written_answers(seed, tokenizer, chats, max_new_tokens, "answers of the seed", template_arguments)
+        written_answers(seed, tokenizer, chats, max_new_tokens, "answers of the seed model", template_arguments)
     )
 
 
 def scored_answers(written: Sequence[Written]) -> list[ScoredIds]:
-    """Return the seed's answers as what models are measured on; those that failed are left out, and the log says so."""
+    """Return the seed model's answers as what models are measured on; those that failed are left out, and the log says
+    so."""
     failures = [answer.error for answer in written if answer.error is not None]
     if failures:
-        LOG.warning("the seed can't answer %d of %d prompts: %s", len(failures), len(written), failures[0])
+        LOG.warning("the seed model can't answer %d of %d prompts: %s", len(failures), len(written), failures[0])
     return [ScoredIds(answer.ids, answer.num_new) for answer in written if answer.error is None]
 
 
 def require_shared_vocabulary(tokenizer: Any, seed_tokenizer: Any, where: str) -> None:
-    """Refuse a model whose tokenizer gives other ids to the seed's tokens. Further tokens of its own do no harm.
+    """Refuse a model whose tokenizer gives other ids to the seed model's tokens. Further tokens of its own do no harm.
 
     Args:
         tokenizer: The model's.
-        seed_tokenizer: The seed's.
+        seed_tokenizer: The seed model's.
         where: What the message calls the model.
 
     Raises:
@@ -137,18 +138,18 @@ def require_shared_vocabulary(tokenizer: Any, seed_tokenizer: Any, where: str) -
     token = next((token for token, number in expected.items() if own.get(token) != number), None)
     if token is not None:
         raise CheckpointError(
-            f"recovery_report: {where} has another tokenizer than the seed (the token {token!r} is number "
-            f"{expected[token]} in the seed's, {own.get(token, 'not there')} in its own), so their predictions can't "
-            "be compared token by token; compare models that come from the same seed"
+            f"recovery_report: {where} has another tokenizer than the seed model (the token {token!r} is number "
+            f"{expected[token]} in the seed model's, {own.get(token, 'not there')} in its own), so their predictions "
+            "can't be compared token by token; compare models that come from the same seed model"
         )
 
 
 def answer_statistics(model: Any, seed: Any, answers: Sequence[ScoredIds]) -> list[RowSums]:
-    """Return for each answer how the model predicts it, beside the seed.
+    """Return for each answer how the model predicts it, beside the seed model.
 
     Both models see each text once. Logits are held in float32 for a chunk of tokens at a time. Where one model's
     embeddings are padded to more entries than the other's, the entries that both have are compared. Given the seed
-    itself as ``model``, it runs once, and divergence is exactly 0.
+    model itself as ``model``, it runs once, and divergence is exactly 0.
 
     Args:
         model: What is measured, in evaluation mode.
@@ -178,7 +179,7 @@ def answer_statistics(model: Any, seed: Any, answers: Sequence[ScoredIds]) -> li
     if num_broken:
         raise CheckpointError(
             f"recovery_report: {num_broken} of {len(rows)} answers have no finite likelihood under the model or the "
-            "seed; set recovery_report.dtype: float32, and if that doesn't help, its weights are broken"
+            "seed model; set recovery_report.dtype: float32, and if that doesn't help, its weights are broken"
         )
     return rows
 
@@ -198,7 +199,7 @@ def _batch_sums(model: Any, seed: Any, texts: Sequence[ScoredIds]) -> list[RowSu
 def _compared(answers_C: Tensor, logits_CV: Tensor, seed_CV: Tensor | None = None) -> Tensor:
     """Return each token's negative log-likelihood, KL(seed || model), and whether both hold one most likely, [3, C].
 
-    Without logits of the seed, the model is the seed.
+    Without logits of the seed model, the model is the seed model.
     """
     if seed_CV is not None:
         common = min(logits_CV.shape[-1], seed_CV.shape[-1])
@@ -210,7 +211,7 @@ def _compared(answers_C: Tensor, logits_CV: Tensor, seed_CV: Tensor | None = Non
     agreement_C = logits_CV.argmax(-1) == seed_CV.argmax(-1)
     seed_log_probs_CV = seed_CV.float().log_softmax(-1)
     terms_CV = seed_log_probs_CV.exp() * (seed_log_probs_CV - log_probs_CV)
-    # An entry that the seed rules out adds nothing. Rounding may leave a hair less than 0 in all.
+    # An entry that the seed model rules out adds nothing. Rounding may leave a hair less than 0 in all.
     kl_C = terms_CV.masked_fill(seed_log_probs_CV == -math.inf, 0.0).sum(-1).clamp(min=0.0)
     return torch.stack((nll_C, kl_C, agreement_C.float())).cpu()
 
@@ -244,15 +245,15 @@ class MeasuredRows:
 
 
 def relative_to_seed(seed: MeasuredRows, model: MeasuredRows, resampler: Resampler) -> dict[str, Estimate]:
-    """Return how good a model is, in percent of the seed, by source; above 100 it is better on that measure.
+    """Return how good a model is, in percent of the seed model, by source; above 100 it is better on that measure.
 
     ``tasks``: the mean score over the tasks. ``exact_match``: the share of right answers. ``tool_calls``: the share of
-    right calls. ``held_out`` and ``general``: the perplexity of the seed divided by that of the model, ``exp(nll of the
-    seed - nll of the model)``. Rows are resampled for both at once, since both find the same ones hard. A source that
-    is missing in one of the two is left out, and so is one in which the seed scores 0.
+    right calls. ``held_out`` and ``general``: the perplexity of the seed model divided by that of the model, ``exp(nll
+    of the seed model - nll of the model)``. Rows are resampled for both at once, since both find the same ones hard. A
+    source that is missing in one of the two is left out, and so is one in which the seed model scores 0.
 
     Raises:
-        ValueError: Seed and model were measured on different numbers of rows.
+        ValueError: Seed model and model were measured on different numbers of rows.
     """
     kept: dict[str, Estimate] = {}
     tasks = [task for task in seed.tasks if task in model.tasks]

@@ -8,7 +8,7 @@ from axolotl_sdft.core.terminal import table_lines
 from axolotl_sdft.evaluation.figures import Estimate, LikelihoodFigures
 from axolotl_sdft.evaluation.report.table import plain_cell
 
-_COLUMNS = ("ratio", "held-out perplexity", "KL to the seed", "")
+_COLUMNS = ("ratio", "held-out perplexity", "KL to the seed model", "")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Candidate:
     held_out: LikelihoodFigures | None
     """On the reference answers of held-out rows: how well it does the task."""
     general: LikelihoodFigures | None
-    """On the seed's own answers to general prompts: its divergence is what was forgotten."""
+    """On the seed model's own answers to general prompts: its divergence is what was forgotten."""
 
 
 @dataclass(frozen=True)

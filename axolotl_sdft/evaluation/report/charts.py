@@ -54,7 +54,9 @@ def _size_and_speed(report: RecoveryReport, task: Tile | None) -> Iterator[_Draw
         spots = _points(sized, lambda model: model.relative_to_seed.get(source), " %")
         axes = ("parameters (millions)", "the task (% of the seed model)")
         yield "Size and the task", scatter_chart(spots, "Size and the task", axes), ""
-    others = [model for model in report.models if model.name != SEED]  # the seed's own divergence is 0 by definition
+    others = [
+        model for model in report.models if model.name != SEED
+    ]  # the seed model's own divergence is 0 by definition
     forgotten = _points(others, lambda model: model.general.kl_to_seed if model.general else None)
     axis = "KL divergence from the seed model (nats per token)"
     yield "Forgetting, on general prompts", bar_chart(forgotten, "Forgetting", axis), "less is better"
@@ -106,7 +108,7 @@ def _points(
     for model in models:
         found = figure(model)
         if found is not None:
-            # The seed beside itself has an interval without width, which is nothing to draw.
+            # The seed model beside itself has an interval without width, which is nothing to draw.
             ends = (found.low, found.high) if found.low != found.high else (None, None)
             points.append(_point(model, found.value, *ends, unit))
     return points

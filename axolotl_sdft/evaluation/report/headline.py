@@ -112,7 +112,8 @@ class Headline:
 
 
 def headline(report: RecoveryReport) -> Headline | None:
-    """Return the figures of the trained model, else of the last one that is not the seed; None with the seed alone."""
+    """Return the figures of the trained model, else of the last one that is not the seed model; None with the seed
+    model alone."""
     seed, others = report.models[0], report.models[1:]
     if not others:
         return None
@@ -149,7 +150,7 @@ def _parameters_saved(seed: ModelFigures, model: ModelFigures) -> float | None:
 
 
 def speed_gain(seed: SpeedFigures | None, model: SpeedFigures | None) -> SpeedGain | None:
-    """Return how much faster a model is than the seed, by medians, and whether the rounds of both lie apart."""
+    """Return how much faster a model is than the seed model, by medians, and whether the rounds of both lie apart."""
     if seed is None or model is None:
         return None
     slower, faster = sorted((seed, model), key=lambda speed: speed.tokens_per_second)

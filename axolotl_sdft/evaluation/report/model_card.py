@@ -68,8 +68,8 @@ def _method(report: RecoveryReport) -> Iterator[str]:
         yield f"Right answers: greedy answers to {seed.exact_match.rows:,} held-out prompts that pass: {checks}."
     if seed.general is not None:
         yield (
-            f"General prompts: the seed's own greedy answers to {seed.general.nll.rows:,} prompts from outside the "
-            "task; the KL divergence from the seed at each of their tokens is what was forgotten."
+            f"General prompts: the seed model's own greedy answers to {seed.general.nll.rows:,} prompts from outside "
+            "the task; the KL divergence from the seed model at each of their tokens is what was forgotten."
         )
     if seed.tasks:
         yield "Tasks: lm-evaluation-harness, " + ", ".join(_task_text(task) for task in _tasks(report)) + "."

@@ -92,11 +92,11 @@ def vllm_lines_of(report: RecoveryReport) -> dict[str, list[str]]:
 
 
 def vllm_lines(seed_dir: Path, draft_dir: Path, num_draft_tokens: int) -> list[str]:
-    """Return what serves the seed with a draft: comments, a command for a POSIX shell, and the same in Python.
+    """Return what serves the seed model with a draft: comments, a command for a POSIX shell, and the same in Python.
 
     Read in vLLM's own settings: ``draft_model`` works from 0.15 on (0.10 to 0.14 refuse it),
-    ``use_heterogeneous_vocab`` was seen from 0.25 on. Up to 0.32, a draft of another vocabulary size than the seed's is
-    refused without the latter.
+    ``use_heterogeneous_vocab`` was seen from 0.25 on. Up to 0.32, a draft of another vocabulary size than the seed
+    model's is refused without the latter.
 
     A LoRA adapter can't be a draft in vLLM. For one, a comment says how to merge it, and the others name the folder
     that ``axolotl merge-lora`` writes.

@@ -52,7 +52,7 @@ def sections(report: RecoveryReport) -> list[Section]:
         ("Tool calls", _share_rows("the calls of the reference", [model.tool_calls for model in models])),
         ("Refusals", _share_rows("answers that refuse", [model.refusals for model in models])),
         ("Other tasks of lm-evaluation-harness", _task_rows(models, tasks, None)),
-        ("As draft of the seed in speculative decoding", _draft_rows(models)),
+        ("As draft of the seed model in speculative decoding", _draft_rows(models)),
     )
     filled = ((title, tuple(row for row in rows if any(cell != Cell() for cell in row.cells))) for title, rows in every)
     return [Section(title, rows) for title, rows in filled if rows]
@@ -155,7 +155,7 @@ def _task_rows(
 def _draft_rows(models: Sequence[ModelFigures]) -> Iterator[TableRow]:
     columns: tuple[tuple[str, Callable[[DraftFigures], str]], ...] = (
         ("draft tokens accepted", lambda draft: f"{digits(100 * draft.acceptance)} %"),
-        ("tokens per pass of the seed", lambda draft: digits(draft.tokens_per_step)),
+        ("tokens per pass of the seed model", lambda draft: digits(draft.tokens_per_step)),
         ("tokens per second with draft", lambda draft: digits(draft.tokens_per_second)),
         ("tokens per second without", lambda draft: digits(draft.tokens_per_second_alone)),
         ("same answers as without", lambda draft: f"{digits(100 * draft.same_answers)} %"),
@@ -244,7 +244,7 @@ def _interval(text: str) -> str:
 
 
 def _column_groups(num_models: int) -> list[list[int]]:
-    """Return which models stand side by side; the seed stands in each table, for comparison."""
+    """Return which models stand side by side; the seed model stands in each table, for comparison."""
     others, abreast = list(range(1, num_models)), _MODELS_ABREAST - 1
     return [[0, *others[start : start + abreast]] for start in range(0, len(others), abreast)] or [[0]]
 

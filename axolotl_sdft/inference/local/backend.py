@@ -94,8 +94,8 @@ class TransformersBackend:
     def generate(self, batches: Iterable[list[Prompt]]) -> Iterator[tuple[list[Prompt], list[Answer]]]:
         """Yield each batch with its answers as soon as its last row is done.
 
-        Each row is sampled with a seed of its own. A prompt that leaves no room for an answer, that does not fit into
-        memory alone, or that the chat template refuses in any shape, gets an answer with an ``error``.
+        Each row is sampled with a random seed of its own. A prompt that leaves no room for an answer, that does not fit
+        into memory alone, or that the chat template refuses in any shape, gets an answer with an ``error``.
         """
         opened: list[_Batch] = []
         for _ in self._decoder.run(self._rows(batches, opened)):

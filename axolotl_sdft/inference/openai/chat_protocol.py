@@ -279,7 +279,7 @@ def _kind(value: Any) -> str:
 
 @dataclass(frozen=True)
 class ScoredText:
-    """A prompt and an answer as the seed's own tokenizer splits them."""
+    """A prompt and an answer as the seed model's own tokenizer splits them."""
 
     index: int
     ids: tuple[int, ...]
@@ -289,7 +289,8 @@ class ScoredText:
 def encode(
     tokenizer: Any, targets: Sequence[tuple[Target, str]], template_arguments: Mapping[str, Any]
 ) -> list[ScoredText]:
-    """Return each answer behind its context, with the end-of-turn token, in the form that the seed's template gives.
+    """Return each answer behind its context, with the end-of-turn token, in the form that the seed model's template
+    gives.
 
     Left out are those whose context the template refuses.
     """

@@ -36,8 +36,8 @@ class Handshake:
         """Set a server's ``model``, ``names`` and ``refused_fields``.
 
         Raises:
-            ConfigError: It refuses the key, serves other models, splits text into other tokens than the seed, or can't
-                chat.
+            ConfigError: It refuses the key, serves other models, splits text into other tokens than the seed model, or
+                can't chat.
             RequestError: It can't be asked now; this may pass.
         """
         server.key.check()
@@ -86,7 +86,7 @@ class Handshake:
         read_answer(body, server.accepts_model, len)
 
     async def _compare_tokens(self, server: Server) -> None:
-        """Compare how server and seed split a text, where the server tells it (vLLM, SGLang and llama.cpp do)."""
+        """Compare how server and seed model split a text, where the server tells it (vLLM, SGLang and llama.cpp do)."""
         url = server.base_url.removesuffix("/v1") + "/tokenize"
         vllm = {"model": server.model, "prompt": _TELLING_TEXT, "add_special_tokens": False}
         try:

@@ -37,7 +37,7 @@ _SHUFFLE_SEED = 42
 
 
 def shuffle_seed(cfg: Any) -> int:
-    """Return the seed that rows are shuffled with.
+    """Return the random seed that rows are shuffled with.
 
     Axolotl leaves ``seed`` unset by default, and then each rank would shuffle differently.
     """

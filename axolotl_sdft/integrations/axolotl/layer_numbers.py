@@ -1,4 +1,5 @@
-"""Keys of an Axolotl configuration that hold layer numbers, when layers are removed. One rule: numbers are the seed's.
+"""Keys of an Axolotl configuration that hold layer numbers, when layers are removed. One rule: numbers are the seed
+model's.
 
 Lists of numbers are translated to the numbers that the layers have in the pruned model. Patterns can't be: they are
 refused unless each layer that stays is matched under its new number as it was under the old one. A layer that is named
@@ -80,7 +81,7 @@ def check_layer_numbers(cfg: Mapping[str, Any], config: LayerPruningConfig, seed
 
 
 def translate_layer_numbers(cfg: Any, drop_layers: Sequence[int], num_layers: int) -> None:
-    """Make lists of the seed's layer numbers name the same layers of the pruned model, and log old and new.
+    """Make lists of the seed model's layer numbers name the same layers of the pruned model, and log old and new.
 
     Raises:
         ConfigError: One of the layers has been removed, or is not there.
@@ -176,7 +177,7 @@ def _pattern_faults(
         there = [kept[new] for new in range(len(kept)) if hits[new]]
         yield (
             f"{what}, but after layer_pruning those are layers {_shown([kept.index(layer) for layer in named])}, and "
-            f"the text would mean the seed's layers {_shown(there) or 'none'}; {_WAY_OUT}"
+            f"the text would mean the seed model's layers {_shown(there) or 'none'}; {_WAY_OUT}"
         )
 
 

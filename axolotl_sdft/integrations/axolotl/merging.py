@@ -56,7 +56,7 @@ def sweep_alone(cfg: Any) -> Iterator[str]:
     are there from before are found again.
 
     Raises:
-        SdftError: There is no ``merge`` block, the models can't be merged, or the seed can't be measured.
+        SdftError: There is no ``merge`` block, the models can't be merged, or the seed model can't be measured.
     """
     from axolotl_sdft.evaluation.pipeline import check_report, run_report
 
@@ -156,7 +156,7 @@ def _sweep_tasks(pair: tuple[NamedModel, NamedModel], config: MergeConfig, root:
 
 
 def _sweep_measuring(cfg: Any, folders: dict[float, Path], root: Path) -> "RecoverySpec":
-    """Return the measuring of the seed and of each ratio's model, as the ``recovery_report`` block says."""
+    """Return the measuring of the seed model and of each ratio's model, as the ``recovery_report`` block says."""
     from axolotl_sdft.evaluation.spec import RecoverySpec
 
     report = read_blocks(cfg).recovery_report or RecoveryReportConfig()

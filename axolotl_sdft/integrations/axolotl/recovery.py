@@ -55,7 +55,7 @@ def report_alone(cfg: Any) -> Iterator[str]:
     """Measure the models of a configuration, write the report, and yield its text and the paths.
 
     Raises:
-        SdftError: A setting can't work, a named model is missing, or the seed can't be measured.
+        SdftError: A setting can't work, a named model is missing, or the seed model can't be measured.
     """
     from axolotl_sdft.evaluation.report.page import vllm_lines_of
     from axolotl_sdft.evaluation.report.table import text_lines
@@ -64,7 +64,7 @@ def report_alone(cfg: Any) -> Iterator[str]:
     yield from text_lines(report)
     for name, lines in vllm_lines_of(report).items():
         yield ""
-        yield f"{name} as draft of the seed in vLLM:"
+        yield f"{name} as draft of the seed model in vLLM:"
         yield from lines
     yield ""
     yield from (f"{name}: {path}" for name, path in paths.items())
@@ -129,7 +129,7 @@ def data_name(cfg: Any, config: RecoveryReportConfig) -> str:
 
 
 def template_arguments(cfg: Any, config: RecoveryReportConfig) -> Mapping[str, Any]:
-    """Return what the chat template is given besides: a seed that must not think aloud there must not here."""
+    """Return what the chat template is given besides: a seed model that must not think aloud there must not here."""
     if config.chat_template_kwargs is not None:
         return config.chat_template_kwargs
     distillation = read_blocks(cfg).self_distillation
@@ -137,13 +137,13 @@ def template_arguments(cfg: Any, config: RecoveryReportConfig) -> Mapping[str, A
 
 
 def reported_models(cfg: Any, config: RecoveryReportConfig) -> tuple[list[ReportedModel], list[str]]:
-    """Return the models that are there, the seed first, and what is said of those that are not.
+    """Return the models that are there, the seed model first, and what is said of those that are not.
 
     Raises:
         ConfigError: A folder that ``recovery_report.models`` names holds no model.
     """
     artifacts = find_artifacts(cfg)
-    # All is measured against the seed: where it is gone, this says so.
+    # All is measured against the seed model: where it is gone, this says so.
     models, notes = [ReportedModel(SEED, artifacts.seed_dir or seed_dir_of(cfg))], []
     if artifacts.pruned_dir is not None:
         models.append(ReportedModel(PRUNED, artifacts.pruned_dir))

@@ -50,7 +50,7 @@ class Source:
 
 
 def check_distillation(cfg: Any) -> None:
-    """Refuse what would stop the rewriting later: names, datasets, columns, a seed without chat template."""
+    """Refuse what would stop the rewriting later: names, datasets, columns, a seed model without chat template."""
     from axolotl_sdft.distillation.pipeline import refuse_separate_output
 
     checked = set()

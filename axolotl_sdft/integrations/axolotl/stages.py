@@ -258,7 +258,7 @@ def _folder_of(entry: Any) -> Path | None:
 
 
 def pruning_spec(cfg: Any, config: LayerPruningConfig) -> "PruningSpec":
-    """Return the pruning that a configuration asks for. The seed's config is checked; no weights are loaded."""
+    """Return the pruning that a configuration asks for. The seed model's config is checked; no weights are loaded."""
     from axolotl_sdft.pruning.spec import PruningSpec
 
     registry().resolve(METRICS, config.metric, "layer_pruning.metric")

@@ -165,7 +165,7 @@ def _halved_by_number(settings: Settings, cut: LayerCut) -> Settings:
     if any(old // every != new // every for new, old in enumerate((*cut.kept, cut.num_layers))):
         raise UnsoundCutError(
             f"hidden states are halved after every {every} layers by number (rescale_every), which only float16 needs; "
-            "set rescale_every to 0 in the seed's config.json"
+            "set rescale_every to 0 in the seed model's config.json"
         )
     return {}
 

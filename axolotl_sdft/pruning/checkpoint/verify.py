@@ -1,7 +1,7 @@
 """Checks without weights that a pruned ``config.json`` describes the seed model's own layers.
 
 Both models are built without memory for their weights, and each layer of the pruned one must be built like the layer of
-the seed that it comes from. What a model computes from a layer's number into a tensor stays unseen.
+the seed model that it comes from. What a model computes from a layer's number into a tensor stays unseen.
 """
 
 import logging
@@ -32,12 +32,12 @@ def verify_cut(seed_config: dict[str, Any], pruned_config: dict[str, Any], kept:
     """Require that both ``config.json`` build the same model, but for the removed layers.
 
     Classes, shapes and dtypes of all parameters and buffers, and the plain values of all modules are compared.
-    Where transformers has no class for the model, or can't build the seed this way, a warning says so.
+    Where transformers has no class for the model, or can't build the seed model this way, a warning says so.
 
     Args:
-        seed_config: The content of the seed's ``config.json``.
+        seed_config: The content of the seed model's ``config.json``.
         pruned_config: The same after the cut.
-        kept: The layers that stay, by their number in the seed.
+        kept: The layers that stay, by their number in the seed model.
 
     Raises:
         CheckpointError: The message names the first difference.
@@ -55,7 +55,7 @@ def verify_cut(seed_config: dict[str, Any], pruned_config: dict[str, Any], kept:
         pruned = _built(pruned_config)
     except Exception as err:
         raise CheckpointError(f"model type {model_type!r} can't be built with {len(kept)} layers: {err}") from err
-    assert pruned is not None  # both have the seed's model type
+    assert pruned is not None  # both have the seed model's model type
     difference = next(_differences(seed, pruned, tuple(kept)), None)
     if difference is not None:
         left = f"with layers {', '.join(map(str, kept))} left"
@@ -88,7 +88,7 @@ def _own_config(class_name: str, config: PretrainedConfig) -> PretrainedConfig:
 
 @dataclass(frozen=True)
 class _Matching:
-    """Which module of the seed each module of the pruned model comes from."""
+    """Which module of the seed model each module of the pruned model comes from."""
 
     lists: dict[str, int]
     """Prefix of each module list that was cut, and how long it was."""
@@ -103,12 +103,12 @@ class _Matching:
         return None
 
     def origin(self, name: str) -> str:
-        """Return the seed's name for a module of the pruned model."""
+        """Return the seed model's name for a module of the pruned model."""
         place = self.place(name)
         return f"{place[0]}{self.kept[place[1]]}{place[2]}" if place else name
 
     def is_gone(self, name: str) -> bool:
-        """Tell whether a module of the seed belongs to a removed layer."""
+        """Tell whether a module of the seed model belongs to a removed layer."""
         place = self.place(name)
         return place is not None and place[1] not in self.kept
 
@@ -126,10 +126,10 @@ def _differences(seed: nn.Module, pruned: nn.Module, kept: tuple[int, ...]) -> I
             old, new = original.get(key, _ABSENT), part.get(key, _ABSENT)
             if not _is_same(key, old, new, matching, is_layer=matching.place(name) is not None):
                 here, there = name or "the model", origins[name] or "the model"
-                yield f"{here} has {_shown(new)} as {key}, but {there} in the seed has {_shown(old)}"
+                yield f"{here} has {_shown(new)} as {key}, but {there} in the seed model has {_shown(old)}"
     for name in sorted(seed_parts.keys() - set(origins.values())):
         if not matching.is_gone(name):
-            yield f"{name} of the seed has no counterpart"
+            yield f"{name} of the seed model has no counterpart"
 
 
 def _cut_lists(seed: nn.Module, pruned: nn.Module, kept: tuple[int, ...]) -> dict[str, int]:

@@ -52,7 +52,8 @@ def divergences(
     """Return KL(seed || variant) in nats per token of each variant of a model.
 
     Args:
-        model: Runs as the seed model; logits of one variant and of the seed are held for one chunk of places at a time.
+        model: Runs as the seed model; logits of one variant and of the seed model are held for one chunk of places at a
+            time.
         held_out: Text that nothing was fitted on.
         variants: Each gives a context in which the model runs as that variant.
 
@@ -85,7 +86,8 @@ def num_tokens(batch: Batch) -> int:
 def _log_probabilities(logits_BCV: Tensor, ids_BC: Tensor) -> Tensor:
     if logits_BCV.shape[:2] != ids_BC.shape:
         raise UnpatchableError(
-            "the model gives no logits for each token, so whether a patch brings it nearer to the seed can't be told"
+            "the model gives no logits for each token, so whether a patch brings it nearer to the seed model "
+            "can't be told"
         )
     return logits_BCV.to(torch.promote_types(logits_BCV.dtype, torch.float32)).log_softmax(-1)
 

@@ -134,7 +134,8 @@ class _Fitting:
         self._ridge = ridge
 
     def run(self, cuts: Sequence[CutPatch]) -> LayerPatch:
-        """Return the cuts with their maps, each kept if it brings the model nearer to the seed, and so must all."""
+        """Return the cuts with their maps, each kept if it brings the model nearer to the seed model, and so must
+        all."""
         done: list[CutPatch] = []
         for cut in cuts:
             fitted = cut if cut.projection is None else self._fitted(cut, done)
@@ -219,7 +220,7 @@ def _warn_of_few_tokens(cuts: Sequence[CutPatch]) -> None:
 
 
 def _decided(cuts: Sequence[CutPatch], bare: float | None, patched: float | None, num_held_out: int) -> LayerPatch:
-    """Return the patch if it brings the model nearer to the seed, else that of the bare cut."""
+    """Return the patch if it brings the model nearer to the seed model, else that of the bare cut."""
     if bare is None or patched is None:
         return LayerPatch(tuple(cuts))
     if patched < bare:

@@ -65,7 +65,7 @@ def find_removable(
     """Return what may be removed when ``count`` layers are to be, out of ``allowed``.
 
     Args:
-        config: The seed's ``config.json``.
+        config: The seed model's ``config.json``.
         count: How many layers are to go.
         allowed: The layers that are not protected.
         confirm: Says why a set that ``config.json`` allows can't be removed after all, or None.

@@ -54,14 +54,15 @@ class Savings:
 
 
 def read_savings(seed_dir: Path, drop_layers: Sequence[int]) -> Savings:
-    """Return what cutting these layers saves, from the seed's ``config.json`` and tensor headers; no weights are read.
+    """Return what cutting these layers saves, from the seed model's ``config.json`` and tensor headers; no weights are
+    read.
 
     Raises:
         ConfigError: A layer is not there, or none would stay.
         CheckpointError: The source is incomplete, or its architecture can't be cut soundly.
     """
     whole, cut = plan_checkpoint(seed_dir, ()), plan_checkpoint(seed_dir, drop_layers)
-    # The seed's own config.json, since a cut may write out what its config class derives.
+    # The seed model's own config.json, since a cut may write out what its config class derives.
     before, note_before = _footprint(whole.num_layers, _tensors(whole), read_config(seed_dir))
     after, note_after = _footprint(cut.num_layers - len(cut.drop_layers), _tensors(cut), cut.config)
     notes = dict.fromkeys(note for note in (note_before, note_after) if note is not None)

@@ -42,7 +42,7 @@ class SeedOrigin:
 
     @property
     def needed(self) -> tuple[int, ...]:
-        """The layers of which something has to be read from the seed checkpoint."""
+        """The layers of which something has to be read from the seed model's checkpoint."""
         return tuple(sorted({*self.drop_layers, *(layer for layer, _ in self.patched)}))
 
 

@@ -1,9 +1,9 @@
 """The seed model as teacher, at the memory of what the student lacks.
 
 With LoRA and its kind the student's own weights stay as they are. So the teacher takes them: embeddings, norms, head
-and the layers that the pruning left. Only what was removed, and what a patch changed, is read from the seed checkpoint.
-The teacher has modules of its own around the shared weights. Adapters, hooks, modes and patched methods of the
-student's modules are therefore none of its own, and it runs as the seed model loaded apart would.
+and the layers that the pruning left. Only what was removed, and what a patch changed, is read from the seed model's
+checkpoint. The teacher has modules of its own around the shared weights. Adapters, hooks, modes and patched methods of
+the student's modules are therefore none of its own, and it runs as the seed model loaded apart would.
 """
 
 import logging
@@ -101,7 +101,7 @@ class _Sources:
         return _base_module(self.student, f"{self.prefix}{self.origin.kept.index(layer)}.{rest}")
 
     def is_removed(self, name: str) -> bool:
-        """Whether a module comes from the seed checkpoint: its layer was removed, or a patch changed it."""
+        """Whether a module comes from the seed model's checkpoint: its layer was removed, or a patch changed it."""
         layer, rest = self._layer(name)
         return self.origin is not None and (layer in self.origin.drop_layers or (layer, rest) in self.origin.patched)
 

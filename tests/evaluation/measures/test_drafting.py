@@ -1,4 +1,4 @@
-"""Speculative decoding: counts against a slow reference, the answers of the seed, and when a draft pays.
+"""Speculative decoding: counts against a slow reference, the answers of the seed model, and when a draft pays.
 
 Shapes: T tokens.
 """
@@ -27,7 +27,7 @@ def seed(tiny_llama_dir):
 
 @pytest.fixture(scope="module")
 def draft(seed):
-    """The seed with noise on its weights: some of its tokens are accepted, some not."""
+    """The seed model with noise on its weights: some of its tokens are accepted, some not."""
     return _noisy(seed, 0.02), seed[1]
 
 
@@ -108,7 +108,7 @@ def test_all_tokens_of_a_draft_like_the_seed_are_accepted(seed):
     config = DraftingConfig(num_draft_tokens=4, max_new_tokens=10)
     figures = measure_drafting(seed, (copy.deepcopy(seed[0]), seed[1]), PROMPTS, config)
     assert figures.acceptance == 1.0
-    assert figures.tokens_per_step == 5.0  # 4 of the draft and 1 of the seed, twice
+    assert figures.tokens_per_step == 5.0  # 4 of the draft and 1 of the seed model, twice
     assert figures.same_answers == 1.0
 
 
@@ -119,7 +119,7 @@ def test_a_draft_like_the_seed_may_end_the_answer_itself(seed):
     figures = measure_drafting(ended, (copy.deepcopy(seed[0]), seed[1]), PROMPTS[:1], config)
     new_ids = _alone(seed[0], PROMPTS[0], 10, end)
     assert figures.acceptance == 1.0
-    assert figures.tokens_per_step == len(new_ids)  # the seed agrees with the draft's end in its only step
+    assert figures.tokens_per_step == len(new_ids)  # the seed model agrees with the draft's end in its only step
 
 
 def test_a_draft_of_other_weights_changes_no_answer(seed):
@@ -159,7 +159,7 @@ def test_a_draft_with_another_tokenizer_is_refused(seed, draft):
     other = copy.deepcopy(seed[1])
     other.get_vocab = lambda: {**seed[1].get_vocab(), "the": 1}
     with pytest.raises(
-        CheckpointError, match=r"the draft has another tokenizer than the seed \(the token 'the' .*, 1 in its own"
+        CheckpointError, match=r"the draft has another tokenizer than the seed model \(the token 'the' .*, 1 in its own"
     ):
         measure_drafting(seed, (draft[0], other), PROMPTS, DraftingConfig())
 
@@ -199,7 +199,7 @@ def test_one_slow_spell_of_the_machine_changes_no_speed():
         (0.5, 2, 0.0, 1.75),  # 1 + 1/2 + 1/4 tokens for one pass
         (0.5, 2, 0.25, 1.75 / 1.5),
         (1.0, 4, 0.25, 2.5),  # 5 tokens for the time of 2 passes
-        (1.0, 4, 1.0, 1.0),  # a draft as slow as the seed wins nothing, even if always right
+        (1.0, 4, 1.0, 1.0),  # a draft as slow as the seed model wins nothing, even if always right
         (0.0, 4, 0.25, 0.5),
         (0.9, 0, 0.8, 1.0),
     ],

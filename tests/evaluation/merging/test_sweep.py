@@ -54,9 +54,9 @@ def test_without_general_prompts_the_best_is_taken_and_without_held_out_rows_non
 def test_the_table_shows_intervals_marks_and_folders():
     swept = candidates((12.0, 0.0), (10.0, 0.25), (11.0, 0.125), (None, None), spread=1.0)
     assert list(sweep_lines(swept, choose(swept))) == [
-        "ratio  held-out perplexity  KL to the seed",
-        "0      12.0 (11.0 to 13.0)  0               take",
-        "0.25   10.0 (9.00 to 11.0)  0.250           best",
+        "ratio  held-out perplexity  KL to the seed model",
+        "0      12.0 (11.0 to 13.0)  0                     take",
+        "0.25   10.0 (9.00 to 11.0)  0.250                 best",
         "0.5    11.0 (10.0 to 12.0)  0.125",
         "0.75   -                    -",
         "",

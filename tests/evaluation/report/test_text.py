@@ -116,7 +116,7 @@ def test_no_line_is_wider_than_100_columns_whatever_names_values_and_notes_are(n
         (percent_cell(Estimate(0.5, 0.25, 0.75, 9), 100), Cell("50.0 %", "25.0 to 75.0")),
         (percent_cell(Estimate(50.0, None, None, 9)), Cell("50.0 %")),
         (plain_cell(Estimate(0.012344, 0.0123, 0.0124, 9)), Cell("0.0123", "0.0123 to 0.0124")),
-        (plain_cell(Estimate(0.0, 0.0, 0.0, 9)), Cell("0")),  # such as the seed's divergence from itself
+        (plain_cell(Estimate(0.0, 0.0, 0.0, 9)), Cell("0")),  # such as the seed model's divergence from itself
         (plain_cell(None), Cell("-")),
     ],
 )

@@ -195,7 +195,7 @@ def test_a_server_that_is_busy_at_first_gets_a_second_chance(check):
     assert len(server.chats) == 2
 
 
-# With the seed's own tokenizer and weights
+# With the seed model's own tokenizer and weights
 
 
 def test_tokens_are_counted_with_the_seeds_tokenizer_where_the_server_does_not(tiny_llama_dir):

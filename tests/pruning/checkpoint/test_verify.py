@@ -43,7 +43,7 @@ def test_a_sound_cut_passes(model_type):
             "qwen2_moe",
             1,
             {"mlp_only_layers": [2], "layer_types": None},
-            r"layers\.1\.mlp .*, but model\.layers\.2\.mlp in the seed",
+            r"layers\.1\.mlp .*, but model\.layers\.2\.mlp in the seed model",
         ),
         ("modernbert", 0, {"layer_types": KINDS[1:]}, r"layers\.0\.attn_norm has 'Identity' as class, but .*layers\.1"),
         ("gpt_neox_japanese", 5, {}, r"layers\.4\.attention has \(.* as parameter dense_bias, .* has nothing"),
@@ -60,7 +60,7 @@ def test_a_sound_cut_passes(model_type):
             {"hidden_size": 64},
             r"embed_tokens has \(\(67, 64\), .* as parameter weight, .* has \(\(67, 32\)",
         ),
-        ("llama", 1, {"vocab_size": 70}, r"the model has 70 as vocab_size, but the model in the seed has 67"),
+        ("llama", 1, {"vocab_size": 70}, r"the model has 70 as vocab_size, but the model in the seed model has 67"),
         ("llama", 1, {"num_hidden_layers": NUM_LAYERS}, r"no list of modules has become 5 long"),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_number_one_past_the_last_layer_means_none(monkeypatch, past, is_refus
     config = config_of("llama")
     if not is_refused:
         return verify_cut(config, prune_config(config, (1, 4)), without(1, 4))
-    with pytest.raises(CheckpointError, match=r"has 2 as first_shared_layer_idx, but model in the seed has 4"):
+    with pytest.raises(CheckpointError, match=r"has 2 as first_shared_layer_idx, but model in the seed model has 4"):
         verify_cut(config, prune_config(config, (1, 4)), without(1, 4))
 
 

@@ -102,7 +102,7 @@ def test_a_patched_projection_comes_from_the_seed_checkpoint(family: str, tmp_pa
     student = adapted(load(pruned))
     teacher = teacher_of(student, pruned)
     assert torch.equal(logits(teacher), logits(load(tmp_path / "seed").eval()))
-    # Layers 0 and 2 are patched; of the seed's six layers, 0, 2 and 5 are left.
+    # Layers 0 and 2 are patched; of the seed model's six layers, 0, 2 and 5 are left.
     shared = {id(weight) for weight in student.parameters()}
     own = {name for name, weight in teacher.named_parameters() if id(weight) not in shared}
     patched = {"llama": "mlp.down_proj.weight", "gpt2": "mlp.c_proj.weight"}[family]
