@@ -25,7 +25,12 @@ BLOCK_NAMES = ("layer_pruning", "self_distillation", "logit_distillation", "dyns
 """The blocks whose keys are options; written out, since the settings would slow ``axolotl --help``."""
 
 _OVERRIDES = "axolotl_sdft.overrides"
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else; log lines go to stderr.")
+_as_json = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print JSON; log lines go to stderr. Below axolotl its banner comes first: axolotl-sdft prints none.",
+)
 
 
 class SdftCommand(click.Command):
@@ -277,7 +282,11 @@ def _list_lines(configs: list["SharedConfig"]) -> Iterator[str]:
 @sdft_configs.command("show", cls=SdftCommand)
 @click.argument("name")
 def show_config(name: str) -> None:
-    """Print the configuration NAME as it is."""
+    """Print the configuration NAME as it is.
+
+    Below axolotl, its banner is on standard output before this command begins. The program axolotl-sdft prints the file
+    alone, and copy writes it.
+    """
     from axolotl_sdft.configs.catalogue import find_config
 
     text = find_config(name).text()

@@ -22,8 +22,8 @@ def json_text(value: Any) -> str:
 def result_alone() -> Iterator[Callable[[str], None]]:
     """Give what prints a result, and send all else that is meant for standard output to standard error meanwhile.
 
-    Axolotl's own banner is out before any command of ours begins, so nothing can be done about it here: the program
-    ``axolotl-sdft`` has the same commands and prints none.
+    Axolotl's own banner is out, flushed by colorama, before any module of ours is imported, so nothing can be done
+    about it here: the program ``axolotl-sdft`` has the same commands and prints none.
     """
     out = sys.stdout
     with ExitStack() as stack:

@@ -257,6 +257,12 @@ def test_show_prints_the_file_and_nothing_else(config_file):
     assert shown.splitlines()[0] == Path("copied.yml").read_text().splitlines()[0]
 
 
+def test_show_says_how_to_get_the_file_without_the_banner_of_axolotl():
+    help_text = " ".join(run("sdft-configs", "show", "--help").stdout.split())
+    assert "its banner is on standard output before this command begins" in help_text
+    assert "axolotl-sdft prints the file alone, and copy writes it" in help_text
+
+
 def publish(*args):
     """The command itself: an installation that is older than it has no entry point for it."""
     from axolotl_sdft.cli import sdft_publish
