@@ -76,13 +76,20 @@ class Preview:
     full_batch: tuple[int, float] | None = None
     """How many further answers were written together, and in how many seconds; None where these rows fill a batch."""
 
+    gap_seconds: float = 0.0
+    """What measuring the distribution gap of these rows took."""
+
+    gap_samples: int = 0
+    """Of how many rows a full run measures it, if it has as many."""
+
     def seconds_for(self, num_rows: int) -> float:
-        """Return how long so many rows would take, loading the model left out."""
+        """Return how long so many rows would take, loading the model or starting its server left out."""
+        gap_seconds = self.gap_seconds / self.num_rows * min(self.gap_samples, num_rows)
         if self.full_batch is None:
-            return self.seconds / self.num_rows * num_rows
+            return self.seconds / self.num_rows * num_rows + gap_seconds
         num_answers, seconds = self.full_batch
         num_asked = sum(shown.settlement.num_judged for shown in self.answers) / self.num_rows
-        return seconds / num_answers * num_asked * num_rows
+        return seconds / num_answers * num_asked * num_rows + gap_seconds
 
     @property
     def num_accepted(self) -> int:
@@ -132,14 +139,18 @@ def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, di
     rows, shown = _rewritten(spec, backend, originals)
     seconds = time.monotonic() - started
     pairs = [(target, row_format.target(rows[index], turn)) for (index, turn), target in before.items()]
+    started = time.monotonic()
     told = measure_answers(backend, pairs) if measures else None
+    gap_seconds = time.monotonic() - started
     told = [both for both in told or [] if all(map(math.isfinite, both))]
     gap = (fmean(one for one, _ in told), fmean(other for _, other in told)) if told else None
     left_alone = LeftAloneCounts()
     for row in originals.values():
         left_alone.add(targets_of(row_format, row)[1])
     ordered = tuple(sorted(shown, key=lambda one: (one.row, one.turn)))
-    return Preview(ordered, len(originals), seconds, gap, left_alone, _full_batch(spec, backend, len(shown)))
+    full_batch = _full_batch(spec, backend, len(shown))
+    samples = spec.config.gap_samples
+    return Preview(ordered, len(originals), seconds, gap, left_alone, full_batch, gap_seconds, samples)
 
 
 def _full_batch(spec: "DistillationSpec", backend: Backend, num_shown: int) -> tuple[int, float] | None:
@@ -231,6 +242,7 @@ def _is_asked(spec: "DistillationSpec", judging: Judging, target: Target, attemp
     return policy.is_always_asked(attempt) or policy.select(judging.judged, target, attempt).answer is None
 
 
+_NOT_COUNTED = "not counted: loading the model, or starting its server"
 _LEAST_WIDTH = 100
 _MOST_WIDTH = 200
 _SHOWN_CHARS = 1200
@@ -288,7 +300,7 @@ def preview_lines(previewed: Preview, where: str, num_rows: int) -> Iterator[str
     else:
         measured = f"at the rate of {previewed.full_batch[0]} answers that were written together"
     seconds = previewed.seconds_for(num_rows)
-    yield f"time: about {duration(seconds)} for all {num_rows:,} rows, {measured} (loading the model not counted)"
+    yield f"time: about {duration(seconds)} for all {num_rows:,} rows, {measured} ({_NOT_COUNTED})"
 
 
 def _shown(text: str) -> str:

@@ -142,7 +142,8 @@ def test_the_end_tells_acceptance_gap_and_the_time_for_all_rows():
     assert list(preview_lines(previewed, "datasets[0]", num_rows=4800)) == [
         "datasets[0]: 2 of 3 answers accepted (67 %), rejected: leak 1",
         "distribution gap: 2.81 nats per token before, 1.93 after",
-        "time: about 3 h 20 min for all 4,800 rows, at the rate of these rows (loading the model not counted)",
+        "time: about 3 h 20 min for all 4,800 rows, at the rate of these rows "
+        "(not counted: loading the model, or starting its server)",
     ]
 
 
@@ -152,8 +153,15 @@ def test_the_time_for_all_rows_follows_from_a_full_batch_where_few_rows_were_sho
     # A quarter of a second an answer, and 3 answers for 2 rows: 4,800 rows take 1,800 s.
     assert list(preview_lines(previewed, "datasets[0]", num_rows=4800))[-1] == (
         "time: about 30 min for all 4,800 rows, at the rate of 64 answers that were written together "
-        "(loading the model not counted)"
+        "(not counted: loading the model, or starting its server)"
     )
+
+
+def test_the_time_for_all_rows_holds_the_distribution_gap_of_as_many_as_it_is_measured_on():
+    answers = (shown_answer(), shown_answer())
+    previewed = Preview(answers, num_rows=2, seconds=4.0, gap=(3.0, 2.0), gap_seconds=1.0, gap_samples=64)
+    assert previewed.seconds_for(10) == 10 * 2.0 + 10 * 0.5
+    assert previewed.seconds_for(1000) == 1000 * 2.0 + 64 * 0.5
 
 
 @pytest.mark.usefixtures("echo_plugin")
