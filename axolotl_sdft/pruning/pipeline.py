@@ -21,6 +21,7 @@ from axolotl_sdft.pruning.checkpoint.cut import (
     plan_checkpoint,
     write_cut,
 )
+from axolotl_sdft.pruning.checkpoint.layer_pattern import pattern_warning
 from axolotl_sdft.pruning.patching.record import LayerPatch, bare_patch, patch_lines
 from axolotl_sdft.pruning.planning.plan import (
     PruningPlan,
@@ -164,6 +165,9 @@ class PruningRun:
             self.spec.verify(cut)
         cut = dataclasses.replace(cut, config=cut.config | {PRUNED_KEY: fingerprint(self.spec.settings)})
         check_room(cut, self.spec.output_dir)
+        warning = pattern_warning(read_json(self.spec.seed_dir / "config.json"), cut.config)
+        if warning is not None:
+            LOG.warning("%s", warning)
         with tells_what_is_kept(self._kept, LOG):
             patch = self._patch(cut)
         with atomic_folder(self.spec.output_dir) as folder:

