@@ -70,6 +70,7 @@ def render_report(dataset_dir: Path, summary: dict[str, Any], figures: ReportFig
         summary=summary,
         rewritten=rewritten_of(summary),
         way_out=WAY_OUT,
+        is_pure_sample=is_pure_sample(summary["provenance"]["settings"]["generation"]),
         is_unaided=is_unaided(summary["provenance"]["settings"]),
         provenance=summary["provenance"],
         settings=yaml.safe_dump(summary["provenance"]["settings"], sort_keys=False, allow_unicode=True),
@@ -138,7 +139,16 @@ def advice_for(summary: Mapping[str, Any]) -> list[str]:
     Args:
         summary: ``summary.json`` with its counts and the gap.
     """
-    return [*_about_acceptance(summary), *_about_the_gap(summary.get("gap"))]
+    is_told_by_gap = not is_pure_sample(summary["provenance"]["settings"]["generation"])
+    return [*_about_acceptance(summary), *(_about_the_gap(summary.get("gap")) if is_told_by_gap else [])]
+
+
+def is_pure_sample(generation: Mapping[str, Any]) -> bool:
+    """Say whether answers are drawn from all that the seed model might say.
+
+    They carry all of its own uncertainty, so their distribution gap need not fall, and does not tell what they protect.
+    """
+    return generation["temperature"] >= 1.0 and generation["top_p"] == 1.0 and generation["top_k"] is None
 
 
 def _about_acceptance(summary: Mapping[str, Any]) -> list[str]:

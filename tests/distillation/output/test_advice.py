@@ -6,8 +6,14 @@ from axolotl_sdft.distillation.output.report import WAY_OUT, advice_for
 GOOD_GAP = {"answers": 64, "nats_per_token_before": 2.5, "nats_per_token_after": 1.5}
 
 
-def summary(accepted: int = 90, turns: int = 100, gap: dict | None = GOOD_GAP, **rejections: int) -> dict:
-    return {"turns": turns, "acceptance": accepted / turns, "rejections": rejections, "gap": gap}
+GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": None}
+
+
+def summary(
+    accepted: int = 90, turns: int = 100, gap: dict | None = GOOD_GAP, generation: dict = GREEDY, **rejections: int
+) -> dict:
+    told = {"turns": turns, "acceptance": accepted / turns, "rejections": rejections, "gap": gap}
+    return told | {"provenance": {"settings": {"generation": generation}}}
 
 
 def test_nothing_is_said_where_it_went_well():
@@ -26,6 +32,21 @@ def test_a_gap_that_grew_is_told_with_both_figures():
     [said] = advice_for(summary(gap=GOOD_GAP | {"nats_per_token_after": 3.25}))
     assert "the distribution gap grew from 2.50 to 3.25 nats per token" in said
     assert "lower generation.temperature" in said
+
+
+@pytest.mark.parametrize(
+    ("sampling", "is_told"),
+    [
+        ({"temperature": 1.0}, False),
+        ({"temperature": 1.3}, False),
+        ({"temperature": 0.9}, True),
+        ({"temperature": 1.0, "top_p": 0.9}, True),
+        ({"temperature": 1.0, "top_k": 50}, True),
+    ],
+)
+def test_answers_drawn_from_all_that_the_model_might_say_are_not_judged_by_their_gap(sampling: dict, is_told: bool):
+    grown = GOOD_GAP | {"nats_per_token_after": 3.25}
+    assert bool(advice_for(summary(gap=grown, generation=GREEDY | sampling))) is is_told
 
 
 @pytest.mark.parametrize("gap", [None, GOOD_GAP | {"answers": 19, "nats_per_token_after": 9.0}])

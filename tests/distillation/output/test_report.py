@@ -30,6 +30,8 @@ HOSTILE = (
     "&lt;b&gt;</div></article><!-- \x00\x1b[31m\u202eabc"
 )
 
+GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": None}
+
 
 class Page(HTMLParser):
     """Reads a page strictly: every element that is opened is closed, in order."""
@@ -91,7 +93,7 @@ def summary_of(figures, **changes):
         "created": "2031-05-06 07:08 UTC",
         "seed_model": "org/seed",
         "seed_model_fingerprint": "0123456789ab",
-        "settings": {"template": "plain", "on_reject": "original"},
+        "settings": {"template": "plain", "on_reject": "original", "generation": GREEDY},
         "package_versions": {"axolotl-sdft": "9.9"},
     }
     counts = {"rows": 3, "rows_distilled": 2, "rows_original": 1, "rows_dropped": 0, "turns": 3, "turns_distilled": 2}
@@ -162,7 +164,7 @@ def page_full_of(text, folder):
     measured, pair = MeasuredAnswer(0, 0, 3.0, 2.0), Pair(0, 0, 2, target(text, text), text, "rejected", text)
     figures = figures_of([refused(text, text, text)], [taken(text, text)])
     told = dict.fromkeys(("method", "dataset", "created", "seed_model", "seed_model_fingerprint"), text)
-    told |= {"settings": {"template": text, "on_reject": text}, "package_versions": {text: text}}
+    told |= {"settings": {"template": text, "on_reject": text, "generation": GREEDY}, "package_versions": {text: text}}
     counts = {"rejections": {text: 1}, "rejected_attempts": {text: 1}}
     return page_of(folder, figures, Gap((measured,), ((measured, pair),)), **counts, provenance=told)
 
@@ -318,3 +320,12 @@ def test_each_reason_has_a_way_out_and_what_went_badly_stands_above(tmp_path):
     text = render_report(tmp_path, summary_of(figures, advice=["the gap grew"]), figures, Gap(why_unknown="x"))
     assert "Warning: the gap grew." in text
     assert '<td class="long">choose another template, or show worked examples (examples)</td>' in text
+
+
+def test_the_page_says_where_the_gap_does_not_tell_what_answers_protect(tmp_path):
+    figures, note = figures_of([taken()]), "their gap need not fall"
+    provenance = summary_of(figures)["provenance"]
+    drawn = {"settings": provenance["settings"] | {"generation": GREEDY | {"temperature": 1.0}}}
+
+    assert note not in page_of(tmp_path, figures).text
+    assert note in page_of(tmp_path, figures, provenance=provenance | drawn).text
