@@ -179,8 +179,9 @@ class _Asked:
                     num_new += len(missing)
                 added = [self._conversation(prompt, answers[prompt]) for prompt in part if answers[prompt].strip()]
                 found = sum(len(self._tokenizer(text, add_special_tokens=False)["input_ids"]) for text in added)
+                # The last round gives more tokens than were wanted; a bar beyond its end would be taken for a fault.
+                shown.advance(len(part) if num_tokens is None else min(found, num_tokens - count))
                 texts, count = texts + added, count + found
-                shown.advance(len(part) if num_tokens is None else found)
                 if num_tokens is not None and count >= num_tokens:
                     break
         LOG.info(

@@ -57,6 +57,29 @@ def test_prompts_are_answered_until_the_texts_are_long_enough(model, tiny_llama_
     assert [len(part) for part in asked] == [16] * 8
 
 
+def test_the_bar_ends_at_what_was_wanted_and_not_beyond(model, tiny_llama_dir, asked, monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, _label, total, _unit, _log):
+            self.total, self.done = total, 0
+
+        def __enter__(self):
+            bars.append(self)
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def advance(self, count):
+            self.done += count
+
+    monkeypatch.setattr(module, "progress", Bar)
+    general_texts(model, tiny_llama_dir, num_tokens=1)
+    general_texts(model, tiny_llama_dir, num_prompts=20)
+    assert [(bar.total, bar.done) for bar in bars] == [(1, 1), (20, 20)]
+
+
 def test_half_of_what_a_patch_needs_is_asked_for_unless_told_otherwise(model, tiny_llama_dir, asked, monkeypatch):
     monkeypatch.setattr(module, "_WANTED_PER_UNIT", 10**6)
     assert len(general_texts(model, tiny_llama_dir)) == 128
