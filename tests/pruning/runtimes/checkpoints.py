@@ -14,6 +14,8 @@ from axolotl_sdft.pruning.pipeline import run_pruning
 from axolotl_sdft.pruning.spec import PruningSpec
 
 NUM_TOKENS = 24
+# llama.cpp takes the scale of attention from the width of a head, as Gemma 3's own models but the largest have it.
+_GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16}
 _EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
 
 
@@ -33,8 +35,8 @@ class Case:
 CASES = {
     "llama": Case("Llama"),
     "qwen3": Case("Qwen3", settings={"head_dim": 32}),
-    "gemma3": Case("Gemma3Text", settings={"head_dim": 32, "sliding_window": 16}, is_regular=False),
-    "gemma3-whole-period": Case("Gemma3Text", tuple(range(1, 7)), 12, {"head_dim": 32, "sliding_window": 16}),
+    "gemma3": Case("Gemma3Text", settings=_GEMMA, is_regular=False),
+    "gemma3-whole-period": Case("Gemma3Text", tuple(range(1, 7)), 12, _GEMMA),
     "smollm3": Case("SmolLM3", settings={"no_rope_layer_interval": 4}, is_regular=False),
     "smollm3-whole-period": Case("SmolLM3", (2, 3, 4, 5), settings={"no_rope_layer_interval": 4}),
     "qwen3-moe": Case("Qwen3Moe", settings={"head_dim": 32, "initializer_range": 0.15, **_EXPERTS}),

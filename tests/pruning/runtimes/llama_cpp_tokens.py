@@ -27,6 +27,8 @@ def _run(folder: Path, prompts: list[list[int]], num_tokens: int) -> list[list[i
     settings.model.path = str(file)
     settings.n_ctx, settings.n_parallel, settings.n_gpu_layers, settings.warmup = 256, 1, 0, False
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32  # not float16, as it would be
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(settings)
     return [_greedy(server, prompt, num_tokens) for prompt in prompts]
 
