@@ -6,8 +6,8 @@ SmolLM2-135M-Instruct is trained on word problems (GSM8K) and tool calls (OpenFu
 
 * ``seed``: nothing is removed, plain fine-tuning
 * ``bare``: six layers are removed and nothing else is done, plain fine-tuning
-* ``whole``: six layers are removed, the cut is patched, the seed model rewrites the answers, writes answers to general
-  prompts, and teaches
+* ``whole``: six layers are removed, the cut is patched, the seed model rewrites the answers, the seed model teaches
+* ``general``: the same, and the seed model's own answers to 48 general prompts are among the rows
 
 Each adapter is merged into its base by ``axolotl merge-lora``. Then ``axolotl recovery-report`` measures all of them
 and the seed model itself, once with held-out word problems and once with held-out calls: exact match, likelihood,
@@ -35,7 +35,8 @@ TASKS = {"gsm8k": "word problems", "openfunctions": "tool calls"}
 WAYS = {
     "seed": "the seed model, plain fine-tuning",
     "bare": "6 layers less, plain fine-tuning",
-    "whole": "6 layers less, patch, self-distilled and general rows, the seed model as teacher",
+    "whole": "6 layers less, patch, self-distilled rows, the seed model as teacher",
+    "general": "the same, and general rows",
 }
 SEED_MODEL = "the seed model, untrained"
 _CHECKS = {"gsm8k": "numeric_answer", "openfunctions": "function_call"}
@@ -107,12 +108,12 @@ def training_config(bench: Bench, way: str, rate: float) -> dict[str, Any]:
     }
     if way == "bare":
         config["layer_pruning"] = {"num_layers": 6, "patch": "none"}
-    if way == "whole":
+    if way in ("whole", "general"):
         config["layer_pruning"] = {"num_layers": 6}
         config["logit_distillation"] = {"tokens": "all"}
         config["self_distillation"] = {
             "max_attempts": 2,
-            "general_rows": 48,
+            "general_rows": 48 if way == "general" else 0,
             "generation": {"max_new_tokens": 256, "temperature": 0.95, "top_p": 0.7, "top_k": 50},
         }
         for name, dataset in zip(TASKS, datasets, strict=True):

@@ -36,10 +36,12 @@ def test_all_ways_train_alike_but_for_the_blocks_of_the_plugin():
         assert config.pop("dataset_prepared_path") == f"prepared-{way}"
         config["datasets"] = [dataset["path"] for dataset in config["datasets"]]
 
-    assert shared[0] == shared[1] == shared[2]
+    assert all(config == shared[0] for config in shared)
 
 
-@pytest.mark.parametrize(("way", "blocks"), [("seed", set()), ("bare", {"layer_pruning"}), ("whole", BLOCKS)])
+@pytest.mark.parametrize(
+    ("way", "blocks"), [("seed", set()), ("bare", {"layer_pruning"}), ("whole", BLOCKS), ("general", BLOCKS)]
+)
 def test_each_way_has_its_own_blocks(way, blocks):
     assert BLOCKS & training_config(BENCH, way, 1e-3).keys() == blocks
 
