@@ -58,7 +58,7 @@ def main() -> None:
         for task in TASKS:
             config = training_config(bench, "whole", options.rate) | report_config(bench, task, options.problems)
             write_config(bench.workdir / f"report-{task}.yml", config)
-            _run_once(bench.workdir, f"report-{task}", "recovery-report", f"report-{task}.yml")
+            _run(bench.workdir, f"report-{task}", "recovery-report", f"report-{task}.yml")  # finds its figures again
     reports = {task: read_json(bench.workdir / f"report-{task}" / "report.json") for task in TASKS}
     print(table(reports))
     for line in _seconds(bench.workdir):
@@ -191,10 +191,15 @@ def _interval(estimate: Mapping[str, Any], digits: int) -> str:
 
 def _run_once(workdir: Path, name: str, command: str, *arguments: str) -> None:
     """Run a command of Axolotl to its end, unless it has ended well before; raise SystemExit where it fails."""
-    done = workdir / "done" / f"{name}.json"
-    if done.is_file():
-        return
-    done.parent.mkdir(parents=True, exist_ok=True)
+    if not _done(workdir, name).is_file():
+        _run(workdir, name, command, *arguments)
+
+
+def _done(workdir: Path, name: str) -> Path:
+    return workdir / "done" / f"{name}.json"
+
+
+def _run(workdir: Path, name: str, command: str, *arguments: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} axolotl {command} {' '.join(arguments)}", file=sys.stderr, flush=True)
     log, started = workdir / f"{name}.log", time.monotonic()
     places = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -207,6 +212,8 @@ def _run_once(workdir: Path, name: str, command: str, *arguments: str) -> None:
     )
     if code != 0:
         raise SystemExit(f"axolotl {command} {' '.join(arguments)} ended with {code}; {log} ends with\n{tail(log)}")
+    done = _done(workdir, name)
+    done.parent.mkdir(parents=True, exist_ok=True)
     write_json(done, {"seconds": round(time.monotonic() - started, 1)})
 
 
