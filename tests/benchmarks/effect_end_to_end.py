@@ -38,6 +38,8 @@ WAYS = {
     "whole": "6 layers less, patch, self-distilled rows, the seed model as teacher",
     "general": "the same, and general rows",
 }
+REPORTED = "general"
+"""The way whose configuration makes the report, which calls its model ``trained``."""
 SEED_MODEL = "the seed model, untrained"
 _CHECKS = {"gsm8k": "numeric_answer", "openfunctions": "function_call"}
 _ANSWER_TOKENS = {"gsm8k": 128, "openfunctions": 64}
@@ -56,7 +58,7 @@ def main() -> None:
             _run_once(bench.workdir, f"{way}-train", "train", f"{way}.yml", "--launcher", "python")
             _run_once(bench.workdir, f"{way}-merge", "merge-lora", f"{way}.yml")
         for task in TASKS:
-            config = training_config(bench, "whole", options.rate) | report_config(bench, task, options.problems)
+            config = training_config(bench, REPORTED, options.rate) | report_config(bench, task, options.problems)
             write_config(bench.workdir / f"report-{task}.yml", config)
             _run(bench.workdir, f"report-{task}", "recovery-report", f"report-{task}.yml")  # finds its figures again
     reports = {task: read_json(bench.workdir / f"report-{task}" / "report.json") for task in TASKS}
@@ -125,7 +127,7 @@ def training_config(bench: Bench, way: str, rate: float) -> dict[str, Any]:
 
 def report_config(bench: Bench, task: str, problems: int) -> dict[str, Any]:
     """Return the block of a report that judges answers to a task."""
-    merged = {title: f"outputs/{way}/merged" for way, title in WAYS.items()}
+    merged = {title: f"outputs/{way}/merged" for way, title in WAYS.items() if way != REPORTED}
     block = {
         "models": merged,
         "held_out": {"path": f"{task}_test.jsonl", "type": "chat_template", "num_samples": problems},
@@ -151,11 +153,9 @@ def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a line for each model: right answers by task, likelihood, forgetting, circles, refusals."""
     models = {task: {model["name"]: model for model in report["models"]} for task, report in reports.items()}
     general = models[next(iter(TASKS))]
-    lines = []
-    for name, title in {"seed": SEED_MODEL, "pruned": "6 layers less, patched, untrained"}.items():
-        if name in general:
-            lines.append([title, *_cells(name, models, general[name])])
-    lines += [[title, *_cells(title, models, general[title])] for title in WAYS.values() if title in general]
+    names = {"seed": SEED_MODEL, "pruned": "6 layers less, patched, untrained"}
+    names |= {title: title for way, title in WAYS.items() if way != REPORTED} | {"trained": WAYS[REPORTED]}
+    lines = [[title, *_cells(name, models, general[name])] for name, title in names.items() if name in general]
     header = ["model", *(f"right {title}, %" for title in TASKS.values())]
     header += [f"nats a token, {title}" for title in TASKS.values()]
     header += ["forgotten: KL to the seed model", "everything else, % of the seed model", "in circles, %", "refused, %"]

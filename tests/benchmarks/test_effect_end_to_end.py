@@ -58,11 +58,14 @@ def test_the_table_has_right_answers_of_each_task_and_forgetting_once():
     whole = WAYS["whole"]
     problems = {"models": [figures("seed", 0.2, 1.4, 0.0), figures(whole, 0.1, 1.2, 0.31, kept=81.26)]}
     calls = {"models": [figures("seed", 0.3, 1.1, 0.0), figures(whole, 0.5, 0.6, 9.9, kept=1.0)]}
+    for report in (problems, calls):
+        report["models"].append(figures("trained", 0.4, 1.0, 0.2))
 
-    header, _, seed, trained = table({"gsm8k": problems, "openfunctions": calls}).splitlines()
+    header, _, seed, trained, last = table({"gsm8k": problems, "openfunctions": calls}).splitlines()
 
     assert header.startswith("| model | right word problems, % | right tool calls, % | nats a token, word problems |")
     assert seed == (
         "| the seed model, untrained | 20 (10 to 30) | 30 (20 to 40) | 1.40 | 1.10 | 0.000 | 100 | 25 | 0 |"
     )
     assert trained == f"| {whole} | 10 (0 to 20) | 50 (40 to 60) | 1.20 | 0.60 | 0.310 | 81.3 | 25 | 0 |"
+    assert last.startswith(f"| {WAYS['general']} | 40 (30 to 50) |")
