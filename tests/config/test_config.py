@@ -65,6 +65,7 @@ def test_an_empty_self_distillation_block_rewrites_greedily_and_keeps_originals_
         "selection": "first",
         "min_attempts": None,
         "on_reject": "original",
+        "general_rows": 0,
         "generation": {
             "backend": "transformers",
             "max_new_tokens": 512,

@@ -143,7 +143,7 @@ def test_a_sweep_measures_each_ratio_marks_the_best_and_keeps_the_folders(config
     result = run(config, "--sweep")
     assert result.exit_code == 0, result.output
     header, first, *others = table_of(result)
-    assert header.split() == ["ratio", "held-out", "perplexity", "KL", "to", "the", "seed"]
+    assert header.split() == ["ratio", "held-out", "perplexity", "KL", "to", "the", "seed", "model"]
     assert re.match(r"0 +[\d.,e+]+ \(.+ to .+\) +0( |$)", first)  # the seed model itself has forgotten nothing
     assert [line.split()[0] for line in others] == ["0.5", "1"]
     assert sum("best" in line for line in (first, *others)) == 1

@@ -119,7 +119,7 @@ columns are those of the original rows.
 
 def is_unaided(settings: Mapping[str, Any]) -> bool:
     """Say whether the seed model never saw an original answer."""
-    return settings["template"] in ("unaided", ["unaided"])
+    return settings.get("template") in ("unaided", ["unaided"])
 
 
 def _origin(settings: Mapping[str, Any], seed_model: str) -> str:

@@ -145,7 +145,9 @@ def test_a_server_that_finds_fault_with_everything_from_now_on_puts_no_blame_on_
         backend, kept = backend_for(server, concurrency=2, max_retries=1), []
         with pytest.raises(ConfigError, match=r"refuses a plain chat: HTTP 400 \w+: your credit is used up.*is kept"):
             kept.extend(answer.text for _, [answer] in backend.generate(backend.batches(prompts(30))))
-    assert sorted(kept) == [f"re: row {row}" for row in range(5)]
+    # Of two questions in flight either may reach the server first.
+    assert len(set(kept)) == len(kept) == 5
+    assert set(kept) < {f"re: row {row}" for row in range(6)}
 
 
 def test_a_dataset_with_a_question_that_the_server_will_not_have_is_finished(seed_dir, tmp_path):
