@@ -37,8 +37,9 @@ class GenerationConfig(Block):
     max_new_tokens: int = Field(512, ge=1)
     """Longest answer, in tokens. A longer one is cut off, which the ``truncated`` check rejects."""
 
-    temperature: float = Field(0.0, ge=0.0, le=5.0)
-    """Sampling temperature; 0 takes the most likely token each time."""
+    temperature: float = Field(1.0, ge=0.0, le=5.0)
+    """Sampling temperature; 1 draws from what the model really says, 0 takes the most likely token each time."""
+    # Below 1 the model is trained to be surer than it was: at equal skill it forgets more (RESULTS.md, forgetting).
 
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """Sample from the smallest set of tokens that holds this much probability. Needs ``temperature`` above 0."""
@@ -65,10 +66,11 @@ class GenerationConfig(Block):
     def shaping_answers(self) -> dict[str, Any]:
         """Return the settings that answers depend on, as JSON values: those that a fingerprint is made of.
 
-        What has its default is left out, so that a setting that is new changes no name.
+        What has its default is left out, so that a setting that is new changes no name. The temperature is always there:
+        its default was another one once.
         """
         settings = self.model_dump(mode="json", exclude=set(self.SPEED_ONLY), exclude_defaults=True)
-        return {"backend": self.model_dump(mode="json", include={"backend"})["backend"], **settings}
+        return {**self.model_dump(mode="json", include={"backend", "temperature"}), **settings}
 
     @property
     def backend_name(self) -> str:

@@ -129,7 +129,7 @@ class SelfDistillationConfig(Block):
         if self.generation.temperature == 0.0:  # what is sampled is rarely more likely than what was taken greedily
             raise ValueError(
                 "selection is max_logprob, but generation.temperature is 0.0, whose first answer takes the most likely "
-                "token each time; set generation.temperature, such as 0.7, or selection: first"
+                "token each time; set generation.temperature, such as 1.0, or selection: first"
             )
         if self.min_attempts is not None and self.min_attempts > self.max_attempts:
             raise ValueError(

@@ -184,7 +184,8 @@ def answer_of(model_dir: Path, prompt: str, max_new_tokens: int) -> str:
     from axolotl_sdft.inference.backends import transformers_backend
     from axolotl_sdft.inference.interfaces import Prompt
 
-    backend = transformers_backend(model_dir, TransformersGeneration(max_new_tokens=max_new_tokens))
+    greedy = TransformersGeneration(max_new_tokens=max_new_tokens, temperature=0.0)
+    backend = transformers_backend(model_dir, greedy)
     batches = backend.batches([Prompt((0, 0), ({"role": "user", "content": prompt},))])
     answer = next(iter(backend.generate(batches)))[1][0]
     backend.close()

@@ -137,7 +137,10 @@ class _Asked:
     def __init__(self, model: "PreTrainedModel", seed_dir: Path, chat_template: str | None, trusts: bool) -> None:
         self._model, self._seed_dir = model, seed_dir
         self._config = TransformersGeneration(
-            max_new_tokens=_MAX_NEW_TOKENS, chat_template=chat_template, trust_remote_code=trusts
+            max_new_tokens=_MAX_NEW_TOKENS,
+            temperature=0.0,
+            chat_template=chat_template,
+            trust_remote_code=trusts,
         )
         self._tokenizer = self._checked_tokenizer()
 

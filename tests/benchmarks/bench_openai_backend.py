@@ -97,6 +97,7 @@ def measure(base_url: str, model_dir: Path, arguments: argparse.Namespace) -> No
         model=model,
         concurrency=arguments.concurrency,
         max_new_tokens=arguments.max_new_tokens,
+        temperature=0.0,
     )
     prompts = prompts_from(arguments.data, arguments.rows)
     rates: dict[str, list[float]] = {"bare client": [], "openai backend": []}

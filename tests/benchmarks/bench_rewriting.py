@@ -68,7 +68,7 @@ def _target(row: Mapping[str, Any]) -> Target:
 
 def made_ways(options: argparse.Namespace, prompts: list[Prompt], closing: contextlib.ExitStack) -> dict[str, Way]:
     """Return the ways that were asked for and work here; of the others, print why they do not."""
-    config = TransformersGeneration(max_new_tokens=options.new_tokens)
+    config = TransformersGeneration(max_new_tokens=options.new_tokens, temperature=0.0)
     model = _model(options, config)
     backend = closing.enter_context(contextlib.closing(TransformersBackend(options.model_dir, config, model)))
     makers: dict[str, Callable[[], Way]] = {
@@ -101,7 +101,9 @@ def _one_by_one(options: argparse.Namespace, config: TransformersGeneration) -> 
 
 
 def _server(options: argparse.Namespace, config: TransformersGeneration, closing: contextlib.ExitStack) -> Way:
-    asking = OpenAIGeneration(backend="openai", base_urls=(options.server_url,), max_new_tokens=config.max_new_tokens)
+    asking = OpenAIGeneration(
+        backend="openai", base_urls=(options.server_url,), max_new_tokens=config.max_new_tokens, temperature=0.0
+    )
     backend = closing.enter_context(contextlib.closing(OpenAIBackend(options.model_dir, asking)))
     backend.check()
     return through(backend)

@@ -71,7 +71,9 @@ def generate(data_dir: Path, model_dir: Path, answers_file: Path, names: list[st
         template = resolve_template(task.template)
         prompts = [Prompt((n, 0), tuple(template(target))) for n, target in task.targets(data_dir).items()]
         # Greedy and in float32, so that the same answers come out again as far as hardware allows.
-        settings = TransformersGeneration(max_new_tokens=task.max_new_tokens, max_batch_size=8, dtype="float32")
+        settings = TransformersGeneration(
+            max_new_tokens=task.max_new_tokens, temperature=0.0, max_batch_size=8, dtype="float32"
+        )
         backend = TransformersBackend(model_dir, settings)
         for batch, answers in backend.generate(backend.batches(prompts)):
             with answers_file.open("a", encoding="utf-8") as lines:

@@ -25,7 +25,7 @@ def model(tiny_llama_dir):
 
 
 def test_all_ways_write_the_same_answers(tiny_llama_dir, model):
-    config = TransformersGeneration(max_new_tokens=6)
+    config = TransformersGeneration(max_new_tokens=6, temperature=0.0)
     backend = TransformersBackend(tiny_llama_dir, config, model)
     written = through(backend).write(PROMPTS)
     assert 3 <= written.tokens <= 18
@@ -35,7 +35,7 @@ def test_all_ways_write_the_same_answers(tiny_llama_dir, model):
 
 
 def test_continuous_batching_writes_the_same_answers_where_it_is_to_be_had(tiny_llama_dir, model):
-    config = TransformersGeneration(max_new_tokens=6)
+    config = TransformersGeneration(max_new_tokens=6, temperature=0.0)
     if not hasattr(model, "generate_batch"):
         pytest.skip("this transformers has no generate_batch")
     way = continuous(tiny_llama_dir, model, config, PROMPTS)

@@ -14,7 +14,7 @@ from axolotl_sdft.config import (
 
 def test_top_p_without_sampling_is_refused():
     with pytest.raises(ValidationError, match=r"top_p is 0\.9, but temperature 0\.0 does not sample; set temp"):
-        TransformersGeneration(top_p=0.9)
+        TransformersGeneration(top_p=0.9, temperature=0.0)
     assert TransformersGeneration(top_p=0.9, temperature=0.7).top_p == 0.9
 
 
@@ -33,7 +33,7 @@ def test_a_prefix_that_no_answer_can_begin_with_is_refused(prefix, message):
 
 def test_top_k_without_sampling_is_refused():
     with pytest.raises(ValidationError, match=r"top_k is 50, but temperature 0\.0 does not sample; set temp"):
-        TransformersGeneration(top_k=50)
+        TransformersGeneration(top_k=50, temperature=0.0)
     assert TransformersGeneration(top_k=50, temperature=0.95).top_k == 50
 
 
@@ -178,10 +178,10 @@ def test_the_settings_of_a_backend_can_be_given_as_its_class(settings):
 def test_a_plugins_own_options_shape_its_answers_and_its_batches_do_not():
     plain = PluginGeneration(backend="mine")
 
-    assert plain.shaping_answers() == {"backend": "mine"}
+    assert plain.shaping_answers() == {"backend": "mine", "temperature": 1.0}
     assert PluginGeneration(backend="mine", max_batch_size=2).shaping_answers() == plain.shaping_answers()
     with_options = PluginGeneration(backend="mine", options={"beams": 4})
-    assert with_options.shaping_answers() == {"backend": "mine", "options": {"beams": 4}}
+    assert with_options.shaping_answers() == plain.shaping_answers() | {"options": {"beams": 4}}
 
 
 @pytest.mark.parametrize(
@@ -210,15 +210,16 @@ def test_answers_are_shaped_by_the_settings_of_the_model_and_not_by_those_of_mem
 
     assert tuned.shaping_answers() == plain.shaping_answers()
     assert quantized.shaping_answers() == plain.shaping_answers() | {"vllm_args": {"quantization": "fp8"}}
-    assert embedded.shaping_answers() == TransformersGeneration().shaping_answers() == {"backend": "transformers"}
-    assert served.shaping_answers() == generation_config(SERVED).shaping_answers() == {"backend": "openai"}
+    assert embedded.shaping_answers() == TransformersGeneration().shaping_answers()
+    assert served.shaping_answers() == generation_config(SERVED).shaping_answers()
 
 
 def test_a_setting_counts_where_it_is_not_the_default():
     settings = {"max_new_tokens": 8, "temperature": 0.5, "top_p": 0.9, "seed": 1, "dtype": "float32"}
 
     assert TransformersGeneration(**settings).shaping_answers() == {"backend": "transformers", **settings}
-    assert TransformersGeneration(max_new_tokens=512).shaping_answers() == {"backend": "transformers"}
+    unset = TransformersGeneration(max_new_tokens=512).shaping_answers()
+    assert unset == {"backend": "transformers", "temperature": 1.0}  # whose default was 0 once, so it is always there
 
 
 SERVED = {"backend": "openai", "base_urls": ("http://a/v1",)}
@@ -357,8 +358,8 @@ def test_answers_can_be_asked_for_again_and_the_most_likely_one_taken():
     [
         ({"selection": "max_logprob"}, r"selection is max_logprob, but max_attempts is 1; set max_attempts above 1"),
         (
-            {"selection": "max_logprob", "max_attempts": 4},
-            r"generation\.temperature is 0\.0, .*, such as 0\.7, or selec",
+            {"selection": "max_logprob", "max_attempts": 4, "generation": {"temperature": 0.0}},
+            r"generation\.temperature is 0\.0, .*, such as 1\.0, or selec",
         ),
         (
             {"max_attempts": 4, "min_attempts": 2},

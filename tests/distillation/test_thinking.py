@@ -73,7 +73,7 @@ def told(kind=TransformersGeneration, **settings):
 
 @torch.inference_mode()
 def test_transformers_writes_and_scores_after_the_prompt_that_the_arguments_give(thinker_dir, tokenizer):
-    backend = TransformersBackend(thinker_dir, told())
+    backend = TransformersBackend(thinker_dir, told(temperature=0.0))
     target, ids = Target(QUESTION, "unused"), rendered(tokenizer, QUESTION)
     model = AutoModelForCausalLM.from_pretrained(thinker_dir, dtype=torch.float32)
 

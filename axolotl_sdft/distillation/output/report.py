@@ -31,7 +31,7 @@ _FEWEST_ANSWERS = 20  # of fewer a share says little
 WAY_OUT = {
     "truncated": "raise generation.max_new_tokens, or choose a template that asks for less",
     "leak": "choose another template, or show worked examples (examples)",
-    "repetition": "set generation.temperature, such as 0.7, or max_attempts above 1",
+    "repetition": "raise generation.temperature, or set max_attempts above 1",
     "refusal": "choose a template that shows the reference; a seed model that declines most prompts is not suited",
     "empty": "look at a few rows with axolotl self-distill --dry-run 5",
     "language": "choose a template of your own in the language of the rows",
@@ -159,10 +159,19 @@ def _about_acceptance(summary: Mapping[str, Any]) -> list[str]:
         f"{name} {count}" + (f" ({WAY_OUT[name]})" if name in WAY_OUT else "")
         for name, count in summary["rejections"].items()
     ]
-    return [
+    advice = [
         f"only {acceptance:.0%} of the answers were accepted, so most of the training is on original answers; rejected "
         f"by {'; '.join(reasons)}"
     ]
+    settings = summary["provenance"]["settings"]
+    temperature = settings["generation"]["temperature"]
+    if temperature >= 1.0 and settings["max_attempts"] == 1:
+        advice.append(
+            f"answers drawn at temperature {temperature:g} fail more often than the most likely ones: max_attempts: 4 "
+            "brings more of them; generation.temperature: 0 does too, but such answers protect less of what the model "
+            "knows"
+        )
+    return advice
 
 
 def _about_the_gap(gap: Mapping[str, Any] | None) -> list[str]:

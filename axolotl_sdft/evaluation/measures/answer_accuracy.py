@@ -52,7 +52,9 @@ def greedy_answers(
     require_template(tokenizer)
     prompts = [Prompt((number, 0), tuple(chat)) for number, chat in enumerate(chats)]
     answers: dict[tuple[int, int], Answer] = {}
-    config = TransformersGeneration(max_new_tokens=max_new_tokens, chat_template_kwargs=dict(template_arguments or {}))
+    config = TransformersGeneration(
+        max_new_tokens=max_new_tokens, temperature=0.0, chat_template_kwargs=dict(template_arguments or {})
+    )
     with (
         _answering(model, tokenizer, config) as backend,
         progress(description, len(prompts), "answers", LOG) as shown,

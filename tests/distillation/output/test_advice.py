@@ -10,10 +10,16 @@ GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": None}
 
 
 def summary(
-    accepted: int = 90, turns: int = 100, gap: dict | None = GOOD_GAP, generation: dict = GREEDY, **rejections: int
+    accepted: int = 90,
+    turns: int = 100,
+    gap: dict | None = GOOD_GAP,
+    generation: dict = GREEDY,
+    max_attempts: int = 1,
+    **rejections: int,
 ) -> dict:
     told = {"turns": turns, "acceptance": accepted / turns, "rejections": rejections, "gap": gap}
-    return told | {"provenance": {"settings": {"generation": generation}}}
+    settings = {"generation": generation, "max_attempts": max_attempts}
+    return told | {"provenance": {"settings": settings}}
 
 
 def test_nothing_is_said_where_it_went_well():
@@ -26,6 +32,14 @@ def test_few_accepted_answers_are_told_with_a_way_out_for_each_reason():
     assert "truncated 50 (raise generation.max_new_tokens" in said
     assert "leak 25 (choose another template" in said
     assert said.endswith("of_a_plugin 5")
+
+
+def test_few_accepted_answers_that_were_drawn_once_are_told_with_what_brings_more():
+    drawn = GREEDY | {"temperature": 1.0}
+    [_, said] = advice_for(summary(accepted=20, generation=drawn, truncated=80))
+    assert said.startswith("answers drawn at temperature 1 fail more often than the most likely ones: max_attempts: 4")
+    assert len(advice_for(summary(accepted=20, generation=drawn, max_attempts=4, truncated=80))) == 1
+    assert advice_for(summary(accepted=60, generation=drawn, truncated=40)) == []
 
 
 def test_a_gap_that_grew_is_told_with_both_figures():

@@ -19,7 +19,8 @@ def prompts(*texts):
 
 
 def backend_for(model_dir, **settings):
-    return TransformersBackend(model_dir, TransformersGeneration(dtype="float32", **settings))
+    settings = {"dtype": "float32", "temperature": 0.0} | settings
+    return TransformersBackend(model_dir, TransformersGeneration(**settings))
 
 
 def answers_by_row(backend, batches):

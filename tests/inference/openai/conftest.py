@@ -27,7 +27,7 @@ def backend_for(seed_dir):
 
         def make(*servers, **settings):
             settings = {"base_urls": [server.url for server in servers], "backend": "openai"} | settings
-            backend = OpenAIBackend(seed_dir, OpenAIGeneration(**settings))
+            backend = OpenAIBackend(seed_dir, OpenAIGeneration(**{"temperature": 0.0} | settings))
             stack.callback(backend.close)
             return backend
 
