@@ -47,9 +47,9 @@ class SelfDistillationConfig(Block):
     ``exact_match``, ``normalized_match``, or what a plugin registers. A check with options is written as
     ``length_ratio: {min: 0.5, max: 2.0}``; from Python it may be a function, too."""
 
-    max_attempts: int = Field(1, ge=1, le=128)
+    max_attempts: int = Field(4, ge=1, le=128)
     """How many answers the seed model may be asked for until one passes the checks. All but the first are sampled, even
-    where ``generation.temperature`` is 0."""
+    where ``generation.temperature`` is 0. 1 asks once, as the papers do."""
 
     selection: Literal["first", "max_logprob"] = "first"
     """Which answer is taken: the ``first`` that passes the checks; or, with ``max_logprob``, all are asked for, and of

@@ -67,7 +67,7 @@ class Way:
     alpha: float
     """Share of the distillation in the loss."""
     answers: str = "original"
-    """``original`` or ``rewritten``."""
+    """``original``, ``rewritten`` (greedy, asked once) or ``drawn`` (at temperature 1, up to four times)."""
     recipe: str = "everywhere"
     """What is trained."""
     tokens: str = "answers"
@@ -100,6 +100,8 @@ _MAIN = (_HALF, Way("patched", 0.0), Way("bare", 0.5))
 _REWRITTEN = tuple(
     replace(way, answers="rewritten") for way in (_HALF, PLAIN, *_MAIN[1:], Way("patched", 1.0), Way("bare", 1.0))
 )
+_DRAWN = tuple(replace(way, answers="drawn") for way in (_HALF, Way("patched", 0.0)))
+_DRAWING = {"temperature": 1.0, "max_attempts": 4}
 
 Runs = Sequence[tuple[Way, int, int]]
 """Ways, numbers of rows, and seeds."""
@@ -109,6 +111,7 @@ PARTS: dict[str, Runs] = {
     "wider": [(way, 256, 0) for way in WIDER],
     "seeds": [(way, 256, seed) for ways in ((BEST, PLAIN), _MAIN) for seed in (1, 2) for way in ways],
     "rewritten": [(way, 256, 0) for way in _REWRITTEN],
+    "drawn": [(way, 256, 0) for way in _DRAWN],
     "recipes": [(way, 256, 0) for way in RECIPES],
     "many": [(way, 480, 0) for way in (BEST, PLAIN, *_MAIN)],
     "few": [(way, 64, seed) for seed in (0, 1, 2) for way in (BEST, PLAIN, *_MAIN)],
@@ -202,7 +205,8 @@ def training_texts(bench: Bench, way: Way, count: int) -> list[ScoredIds]:
     if way.answers == "original":
         texts = bench.encoded(bench.targets("dolly", "train", count))
     else:
-        texts = bench.encoded(bench.rows("dolly", "train", count).distilled)
+        changes = _DRAWING if way.answers == "drawn" else {}
+        texts = bench.encoded(bench.rows("dolly", "train", count, **changes).distilled)
     return texts + (general_answers(bench) if way.general else [])
 
 

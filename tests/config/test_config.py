@@ -55,13 +55,13 @@ def test_layer_pruning_with_only_a_number_of_layers_scores_the_training_set_by_a
     }
 
 
-def test_an_empty_self_distillation_block_rewrites_greedily_and_keeps_originals_of_rejected_answers():
+def test_an_empty_self_distillation_block_draws_up_to_four_answers_and_keeps_originals_of_rejected_ones():
     assert SelfDistillationConfig().model_dump() == {
         "template": "reference",
         "answer_prefix": "",
         "examples": (),
         "checks": ("empty", "truncated", "leak", "repetition", "refusal"),
-        "max_attempts": 1,
+        "max_attempts": 4,
         "selection": "first",
         "min_attempts": None,
         "on_reject": "original",
@@ -69,7 +69,7 @@ def test_an_empty_self_distillation_block_rewrites_greedily_and_keeps_originals_
         "generation": {
             "backend": "transformers",
             "max_new_tokens": 512,
-            "temperature": 0.0,
+            "temperature": 1.0,
             "top_p": 1.0,
             "top_k": None,
             "seed": 42,

@@ -46,7 +46,8 @@ def test_a_prompt_without_a_good_answer_is_left_out(tmp_path, seed_dir, monkeypa
         lambda self, prompt: said[prompt.messages[-1]["content"]][prompt.attempt],
     )
 
-    rows = distill_general_rows(config(tmp_path, generation={"backend": "asked"}), seed_model=seed_dir)
+    asked_once = config(tmp_path, generation={"backend": "asked"}, max_attempts=1)
+    rows = distill_general_rows(asked_once, seed_model=seed_dir)
 
     assert [row["messages"][1]["content"] for row in rows] == ["Fine."]
     assert NO_REFERENCE not in str(rows[:])

@@ -19,7 +19,7 @@ def alpaca_rows(count):
 
 
 def echo_config(tmp_path, **settings):
-    settings = {"template": "plain", "checks": (), "generation": {"backend": "echo"}} | settings
+    settings = {"template": "plain", "checks": (), "max_attempts": 1, "generation": {"backend": "echo"}} | settings
     return SelfDistillationConfig(output_dir=str(tmp_path / "out"), **settings)
 
 

@@ -279,7 +279,8 @@ def script(echo_plugin):
 
 
 def spec_for(rows, seed_dir, tmp_path, row_type="alpaca", **settings):
-    settings = {"template": "plain", "checks": ("good",), "generation": {"backend": "scripted"}} | settings
+    settings = {"template": "plain", "checks": ("good",), "max_attempts": 1} | settings
+    settings = {"generation": {"backend": "scripted"}} | settings
     config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), **settings)
     return DistillationSpec(Dataset.from_list(rows), config, seed_dir, {"type": row_type}, "seed")
 

@@ -109,7 +109,7 @@ def test_beyond_min_attempts_it_is_asked_again_only_while_none_passes(tmp_path, 
 
 def test_the_first_answers_are_used_again_when_more_attempts_are_allowed(tmp_path, seed_dir, script):
     script |= {(0, 0, 0): answer("bad"), (0, 0, 1): answer("good")}
-    first, _ = rewritten(tmp_path, seed_dir)
+    first, _ = rewritten(tmp_path, seed_dir, max_attempts=1)
     echo_backend.ASKED.clear()
 
     second, _ = rewritten(tmp_path, seed_dir, max_attempts=3)
@@ -146,7 +146,7 @@ def test_an_answer_that_failed_is_rejected_with_its_cause_before_any_check(tmp_p
     script[0, 0, 0] = Answer("", "error", 0, error="the prompt is longer than the context")
     script[1, 0, 0] = answer("good")
 
-    distilled, summary = rewritten(tmp_path, seed_dir, num_rows=2)
+    distilled, summary = rewritten(tmp_path, seed_dir, num_rows=2, max_attempts=1)
 
     assert distilled["output"] == ["original 0", "good"]
     assert distilled["sdft_reasons"] == [["failed: the prompt is longer than the context"], [""]]
@@ -182,7 +182,7 @@ def test_a_row_none_of_whose_answers_passes_can_be_dropped_after_several_attempt
 @pytest.mark.parametrize(
     ("settings", "max_attempts", "min_attempts"),
     [
-        ({}, 1, 1),
+        ({}, 4, 1),
         ({"max_attempts": 5}, 5, 1),
         ({"max_attempts": 5, "selection": "max_logprob"}, 5, 5),
         ({"max_attempts": 5, "selection": "max_logprob", "min_attempts": 2}, 5, 2),

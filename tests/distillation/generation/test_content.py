@@ -80,7 +80,7 @@ def row(name, output="original"):
 
 
 def spec_for(tmp_path, seed_dir, rows, **settings):
-    settings = {"template": "question_alone", "checks": ("judge",), "gap_samples": 0} | settings
+    settings = {"template": "question_alone", "checks": ("judge",), "gap_samples": 0, "max_attempts": 1} | settings
     settings = {"generation": {"backend": "counting"}, "output_dir": str(tmp_path / "out")} | settings
     config = SelfDistillationConfig(**settings)
     return DistillationSpec(Dataset.from_list(rows), config, seed_dir, {"type": "alpaca"}, "seed")

@@ -24,7 +24,8 @@ def says(echo_plugin):
 
 
 def spec_of(tmp_path, seed_dir, num_rows=1, **settings):
-    settings = {"template": ("unaided", HINT), "checks": ("good",), "generation": {"backend": "asked"}} | settings
+    settings = {"template": ("unaided", HINT), "checks": ("good",), "max_attempts": 1} | settings
+    settings = {"generation": {"backend": "asked"}} | settings
     config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), **settings)
     rows = Dataset.from_list([{"instruction": f"What {row}?", "output": f"original {row}"} for row in range(num_rows)])
     return DistillationSpec(rows, config, seed_dir, {"type": "alpaca"}, "seed")
