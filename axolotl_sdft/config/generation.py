@@ -66,8 +66,8 @@ class GenerationConfig(Block):
     def shaping_answers(self) -> dict[str, Any]:
         """Return the settings that answers depend on, as JSON values: those that a fingerprint is made of.
 
-        What has its default is left out, so that a setting that is new changes no name. The temperature is always there:
-        its default was another one once.
+        What has its default is left out, so that a setting that is new changes no name. The temperature is always
+        there: its default was another one once.
         """
         settings = self.model_dump(mode="json", exclude=set(self.SPEED_ONLY), exclude_defaults=True)
         return {**self.model_dump(mode="json", include={"backend", "temperature"}), **settings}

@@ -11,6 +11,7 @@ from axolotl_sdft.core.terminal import fact_lines
 from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.distillation.output.dataset import read_summary
+from axolotl_sdft.distillation.output.gap import gap_text, is_pure_sample
 from axolotl_sdft.distillation.output.report import REPORT_FILE
 from axolotl_sdft.distillation.rows.left_alone import reasons_named
 from axolotl_sdft.evaluation.records import log_history
@@ -152,11 +153,9 @@ def _distillation_facts(summary: dict[str, Any]) -> Iterator[Fact]:
         + (f"; left alone: {reasons_named(summary['left_alone'])}" if summary["left_alone"] else ""),
     )
     if summary["gap"] is not None:
-        yield (
-            "Distribution gap",
-            f"{summary['gap']['nats_per_token_before']:.2f} nats per token before, "
-            f"{summary['gap']['nats_per_token_after']:.2f} after (answers under the seed model)",
-        )
+        gap, is_pure = summary["gap"], is_pure_sample(summary["provenance"]["settings"]["generation"])
+        told = gap_text(gap["nats_per_token_before"], gap["nats_per_token_after"], is_pure)
+        yield "Distribution gap", f"{told} (answers under the seed model)"
 
 
 def _training_facts(output_dir: Path) -> Iterator[Fact]:

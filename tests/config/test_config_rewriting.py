@@ -356,7 +356,10 @@ def test_answers_can_be_asked_for_again_and_the_most_likely_one_taken():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"selection": "max_logprob", "max_attempts": 1}, r"selection is max_logprob, but max_attempts is 1; set max_attempts above 1"),
+        (
+            {"selection": "max_logprob", "max_attempts": 1},
+            r"selection is max_logprob, but max_attempts is 1; set max_attempts above 1",
+        ),
         (
             {"selection": "max_logprob", "max_attempts": 4, "generation": {"temperature": 0.0}},
             r"generation\.temperature is 0\.0, .*, such as 1\.0, or selec",

@@ -20,6 +20,7 @@ from axolotl_sdft.core.cards import (
     public_name,
     versions_text,
 )
+from axolotl_sdft.distillation.output.gap import gap_text, is_pure_sample
 
 _SHAPING = ("template", "checks", "max_attempts", "selection", "min_attempts", "on_reject")
 _SHAPING_GENERATION = ("backend", "model", "max_new_tokens", "temperature", "top_p", "seed", "dtype")
@@ -99,7 +100,7 @@ def _markdown(dataset_dir: Path, summary: dict[str, Any]) -> str:
 | Trained answers rewritten | {summary["turns_distilled"]:,} of {_num_trained(summary):,} |
 | Answers rejected | {_rejections(summary)} |
 | Answers left alone | {_left_alone(summary)} |
-| Distribution gap | {_gap(summary["gap"])} |
+| Distribution gap | {_gap(summary["gap"], provenance["settings"]["generation"])} |
 
 An answer that failed a check {_fate(provenance["settings"]["on_reject"])}. Two columns say so for each row:
 `sdft_source` is `distilled` where at least one answer was rewritten and `original` elsewhere; `sdft_reasons` holds for
@@ -177,13 +178,11 @@ def _left_alone(summary: dict[str, Any]) -> str:
     return ", ".join(f"{code(reason)} {counts['answers']:,}" for reason, counts in reasons) or "none"
 
 
-def _gap(gap: dict[str, Any] | None) -> str:
+def _gap(gap: dict[str, Any] | None, generation: dict[str, Any]) -> str:
     if gap is None:
         return "not measured"
-    return (
-        f"{gap['nats_per_token_before']:.2f} nats per token before, {gap['nats_per_token_after']:.2f} after "
-        f"({gap['answers']:,} answers under the seed model)"
-    )
+    told = gap_text(gap["nats_per_token_before"], gap["nats_per_token_after"], is_pure_sample(generation))
+    return f"{told} ({gap['answers']:,} answers under the seed model)"
 
 
 def _fate(on_reject: str) -> str:

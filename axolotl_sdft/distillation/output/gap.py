@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -130,6 +130,20 @@ def _as_line(pair: Pair, settlement: Selection) -> dict[str, Any]:
         "original": pair.target.reference,
         "rejected": pair.answer,
     }
+
+
+def is_pure_sample(generation: Mapping[str, Any]) -> bool:
+    """Say whether answers are drawn from all that the seed model might say.
+
+    They carry all of its own uncertainty, so their distribution gap need not fall, and does not tell what they protect.
+    """
+    return generation["temperature"] >= 1.0 and generation["top_p"] == 1.0 and generation["top_k"] is None
+
+
+def gap_text(before: float, after: float, is_pure: bool) -> str:
+    """Return both figures as tables show them, and of a pure sample that they tell little."""
+    need_not_fall = "; of answers drawn at temperature 1 it need not fall" if is_pure else ""
+    return f"{before:.2f} nats per token before, {after:.2f} after{need_not_fall}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from axolotl_sdft.distillation.digest import as_rows
 from axolotl_sdft.distillation.generation.journal_files import StoredAnswer, StoredVerdict
 from axolotl_sdft.distillation.generation.judging import Judging
 from axolotl_sdft.distillation.generation.selection import Selection
-from axolotl_sdft.distillation.output.gap import measure_answers
+from axolotl_sdft.distillation.output.gap import gap_text, is_pure_sample, measure_answers
 from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, targets_of
 from axolotl_sdft.inference.interfaces import Answer, Backend, Target
 
@@ -81,6 +81,9 @@ class Preview:
 
     gap_samples: int = 0
     """Of how many rows a full run measures it, if it has as many."""
+
+    is_pure_sample: bool = False
+    """Whether the answers are drawn from all that the seed model might say, so that the gap need not fall."""
 
     def seconds_for(self, num_rows: int) -> float:
         """Return how long so many rows would take, loading the model or starting its server left out."""
@@ -149,8 +152,8 @@ def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, di
         left_alone.add(targets_of(row_format, row)[1])
     ordered = tuple(sorted(shown, key=lambda one: (one.row, one.turn)))
     full_batch = _full_batch(spec, backend, len(shown))
-    samples = spec.config.gap_samples
-    return Preview(ordered, len(originals), seconds, gap, left_alone, full_batch, gap_seconds, samples)
+    samples, is_pure = spec.config.gap_samples, is_pure_sample(spec.config.generation.model_dump())
+    return Preview(ordered, len(originals), seconds, gap, left_alone, full_batch, gap_seconds, samples, is_pure)
 
 
 def _full_batch(spec: "DistillationSpec", backend: Backend, num_shown: int) -> tuple[int, float] | None:
@@ -293,8 +296,7 @@ def preview_lines(previewed: Preview, where: str, num_rows: int) -> Iterator[str
     if previewed.left_alone.answers:
         yield printable(f"left alone: {previewed.left_alone.named()}")
     if previewed.gap is not None:
-        before, after = previewed.gap
-        yield f"distribution gap: {before:.2f} nats per token before, {after:.2f} after"
+        yield f"distribution gap: {gap_text(*previewed.gap, previewed.is_pure_sample)}"
     if previewed.full_batch is None:
         measured = "at the rate of these rows"
     else:

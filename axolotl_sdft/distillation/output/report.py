@@ -16,7 +16,7 @@ from markupsafe import Markup
 from axolotl_sdft.core.pictures import Counts, expanded, histograms, note_on_pictures
 from axolotl_sdft.core.texts import page_template
 from axolotl_sdft.distillation.output.card import is_unaided, publish_commands
-from axolotl_sdft.distillation.output.gap import Gap, ReportFigures
+from axolotl_sdft.distillation.output.gap import Gap, ReportFigures, is_pure_sample
 from axolotl_sdft.distillation.rows.left_alone import rewritten_of
 
 REPORT_FILE = "report.html"
@@ -141,14 +141,6 @@ def advice_for(summary: Mapping[str, Any]) -> list[str]:
     """
     is_told_by_gap = not is_pure_sample(summary["provenance"]["settings"]["generation"])
     return [*_about_acceptance(summary), *(_about_the_gap(summary.get("gap")) if is_told_by_gap else [])]
-
-
-def is_pure_sample(generation: Mapping[str, Any]) -> bool:
-    """Say whether answers are drawn from all that the seed model might say.
-
-    They carry all of its own uncertainty, so their distribution gap need not fall, and does not tell what they protect.
-    """
-    return generation["temperature"] >= 1.0 and generation["top_p"] == 1.0 and generation["top_k"] is None
 
 
 def _about_acceptance(summary: Mapping[str, Any]) -> list[str]:

@@ -147,6 +147,14 @@ def test_the_end_tells_acceptance_gap_and_the_time_for_all_rows():
     ]
 
 
+def test_a_gap_of_answers_drawn_at_temperature_1_is_told_with_what_it_does_not_say():
+    previewed = Preview((shown_answer(),), num_rows=1, seconds=1.0, gap=(2.8, 2.9), is_pure_sample=True)
+    [told] = [line for line in preview_lines(previewed, "datasets[0]", num_rows=1) if line.startswith("distribution")]
+    assert told == (
+        "distribution gap: 2.80 nats per token before, 2.90 after; of answers drawn at temperature 1 it need not fall"
+    )
+
+
 def test_the_time_for_all_rows_follows_from_a_full_batch_where_few_rows_were_shown():
     twice = replace(shown_answer(), settlement=replace(shown_answer().settlement, num_judged=2))
     previewed = Preview((shown_answer(), twice), num_rows=2, seconds=50.0, gap=None, full_batch=(64, 16.0))

@@ -27,7 +27,9 @@ def backend_for(tiny_llama_dir):
     with contextlib.ExitStack() as stack:
 
         def make(vllm_args=None, model_dir=tiny_llama_dir, **settings):
-            backend = VLLMBackend(model_dir, VLLMGeneration(**{"vllm_args": vllm_args or {}, "temperature": 0.0} | settings))
+            backend = VLLMBackend(
+                model_dir, VLLMGeneration(**{"vllm_args": vllm_args or {}, "temperature": 0.0} | settings)
+            )
             stack.callback(backend.close)
             return backend
 
