@@ -35,6 +35,7 @@ SUMMARY = {
     "rejections": {"leak": 1},
     "left_alone": {},
     "gap": {"nats_per_token_before": 2.5, "nats_per_token_after": 1.5},
+    "provenance": {"settings": {"generation": {"temperature": 0.0, "top_p": 1.0, "top_k": None}}},
 }
 
 

@@ -56,7 +56,8 @@ class RoundStats:
             self._passed += rejection is None
             self._answers += 1
         elapsed = max(time.monotonic() - self._started, 1e-9)
-        return {"tokens/s": f"{self._tokens / elapsed:.0f}", "pass": f"{100 * self._passed / self._answers:.0f} %"}
+        passed = f"{100 * self._passed / self._answers:.0f} %"
+        return {"asked": str(self._answers), "tokens/s": f"{self._tokens / elapsed:.0f}", "pass": passed}
 
 
 _UNKNOWN, _ORIGINAL = -1, -2
@@ -162,7 +163,8 @@ class Generation:
         load = getattr(self._backend, "load", None)
         if load is not None:  # before the clock starts, from which rate and time left are told
             load()
-        with progress(self._described(turn, attempt), num_open, "answers", LOG) as shown:
+        unit = "answers gone through" if attempt else "answers"  # those that were accepted before are among them
+        with progress(self._described(turn, attempt), num_open, unit, LOG) as shown:
             stream = self._backend.generate(chain([first], batches))
             started = time.monotonic()
             try:

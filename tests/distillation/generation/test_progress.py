@@ -20,6 +20,7 @@ def test_the_share_that_passes_is_shown_beside_the_speed():
 
     assert figures["pass"] == "75 %"
     assert int(figures["tokens/s"]) > 0
+    assert figures["asked"] == "4"
 
 
 def test_answers_that_need_not_be_asked_for_are_counted_once():
