@@ -112,7 +112,7 @@ def _charts(figures: ReportFigures, gap: Gap) -> list[Distribution]:
     if gap.answers:
         before = Counter(round(answer.before, 4) for answer in gap.answers)
         after = Counter(round(answer.after, 4) for answer in gap.answers)
-        title = f"Distribution gap of {len(gap.answers)} sampled answers"
+        title = f"Distribution gap of {len(gap.answers)} measured answers"
         charts.append(_chart(title, "mean", (before, after), (gap.before, gap.after), "nats per token"))
     if figures.words_before:
         both = (figures.words_before, figures.words_after)

@@ -124,7 +124,7 @@ def test_the_report_of_a_run_stands_beside_its_summary(tmp_path, seed_dir):
         "no_seven 1 11.1 %",
         "Rejected by no_seven: the first 1 of 1",
         "original kept: no_seven: holds 7",
-        "The gap narrowed for 0.0 % of the sampled answers",
+        "The gap narrowed for 0.0 % of the measured answers",
         "9 of 9, spread evenly",
         f"Self-distilled dataset dataset {spec.dataset_dir}",
         "are in rejected.jsonl beside this page",
