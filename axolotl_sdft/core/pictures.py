@@ -45,7 +45,7 @@ _LOOKS: Any = {
     "ytick.color": _COLOURS["soft"],
 }
 _LARGEST, _SMALLEST = 1e100, 1e-100
-_NAME_CHARS = 28
+_NAME_CHARS = 38
 _MARKERS = "os^DvPX*<>"
 _MOST_BINS = 24
 _MOST_MARKS = 40
