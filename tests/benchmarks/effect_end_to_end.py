@@ -6,8 +6,9 @@ SmolLM2-135M-Instruct is trained on word problems (GSM8K) and tool calls (OpenFu
 
 * ``seed``: nothing is removed, plain fine-tuning
 * ``bare``: six layers are removed and nothing else is done, plain fine-tuning
-* ``whole``: six layers are removed, the cut is patched, the seed model rewrites the answers, the seed model teaches
-* ``general``: the same, and the seed model's own answers to 48 general prompts are among the rows
+* ``whole``: six layers are removed, the cut is patched, the seed model rewrites the answers, the seed model teaches;
+  answers are drawn as the authors of SDFT draw them, unaided first
+* ``general``: the same with the default rewriting, and 48 general prompts with the seed model's own answers
 
 Each adapter is merged into its base by ``axolotl merge-lora``. Then ``axolotl recovery-report`` measures all of them
 and the seed model itself, once with held-out word problems and once with held-out calls: exact match, likelihood,
@@ -36,7 +37,7 @@ WAYS = {
     "seed": "the seed model, plain fine-tuning",
     "bare": "6 layers less, plain fine-tuning",
     "whole": "6 layers less, patch, self-distilled rows, the seed model as teacher",
-    "general": "the same, and general rows",
+    "general": "the same, rewritten by default, and general rows",
 }
 REPORTED = "general"
 """The way whose configuration makes the report, which calls its model ``trained``."""
@@ -113,15 +114,18 @@ def training_config(bench: Bench, way: str, rate: float) -> dict[str, Any]:
     if way in ("whole", "general"):
         config["layer_pruning"] = {"num_layers": 6}
         config["logit_distillation"] = {"tokens": "all"}
-        config["self_distillation"] = {
-            "max_attempts": 2,
-            "general_rows": 48 if way == "general" else 0,
-            "generation": {"max_new_tokens": 256, "temperature": 0.95, "top_p": 0.7, "top_k": 50},
-        }
         for name, dataset in zip(TASKS, datasets, strict=True):
             task = SETS[name]
-            dataset["self_distillation"] = {"template": ["unaided", task.template], "checks": list(task.checks)}
+            dataset["self_distillation"] = {"template": task.template, "checks": list(task.checks)}
             dataset["self_distillation"]["generation"] = {"max_new_tokens": task.most_new_tokens}
+        if way == "general":
+            config["self_distillation"] = {"general_rows": 48, "generation": {"max_new_tokens": 256}}
+        else:
+            sampling = {"max_new_tokens": 256, "temperature": 0.95, "top_p": 0.7, "top_k": 50}
+            config["self_distillation"] = {"max_attempts": 2, "generation": sampling}
+            for dataset in datasets:
+                template = dataset["self_distillation"]["template"]
+                dataset["self_distillation"]["template"] = ["unaided", template]
     return config
 
 
