@@ -43,18 +43,26 @@ def expected(merged_dirs):
 @pytest.fixture(scope="module", params=[name for name, python in PROGRAMS.items() if python])
 def written(request, merged_dirs):
     """A program, and what it writes with each checkpoint."""
-    script = Path(__file__).with_name(f"{request.param}_tokens.py")
-    runs = [
-        {"folder": str(folder), "prompts": prompts(_vocabulary(folder)), "options": {}}
-        for folder in merged_dirs.values()
+    said = run_program(request.param, [(folder, {}) for folder in merged_dirs.values()])
+    return request.param, dict(zip(merged_dirs, said, strict=True))
+
+
+def run_program(program, runs):
+    """What a program says to the prompts with each folder and the program's own options."""
+    script = Path(__file__).with_name(f"{program}_tokens.py")
+    asked = [
+        {"folder": str(folder), "prompts": prompts(_vocabulary(folder)), "options": options} for folder, options in runs
     ]
-    asked = json.dumps({"runs": runs, "num_tokens": NUM_TOKENS})
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [PROGRAMS[request.param], script], input=asked, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        [PROGRAMS[program], script],
+        input=json.dumps({"runs": asked, "num_tokens": NUM_TOKENS}),
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     lines = [line.removeprefix("TOKENS ") for line in done.stdout.splitlines() if line.startswith("TOKENS ")]
-    return request.param, dict(zip(merged_dirs, map(json.loads, lines), strict=True))
+    return [json.loads(line) for line in lines]
 
 
 def _vocabulary(folder):
@@ -82,3 +90,13 @@ def test_a_program_that_counts_positions_takes_layers_for_the_wrong_kind(written
     if program not in COUNTS_POSITIONS:
         pytest.skip("it reads the list")
     assert num_same(answers[name], expected[name]) == 0, answers[name]
+
+
+@pytest.mark.skipif(PROGRAMS["vllm"] is None, reason="no variable names vLLM's Python")
+def test_vllm_writes_the_seed_models_tokens_with_the_pruned_model_as_its_draft(merged_dirs):
+    draft = {"method": "draft_model", "model": str(merged_dirs["llama"]), "num_speculative_tokens": 3}
+    seed_dir = merged_dirs["llama"].parent / "seed"
+
+    [drafted] = run_program("vllm", [(seed_dir, {"speculative_config": draft})])
+
+    assert num_same(drafted, greedy_tokens(seed_dir)) >= 3, drafted
