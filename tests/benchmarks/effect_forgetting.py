@@ -312,14 +312,15 @@ def draw(found: Found, names: Sequence[str], path: Path) -> None:
     """Draw forgetting over skill: a row for each set, a column for each measure of skill, a line for each run."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(SKILLS), 3.4 * len(names)), layout="constrained")
+    figure = Figure(figsize=(5.0 * len(SKILLS), 3.4 * len(names)), layout="constrained")
     panels = figure.subplots(len(names), len(SKILLS), squeeze=False)
     for panel_row, name in zip(panels, names, strict=True):
         for panel, (skill, title) in zip(panel_row, SKILLS.items(), strict=True):
             _draw_panel(panel, found, name, skill)
-            panel.set_xlabel(f"nll, held-out {title} (better: right)")
-        panel_row[0].set_ylabel(f"{TITLES[name]}: KL to the seed, other sets")
-    panels[0][0].legend(frameon=False)
+            panel.set_xlabel(f"held-out {title}, nats per token (better: right)")
+        panel_row[0].set_ylabel(f"{TITLES[name]}: KL to the seed model, other sets\n(nats per token; better: down)")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
