@@ -1,8 +1,9 @@
 """A short account, for a person, of what the stages made."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from axolotl_sdft.core.artifacts import read_json
@@ -82,14 +83,14 @@ class RunSummary:
         """Return the account as JSON values: what was recorded of each stage, and the paths."""
         made = self.artifacts
         pruned = read_json(made.pruned_dir / PROVENANCE_FILE) if made.pruned_dir is not None else None
-        losses = _losses(made.output_dir)
+        losses = TrainingLoss.of(made.output_dir)
         return {
             "seed_model": None if made.seed_dir is None else str(made.seed_dir),
             "pruned_model": None if made.pruned_dir is None else str(made.pruned_dir),
             "layer_pruning": pruned and {key: value for key, value in pruned.items() if key != "scores"},
             "datasets": [{"path": str(folder), **read_summary(folder)} for folder in made.distilled_dirs],
             "trained_model": str(made.output_dir) if holds_model(made.output_dir) else None,
-            "training_loss": {"first": losses[0], "last": losses[-1], "logged": len(losses)} if losses else None,
+            "training_loss": losses and asdict(losses),
             "prompt": self.prompt,
             "answers": dict(self.answers),
         }
@@ -159,13 +160,31 @@ def _distillation_facts(summary: dict[str, Any]) -> Iterator[Fact]:
 
 
 def _training_facts(output_dir: Path) -> Iterator[Fact]:
-    losses = _losses(output_dir)
-    if losses:
-        yield "Training loss", f"{losses[0]:.3f} first, {losses[-1]:.3f} last, {len(losses)} logged"
+    losses = TrainingLoss.of(output_dir)
+    if losses is not None:
+        ends = f"means of {losses.averaged} of {losses.logged} logged"
+        yield "Training loss", f"{losses.first:.3f} first, {losses.last:.3f} last ({ends})"
 
 
-def _losses(output_dir: Path) -> list[float]:
-    return [entry["loss"] for entry in log_history(output_dir) if "loss" in entry]
+@dataclass(frozen=True)
+class TrainingLoss:
+    """How the training loss began and ended, in nats per token; a single step says little of either."""
+
+    first: float
+    last: float
+    averaged: int
+    """How many logged values each of the two is the mean of: a fifth."""
+
+    logged: int
+
+    @classmethod
+    def of(cls, output_dir: Path) -> "TrainingLoss | None":
+        """Return that of a folder; None where nothing is logged."""
+        losses = [float(entry["loss"]) for entry in log_history(output_dir) if "loss" in entry]
+        if not losses:
+            return None
+        count = max(1, len(losses) // 5)
+        return cls(fmean(losses[:count]), fmean(losses[-count:]), count, len(losses))
 
 
 def _models(artifacts: Artifacts) -> Iterator[tuple[str, Path]]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from axolotl_sdft.evaluation.summary import Artifacts, RunSummary
+from axolotl_sdft.evaluation.summary import Artifacts, RunSummary, TrainingLoss
 
 CUT = {"removed": [2, 3], "applied": True, "reason": None}
 
@@ -36,3 +36,21 @@ def test_a_cut_that_stays_bare_is_told_with_its_reason(told):
 
 def test_without_a_patch_nothing_is_said_of_one(told):
     assert not [line for line in told(None) if line.startswith("Patch")]
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([2.0], TrainingLoss(2.0, 2.0, 1, 1)),
+        ([3.0, 2.0, 2.0, 2.0, 1.0], TrainingLoss(3.0, 1.0, 1, 5)),
+        ([4.0, 2.0, *[9.0] * 6, 2.0, 1.0], TrainingLoss(3.0, 1.5, 2, 10)),
+    ],
+)
+def test_the_loss_is_told_by_the_means_of_the_first_and_the_last_fifth(tmp_path, losses, expected):
+    history = [{"step": step, "loss": loss} for step, loss in enumerate(losses)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [*history, {"train_runtime": 9.0}]}))
+    assert TrainingLoss.of(tmp_path) == expected
+
+
+def test_where_nothing_is_logged_there_is_no_loss(tmp_path):
+    assert TrainingLoss.of(tmp_path) is None
