@@ -210,8 +210,16 @@ def test_answers_are_shaped_by_the_settings_of_the_model_and_not_by_those_of_mem
 
     assert tuned.shaping_answers() == plain.shaping_answers()
     assert quantized.shaping_answers() == plain.shaping_answers() | {"vllm_args": {"quantization": "fp8"}}
-    assert embedded.shaping_answers() == TransformersGeneration().shaping_answers()
-    assert served.shaping_answers() == generation_config(SERVED).shaping_answers()
+    default = {"temperature": 1.0}
+    assert (
+        embedded.shaping_answers()
+        == TransformersGeneration().shaping_answers()
+        == {
+            "backend": "transformers",
+            **default,
+        }
+    )
+    assert served.shaping_answers() == generation_config(SERVED).shaping_answers() == {"backend": "openai", **default}
 
 
 def test_a_setting_counts_where_it_is_not_the_default():
