@@ -70,10 +70,11 @@ class AskedBackend(EchoBackend):
 
     def answer(self, prompt):
         ASKED.append(prompt)
-        return Answer(SAYS[prompt.messages[-1]["content"]][prompt.attempt], "stop", 1)
+        said = SAYS[prompt.messages[-1]["content"]][prompt.attempt]
+        return said if isinstance(said, Answer) else Answer(said, "stop", 1)
 
 
-SAYS: dict[str, list[str]] = {}
+SAYS: dict[str, list[str | Answer]] = {}
 SCRIPT: dict[tuple[int, int, int], Answer] = {}
 ASKED: list[Prompt] = []
 

@@ -301,18 +301,19 @@ class Generation:
             if index not in wanted:
                 continue
             target = self._target(row, index, turn)
-            if self._spec.policy.is_always_asked(attempt) or not self._passes(target, index, turn, attempt):
+            if self._wants(target, index, turn, attempt):
                 yield index, target
             else:
                 meter.skip()
 
-    def _passes(self, target: Target, index: int, turn: int, num_attempts: int) -> bool:
-        """Say whether one of the first attempts is taken, so that no more are needed."""
+    def _wants(self, target: Target, index: int, turn: int, attempt: int) -> bool:
+        """Say whether an attempt is to be made after those before it; where one of these is taken, remember which."""
+        policy = self._spec.policy
         with self._naming_what_is_missing(index, turn):
-            settlement = self._spec.policy.select(self._judging.judged, target, num_attempts)
-        if settlement.attempt is not None:
-            self._outcomes.select(index, turn, settlement.attempt)
-        return settlement.attempt is not None
+            made = policy.select(self._judging.judged, target, attempt)
+        if made.attempt is not None and not policy.is_always_asked(attempt):
+            self._outcomes.select(index, turn, made.attempt)
+        return policy.wants(made, attempt)
 
     def _target(self, row: dict[str, Any], index: int, turn: int) -> Target:
         """Return a trained answer after those before it as they will be trained. They are in the journal."""

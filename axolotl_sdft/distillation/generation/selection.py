@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from axolotl_sdft.config import SelfDistillationConfig
@@ -86,13 +87,16 @@ class SelectionPolicy:
     min_attempts: int = 1
     """Attempts that are made whatever becomes of them; further ones only while none has passed."""
 
+    each: int | None = None
+    """Attempts with one template before the next one; None: there is one template."""
+
     @classmethod
     def of(cls, config: SelfDistillationConfig) -> "SelectionPolicy":
         """Return what settings ask for."""
         max_attempts = config.max_attempts * len(config.templates)
         if config.selection == "first":
-            return cls(max_attempts)
-        return cls(max_attempts, config.min_attempts or config.max_attempts)
+            return cls(max_attempts, each=config.max_attempts)
+        return cls(max_attempts, config.min_attempts or config.max_attempts, each=config.max_attempts)
 
     @property
     def compares(self) -> bool:
@@ -103,8 +107,21 @@ class SelectionPolicy:
         """Whether an attempt is made whatever became of those before it."""
         return attempt < self.min_attempts
 
+    def wants(self, made: "Selection", attempt: int) -> bool:
+        """Say whether an attempt is to be made, after a selection from those before it.
+
+        One that asks the same question as a request that failed for good is not: it would fail in the same way.
+        """
+        is_settled = made.attempt is not None and not self.is_always_asked(attempt)
+        return not is_settled and self._template(attempt) not in made.refused_templates
+
+    def _template(self, attempt: int) -> int:
+        return attempt // (self.each or self.max_attempts)
+
     def select(self, judged: Judged, target: Target, num_attempts: int | None = None) -> "Selection":
         """Take one of the attempts at an answer, looking at them in order and as far as needed.
+
+        Once a request has failed for good, further attempts with its template are passed over.
 
         Args:
             judged: What was generated, and what the checks say of it.
@@ -118,20 +135,29 @@ class SelectionPolicy:
         rejections: list[Rejection] = []
         answer: Answer | None = None
         passing: list[tuple[int, Answer]] = []
+        made: list[int] = []
+        refused: set[int] = set()
         for attempt in range(most):
             if passing and not self.is_always_asked(attempt):
                 break
+            if self._template(attempt) in refused:
+                continue
             answer, rejection = judged(target, attempt)
+            made.append(attempt)
+            if answer.finish_reason == "error" and answer.is_final:
+                refused.add(self._template(attempt))
             if rejection is None:
                 passing.append((attempt, answer))
             else:
                 rejections.append(rejection)
-        num_judged = len(passing) + len(rejections)
+        told = partial(
+            Selection, target, rejections=tuple(rejections), made=tuple(made), refused_templates=frozenset(refused)
+        )
         if not passing:
-            return Selection(target, None, None, tuple(rejections), num_judged, frozenset(), answer)
+            return told(attempt=None, answer=None, shown_answer=answer)
         attempt, answer = max(passing, key=lambda pair: _likelihood(pair[1]))  # of equal ones the first
         passed = frozenset(number for number, _ in passing)
-        return Selection(target, attempt, answer, tuple(rejections), num_judged, passed, answer)
+        return told(attempt=attempt, answer=answer, passed=passed, shown_answer=answer)
 
 
 def _likelihood(answer: Answer) -> float:
@@ -152,17 +178,27 @@ class Selection:
     rejections: tuple[tuple[str, str], ...]
     """Check and reason of each attempt that was rejected, in order."""
 
-    num_judged: int
+    made: tuple[int, ...]
+    """The attempts that were judged, in order: one for each that passed or was rejected."""
+
     passed: frozenset[int] = frozenset()
     """The attempts that passed all checks."""
 
     shown_answer: Answer | None = None
     """The answer of ``shown_attempt``."""
 
+    refused_templates: frozenset[int] = frozenset()
+    """The templates, by number, whose question failed for good."""
+
     @property
     def shown_attempt(self) -> int:
         """The attempt that is taken, or the last one where all were rejected."""
-        return self.num_judged - 1 if self.attempt is None else self.attempt
+        return self.made[-1] if self.attempt is None else self.attempt
+
+    @property
+    def num_judged(self) -> int:
+        """How many attempts were judged."""
+        return len(self.made)
 
     @property
     def reason(self) -> str:

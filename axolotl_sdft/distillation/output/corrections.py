@@ -134,7 +134,7 @@ def _wrong_attempt(settlement: Selection) -> int | None:
 
 def _rejected(settlement: Selection) -> Iterator[tuple[int, Rejection]]:
     """Yield each attempt that was rejected, with the check and its reason."""
-    attempts = (attempt for attempt in range(settlement.num_judged) if attempt not in settlement.passed)
+    attempts = (attempt for attempt in settlement.made if attempt not in settlement.passed)
     return zip(attempts, settlement.rejections, strict=True)
 
 

@@ -142,7 +142,7 @@ def is_pure_sample(generation: Mapping[str, Any]) -> bool:
 
 def gap_text(before: float, after: float, is_pure: bool) -> str:
     """Return both figures as tables show them, and of a pure sample that they tell little."""
-    need_not_fall = "; of answers drawn at temperature 1 it need not fall" if is_pure else ""
+    need_not_fall = "; of answers drawn at temperature 1 or above it need not fall" if is_pure else ""
     return f"{before:.2f} nats per token before, {after:.2f} after{need_not_fall}"
 
 

@@ -241,8 +241,7 @@ def _generate(
 
 
 def _is_asked(spec: "DistillationSpec", judging: Judging, target: Target, attempt: int) -> bool:
-    policy = spec.policy
-    return policy.is_always_asked(attempt) or policy.select(judging.judged, target, attempt).answer is None
+    return spec.policy.wants(spec.policy.select(judging.judged, target, attempt), attempt)
 
 
 _NOT_COUNTED = "not counted: loading the model, or starting its server"

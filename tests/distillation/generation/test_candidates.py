@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset
@@ -151,6 +152,31 @@ def test_an_answer_that_failed_is_rejected_with_its_cause_before_any_check(tmp_p
     assert distilled["output"] == ["original 0", "good"]
     assert distilled["sdft_reasons"] == [["failed: the prompt is longer than the context"], [""]]
     assert summary["rejections"] == {"failed": 1}
+
+
+REFUSED = Answer("", "error", 0, error="the prompt is longer than the context", is_final=True)
+
+
+@pytest.mark.parametrize("selection", ["first", "max_logprob"])
+def test_a_question_that_failed_for_good_is_not_asked_again(tmp_path, seed_dir, script, selection):
+    script |= {(0, 0, 0): REFUSED}
+    script |= {(1, 0, 0): answer("bad"), (1, 0, 1): REFUSED}
+    script |= {(2, 0, attempt): answer("bad") for attempt in range(4)}
+
+    distilled, summary = rewritten(tmp_path, seed_dir, num_rows=3, max_attempts=4, selection=selection)
+
+    assert asked() == sorted(script)
+    assert distilled["sdft_reasons"] == [[f"failed: {REFUSED.error}"], [f"failed: {REFUSED.error}"], ["good: is bad"]]
+    assert summary["attempts"] == 7
+    assert summary["to_try_again"]["failed"] == 0
+
+
+def test_a_request_that_may_succeed_yet_is_sent_in_every_attempt(tmp_path, seed_dir, script):
+    script |= {(0, 0, 0): replace(REFUSED, is_final=False), (0, 0, 1): answer("good")}
+
+    distilled, _ = rewritten(tmp_path, seed_dir, max_attempts=2)
+
+    assert distilled["output"] == ["good"]
 
 
 def test_the_embedded_backend_samples_each_later_attempt_differently_and_repeats_itself(tiny_llama_dir):

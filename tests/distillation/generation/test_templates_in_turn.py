@@ -10,6 +10,7 @@ from axolotl_sdft import SelfDistillationConfig
 from axolotl_sdft.core.errors import UnknownNameError
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.spec import DistillationSpec
+from axolotl_sdft.inference.interfaces import Answer
 from tests.distillation import echo_backend
 
 HINT = "Hint: {{ reference }}"
@@ -60,6 +61,17 @@ def test_each_template_has_all_its_attempts_and_begins_with_its_first(tmp_path, 
     distilled, _ = rewritten(tmp_path, seed_dir, max_attempts=2)
     assert distilled["output"] == ["good at last"]
     assert asked() == [("What 0?", 0), ("What 0?", 1), ("Hint: original 0", 0), ("Hint: original 0", 1)]
+
+
+def test_a_question_that_failed_for_good_leads_to_the_next_template_at_once(tmp_path, seed_dir, says):
+    too_long = Answer("", "error", 0, error="the prompt is too long", is_final=True)
+    says |= {"What 0?": [too_long], "Hint: original 0": ["bad", "good at last"]}
+
+    distilled, summary = rewritten(tmp_path, seed_dir, max_attempts=3)
+
+    assert asked() == [("What 0?", 0), ("Hint: original 0", 0), ("Hint: original 0", 1)]
+    assert distilled["output"] == ["good at last"]
+    assert summary["accepted_by_template"] == {"unaided": 0, HINT: 1}
 
 
 def test_the_most_likely_answers_are_compared_within_the_first_template(tmp_path, seed_dir, says):

@@ -43,7 +43,7 @@ def test_the_card_is_one_that_the_hub_client_reads(tmp_path, seed_dir):
     assert (card.data.license, card.data.language) == (None, None)
     assert "| Trained answers rewritten | 8 of 9 |" in card.text
     assert "| Answers rejected | `no_seven` 1 |" in card.text
-    gap = "8.00 nats per token before, 27.56 after; of answers drawn at temperature 1 it need not fall"
+    gap = "8.00 nats per token before, 27.56 after; of answers drawn at temperature 1 or above it need not fall"
     assert f"| Distribution gap | {gap} (9 answers under the seed model) |" in card.text
 
 

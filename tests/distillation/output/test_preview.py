@@ -24,7 +24,7 @@ def task_of(tmp_path, seed_dir, rows, kind="alpaca", **settings):
 
 def shown_answer(prompt="What?", reference="It is.", rewritten="Yes, it is.", rejection=None, **places):
     answer = Answer(rewritten, "stop", 4)
-    settlement = Selection(Target(({"role": "user", "content": prompt},), reference), 0, answer, (), 1)
+    settlement = Selection(Target(({"role": "user", "content": prompt},), reference), 0, answer, (), (0,))
     if rejection:
         settlement = replace(settlement, attempt=None, answer=None, rejections=(rejection,))
     return PreviewedAnswer(**{"row": 3, "turn": 0, "num_turns": 1, **places}, settlement=settlement, answer=answer)
@@ -151,12 +151,13 @@ def test_a_gap_of_answers_drawn_at_temperature_1_is_told_with_what_it_does_not_s
     previewed = Preview((shown_answer(),), num_rows=1, seconds=1.0, gap=(2.8, 2.9), is_pure_sample=True)
     [told] = [line for line in preview_lines(previewed, "datasets[0]", num_rows=1) if line.startswith("distribution")]
     assert told == (
-        "distribution gap: 2.80 nats per token before, 2.90 after; of answers drawn at temperature 1 it need not fall"
+        "distribution gap: 2.80 nats per token before, 2.90 after; "
+        "of answers drawn at temperature 1 or above it need not fall"
     )
 
 
 def test_the_time_for_all_rows_follows_from_a_full_batch_where_few_rows_were_shown():
-    twice = replace(shown_answer(), settlement=replace(shown_answer().settlement, num_judged=2))
+    twice = replace(shown_answer(), settlement=replace(shown_answer().settlement, made=(0, 1)))
     previewed = Preview((shown_answer(), twice), num_rows=2, seconds=50.0, gap=None, full_batch=(64, 16.0))
     # A quarter of a second an answer, and 3 answers for 2 rows: 4,800 rows take 1,800 s.
     assert list(preview_lines(previewed, "datasets[0]", num_rows=4800))[-1] == (

@@ -70,11 +70,11 @@ def target(reference, question="What?"):
 
 
 def taken(reference="one two", answer="three"):
-    return Selection(target(reference), 0, Answer(answer, "stop", 3), (), 1)
+    return Selection(target(reference), 0, Answer(answer, "stop", 3), (), (0,))
 
 
 def refused(reference="one two", check="leak", reason="says so"):
-    return Selection(target(reference), None, None, ((check, reason),), 1)
+    return Selection(target(reference), None, None, ((check, reason),), (0,))
 
 
 def figures_of(*rows, dropped=()):
