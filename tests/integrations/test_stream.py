@@ -141,6 +141,21 @@ def test_the_figures_of_a_report_get_a_run_of_their_own(tmp_path):
     assert scalars(tmp_path) == {"train/recovery/pruned/held_out/nll": 1.25}
 
 
+def test_wandb_takes_them_offline_under_the_name_of_the_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_MODE"):  # Axolotl sets them, which must end with this test
+        monkeypatch.setenv(name, "")
+    keys = {"wandb_project": "pruned", "wandb_name": "llama", "wandb_mode": "offline"}
+    cfg = DictDefault(**keys, output_dir=str(tmp_path / "out"))
+
+    assert send_figures(cfg, {"recovery/pruned/kl": 0.25}, "recovery report") == ["wandb"]
+
+    (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"train/recovery/pruned/kl" in written.read_bytes()
+    assert b"llama recovery report" in written.read_bytes()
+
+
 def test_a_tracker_that_fails_is_told_and_stops_nothing(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("axolotl_sdft.integrations.axolotl.trackers._TRACKERS", {"use_it": ("no_such_tracker", None)})
     cfg = DictDefault(use_it=True, output_dir=str(tmp_path))

@@ -71,6 +71,10 @@ def _send(name: str, cfg: Any, figures: Mapping[str, float], what: str) -> None:
         callback.on_train_begin(args, state, control)
         callback.on_log(args, state, control, logs=dict(figures))
         callback.on_train_end(args, state, control)
+    if name == "wandb":  # whose callback leaves the run open for whatever follows a training
+        import wandb
+
+        wandb.finish()
 
 
 def flat_figures(value: Any, name: str) -> Iterator[tuple[str, float]]:
