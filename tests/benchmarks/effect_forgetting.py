@@ -167,6 +167,11 @@ def measured_answers(bench: Bench, settings: dict[str, Any]) -> dict[str, list[S
     """Return the answers that a run is measured on, by what they show."""
     name = settings["set"]
     held_out = bench.rows(name, "test", settings["held_out"])
+    if not held_out.taken:
+        raise SystemExit(
+            f"{name}: none of the {settings['held_out']} held-out answers was accepted after rewriting, so skill can't "
+            "be told by rewritten ones; raise --held-out, or leave the set out of --sets"
+        )
     others = [other for other in SETS if other != name]
     return {
         "original": bench.encoded(held_out.original),
