@@ -142,7 +142,7 @@ def test_the_figures_of_a_report_get_a_run_of_their_own(tmp_path):
 
 
 def test_wandb_takes_them_offline_under_the_name_of_the_run(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.chdir(tmp_path)
     for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_MODE"):  # Axolotl sets them, which must end with this test
         monkeypatch.setenv(name, "")
@@ -150,6 +150,7 @@ def test_wandb_takes_them_offline_under_the_name_of_the_run(tmp_path, monkeypatc
     cfg = DictDefault(**keys, output_dir=str(tmp_path / "out"))
 
     assert send_figures(cfg, {"recovery/pruned/kl": 0.25}, "recovery report") == ["wandb"]
+    wandb.teardown()  # its service writes the file after the run has ended; this waits for it
 
     (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert b"train/recovery/pruned/kl" in written.read_bytes()

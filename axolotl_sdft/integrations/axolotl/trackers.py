@@ -66,15 +66,17 @@ def _send(name: str, cfg: Any, figures: Mapping[str, float], what: str) -> None:
         use_cpu=True,
     )
     state, control = TrainerState(is_world_process_zero=True), TrainerControl()
-    for kind in get_reporting_integration_callbacks([name]):
-        callback = kind()
-        callback.on_train_begin(args, state, control)
-        callback.on_log(args, state, control, logs=dict(figures))
-        callback.on_train_end(args, state, control)
-    if name == "wandb":  # whose callback leaves the run open for whatever follows a training
-        import wandb
+    try:
+        for kind in get_reporting_integration_callbacks([name]):
+            callback = kind()
+            callback.on_train_begin(args, state, control)
+            callback.on_log(args, state, control, logs=dict(figures))
+            callback.on_train_end(args, state, control)
+    finally:
+        if name == "wandb":  # whose callback leaves the run open for whatever follows a training
+            import wandb
 
-        wandb.finish()
+            wandb.finish()
 
 
 def flat_figures(value: Any, name: str) -> Iterator[tuple[str, float]]:
