@@ -119,7 +119,7 @@ WORD_PROBLEM_COLUMNS = (
     Column("held-out answers, nats a token", "nll", digits=4),
     Column("most likely token right, %", "right", 100.0, 2),
     Column("calibration error, %", "calibration_error", 100.0, 2),
-    Column("forgotten: KL to the seed, nats", "kl", digits=4),
+    Column("forgotten: KL to the seed model, nats", "kl", digits=4),
 )
 CHAIN_COLUMNS = (
     Column("held-out loss above the least possible, nats a token", "excess", digits=3),

@@ -7,12 +7,12 @@ with the same rows, the same LoRA and the same steps. Along each run two things 
 
 * skill: the negative log-likelihood of held-out answers of the set, once of the original ones (which favours plain
   training by construction) and once of their rewritten versions (which favours SDFT)
-* forgetting: KL(seed || model) per token of the seed's own greedy answers to prompts of the other two sets
+* forgetting: KL(seed || model) per token of the seed model's own greedy answers to prompts of the other two sets
 
 The seed model writes, and LoRA trains, in bfloat16 (autocast); all is measured in float32. Forgetting is compared at
-equal skill: at the best skill that both ways of a seed reach, and halfway there, linear between the points of a curve.
-Prints the tables; ``--picture`` draws the curves. Finished runs are kept in ``--workdir``; ``--finished-only`` shows
-what is there.
+equal skill: at the best skill that both ways reach with one random seed, and halfway there, linear between the points
+of a curve. Prints the tables; ``--picture`` draws the curves. Finished runs are kept in ``--workdir``;
+``--finished-only`` shows what is there.
 """
 
 import statistics
@@ -71,8 +71,8 @@ WAYS = {
     "paper_cascade": Way("SDFT, at 0.95, unaided first", "tab:olive", PAPER | TWICE, unaided_first=True),
     "sampled_cascade": Way("SDFT, at 1, unaided first", "tab:brown", SAMPLED | TWICE, unaided_first=True),
     "retried": Way("SDFT, at 1, four attempts", "tab:gray", SAMPLED | {"max_attempts": 4}),
-    "unaided": Way("the seed's own answers, original ones unseen", "tab:purple", {}, unaided_only=True),
-    "unaided_sampled": Way("the seed's own answers, sampled at 1", "tab:pink", SAMPLED, unaided_only=True),
+    "unaided": Way("the seed model's own answers, original ones unseen", "tab:purple", {}, unaided_only=True),
+    "unaided_sampled": Way("the seed model's own answers, sampled at 1", "tab:pink", SAMPLED, unaided_only=True),
 }
 COMPARED = tuple(way for way in WAYS if not WAYS[way].unaided_only and way != "retried")
 """What the choice of the defaults rests on; the others ask what stands in their way."""
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def forgetting_run(bench: Bench, settings: dict[str, Any], runs: FinishedRuns) -> dict[str, Any]:
-    """Train one way, and return what was measured along the run: ``points``, the first of them the seed itself."""
+    """Train one way, and return what was measured along the run: ``points``, first those of the seed model."""
     name = settings["set"]
     targets = training_rows(bench, name, settings["way"], settings["rows"])
     answers = measured_answers(bench, settings)
@@ -203,10 +203,10 @@ def equal_skill(
 ) -> tuple[float, float, float] | None:
     """Return a skill that both ways reach, and what each has forgotten when it first reaches it.
 
-    None where one of them never gets better than the seed.
+    None where one of them never gets better than the seed model.
 
     Args:
-        plain: The points of one way, the seed itself first.
+        plain: The points of one way, the seed model itself first.
         other: Those of the other.
         skill: Which answers tell it.
         share: How much of what both gain at best: 1.0 is the best skill that both reach.
@@ -242,12 +242,12 @@ def rows_table(bench: Bench, found: Found, names: Sequence[str], count: int) -> 
             nats = f"{gap['nats_per_token_before']:.2f}, {gap['nats_per_token_after']:.2f}"
             accepted = f"{summary['turns_distilled']} of {count}"
             lines.append([TITLES[name], WAYS[way].title, accepted, rejected, nats])
-    header = ["set", "training", "answers accepted", "rejected", "nats per token under the seed, before and after"]
+    header = ["set", "training", "answers accepted", "rejected", "nats per token before, after"]
     return markdown_table(header, lines)
 
 
 def distance_table(bench: Bench, found: Found, names: Sequence[str], count: int) -> str:
-    """Return a table of how far from the seed's own words is what each way trains on: the mean over its answers."""
+    """Return a table of how far from the seed model's own words is what each way trains on: means over answers."""
     lines = []
     for name in names:
         for way in ways_run(found, name):
@@ -275,7 +275,7 @@ def final_table(found: Found, names: Sequence[str]) -> str:
             lines.append([TITLES[name], WAYS[way].title, *skills, mean_and_spread(exact, 1), forgotten, agreement])
     header = [
         *("set", "training", "nll, original answers", "nll, rewritten answers", "right calls, %"),
-        *("forgetting: KL to the seed, others", "agreement with the seed, others, %"),
+        *("forgetting: KL to the seed model, others", "agreement with the seed model, others, %"),
     ]
     return markdown_table(header, lines)
 
@@ -323,7 +323,7 @@ def draw(found: Found, names: Sequence[str], path: Path) -> None:
         for panel, (skill, title) in zip(panel_row, SKILLS.items(), strict=True):
             _draw_panel(panel, found, name, skill)
             panel.set_xlabel(f"held-out {title}, nats per token (better: right)")
-        panel_row[0].set_ylabel(f"{TITLES[name]}: KL to the seed model, other sets\n(nats per token; better: down)")
+        panel_row[0].set_ylabel(f"{TITLES[name]}: KL to the seed model,\nother sets, nats per token\n(better: down)")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,7 @@ class Bench:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """That of the seed."""
+        """That of the seed model."""
         return AutoTokenizer.from_pretrained(self.model_dir)
 
     @cached_property
@@ -168,7 +168,7 @@ class Bench:
         return self.rows(name, "train", 5 * count // 2, **asked).taken[:count]
 
     def own_answers(self, names: Sequence[str], count: int, most_new_tokens: int = 64) -> list[ScoredIds]:
-        """Return the seed's own greedy answers to the first held-out prompts of some sets."""
+        """Return the seed model's own greedy answers to the first held-out prompts of some sets."""
         return [answer for name in names for answer in self._own_answers(name, count, most_new_tokens)]
 
     def _own_answers(self, name: str, count: int, most_new_tokens: int) -> list[ScoredIds]:
@@ -176,7 +176,7 @@ class Bench:
         return self.answered(name, prompts, most_new_tokens)
 
     def answered(self, name: str, prompts: Sequence[str], most_new_tokens: int) -> list[ScoredIds]:
-        """Return the seed's own greedy answers to prompts, kept under a name."""
+        """Return the seed model's own greedy answers to prompts, kept under a name."""
         path = self.workdir / "own" / f"{name}-{fingerprint([prompts, most_new_tokens, self.model_dir.name])}.json"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ class Bench:
         return [ScoredIds(**answer) for answer in read_json(path)]
 
     def encoded(self, targets: Sequence[Target]) -> list[ScoredIds]:
-        """Return rows as token ids under the seed's chat template."""
+        """Return rows as token ids under the seed model's chat template."""
         return encode_targets(self.tokenizer, targets, 512)[0]
 
 
@@ -317,7 +317,7 @@ def _at_steps(steps: dict[int, float], at_share: Callable[[float, Any], None] | 
 
 @contextmanager
 def remembering(model: Any) -> Iterator[None]:
-    """Let a model that does not change run once for each batch of answers: the seed, which all others are beside.
+    """Let a model that does not change run once for each batch of answers: the seed model, which all others are beside.
 
     What its body gave is kept, [rows, tokens, hidden size] for each batch. Passes of another kind go on as ever.
     """
@@ -338,7 +338,7 @@ def remembering(model: Any) -> Iterator[None]:
 
 
 def measured(model: Any, seed: Any, answers: Sequence[ScoredIds]) -> dict[str, float]:
-    """Return means per answer token: ``nll``, ``kl`` (of the seed from the model, in nats) and ``agreement``."""
+    """Return means per answer token: ``nll``, ``kl`` (of the seed model from the model, in nats) and ``agreement``."""
     rows = answer_statistics(model, seed, answers)
     return {key: per_token(rows, key) for key in ("nll", "kl", "agreement")}
 
