@@ -14,6 +14,7 @@ from axolotl_sdft.distillation.generation.journal import JournalWriter
 from axolotl_sdft.distillation.generation.journal_files import AnswerIndex, StoredVerdict
 from axolotl_sdft.distillation.generation.selection import (
     Rejection,
+    SelectionPolicy,
     rejection_by_calls,
     rejection_by_form,
     without_thinking,
@@ -79,7 +80,7 @@ class Judging:
 
     Args:
         templates: Make the questions of a target, in the order in which they are tried.
-        each: Attempts with one template before the next one.
+        policy: Tells which template an attempt uses.
         sampling: How answers are sampled.
         checks: Names and functions of the checks, in order.
         answers: Where answers and verdicts are.
@@ -89,13 +90,13 @@ class Judging:
     def __init__(
         self,
         templates: Sequence[Template],
-        each: int,
+        policy: SelectionPolicy,
         sampling: Sampling,
         checks: Sequence[tuple[str, AnswerCheck]],
         answers: StoredAnswers,
         writer: JournalWriter | None = None,
     ) -> None:
-        self._templates, self._each, self._sampling = templates, each, sampling
+        self._templates, self._policy, self._sampling = templates, policy, sampling
         self._answers, self._writer = answers, writer
         self._judge = Judge(checks, self._known)
         self._unwritten: dict[bytes, list[StoredVerdict]] = {}
@@ -109,15 +110,11 @@ class Judging:
     @classmethod
     def of(cls, spec: "DistillationSpec", answers: StoredAnswers, writer: JournalWriter | None = None) -> "Judging":
         """Return what a dataset asks for."""
-        return cls(spec.templates, spec.config.max_attempts, spec.sampling, spec.checks, answers, writer)
-
-    def place(self, attempt: int) -> tuple[int, int]:
-        """Return the number of an attempt's template, and of the attempt with that one, both from 0 on."""
-        return divmod(attempt, self._each)
+        return cls(spec.templates, spec.policy, spec.sampling, spec.checks, answers, writer)
 
     def question(self, target: Target, attempt: int) -> tuple[tuple[Message, ...], bytes]:
         """Return the chat that asks for a target in an attempt, and its digest."""
-        template = self.place(attempt)[0]
+        template = self._policy.place(attempt)[0]
         if self._last is None or self._last[0] is not target or self._last[1] != template:
             messages = tuple(self._templates[template](target))
             self._last = target, template, messages, question_digest(messages)
@@ -125,11 +122,11 @@ class Judging:
 
     def prompt(self, key: tuple[int, int], target: Target, attempt: int) -> Prompt:
         """Return what the backend is asked for an attempt, under a key of the caller."""
-        return Prompt(key, self.question(target, attempt)[0], self.place(attempt)[1])
+        return Prompt(key, self.question(target, attempt)[0], self._policy.place(attempt)[1])
 
     def key(self, target: Target, attempt: int) -> bytes:
         """Return the key of an attempt."""
-        return self._sampling.key(self.question(target, attempt)[1], self.place(attempt)[1])
+        return self._sampling.key(self.question(target, attempt)[1], self._policy.place(attempt)[1])
 
     def answer(self, target: Target, attempt: int) -> Answer:
         """Return an attempt without its thinking part; :class:`KeyError` where it is not there."""

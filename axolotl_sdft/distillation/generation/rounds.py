@@ -220,7 +220,7 @@ class Generation:
 
     def _described(self, turn: int, attempt: int) -> str:
         details = [f"answer {turn + 1} of each row"] if self._spec.content.most_targets > 1 else []
-        template, number = self._judging.place(attempt)
+        template, number = self._spec.policy.place(attempt)
         details += [f"template {template + 1}"] if len(self._spec.templates) > 1 else []
         details += [f"attempt {number + 1}"] if self._spec.config.max_attempts > 1 else []
         return f"{self._spec.where}: rewriting" + (f" ({', '.join(details)})" if details else "")
@@ -231,7 +231,7 @@ class Generation:
         for window in self._windows():
             rows = self._rows_of_round(turn, attempt, window)
             num_rows += len(rows)
-            if turn == 0 and self._judging.place(attempt)[0] == 0:
+            if turn == 0 and self._spec.policy.place(attempt)[0] == 0:
                 num_held += int(self._journal.holds(self._first_keys(rows, attempt)).sum())
         if num_held and num_held < num_rows and attempt == 0:
             LOG.info(
@@ -270,7 +270,7 @@ class Generation:
 
     def _questions(self, turn: int, attempt: int, window: range, meter: RoundStats) -> list[_Asked]:
         """Return what a round asks in a window and has not asked before; nothing where all answers are there."""
-        if turn == 0 and self._judging.place(attempt)[0] == 0:
+        if turn == 0 and self._spec.policy.place(attempt)[0] == 0:
             keys = self._first_keys(self._rows_of_round(turn, attempt, window), attempt)
             if self._journal.holds(keys).all():
                 self._plan(keys)

@@ -113,10 +113,11 @@ class SelectionPolicy:
         One that asks the same question as a request that failed for good is not: it would fail in the same way.
         """
         is_settled = made.attempt is not None and not self.is_always_asked(attempt)
-        return not is_settled and self._template(attempt) not in made.refused_templates
+        return not is_settled and self.place(attempt)[0] not in made.refused_templates
 
-    def _template(self, attempt: int) -> int:
-        return attempt // (self.each or self.max_attempts)
+    def place(self, attempt: int) -> tuple[int, int]:
+        """Return the number of an attempt's template, and of the attempt with that one, both from 0 on."""
+        return divmod(attempt, self.each or self.max_attempts)
 
     def select(self, judged: Judged, target: Target, num_attempts: int | None = None) -> "Selection":
         """Take one of the attempts at an answer, looking at them in order and as far as needed.
@@ -140,12 +141,12 @@ class SelectionPolicy:
         for attempt in range(most):
             if passing and not self.is_always_asked(attempt):
                 break
-            if self._template(attempt) in refused:
+            if self.place(attempt)[0] in refused:
                 continue
             answer, rejection = judged(target, attempt)
             made.append(attempt)
             if answer.finish_reason == "error" and answer.is_final:
-                refused.add(self._template(attempt))
+                refused.add(self.place(attempt)[0])
             if rejection is None:
                 passing.append((attempt, answer))
             else:
