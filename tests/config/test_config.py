@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -199,11 +199,16 @@ def test_a_key_that_is_no_text_is_refused_like_any_other():
         DynSDPBConfig.model_validate({7: 1})
 
 
+def one_letter_less(key):
+    return {key[:gap] + key[gap + 1 :] for gap in range(len(key))}
+
+
 @given(st.sampled_from([(model, key) for model in MODELS for key in model.model_fields]), st.data())
 def test_a_key_with_one_letter_missing_is_recognised(model_and_key, data):
     model, key = model_and_key
     gap = data.draw(st.integers(0, len(key) - 1))
     typo = key[:gap] + key[gap + 1 :]
+    assume([typo in one_letter_less(each) for each in model.model_fields].count(True) == 1)  # top_ may be two keys
     assert nearest_key_hint(typo, model.model_fields) == f"did you mean {key!r}?"
 
 

@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 
 from axolotl_sdft import LayerPatch, cut_layers, fit_patch
 from axolotl_sdft.pruning.checkpoint.architecture import first_number_prefix, is_text_path, layer_count
+from axolotl_sdft.pruning.checkpoint.cut import plan_checkpoint
 from axolotl_sdft.pruning.checkpoint.verify import verify_cut
+from axolotl_sdft.pruning.patching.apply import why_not_stored
 from tests.pruning.architectures import VOCABULARY
 
 _TOLERANCE = 1e-4  # of what skipping the layers changes; most types are bit-equal, some sum in another order
@@ -112,7 +114,15 @@ def check_patch(
         reason: Part of why a layer of this type takes no patch; None: all do.
     """
     batches = [{"input_ids": ids} for ids in token_ids(rows=6).split(2)]
-    patch = fit_patch(seed, batches, drop_layers, ridge=0.1, hold_out=False)
+    plan = plan_checkpoint(seed_dir, drop_layers)
+    patch = fit_patch(
+        seed,
+        batches,
+        drop_layers,
+        ridge=0.1,
+        hold_out=False,
+        refuse=partial(why_not_stored, (plan.tensors, plan.layer_prefix)),
+    )
     for cut in patch.cuts:
         assert cut.is_applied or (reason is not None and reason in str(cut.reason)), cut.reason
     assert reason is None or len(patch.applied) < len(patch.cuts), f"{patch.applied} are patched nevertheless"

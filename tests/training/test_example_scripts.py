@@ -1,5 +1,6 @@
 """The scripts under example_configs/ that train run as they are, on less."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -19,6 +20,14 @@ def load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def distilling_script() -> ModuleType:
+    """Return the script that distils on the student's own answers; skip where TRL has no trainer for it yet."""
+    trl = pytest.importorskip("trl")
+    if not hasattr(trl, "DistillationConfig"):
+        pytest.importorskip("trl.experimental.distillation")
+    return load("on_policy_distillation")
 
 
 def test_the_encoder_learns_what_messages_are_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -46,7 +55,6 @@ def test_the_messages_are_evenly_spread_over_their_topics():
 
 @pytest.mark.parametrize("adapter", [[], ["--use_peft", "--lora_r", "2"]])
 def test_the_trl_script_trains_and_saves_the_model(tmp_path: Path, tiny_llama_dir: Path, adapter: list[str]):
-    pytest.importorskip("trl")
     pytest.importorskip("peft")
     short = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--max_length", "48"]
     here = ["--model_name_or_path", str(tiny_llama_dir), "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "False"]
@@ -68,13 +76,12 @@ def pruned_dir(tiny_llama_dir: Path, tmp_path: Path) -> Path:
 def test_the_pruned_model_learns_from_the_seed_model_on_its_own_answers(
     tmp_path: Path, pruned_dir: Path, tiny_llama_dir: Path, adapter: list[str]
 ):
-    pytest.importorskip("trl")
     pytest.importorskip("peft")
     short = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1"]
     brief = ["--max_completion_length", "6", "--logging_steps", "1", "--use_cpu", "--bf16", "False"]
     here = ["--model_name_or_path", str(pruned_dir), "--output_dir", str(tmp_path / "out"), "--learning_rate", "1e-3"]
     data = ["--data", str(SCRIPTS / "data" / "quickstart.jsonl")]
-    trainer = load("on_policy_distillation").main([*short, *brief, *here, *data, *adapter])
+    trainer = distilling_script().main([*short, *brief, *here, *data, *adapter])
     assert trainer.teacher_model.config.num_hidden_layers == 6
     assert trainer.args.teacher_model_name_or_path == str(tiny_llama_dir)
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -84,21 +91,20 @@ def test_the_pruned_model_learns_from_the_seed_model_on_its_own_answers(
 
 
 def test_a_model_that_was_not_pruned_needs_its_teacher_named(tiny_llama_dir: Path):
-    pytest.importorskip("trl")
-    script = load("on_policy_distillation")
+    script = distilling_script()
     with pytest.raises(SystemExit, match=r"holds no provenance/layer_pruning\.json, so the teacher can't be told"):
         script.seed_model(str(tiny_llama_dir))
 
 
 def test_the_student_gets_the_prompt_alone():
-    pytest.importorskip("trl")
     question, answer = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
-    script = load("on_policy_distillation")
+    script = distilling_script()
     assert script.without_last_answer([question, answer]) == [question]
     assert script.without_last_answer([question, answer, question]) == [question, answer, question]
 
 
 def test_the_commands_in_a_scripts_docstring_name_the_script_itself():
     for name in ("dynsdpb_trl", "dynsdpb_encoder", "on_policy_distillation"):
-        commands = re.findall(r"^    python (\S+)", load(name).__doc__ or "", flags=re.MULTILINE)
+        text = ast.get_docstring(ast.parse((SCRIPTS / f"{name}.py").read_text(encoding="utf-8")), clean=False)
+        commands = re.findall(r"^    python (\S+)", text or "", flags=re.MULTILINE)
         assert commands == [f"example_configs/{name}.py"] * 2

@@ -58,6 +58,15 @@ def stored_projection(tensors: Sequence[NamedTensor], prefix: str, projection: P
     raise UnpatchableError(f"the checkpoint stores {where} quantized ({kind}), which can't hold the patched weight")
 
 
+def why_not_stored(stored: tuple[Sequence[NamedTensor], str], projection: Projection) -> str | None:
+    """Return why a map can't be folded into a checkpoint, or None; ``stored`` are its tensors and their prefix."""
+    try:
+        stored_projection(*stored, projection)
+    except UnpatchableError as err:
+        return str(err)
+    return None
+
+
 def patched_tensors(tensors: Sequence[NamedTensor], prefix: str, patch: LayerPatch, folder: Path) -> list[NamedTensor]:
     """Return the tensors with the patched ones in the place of the old, written to a file in an empty folder.
 

@@ -21,7 +21,7 @@ from axolotl_sdft.core.model_folder import read_config
 from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.inference.forwarding import free_memory
 from axolotl_sdft.pruning.general_answers import TOKENS_PER_UNIT
-from axolotl_sdft.pruning.patching.apply import NamedTensor, stored_projection
+from axolotl_sdft.pruning.patching.apply import NamedTensor, why_not_stored
 from axolotl_sdft.pruning.patching.cut_model import CutModel, divergences, num_tokens, opened, split_held_out
 from axolotl_sdft.pruning.patching.linear_map import RIDGE, FitSums, find_projection
 from axolotl_sdft.pruning.patching.record import (
@@ -260,23 +260,16 @@ def fitted_patch(
         DatasetError: The text holds no token.
         CheckpointError: Memory ran out.
     """
-
-    def why_not_stored(projection: Projection) -> str | None:
-        try:
-            stored_projection(*stored, projection)
-        except UnpatchableError as err:
-            return str(err)
-        return None
-
+    refuse = partial(why_not_stored, stored)
     check_loading(read_config(seed_dir), config)
     with error_context(MEMORY_SHORTAGE):
         try:
             model = load_for_scoring(seed_dir, config, trust_remote_code)
-            if more_batches is not None and _can_be_patched(model, drop_layers, batches, why_not_stored):
+            if more_batches is not None and _can_be_patched(model, drop_layers, batches, refuse):
                 batches = [*batches, *more_batches(model, batches)]
             if not batches:
                 return bare_patch(drop_layers, "there is no calibration text to fit it on")
-            return fit_patch(model, batches, drop_layers, refuse=why_not_stored)
+            return fit_patch(model, batches, drop_layers, refuse=refuse)
         except CheckpointError as err:  # the bare cut needs no model that can be loaded and run
             return bare_patch(drop_layers, str(err))
         finally:

@@ -101,20 +101,22 @@ NOT_TRIED = {
 
 
 _EXPERTS = """
-    afmoe aria_text axk1 axk2 beam cohere2_moe dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 dots1
-    ernie4_5_moe exaone_moe flex_olmo glm4_moe glm4_moe_lite glm_moe_dsa gpt_oss granitemoe granitemoe_swa
-    granitemoehybrid granitemoeshared hunyuan_v1_moe hy_v3 hy_v4 inkling_text jamba jetmoe kolibri1 laguna lfm2_moe
-    llama4 llama4_text longcat_flash mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text mixtral olmoe phimoe qwen2_moe
-    qwen3_5_moe qwen3_5_moe_text qwen3_moe qwen3_next qwen4_exp qwen4_exp_text solar_open zaya
+    afmoe aria_text axk1 axk2 bailing_hybrid beam cohere2_moe dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4
+    dots1 ernie4_5_moe exaone_moe flex_olmo flint glm4_moe glm4_moe_lite glm_moe_dsa gpt_oss granitemoe granitemoe_swa
+    granitemoehybrid granitemoeshared hunyuan_v1_moe hy_v3 hy_v4 inkling_text jamba jetmoe kimi_linear kolibri1 laguna
+    lara_mini lfm2_moe llama4 llama4_text longcat_flash mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text mixtral
+    olmoe phimoe qwen2_moe qwen3_5_moe qwen3_5_moe_text qwen3_moe qwen3_next qwen4_exp qwen4_exp_text sarvam_mla
+    sarvam_moe solar_open zaya
 """
 _NOT_A_SUM = """
-    bart bert bert-generation big_bird blenderbot-small camembert data2vec-text electra ernie exaone4 gemma2
-    gemma3 gemma3_text gemma4_unified gemma4_unified_text git glm4 hyperclovax marian mvp olmo2 olmo3
-    olmo_hybrid plbart prophetnet rembert roberta roc_bert roformer rwkv trocr xlm-roberta xlnet xmod
+    bart bert bert-generation big_bird blenderbot-small camembert data2vec-text electra ernie exaone4 gemma2 gemma3
+    gemma3_text gemma4_unified gemma4_unified_text git glm4 hyperclovax lfm3 marian mvp olmo2 olmo3 olmo_hybrid plbart
+    prophetnet rembert roberta roc_bert roformer rwkv trocr xlm-roberta xlnet xmod
 """
 WITHOUT_PATCH = {
     **dict.fromkeys(_EXPERTS.split(), "is a mixture of experts"),
     **dict.fromkeys(_NOT_A_SUM.split(), "is more than a sum of its input and a projection"),
+    "exaone": "under that name",  # transformers' own class renames what the checkpoints of this type store
     "cpmant": "run on more or fewer places than there are tokens",
     "mllama": "does not run once on hidden states",
     "openai-gpt": "can't be run layer by layer",

@@ -78,6 +78,7 @@ def test_a_recurrent_model_keeps_a_state_that_does_not_grow():
     assert costs.flops >= 2 * (LAYERS * projections + HEAD)
 
 
+@keeps_states_in_caches
 def test_a_class_that_a_kernel_package_registers_for_a_type_is_not_measured(monkeypatch):
     class MambaConfig(transformers.PretrainedConfig):
         model_type = "mamba"
