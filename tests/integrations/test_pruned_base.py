@@ -23,7 +23,7 @@ from axolotl_sdft.integrations.axolotl.recovery import recovery_spec
 from axolotl_sdft.integrations.axolotl.stages import add_model_card, prepare, record_start
 
 USES = ("merge-lora", "inference", "evaluate", "quantize", "vllm-serve", "merge-sharded-fsdp-weights")
-CALIBRATION = {"num_samples": 3, "sequence_len": 16}
+CALIBRATION = {"num_samples": 3, "sequence_len": 16, "general_share": 0}
 
 
 @pytest.fixture
