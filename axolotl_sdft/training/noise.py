@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from axolotl_sdft.core.runtime import rank
 from axolotl_sdft.training.batching import TOKEN_TYPES
 from axolotl_sdft.training.losses.labels import LabelLayout, returned_logits
 
@@ -54,7 +55,7 @@ def _is_rate(name: str, value: Any) -> bool:
 
 
 def warn_without_noise(model: nn.Module, neftune_noise_alpha: float | None) -> bool:
-    """Say so where nothing differs from pass to pass; return whether anything does.
+    """Say so on the main rank where nothing differs from pass to pass; return whether anything does.
 
     Args:
         model: In training, without wrappers.
@@ -62,11 +63,12 @@ def warn_without_noise(model: nn.Module, neftune_noise_alpha: float | None) -> b
     """
     if noise_sources(model) or neftune_noise_alpha:
         return True
-    log.warning(
-        "dynsdpb: no dropout is active, so successive predictions differ only by one optimizer step: expect a brake, "
-        "not a regulariser. For one, set lora_dropout: 0.1 (with LoRA), or the model's own dropout, such as "
-        "attention_dropout or hidden_dropout_prob"
-    )
+    if rank() == 0:
+        log.warning(
+            "dynsdpb: no dropout is active, so successive predictions differ only by one optimizer step: expect a "
+            "brake, not a regulariser. For one, set lora_dropout: 0.1 (with LoRA), or the model's own dropout, such as "
+            "attention_dropout or hidden_dropout_prob"
+        )
     return False
 
 

@@ -61,8 +61,27 @@ def prepare(cfg: Any, own_plugin: object) -> None:
         check_rules(cfg, blocks, compat.other_trainers(cfg, own_plugin) if blocks.trainer_blocks else {})
     if compat.makes_artifacts(cfg):
         _prepare_training(cfg, blocks)
+        if cfg.get("use_ray"):
+            _name_folders_in_full(cfg, blocks)
     else:
         _prepare_use(cfg, blocks, compat.running_command() or "inference")
+
+
+def _name_folders_in_full(cfg: Any, blocks: Blocks) -> None:
+    """Let Ray's workers, each of which runs in a folder of Ray's own, find what relative paths mean to the driver."""
+    if blocks.self_distillation is not None:
+        root = Path(blocks.self_distillation.output_dir or DEFAULT_ROOT).absolute()
+        cfg["self_distillation"]["output_dir"] = str(root)
+    seed = cfg.get(SEED_KEY)
+    if seed and Path(seed).is_dir():
+        cfg[SEED_KEY] = str(Path(seed).absolute())
+    output_dir = cfg.get("output_dir") or "./model-out"
+    if not Path(output_dir).is_absolute():
+        LOG.warning(
+            "use_ray is set and output_dir is %s: Ray's workers run in a folder of its session, and the trained model "
+            "would be written there; give the whole path, such as %s",
+            *(output_dir, output_dir_of(cfg)),
+        )
 
 
 def _refuse_swallowed() -> None:
