@@ -22,7 +22,7 @@ export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export AXOLOTL_DO_NOT_TRACK := 1
 
-.PHONY: install model quickstart test test-newest test-oldest test-core matrix gpu lint types pytest docs clean
+.PHONY: install model quickstart test test-newest test-oldest test-core matrix gpu lint types pytest docs notebooks clean
 
 install: $(STAMP)
 
@@ -117,6 +117,11 @@ gpu: $(STAMP) model
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m axolotl_sdft.cli.settings_reference README.md docs
 	$(BIN)/mkdocs build --strict
+
+# Runs the notebooks on the real model and stores what they show, about ten minutes on two cores.
+notebooks: $(VENV)/.installed-docs model
+	rm -rf outputs/notebook-*
+	$(BIN)/python docs/execute_notebooks.py
 
 $(VENV)/.installed-docs: $(STAMP)
 	$(BIN)/pip install --quiet "$(TORCH)" "$(AXOLOTL)" --editable ".[docs]"

@@ -2,6 +2,7 @@
 
 import json
 import linecache
+import re
 
 import pytest
 
@@ -16,18 +17,32 @@ FOLDER = REPOSITORY / "docs" / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 
-def code_cells(name):
-    """Return the sources of a notebook's cells of code, the settings first."""
+def cells_of_code(name):
+    """Return a notebook's cells of code, the settings first."""
     cells = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def sources(name):
+    """Return what stands in a notebook's cells of code."""
+    return ["".join(cell["source"]) for cell in cells_of_code(name)]
+
+
+def texts(output):
+    """Yield what an output says in text."""
+    yield from output.get("text", [])
+    yield from output.get("data", {}).get("text/plain", [])
 
 
 @pytest.fixture
-def run_notebook(newcomer_folder, tiny_llama_dir):
-    """Run a notebook in a newcomer's folder, with other settings laid over its own, and return its names."""
+def run_notebook(newcomer_folder, tiny_llama_dir, monkeypatch):
+    """Run a notebook as Jupyter does, in its folder, with other settings laid over its own, and return its names."""
+    here = newcomer_folder / "docs" / "notebooks"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
 
     def run_notebook(name, **settings):
-        first, *cells = code_cells(name)
+        first, *cells = sources(name)
         names = {}
         exec(first, names)
         assert set(settings) <= set(names), "the notebook has no such setting"
@@ -43,12 +58,21 @@ def run_notebook(newcomer_folder, tiny_llama_dir):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_begins_with_its_settings_and_is_stored_without_outputs(name):
-    notebook = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+def test_a_notebook_begins_with_its_settings(name):
+    code = cells_of_code(name)
     assert code[0]["metadata"] == {"tags": ["parameters"]}
-    assert 'MODEL = "models/SmolLM2-135M-Instruct"' in "".join(code[0]["source"])
-    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    assert 'MODEL = "../../models/SmolLM2-135M-Instruct"' in "".join(code[0]["source"])
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_stored_with_what_one_run_showed_and_nothing_of_the_machine(name):
+    code = cells_of_code(name)
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert {output["output_type"] for output in outputs} <= {"stream", "display_data", "execute_result"}
+    assert {output.get("name", "stdout") for output in outputs} == {"stdout"}
+    shown = "".join(text for output in outputs for text in texts(output))
+    assert re.findall(r"(?<![\w./:])/\w[\w.-]*/", shown) == []  # absolute paths
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -82,13 +106,13 @@ def test_rows_are_rewritten_with_a_check_a_template_and_a_metric_of_ones_own(run
 
 
 def test_check_template_and_metric_of_ones_own_take_ten_lines():
-    (cell,) = [cell for cell in code_cells("self_distil") if "def no_questions" in cell]
+    (cell,) = [cell for cell in sources("self_distil") if "def no_questions" in cell]
     assert len([line for line in cell.splitlines() if line]) <= 10
 
 
 def test_a_pruned_model_is_trained_with_the_seed_model_as_teacher(run_notebook, capsys):
-    names = run_notebook("teach", DROP_LAYERS=[2, 3], NUM_ROWS=8, MAX_STEPS=2)
-    merged = AutoModelForCausalLM.from_pretrained("outputs/notebook-teach/merged")
+    names = run_notebook("teach", DROP_LAYERS=[2, 3], NUM_ROWS=8, NUM_PROMPTS=4, HELD_OUT=2, MAX_STEPS=2)
+    merged = AutoModelForCausalLM.from_pretrained("../../outputs/notebook-teach/merged")
     assert merged.config.num_hidden_layers == 4
     printed = capsys.readouterr().out
     assert "step   1: KL to the teacher" in printed
