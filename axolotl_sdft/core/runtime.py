@@ -12,6 +12,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def is_launched() -> bool:
+    """Return whether a launcher started this process and told it its rank, as Ray tells its workers."""
+    return "RANK" in os.environ
+
+
 def world_size() -> int:
     """Return how many processes the launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))

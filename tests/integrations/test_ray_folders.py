@@ -84,6 +84,13 @@ def test_a_relative_output_dir_is_warned_of_with_the_whole_path(driven, project,
     assert f"give the whole path, such as {project / 'out'}" in caplog.text
 
 
+def test_a_worker_does_not_say_it_again(driven, caplog, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    with caplog.at_level(logging.WARNING):
+        driven(output_dir="out")
+    assert "use_ray" not in caplog.text
+
+
 def test_a_whole_output_dir_is_not(driven, caplog):
     with caplog.at_level(logging.WARNING):
         driven()

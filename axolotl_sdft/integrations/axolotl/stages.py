@@ -9,7 +9,7 @@ from axolotl_sdft.config import BLOCKS, LayerPruningConfig, LogitDistillationCon
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, read_json
 from axolotl_sdft.core.cards import CARD_FILE
 from axolotl_sdft.core.errors import ConfigError, SdftError
-from axolotl_sdft.core.runtime import rank
+from axolotl_sdft.core.runtime import is_launched, rank
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, read_blocks, seed_dir_of
@@ -76,7 +76,7 @@ def _name_folders_in_full(cfg: Any, blocks: Blocks) -> None:
     if seed and Path(seed).is_dir():
         cfg[SEED_KEY] = str(Path(seed).absolute())
     output_dir = cfg.get("output_dir") or "./model-out"
-    if not Path(output_dir).is_absolute():
+    if not Path(output_dir).is_absolute() and not is_launched():  # a worker would name its own folder
         LOG.warning(
             "use_ray is set and output_dir is %s: Ray's workers run in a folder of its session, and the trained model "
             "would be written there; give the whole path, such as %s",
