@@ -21,8 +21,8 @@ def execute(path: Path) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec", "language_info")}
-    notebook.metadata.language_info = {"name": "python"}
+    # The version of Python is the machine's.
+    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
     nbformat.write(notebook, path)
 
 
