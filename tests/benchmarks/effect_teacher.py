@@ -9,7 +9,7 @@ learning rate, the seed model's own answers to general prompts among the rows, a
 
 In percent of the seed model is 100 * perplexity(seed) / perplexity(model), on held-out original answers of Dolly, and
 on the seed model's own greedy answers to held-out prompts of GSM8K and OpenFunctions. ``--parts`` are made one after
-the other, what says most first; finished runs are kept in ``--workdir``, and ``--finished-only`` shows what is there.
+the other (``stages`` are the rows of the README's table, each with three random seeds); finished runs are kept in ``--workdir``, and ``--finished-only`` shows what is there.
 Training runs in bfloat16 (autocast), measuring in float32.
 """
 
@@ -100,6 +100,9 @@ _MAIN = (_HALF, Way("patched", 0.0), Way("bare", 0.5))
 _REWRITTEN = tuple(
     replace(way, answers="rewritten") for way in (_HALF, PLAIN, *_MAIN[1:], Way("patched", 1.0), Way("bare", 1.0))
 )
+_STAGES = tuple(
+    replace(Way("patched", alpha), answers=answers) for answers in ("rewritten", "original") for alpha in (0.0, 0.5)
+)
 _DRAWN = tuple(replace(way, answers="drawn") for way in (_HALF, Way("patched", 0.0)))
 _DRAWING = {"temperature": 1.0, "max_attempts": 4}
 
@@ -107,6 +110,7 @@ Runs = Sequence[tuple[Way, int, int]]
 """Ways, numbers of rows, and seeds."""
 
 PARTS: dict[str, Runs] = {
+    "stages": [(way, 256, seed) for ways in (_STAGES, (PLAIN, BEST)) for seed in (0, 1, 2) for way in ways],
     "original": [(way, 256, 0) for way in CELLS],
     "wider": [(way, 256, 0) for way in WIDER],
     "seeds": [(way, 256, seed) for ways in ((BEST, PLAIN), _MAIN) for seed in (1, 2) for way in ways],
