@@ -9,8 +9,8 @@ learning rate, the seed model's own answers to general prompts among the rows, a
 
 In percent of the seed model is 100 * perplexity(seed) / perplexity(model), on held-out original answers of Dolly, and
 on the seed model's own greedy answers to held-out prompts of GSM8K and OpenFunctions. ``--parts`` are made one after
-the other (``stages`` are the rows of the README's table, each with three random seeds); finished runs are kept in ``--workdir``, and ``--finished-only`` shows what is there.
-Training runs in bfloat16 (autocast), measuring in float32.
+the other (``stages`` are the rows of the README's table, each with three random seeds); finished runs are kept in
+``--workdir``, and ``--finished-only`` shows what is there. Training runs in bfloat16 (autocast), measuring in float32.
 """
 
 import argparse
