@@ -190,12 +190,12 @@ def smollm2(options: argparse.Namespace) -> None:
 
 
 def lora_dropout(options: argparse.Namespace) -> None:
-    """Run SmolLM2 on few word problems at a high rate, with more or less dropout in its adapter; print the table."""
+    """Run SmolLM2 on few word problems at a high rate, and print a table for each share of dropout in its adapter."""
     from tests.benchmarks.effect_word_problems import WordProblemBench, WordProblemTraining
 
     bench = WordProblemBench(options.data, options.model_dir)
     runs = FinishedRuns(options.workdir / "lora_dropout.jsonl")
-    found: dict[str, list[Figures]] = {}
+    found: dict[float, dict[str, list[Figures]]] = {share: {} for share in DROPOUTS}
     for seed, share, way in itertools.product(options.seeds, DROPOUTS, LORA_DROPOUT_WAYS):
         training = WordProblemTraining(
             dynsdpb=way.dynsdpb,
@@ -209,8 +209,10 @@ def lora_dropout(options: argparse.Namespace) -> None:
             seed=seed,
         )
         figures = runs.find_or_make(training.settings(), functools.partial(bench.run, training))
-        found.setdefault(f"dropout {share:g}, {way.title}", []).append(figures)
-    print(table(found, WORD_PROBLEM_COLUMNS))
+        found[share].setdefault(way.title, []).append(figures)
+    for share, runs_of_ways in found.items():
+        print(f"\nDropout {share:g}\n")
+        print(table(runs_of_ways, WORD_PROBLEM_COLUMNS))
 
 
 def noisy_chains(options: argparse.Namespace) -> None:

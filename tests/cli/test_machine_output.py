@@ -1,8 +1,10 @@
 """Standard output of a real process: a result, and nothing that others print."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 PROGRAM = """
 import logging, subprocess, sys
@@ -29,3 +31,17 @@ def test_json_ends_its_last_line():
     from axolotl_sdft.cli.machine_output import json_text
 
     assert json_text([]) == "[]\n"
+
+
+def test_a_command_that_axolotl_did_not_start_says_what_it_does(tiny_llama_dir, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "Snow falls in winter."}\n' * 4)
+    calibration = "{path: texts.jsonl, num_samples: 4, sequence_len: 16, general_share: 0}"
+    block = f"layer_pruning: {{num_layers: 1, calibration: {calibration}}}"
+    plugins = "plugins: [axolotl_sdft.SDFTPlugin]"
+    (tmp_path / "config.yml").write_text(f"base_model: {tiny_llama_dir}\n{plugins}\n{block}\n")
+    program = Path(sys.executable).with_name("axolotl-sdft")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [program, "prune-layers", "config.yml", "--dry-run", "--json"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(run.stdout)["num_layers"] == 6
+    assert "[INFO] [axolotl_sdft.pruning.scoring.boundaries] scoring layers" in run.stderr

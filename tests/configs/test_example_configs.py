@@ -193,12 +193,12 @@ def test_the_templates_and_checks_of_an_example_exist(path):
 
 
 @each_example(EXAMPLES)
-def test_each_dataset_of_an_example_is_read_by_us_and_trained_by_axolotl_alike(path, smollm2_dir):
+def test_each_dataset_of_an_example_is_read_by_us_and_trained_by_axolotl_alike(path, tokenizer_dir):
     """The instruction reaches the prompt, and exactly the answer is trained, before and after rewriting."""
     for entry in yaml.safe_load(path.read_text())["datasets"]:
         row = row_of(entry)
-        assert_trains_the_answers([row], entry, smollm2_dir)
-        prompt, _ = parts(tokenized([row], entry, smollm2_dir)[0], smollm2_dir)
+        assert_trains_the_answers([row], entry, tokenizer_dir)
+        prompt, _ = parts(tokenized([row], entry, tokenizer_dir)[0], tokenizer_dir)
         assert resolve_row_format(entry).target(row, 0).instruction in prompt
 
 

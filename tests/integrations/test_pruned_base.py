@@ -173,7 +173,7 @@ def test_settings_that_ask_for_the_same_checkpoint_in_other_words_are_taken(conf
     assert run("inference", config | {"base_model": "renamed"}).base_model == str(pruned)
 
 
-def test_another_seed_model_or_revision_is_refused_by_both_names(config, run, train, smollm2_dir):
+def test_another_seed_model_or_revision_is_refused_by_both_names(config, run, train):
     train(config)
     with pytest.raises(ConfigError, match=r"base_model is 'org/other', was 'seed'"):
         run("evaluate", config | {"base_model": "org/other"})

@@ -1,6 +1,7 @@
 """Where Axolotl's versions differ, or where a hook is not told what it needs to know. Tried with 0.19 and 0.21."""
 
 import copy
+import importlib
 import logging
 import os
 import sys
@@ -61,7 +62,9 @@ def show_log_lines() -> None:
     """Let the package's log lines through at the level that Axolotl shows its own at.
 
     Its handlers pass every logger whose name begins with its own, but the root logger's level stops ours on the way.
+    They are there once its command line is imported, which a command of ours that Axolotl did not start has not done.
     """
+    importlib.import_module("axolotl.cli")
     logging.getLogger("axolotl_sdft").setLevel(os.environ.get("AXOLOTL_LOG_LEVEL", "INFO").upper())
 
 

@@ -263,7 +263,7 @@ def test_user_defined_needs_its_field_names():
         ),
     ],
 )
-def test_axolotl_trains_exactly_the_targets(smollm2_dir, config: dict[str, Any], row: dict[str, Any]):
+def test_axolotl_trains_exactly_the_targets(tokenizer_dir, config: dict[str, Any], row: dict[str, Any]):
     strategies = pytest.importorskip("axolotl.prompt_strategies")
     from axolotl.utils.dict import DictDefault
     from transformers import AutoTokenizer
@@ -272,7 +272,7 @@ def test_axolotl_trains_exactly_the_targets(smollm2_dir, config: dict[str, Any],
     answers = [f"Entirely new answer {index}" for index in range(row_format.num_targets(row))]
     for index, answer in enumerate(answers):
         row = row_format.with_answer(row, index, answer)
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     strategy = strategies.load(config["type"], tokenizer, DictDefault(sequence_len=512), DictDefault(config))
     trained = [token for token in strategy.tokenize_prompt(row)["labels"] if token != -100]
     spoken = tokenizer.decode(trained).replace("<|im_end|>", "\n").split("\n")

@@ -145,12 +145,12 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
 @pytest.mark.parametrize("kind", INSTRUCTIONS)
 @SOME_ROWS
 @given(data=st.data())
-def test_the_answer_of_an_instruction_row_is_what_axolotl_trains(kind, data, smollm2_dir):
+def test_the_answer_of_an_instruction_row_is_what_axolotl_trains(kind, data, tokenizer_dir):
     row = st.fixed_dictionaries(dict.fromkeys(INSTRUCTIONS[kind], sentence))
     rows = data.draw(st.lists(row, min_size=2, max_size=4))
     lead = "Answer: " if kind == "context_qa.load_v2" else ""
-    assert_trains_the_answers(rows, {"type": kind}, smollm2_dir, lead)
-    assert_shows_the_question(rows, {"type": kind}, smollm2_dir)
+    assert_trains_the_answers(rows, {"type": kind}, tokenizer_dir, lead)
+    assert_shows_the_question(rows, {"type": kind}, tokenizer_dir)
 
 
 @SOME_ROWS
@@ -161,7 +161,7 @@ def test_the_answer_of_an_instruction_row_is_what_axolotl_trains(kind, data, smo
         max_size=4,
     )
 )
-def test_the_answer_of_a_user_defined_row_is_what_axolotl_trains(rows, smollm2_dir):
+def test_the_answer_of_a_user_defined_row_is_what_axolotl_trains(rows, tokenizer_dir):
     fields = {"field_instruction": "q", "field_input": "more", "field_output": "a", "field_system": "who"}
     formats = {
         "format": "[INST] Say it in French: {instruction} ({input}) [/INST]",
@@ -169,19 +169,19 @@ def test_the_answer_of_a_user_defined_row_is_what_axolotl_trains(rows, smollm2_d
         "system_format": "<<SYS>>\nYou are {system}\n<</SYS>>\n\n",
     }
     for more in ({"system_format": "{system} "}, formats):
-        assert_trains_the_answers(rows, {"type": {**fields, **more}}, smollm2_dir)
-        assert_shows_the_question(rows, {"type": {**fields, **more}}, smollm2_dir, hidden=())
+        assert_trains_the_answers(rows, {"type": {**fields, **more}}, tokenizer_dir)
+        assert_shows_the_question(rows, {"type": {**fields, **more}}, tokenizer_dir, hidden=())
 
 
 @pytest.mark.parametrize("value", [7, 2.5, True])
-def test_a_number_in_a_question_reads_as_axolotl_writes_it(value, smollm2_dir):
+def test_a_number_in_a_question_reads_as_axolotl_writes_it(value, tokenizer_dir):
     rows = [{"instruction": value, "input": value, "output": "Yes."}] * 2
-    assert_shows_the_question(rows, {"type": "alpaca"}, smollm2_dir)
+    assert_shows_the_question(rows, {"type": "alpaca"}, tokenizer_dir)
 
 
-def test_axolotl_trains_on_no_answer_that_is_a_number(smollm2_dir):
+def test_axolotl_trains_on_no_answer_that_is_a_number(tokenizer_dir):
     with pytest.raises((TypeError, ValueError)):
-        tokenized([{"instruction": "6 * 7", "output": 42}] * 2, {"type": "alpaca"}, smollm2_dir)
+        tokenized([{"instruction": "6 * 7", "output": 42}] * 2, {"type": "alpaca"}, tokenizer_dir)
 
 
 def turns(role="role", content="content", user="user", assistant="assistant"):
@@ -200,40 +200,41 @@ SHAREGPT = {"field_messages": "conversations", "message_property_mappings": {"ro
 @pytest.mark.parametrize("more", [{}, {"train_on_eos": "last"}, {"train_on_eos": "none"}, {"train_on_eos": "all"}])
 @SOME_ROWS
 @given(chats=st.lists(turns(), min_size=2, max_size=3))
-def test_every_assistant_turn_of_a_chat_is_what_axolotl_trains(more, chats, smollm2_dir):
+def test_every_assistant_turn_of_a_chat_is_what_axolotl_trains(more, chats, tokenizer_dir):
     rows = [{"messages": chat} for chat in chats]
-    assert_trains_the_answers(rows, {"type": "chat_template", **more}, smollm2_dir)
+    assert_trains_the_answers(rows, {"type": "chat_template", **more}, tokenizer_dir)
 
 
 @SOME_ROWS
 @given(chats=st.lists(turns("from", "value", "human", "gpt"), min_size=2, max_size=3))
-def test_chats_in_the_keys_of_sharegpt_are_trained_alike(chats, smollm2_dir):
+def test_chats_in_the_keys_of_sharegpt_are_trained_alike(chats, tokenizer_dir):
     rows = [{"conversations": chat} for chat in chats]
-    assert_trains_the_answers(rows, {"type": "chat_template", **SHAREGPT}, smollm2_dir)
+    assert_trains_the_answers(rows, {"type": "chat_template", **SHAREGPT}, tokenizer_dir)
 
 
 @SOME_ROWS
 @given(chats=st.lists(turns(user="asker", assistant="helper"), min_size=2, max_size=3))
-def test_roles_of_ones_own_are_trained_alike(chats, smollm2_dir):
+def test_roles_of_ones_own_are_trained_alike(chats, tokenizer_dir):
     config = {"roles": {"user": ["asker"], "assistant": ["helper"], "system": ["system"]}, "roles_to_train": ["helper"]}
-    assert_trains_the_answers([{"messages": chat} for chat in chats], {"type": "chat_template", **config}, smollm2_dir)
+    rows = [{"messages": chat} for chat in chats]
+    assert_trains_the_answers(rows, {"type": "chat_template", **config}, tokenizer_dir)
 
 
 @SOME_ROWS
 @given(chat=turns(), marks=st.lists(st.booleans() | st.none(), min_size=7, max_size=7))
-def test_turns_that_say_whether_they_are_trained_are_trained_alike(chat, marks, smollm2_dir):
+def test_turns_that_say_whether_they_are_trained_are_trained_alike(chat, marks, tokenizer_dir):
     for message, mark in zip(chat, marks, strict=False):
         message["train"] = mark if message["role"] == "assistant" else None
     config = {"type": "chat_template", "message_field_training": "train"}
     plain = {
         "messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello.", "train": True}]
     }
-    assert_trains_the_answers([{"messages": chat}, plain], config, smollm2_dir)
+    assert_trains_the_answers([{"messages": chat}, plain], config, tokenizer_dir)
 
 
 @SOME_ROWS
 @given(chats=st.lists(turns(), min_size=2, max_size=3), system=sentence)
-def test_a_system_column_and_content_in_parts_are_trained_alike(chats, system, smollm2_dir):
+def test_a_system_column_and_content_in_parts_are_trained_alike(chats, system, tokenizer_dir):
     rows = [
         {
             "system": system,
@@ -241,7 +242,7 @@ def test_a_system_column_and_content_in_parts_are_trained_alike(chats, system, s
         }
         for chat in chats
     ]
-    assert_trains_the_answers(rows, {"type": "chat_template"}, smollm2_dir)
+    assert_trains_the_answers(rows, {"type": "chat_template"}, tokenizer_dir)
 
 
 TOOLS_TEMPLATE = (
@@ -255,7 +256,7 @@ TOOLS_TEMPLATE = (
 
 @SOME_ROWS
 @given(question=sentence, result=sentence, answer=sentence, last=sentence)
-def test_in_a_chat_with_tools_the_turns_that_are_no_calls_are_rewritten(question, result, answer, last, smollm2_dir):
+def test_in_a_chat_with_tools_the_turns_that_are_no_calls_are_rewritten(question, result, answer, last, tokenizer_dir):
     call = {"type": "function", "function": {"name": "look_up", "arguments": {"place": "Rome"}}}
     messages = [
         {"role": "user", "content": question},
@@ -267,13 +268,13 @@ def test_in_a_chat_with_tools_the_turns_that_are_no_calls_are_rewritten(question
     ]
     rows = [{"messages": messages, "tools": [{"type": "function", "function": {"name": "look_up"}}]}] * 2
     config = {"type": "chat_template", "chat_template": "jinja", "chat_template_jinja": TOOLS_TEMPLATE}
-    assert_trains_the_answers(rows, {**config, "message_field_training": "train"}, smollm2_dir)
+    assert_trains_the_answers(rows, {**config, "message_field_training": "train"}, tokenizer_dir)
 
 
 @pytest.mark.parametrize("is_split", [True, False])
 @SOME_ROWS
 @given(question=sentence, thought=sentence, answer=sentence)
-def test_a_thinking_part_stays_trained_as_it_is(is_split, question, thought, answer, smollm2_dir):
+def test_a_thinking_part_stays_trained_as_it_is(is_split, question, thought, answer, tokenizer_dir):
     said = {"content": f"<think>\n{thought}\n</think>\n\n{answer}"}
     said = said if is_split else {"content": answer, "reasoning_content": thought}
     row = {"messages": [{"role": "user", "content": question}, {"role": "assistant", **said}]}
@@ -281,9 +282,9 @@ def test_a_thinking_part_stays_trained_as_it_is(is_split, question, thought, ans
     config = {"type": "chat_template", "split_thinking": is_split, **jinja}
     row_format = resolve_row_format(config)
     assert row_format.target(row, 0).reference == answer
-    (old,) = tokenized([row], config, smollm2_dir)
-    (new,) = tokenized([row_format.with_answer(row, 0, "New answer.")], config, smollm2_dir)
-    (before, trained), (after, retrained) = parts(old, smollm2_dir), parts(new, smollm2_dir)
+    (old,) = tokenized([row], config, tokenizer_dir)
+    (new,) = tokenized([row_format.with_answer(row, 0, "New answer.")], config, tokenizer_dir)
+    (before, trained), (after, retrained) = parts(old, tokenizer_dir), parts(new, tokenizer_dir)
     assert before == after
     assert trained.replace(squeezed(f"({thought})"), "").strip("()") == squeezed(answer)
     assert retrained == trained.removesuffix(squeezed(answer)) + squeezed("New answer.")
@@ -291,22 +292,22 @@ def test_a_thinking_part_stays_trained_as_it_is(is_split, question, thought, ans
 
 @SOME_ROWS
 @given(texts=st.lists(st.tuples(sentence, sentence), min_size=1, max_size=3), is_split=st.booleans())
-def test_the_trained_segments_of_raw_rows_are_what_axolotl_trains(texts, is_split, smollm2_dir):
+def test_the_trained_segments_of_raw_rows_are_what_axolotl_trains(texts, is_split, tokenizer_dir):
     segments = []
     for prompt, answer in texts:
         segments.append({"label": False, "text": f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"})
         pieces = [f"{answer} ", "And so on.<|im_end|>"] if is_split else [f"{answer}<|im_end|>"]
         segments += [{"label": True, "text": piece} for piece in pieces]
         segments.append({"label": False, "text": "\n"})
-    assert_trains_the_answers([{"segments": segments}] * 2, {"type": "input_output"}, smollm2_dir)
+    assert_trains_the_answers([{"segments": segments}] * 2, {"type": "input_output"}, tokenizer_dir)
 
 
 @SOME_ROWS
 @given(prompt=sentence, answer=sentence)
-def test_a_completion_keeps_its_prompt_and_goes_on_with_the_new_answer(prompt, answer, smollm2_dir):
+def test_a_completion_keeps_its_prompt_and_goes_on_with_the_new_answer(prompt, answer, tokenizer_dir):
     row_format = resolve_row_format({"type": "completion", "prompt_field": "start"})
     row = {"start": prompt, "text": f"{prompt} {answer}"}
     assert row_format.target(row, 0).reference == answer
-    axolotl = strategy('{"type": "completion"}', smollm2_dir)
+    axolotl = strategy('{"type": "completion"}', tokenizer_dir)
     new = axolotl.tokenize_prompt({"text": [row_format.with_answer(row, 0, "New answer.")["text"]]})
-    assert squeezed(tokenizer(smollm2_dir).decode(new["labels"][0])) == squeezed(f"{prompt} New answer.")
+    assert squeezed(tokenizer(tokenizer_dir).decode(new["labels"][0])) == squeezed(f"{prompt} New answer.")

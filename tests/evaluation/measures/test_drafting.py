@@ -14,7 +14,7 @@ from axolotl_sdft.core.errors import CheckpointError, ConfigError
 from axolotl_sdft.evaluation.measures import drafting
 from axolotl_sdft.evaluation.measures.drafting import expected_speedup, highest_cost_ratio, measure_drafting
 
-PROMPTS = [[11, 42, 300, 7], [5000, 12, 9], [77], [1, 2, 3, 4, 5, 6]]
+PROMPTS = [[11, 42, 300, 7], [3000, 12, 9], [77], [1, 2, 3, 4, 5, 6]]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ QUESTIONS = [
     ("Two and two make", ["five or so", "four"], 1),
     ("A dog has", ["wheels", "leaves and roots", "legs"], 2),
     ("Snow is", ["cold", "loud"], 0),
-    ("Bread is made from", ["iron ore", "flour"], 1),
+    ("Bread is made from", ["ore", "flour and water"], 1),
     ("At night it is", ["dark", "Tuesday every time"], 0),
 ]
 METRICS = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")]

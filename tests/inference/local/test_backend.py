@@ -160,16 +160,16 @@ def test_the_penalty_that_the_checkpoint_asks_for_changes_answers_as_in_plain_tr
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
     model.generation_config.repetition_penalty = 1.8
     model.save_pretrained(tmp_path)
-    backend, asked = backend_for(tmp_path, max_new_tokens=12), prompts("Hello there", "Hi")
+    backend, asked = backend_for(tmp_path, max_new_tokens=32), prompts("Hello there", "Hi")
 
     answers = answers_by_row(backend, [asked])
 
     for prompt in asked:
         ids = torch.tensor([backend._prompt_ids(prompt.messages)])
-        new = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+        new = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False)
         expected = backend._tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True).strip()
         assert answers[prompt.key[0]].text == expected
-    assert answers != answers_by_row(backend_for(tiny_llama_dir, max_new_tokens=12), [asked])
+    assert answers != answers_by_row(backend_for(tiny_llama_dir, max_new_tokens=32), [asked])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -150,7 +150,8 @@ def test_a_server_that_finds_fault_with_everything_from_now_on_puts_no_blame_on_
     assert set(kept) < {f"re: row {row}" for row in range(6)}
 
 
-def test_a_dataset_with_a_question_that_the_server_will_not_have_is_finished(seed_dir, tmp_path):
+def test_a_dataset_with_a_question_that_the_server_will_not_have_is_finished(seed_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     rows = Dataset.from_list([{"instruction": f"row {row}", "output": f"answer {row}"} for row in range(3)])
     with FakeServer(lambda text, number: Fault(400) if "row 1" in text else None) as server:
         generation = OpenAIGeneration(backend="openai", base_urls=[server.url])
