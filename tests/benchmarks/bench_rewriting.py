@@ -32,7 +32,6 @@ from axolotl_sdft.distillation.templates import resolve_template
 from axolotl_sdft.inference.interfaces import Prompt, Target
 from axolotl_sdft.inference.loading import load_seed_model
 from axolotl_sdft.inference.local.backend import TransformersBackend
-from axolotl_sdft.inference.openai.backend import OpenAIBackend
 from axolotl_sdft.inference.prompts import load_tokenizer
 from tests.benchmarks.random_models import SHAPES, random_llama
 from tests.benchmarks.rewriting_ways import Way, WayMissingError, Written, continuous, one_by_one, padded, through
@@ -101,12 +100,14 @@ def _one_by_one(options: argparse.Namespace, config: TransformersGeneration) -> 
 
 
 def _server(options: argparse.Namespace, config: TransformersGeneration, closing: contextlib.ExitStack) -> Way:
+    from axolotl_sdft.inference.openai.backend import OpenAIBackend  # a machine without servers may lack its packages
+
     asking = OpenAIGeneration(
         backend="openai", base_urls=(options.server_url,), max_new_tokens=config.max_new_tokens, temperature=0.0
     )
     backend = closing.enter_context(contextlib.closing(OpenAIBackend(options.model_dir, asking)))
     backend.check()
-    return through(backend)
+    return through(backend, counts_ends=True)  # servers do
 
 
 def measure(ways: dict[str, Way], prompts: list[Prompt], num_rounds: int, keep: Path | None = None) -> Rounds:

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from axolotl_sdft.config import TransformersGeneration
 from axolotl_sdft.inference.interfaces import Backend, Prompt
-from axolotl_sdft.inference.openai.backend import OpenAIBackend
 from axolotl_sdft.inference.prompts import end_ids, load_tokenizer, prompt_ids, read_answer
 
 Key = tuple[int, int]
@@ -193,8 +192,8 @@ def _batching(longest: int, device: str, config: TransformersGeneration) -> Any:
     )
 
 
-def through(backend: Backend) -> Way:
-    """A backend of this package."""
+def through(backend: Backend, *, counts_ends: bool = False) -> Way:
+    """A backend of this package; ``counts_ends`` says that its counts hold the ends of turns already."""
 
     def write(prompts: list[Prompt]) -> Written:
         written = Written()
@@ -203,9 +202,8 @@ def through(backend: Backend) -> Way:
                 if answer.error:
                     raise SystemExit(f"row {prompt.key} failed: {answer.error}")
                 written.texts[prompt.key] = answer.text
-                # The end of a turn is a token that was written; servers count it already.
-                ended = answer.finish_reason == "stop" and not isinstance(backend, OpenAIBackend)
-                written.tokens += answer.num_tokens + ended
+                # The end of a turn is a token that was written.
+                written.tokens += answer.num_tokens + (answer.finish_reason == "stop" and not counts_ends)
         return written
 
     return Way(write)

@@ -54,6 +54,7 @@ def configuration(case: Case, model: str, *, on_cpu: bool) -> dict[str, Any]:
         "seed": 42,
         "bf16": not on_cpu,
         "dataset_prepared_path": "prepared",
+        "dataset_num_proc": 1,  # for so few rows, starting a process for each core takes longest of all
         "output_dir": "out",
         **(kernels if case.settings.get("adapter") else {}),
         **case.settings,
@@ -62,12 +63,19 @@ def configuration(case: Case, model: str, *, on_cpu: bool) -> dict[str, Any]:
 
 def why_not_here(case: Case, num_gpus: int, *, on_cpu: bool) -> str | None:
     """Return what this machine lacks for a case, or None."""
-    missing = [package for package in case.packages if importlib.util.find_spec(package) is None]
+    missing = [package for package in case.packages if not _is_installed(package)]
     if missing:
         return f"{missing[0]} is not installed"
     if not on_cpu and num_gpus < case.gpus:
         return f"needs {case.gpus} GPUs"
     return None
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # what it is a part of is missing
+        return False
 
 
 def fault_of(case: Case, returncode: int | None, printed: str, folder: Path, plain_start: float | None) -> str | None:
@@ -112,7 +120,8 @@ def run(name: str, folder: Path, options: argparse.Namespace) -> tuple[int | Non
     model = str(Path(options.model).absolute()) if Path(options.model).exists() else options.model
     config = configuration(case, model, on_cpu=options.on_cpu)
     (folder / "config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
-    launcher = ["python"] if case.gpus == 1 else ["accelerate", "--", "--num_processes", str(case.gpus)]
+    is_alone = case.gpus == 1 and "deepspeed" not in case.settings  # DeepSpeed wants a launcher even then
+    launcher = ["python"] if is_alone else ["accelerate", "--", "--num_processes", str(case.gpus)]
     search_path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     environment = {"PYTHONPATH": search_path, "AXOLOTL_DO_NOT_TRACK": "1"}
     # One process that sees several GPUs would drive them all.
@@ -144,21 +153,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _results(options: argparse.Namespace, num_gpus: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give each case with its status and reason, as it is done: the plain cases first, the others some at a time."""
+    """Give each case with its status and reason, as it is done: the plain cases first, then the others."""
     names = options.cases or list(CASES)
     starts: dict[str, float] = {}
-    waiting = []
-    for name in sorted(names, key=lambda name: name not in PLAIN.values()):
+    here = []
+    for name in names:
         missing = why_not_here(CASES[name], num_gpus, on_cpu=options.on_cpu)
         if missing:
             yield name, {"status": "skipped", "reason": missing}
-        elif name in PLAIN.values():
-            yield name, _result(name, options, starts)
         else:
-            waiting.append(name)
+            here.append(name)
+    plain = [name for name in here if name in PLAIN.values()]
     with ThreadPoolExecutor(options.jobs) as pool:
-        futures = {pool.submit(_result, name, options, starts): name for name in waiting}
-        yield from ((futures[future], future.result()) for future in as_completed(futures))
+        for some in (plain, [name for name in here if name not in plain]):
+            futures = {pool.submit(_result, name, options, starts): name for name in some}
+            yield from ((futures[future], future.result()) for future in as_completed(futures))
 
 
 def _result(name: str, options: argparse.Namespace, starts: dict[str, float]) -> dict[str, Any]:

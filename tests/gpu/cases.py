@@ -13,6 +13,8 @@ _LIGER = {
     "liger_rms_norm": True,
     "liger_glu_activation": True,
 }
+_PACKED = {"sample_packing": True, "pad_to_sequence_len": True}
+_FLEX_PACKED = _PACKED | {"attn_implementation": "flex_attention"}
 _CUT_CROSS_ENTROPY = {
     "plugins": ["axolotl_sdft.SDFTPlugin", "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"]
 }
@@ -72,10 +74,11 @@ CASES: dict[str, Case] = {
     "activation_offload": Case(_LORA | {"gradient_checkpointing": True, "activation_offloading": True}),
     "flash_attention": Case(_LORA | {"flash_attention": True}, packages=["flash_attn"]),
     "flash_attention_packed": Case(
-        _LORA | {"flash_attention": True, "sample_packing": True, "pad_to_sequence_len": True},
+        _LORA | {"flash_attention": True} | _PACKED,
         packages=["flash_attn"],
         same_start=False,
     ),
+    "flex_attention_packed": Case(_LORA | _FLEX_PACKED, same_start=False),
     "liger_kernels": Case(_LORA | _LIGER | {"liger_cross_entropy": True}, packages=["liger_kernel"]),
     "liger_without_logits": Case(
         _LORA | _LIGER | {"liger_fused_linear_cross_entropy": True}, packages=["liger_kernel"]
@@ -85,8 +88,8 @@ CASES: dict[str, Case] = {
         packages=["liger_kernel"],
         block={"teacher_storage": "top_k"},
     ),
-    "cut_cross_entropy": Case(_LORA | _CUT_CROSS_ENTROPY, packages=["cut_cross_entropy"]),
-    "cut_cross_entropy_full": Case(_CUT_CROSS_ENTROPY, packages=["cut_cross_entropy"]),
+    "cut_cross_entropy": Case(_LORA | _CUT_CROSS_ENTROPY, packages=["cut_cross_entropy.transformers"]),
+    "cut_cross_entropy_full": Case(_CUT_CROSS_ENTROPY, packages=["cut_cross_entropy.transformers"]),
     "cut_cross_entropy_fsdp2": Case(
         _LORA | _CUT_CROSS_ENTROPY | _FSDP2, gpus=2, refusal="no process has the whole head to run"
     ),
@@ -97,6 +100,8 @@ CASES: dict[str, Case] = {
     "ddp": Case(_LORA, gpus=2),
     "fsdp2": Case(_FSDP2, gpus=2),
     "fsdp2_lora": Case(_LORA | _FSDP2, gpus=2),
+    "deepspeed_zero2_alone": Case(_zero(2), packages=["deepspeed"]),
+    "deepspeed_zero3_alone": Case(_zero(3), packages=["deepspeed"]),
     "deepspeed_zero2": Case(_zero(2), gpus=2, packages=["deepspeed"]),
     "deepspeed_zero3": Case(_zero(3), gpus=2, packages=["deepspeed"]),
     "taught_lora": _taught(_LORA),
@@ -105,12 +110,14 @@ CASES: dict[str, Case] = {
     "taught_own_4bit": _taught(_LORA, {"teacher": "own", "load_in_4bit": True}, packages=["bitsandbytes"]),
     "taught_lora_kernels": _taught(_LORA | _LORA_KERNELS),
     "taught_gradient_checkpointing": _taught(_LORA | {"gradient_checkpointing": True}),
+    "taught_flex_attention_packed": _taught(_LORA | _FLEX_PACKED, same_start=False),
     "taught_liger_kernels": _taught(_LORA | _LIGER | {"liger_cross_entropy": True}, packages=["liger_kernel"]),
     "taught_liger_without_logits": _taught(
         _LORA | _LIGER | {"liger_fused_linear_cross_entropy": True}, packages=["liger_kernel"]
     ),
-    "taught_cut_cross_entropy": _taught(_LORA | _CUT_CROSS_ENTROPY, packages=["cut_cross_entropy"]),
+    "taught_cut_cross_entropy": _taught(_LORA | _CUT_CROSS_ENTROPY, packages=["cut_cross_entropy.transformers"]),
     "taught_torch_compile": _taught(_LORA | {"torch_compile": True}),
+    "taught_deepspeed_zero2_alone": _taught(_zero(2), packages=["deepspeed"]),
     "taught_ddp": _taught(_LORA, gpus=2),
     "taught_deepspeed_zero2": _taught(_zero(2), gpus=2, packages=["deepspeed"]),
 }

@@ -99,7 +99,7 @@ def trainers(bench: Bench) -> Part:
     if missing := _missing("axolotl"):
         return Part("trainers", skipped=missing)
     option, figures = bench.figures("trainers")
-    size = ["--on-cpu", "lora"] if bench.on_cpu else ["--jobs", "4", "--limit", "150"]
+    size = ["--on-cpu", "lora"] if bench.on_cpu else ["--jobs", "8", "--limit", "150"]
     places = ["--model", str(bench.model), "--folder", str(bench.workdir / "trainers"), *option]
     run = Command("combinations", "tests.gpu.axolotl_combinations", (*places, *size), 330, figures)
     return Part("trainers", (bench.prepared(), run))
@@ -128,7 +128,7 @@ def steps(bench: Bench) -> Part:
         "logit": ["--drop-layers", *bench.drop, "--workdir", str(bench.workdir)],
     }
     commands = [bench.prepared(), bench.random_weights()]
-    modes = {"lora": (80, 130)} if bench.on_cpu else {"lora": (80, 130), "qlora": (80, 110)}  # a CPU is slow in 4 bits
+    modes = {"lora": (80, 150)} if bench.on_cpu else {"lora": (80, 150), "qlora": (80, 150)}  # a CPU is slow in 4 bits
     for mode, limits in modes.items():
         missing = _missing("bitsandbytes") if mode == "qlora" else None
         for (name, arguments), limit in zip(own.items(), limits, strict=True):
