@@ -25,13 +25,29 @@ class Forward:
         if "logits_to_keep" in self._taken:
             inputs["logits_to_keep"] = 1
         placed = {name: self._placed(value) for name, value in inputs.items() if self._takes(name)}
-        return self._model(**placed, use_cache=True).logits[:, -1]
+        with attention_of_any_shape():
+            return self._model(**placed, use_cache=True).logits[:, -1]
 
     def _takes(self, name: str) -> bool:
         return name != "position_ids" or name in self._taken  # some models find positions in the mask alone
 
     def _placed(self, value: Any) -> Any:
         return value.to(self.device) if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def attention_of_any_shape() -> Iterator[None]:
+    """Keep PyTorch off cuDNN's attention while open; the user's own choice comes back.
+
+    On Hopper GPUs recent releases prefer it. It makes a plan for each new shape, which takes tens of milliseconds, and
+    when decoding, every step has a new shape.
+    """
+    was_enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was_enabled)
 
 
 def input_device(model: Any) -> torch.device:

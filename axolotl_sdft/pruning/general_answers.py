@@ -6,7 +6,7 @@ one of those that the recovery report measures on, which would flatter it.
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,7 +16,7 @@ from axolotl_sdft.config import TransformersGeneration
 from axolotl_sdft.core.artifacts import ensure_writable, fingerprint, read_json, replace_json
 from axolotl_sdft.core.errors import CheckpointError, first_line
 from axolotl_sdft.core.locks import only_one
-from axolotl_sdft.core.terminal import progress
+from axolotl_sdft.core.terminal import Progress, progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,8 @@ ANSWERS_FILE = "answers.json"
 
 _WANTED_PER_UNIT = 10  # a tenth of the rows is held out, and they may be longer than the others
 _MAX_NEW_TOKENS = 128
-_ROUND = 16  # prompts that are answered together; after each round it is known whether the text is enough
+_LONGEST_TEXT = 256  # tokens of a prompt and its answer in a chat template: hardly any has more
+_ROUND = 16  # after so many prompts it is known whether the text is enough
 
 
 def calibration_prompts() -> tuple[str, ...]:
@@ -105,8 +106,8 @@ def general_texts(
     Args:
         model: The unpruned model.
         seed_dir: Its folder, for the tokenizer.
-        num_tokens: Prompts are answered, sixteen at a time, until the texts have so many tokens. Unset: half of what a
-            patch needs, which is ten tokens for each unit of the hidden size, a tenth of them held out.
+        num_tokens: Prompts are answered, in rounds of sixteen, until the texts have so many tokens. Unset: half of what
+            a patch needs, which is ten tokens for each unit of the hidden size, a tenth of them held out.
         num_prompts: Most prompts that are answered; by default all 128.
         folder: Keeps the answers and finds them again. Its name has to tell models apart.
         chat_template: Jinja text of a chat template for a model that has none.
@@ -169,22 +170,29 @@ class _Asked:
         keep: Callable[[Mapping[str, str]], None],
     ) -> list[str]:
         """Return conversations until they are long enough; what is not among the answers is generated and kept."""
+        from axolotl_sdft.pruning.scoring.running import evaluating
+
         texts: list[str] = []
-        count = num_new = 0
+        count = num_shown = num_new = 0
         started = time.monotonic()
-        with progress("answering general prompts", num_tokens or len(prompts), _unit(num_tokens), LOG) as shown:
+        sizes: dict[str, int] = {}
+        bar = progress("answering general prompts", num_tokens or len(prompts), _unit(num_tokens), LOG)
+        with bar as shown, evaluating(self._model):
             for start in range(0, len(prompts), _ROUND):
                 part = prompts[start : start + _ROUND]
-                missing = [prompt for prompt in part if prompt not in answers]
-                if missing:
-                    answers.update(self._generated(missing))
-                    keep(answers)
-                    num_new += len(missing)
-                added = [self._conversation(prompt, answers[prompt]) for prompt in part if answers[prompt].strip()]
-                found = sum(len(self._tokenizer(text, add_special_tokens=False)["input_ids"]) for text in added)
-                # The last round gives more tokens than were wanted; a bar beyond its end would be taken for a fault.
-                shown.advance(len(part) if num_tokens is None else min(found, num_tokens - count))
-                texts, count = texts + added, count + found
+                if not answers.keys() >= set(part):
+                    ahead = prompts[start : start + self._num_surely_wanted(len(prompts), num_tokens, count)]
+                    missing = [prompt for prompt in ahead if prompt not in answers]
+                    for found in self._generated(missing):
+                        answers |= found
+                        keep(answers)
+                        num_new += len(found)
+                        sizes |= {prompt: self._size(prompt, answer) for prompt, answer in found.items()}
+                        num_shown = _advanced(shown, num_shown, sizes, num_tokens)
+                sizes |= {prompt: self._size(prompt, answers[prompt]) for prompt in part if prompt not in sizes}
+                num_shown = _advanced(shown, num_shown, sizes, num_tokens)
+                texts += [self._conversation(prompt, answers[prompt]) for prompt in part if answers[prompt].strip()]
+                count += sum(sizes[prompt] for prompt in part)
                 if num_tokens is not None and count >= num_tokens:
                     break
         LOG.info(
@@ -193,28 +201,44 @@ class _Asked:
         )
         return texts
 
+    def _num_surely_wanted(self, num_prompts: int, num_tokens: int | None, count: int) -> int:
+        """Return how many prompts are wanted however long their answers get, in whole rounds: a GPU writes the answers
+        to a hundred in little more time than to sixteen."""
+        if num_tokens is None:
+            return num_prompts
+        return max(1, (num_tokens - count) // (_LONGEST_TEXT * _ROUND)) * _ROUND
+
+    def _size(self, prompt: str, answer: str) -> int:
+        """Return the tokens that a text gives; none without an answer."""
+        if not answer.strip():
+            return 0
+        return len(self._tokenizer(self._conversation(prompt, answer), add_special_tokens=False)["input_ids"])
+
     def _conversation(self, prompt: str, answer: str) -> str:
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
 
-    def _generated(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Return the greedy answers by prompt; empty where a prompt could not be answered."""
+    def _generated(self, prompts: Sequence[str]) -> Iterator[dict[str, str]]:
+        """Yield greedy answers by prompt, some at a time; empty where a prompt could not be answered."""
         from axolotl_sdft.inference.interfaces import Prompt
         from axolotl_sdft.inference.local.backend import TransformersBackend
-        from axolotl_sdft.pruning.scoring.running import evaluating
 
         backend = TransformersBackend(self._seed_dir, self._config, self._model)
         asked = [Prompt((number, 0), ({"role": "user", "content": text},)) for number, text in enumerate(prompts)]
-        answers = dict.fromkeys(prompts, "")
         try:
-            with evaluating(self._model):
-                for batch, written in backend.generate(backend.batches(asked)):
-                    answers |= {
-                        prompts[prompt.key[0]]: answer.text for prompt, answer in zip(batch, written, strict=True)
-                    }
+            for batch, written in backend.generate(backend.batches(asked)):
+                yield {prompts[prompt.key[0]]: answer.text for prompt, answer in zip(batch, written, strict=True)}
         finally:
             backend.close()
-        return answers
+
+
+def _advanced(shown: Progress, num_shown: int, sizes: Mapping[str, int], num_tokens: int | None) -> int:
+    """Move the bar to where the answers are, and return what it shows; the last round may give more than was wanted,
+    and a bar beyond its end would be taken for a fault."""
+    reached = len(sizes) if num_tokens is None else min(sum(sizes.values()), num_tokens)
+    if reached > num_shown:
+        shown.advance(reached - num_shown)
+    return reached
 
 
 def _unit(num_tokens: int | None) -> str:

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import DynamicCache, LlamaForCausalLM
 from transformers.utils import logging
 
-from axolotl_sdft.inference.forwarding import Forward
+from axolotl_sdft.inference.forwarding import Forward, attention_of_any_shape
 from tests.inference.decoders import tiny_model
 
 
@@ -61,3 +61,25 @@ def test_the_installed_transformers_takes_the_cache_without_a_warning(monkeypatc
         torch.testing.assert_close(last, model(input_ids=torch.tensor([[5, 6, 7]])).logits[:, -1])
     assert cache.get_seq_length() == 3
     assert not said
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_cudnn_attention_is_left_out_for_the_time_of_a_pass_only(chosen):
+    seen = []
+
+    class Noting(OfToday):
+        def noted(self, input_ids, given):
+            seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+            return super().noted(input_ids, given)
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(chosen)
+    try:
+        Forward(Noting())(input_ids=torch.tensor([[1]]), cache=None)
+        assert seen == [False]
+        assert torch.backends.cuda.cudnn_sdp_enabled() is chosen
+        with pytest.raises(RuntimeError, match="lost"), attention_of_any_shape():
+            raise RuntimeError("lost")
+        assert torch.backends.cuda.cudnn_sdp_enabled() is chosen
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

@@ -26,7 +26,7 @@ def asked(monkeypatch):
 
     def answers(_self, prompts):
         rounds.append(list(prompts))
-        return dict.fromkeys(prompts, "word " * 10)
+        yield dict.fromkeys(prompts, "word " * 10)
 
     monkeypatch.setattr(module._Asked, "_generated", answers)
     return rounds
@@ -52,9 +52,28 @@ def test_prompts_are_answered_until_the_texts_are_long_enough(model, tiny_llama_
     assert len(texts) == 16
     assert calibration_prompts()[3] in texts[3]
     assert "word word" in texts[3]
+
+
+def test_prompts_that_are_wanted_for_sure_are_asked_together(model, tiny_llama_dir, asked):
+    # No text is taken to be longer than 256 tokens, so 9,000 of them are at least 35 prompts: two whole rounds.
+    general_texts(model, tiny_llama_dir, num_tokens=9_000)
+    assert [len(part) for part in asked[:2]] == [32, 16]
     asked.clear()
     assert len(general_texts(model, tiny_llama_dir, num_tokens=10**6)) == 128
-    assert [len(part) for part in asked] == [16] * 8
+    assert [len(part) for part in asked] == [128]
+
+
+def test_answers_that_were_written_are_kept_when_it_is_killed(model, tiny_llama_dir, tmp_path, monkeypatch):
+    def killed_after_two(_self, prompts):
+        yield dict.fromkeys(prompts[:2], "yes")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module._Asked, "_generated", killed_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        general_texts(model, tiny_llama_dir, num_prompts=3, folder=tmp_path / "kept")
+    assert json.loads((tmp_path / "kept" / "answers.json").read_text()) == dict.fromkeys(
+        calibration_prompts()[:2], "yes"
+    )
 
 
 def test_the_bar_ends_at_what_was_wanted_and_not_beyond(model, tiny_llama_dir, asked, monkeypatch):
@@ -109,7 +128,7 @@ def test_an_empty_answer_is_left_out_and_not_asked_for_again(model, tiny_llama_d
 
     def silent(_self, prompts):
         rounds.append(prompts)
-        return {prompt: "" if number else "yes" for number, prompt in enumerate(prompts)}
+        yield {prompt: "" if number else "yes" for number, prompt in enumerate(prompts)}
 
     monkeypatch.setattr(module._Asked, "_generated", silent)
     for _ in range(2):

@@ -107,7 +107,9 @@ def generate_greedily(model: Any, prompt_1T: "torch.Tensor", max_new_tokens: int
     """Return prompt and greedy answer of one sequence, [1, T], whatever the checkpoint's own generation settings."""
     import torch
 
-    with torch.inference_mode():
+    from axolotl_sdft.inference.forwarding import attention_of_any_shape
+
+    with torch.inference_mode(), attention_of_any_shape():
         generated_1T: torch.Tensor = model.generate(
             input_ids=prompt_1T,
             attention_mask=torch.ones_like(prompt_1T),

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from axolotl_sdft.core.errors import is_out_of_memory
-from axolotl_sdft.inference.forwarding import free_memory, input_device
+from axolotl_sdft.inference.forwarding import attention_of_any_shape, free_memory, input_device
 from axolotl_sdft.inference.local.sequences import ActiveSequence, Choice
 
 LOG = logging.getLogger(__name__)
@@ -79,18 +79,19 @@ class PlainDecoder:
         mask_BT = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows])
         device = input_device(self._model)
         try:
-            self._model.generate(
-                input_ids=ids_BT.to(device),
-                attention_mask=mask_BT.to(device),
-                max_new_tokens=rows[0].most_ids - len(rows[0].ids),
-                max_length=None,
-                eos_token_id=self._ends,
-                pad_token_id=self._pad_id,
-                logits_processor=LogitsProcessorList([_Choosing(self._choose, rows, self._ends)]),
-                # What follows is left to the processor.
-                **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0},
-                **{"temperature": None, "top_p": None, "top_k": None},
-            )
+            with attention_of_any_shape():
+                self._model.generate(
+                    input_ids=ids_BT.to(device),
+                    attention_mask=mask_BT.to(device),
+                    max_new_tokens=rows[0].most_ids - len(rows[0].ids),
+                    max_length=None,
+                    eos_token_id=self._ends,
+                    pad_token_id=self._pad_id,
+                    logits_processor=LogitsProcessorList([_Choosing(self._choose, rows, self._ends)]),
+                    # What follows is left to the processor.
+                    **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0},
+                    **{"temperature": None, "top_p": None, "top_k": None},
+                )
         except (RuntimeError, MemoryError) as err:
             if not is_out_of_memory(err):
                 raise
