@@ -112,29 +112,51 @@ def optimizer_bytes(optimizer: str, num_trained: int, dtype: str) -> tuple[int, 
     return num_trained * states * DTYPE_BYTES[dtype], note
 
 
-def activation_bytes(shape: ModelShape, num_tokens: int, checkpointed: bool) -> int | None:
+def lora_input_bytes(shape: ModelShape, targets: Collection[str] | None, number_bytes: int) -> int:
+    """Return what LoRA keeps of one token for the backward pass: a copy of the input of each adapted matrix.
+
+    Args:
+        shape: The model that is adapted.
+        targets: Full names of the adapted matrices; None for all of them.
+        number_bytes: Bytes of a number of such a copy.
+    """
+    return number_bytes * sum(matrix.inputs for matrix in shape.matrices if targets is None or matrix.name in targets)
+
+
+def activation_bytes(
+    shape: ModelShape, num_tokens: int, checkpointed: bool, lora_inputs: int | None = None
+) -> int | None:
     """Return what the layers keep for the backward pass; None where it can't be told.
 
     With gradient checkpointing that is the input of each layer. What one of them computes again comes on top, after
-    the logits are gone: ``recomputed_bytes``.
+    the logits are gone: ``recomputed_bytes``, which also tells what ``lora_inputs`` is.
     """
     if checkpointed:
         return num_tokens * shape.num_layers * shape.hidden_size * DTYPE_BYTES[shape.dtype]
-    layer = recomputed_bytes(shape, num_tokens)
+    layer = recomputed_bytes(shape, num_tokens, lora_inputs)
     return None if layer is None else shape.num_layers * layer
 
 
-def recomputed_bytes(shape: ModelShape, num_tokens: int) -> int | None:
-    """Return what one layer keeps for its backward pass; None where it can't be told."""
-    return None if shape.activation_bytes is None else num_tokens * shape.activation_bytes
+def recomputed_bytes(shape: ModelShape, num_tokens: int, lora_inputs: int | None = None) -> int | None:
+    """Return what one layer keeps for its backward pass; None where it can't be told.
+
+    Args:
+        shape: The model that is trained.
+        num_tokens: Tokens of the pass.
+        lora_inputs: What ``lora_input_bytes`` gives; None where every weight is trained.
+    """
+    if lora_inputs is None or shape.frozen_activation_bytes is None:
+        return None if shape.activation_bytes is None else num_tokens * shape.activation_bytes
+    return num_tokens * (shape.frozen_activation_bytes + lora_inputs // shape.num_layers)
 
 
 def logit_bytes(shape: ModelShape, num_tokens: int) -> int:
     """Return what the logits of a training step take while their loss is differentiated.
 
-    They are held in the model's dtype; the loss makes log-probabilities in float32 and their gradient of the same size.
+    Those of the model's dtype are gone then. There are log-probabilities in float32, their gradient, and that of the
+    logits.
     """
-    return num_tokens * shape.vocab_size * (DTYPE_BYTES[shape.dtype] + 2 * _FLOAT32)
+    return num_tokens * shape.vocab_size * 3 * _FLOAT32
 
 
 def chunk_bytes(shape: ModelShape, chunk_tokens: int) -> int:

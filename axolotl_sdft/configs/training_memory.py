@@ -11,6 +11,7 @@ from axolotl_sdft.configs.memory import (
     activation_bytes,
     chunk_bytes,
     logit_bytes,
+    lora_input_bytes,
     lora_parameters,
     optimizer_bytes,
     recomputed_bytes,
@@ -60,7 +61,8 @@ class TrainingNeed:
         if self.zero == 3:
             layer = 2 * max(self.student.layer_parameters) + self.student.other_parameters
             parts["layers gathered for the pass"] = layer * DTYPE_BYTES[self.student.dtype]
-        parts["activations"] = activation_bytes(self.student, self.num_tokens, self._is_checkpointed()) or 0
+        kept = activation_bytes(self.student, self.num_tokens, self._is_checkpointed(), self._lora_inputs())
+        parts["activations"] = kept or 0
         parts |= self._largest_of_the_moment()
         parts |= self._teacher() | self._previous_predictions()
         return MemoryNeed("training", {name: size for name, size in parts.items() if size}, tuple(self.notes))
@@ -74,6 +76,15 @@ class TrainingNeed:
         count = lora_parameters(self.student, int(self.raw.get("lora_r") or 8), self._targets())
         whole = [name for name in self.raw.get("lora_modules_to_save") or () if name in ("embed_tokens", "lm_head")]
         return count + len(whole) * self.student.vocab_size * self.student.hidden_size
+
+    def _lora_inputs(self) -> int | None:
+        """Return what LoRA keeps of one token; Axolotl's own kernels for it keep less."""
+        if not self.adapter:
+            return None
+        # LoRA's float32 weights turn their input to float32, and autocast turns that back.
+        is_autocast = self.raw.get("bf16") != "full"
+        number = DTYPE_BYTES[self.student.dtype if is_autocast else "float32"]
+        return lora_input_bytes(self.student, self._targets(), number + bool(self.raw.get("lora_dropout")))
 
     def _targets(self) -> set[str] | None:
         """Return the full names of what LoRA adapts, by PEFT's rules; None for all."""
@@ -92,7 +103,8 @@ class TrainingNeed:
     def _largest_of_the_moment(self) -> dict[str, int]:
         """Return the logits, or with gradient checkpointing the layer computed again if that is larger: never both."""
         logits = 0 if self._without_logits() else logit_bytes(self.student, self.num_tokens)
-        layer = (recomputed_bytes(self.student, self.num_tokens) or 0) if self._is_checkpointed() else 0
+        again = recomputed_bytes(self.student, self.num_tokens, self._lora_inputs()) if self._is_checkpointed() else 0
+        layer = again or 0
         return {"logits": logits} if logits >= layer else {"one layer computed again": layer}
 
     def _without_logits(self) -> bool:

@@ -67,8 +67,8 @@ def test_with_gradient_checkpointing_only_the_inputs_of_the_layers_are_kept():
     assert recomputed_bytes(SHAPE, 5) == 5 * 100
 
 
-def test_logits_are_held_once_in_their_dtype_and_twice_in_float32():
-    assert logit_bytes(SHAPE, 5) == 5 * 20 * (2 + 4 + 4)
+def test_logits_give_three_arrays_in_float32_when_their_loss_is_differentiated():
+    assert logit_bytes(SHAPE, 5) == 5 * 20 * 3 * 4
 
 
 def test_the_cache_grows_with_tokens_and_states_with_rows():

@@ -61,6 +61,9 @@ class ModelShape:
     costs: TokenCosts
     fault: str | None = None
     """Why the activations could not be counted."""
+    frozen_activation_bytes: int | None = None
+    """As ``activation_bytes``, while every weight is frozen and gradients only pass through, as they do with LoRA; what
+    LoRA keeps for itself is not in it. None where it can't be told."""
 
     @property
     def parameters(self) -> int:
@@ -91,8 +94,9 @@ def read_model_shape(config: Mapping[str, Any], dtype: str) -> ModelShape:
         layers, others, matrices = _parts(model, dict(config))
     except Exception as err:  # transformers and model code fail in many ways
         raise CheckpointError(f"the model can't be built from its config.json alone: {first_line(err)}") from err
-    activations, fault = _activation_bytes(model, len(layers))
-    return ModelShape(dtype, layers, others, matrices, *sizes, activations, token_costs(config, dtype), fault)
+    activations, fault = _activation_bytes(model, len(layers), are_trained=True)
+    frozen, _ = _activation_bytes(model, len(layers), are_trained=False)
+    return ModelShape(dtype, layers, others, matrices, *sizes, activations, token_costs(config, dtype), fault, frozen)
 
 
 def _parts(model: "PreTrainedModel", config: dict[str, Any]) -> tuple[tuple[int, ...], int, tuple[Matrix, ...]]:
@@ -123,8 +127,8 @@ def _layer_of(name: str, prefix: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _activation_bytes(model: "PreTrainedModel", num_layers: int) -> tuple[int | None, str | None]:
-    """Return what one token leaves in one layer, as if every weight were trained; or None, and why it is unknown."""
+def _activation_bytes(model: "PreTrainedModel", num_layers: int, *, are_trained: bool) -> tuple[int | None, str | None]:
+    """Return what one token leaves in one layer, with every weight trained or none; or None, and why it is unknown."""
     import torch
 
     body = model.get_decoder()
@@ -133,7 +137,7 @@ def _activation_bytes(model: "PreTrainedModel", num_layers: int) -> tuple[int | 
             model.set_experts_implementation("grouped_mm")
         except (AttributeError, ValueError) as err:
             return None, first_line(err)
-    body.requires_grad_(True)
+    body.requires_grad_(are_trained)
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved: dict[int, Any] = {}  # holds the storages, or another one might get the same address
 
@@ -144,12 +148,15 @@ def _activation_bytes(model: "PreTrainedModel", num_layers: int) -> tuple[int | 
         return tensor
 
     tokens = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device="meta")
+    # Without a trained weight the gradient has to begin somewhere.
+    begun = model.get_input_embeddings().register_forward_hook(lambda _module, _args, output: output.requires_grad_())
     try:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             body(input_ids=tokens, use_cache=False)
     except Exception as err:  # as for layers that look at content, such as compiled kernels
         return None, first_line(err)
     finally:
+        begun.remove()
         body.requires_grad_(False)
     return round(sum(_sizes(saved.values())) / _NUM_TOKENS / num_layers), None
 

@@ -1,8 +1,11 @@
 """Parts and activations of tiny models, against what their sizes give by hand and what a real step on a CPU keeps."""
 
+import peft
 import pytest
+import torch
 import transformers
 
+from axolotl_sdft.configs.memory import activation_bytes, lora_input_bytes
 from axolotl_sdft.core.errors import CheckpointError
 from axolotl_sdft.pruning.planning.model_shape import Matrix, read_model_shape
 from tests.pruning.without_content import runs_without_content
@@ -18,12 +21,13 @@ QUERY, KEY = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
 LAYER = 2 * HIDDEN * QUERY + 2 * HIDDEN * KEY + 3 * HIDDEN * INNER + 2 * HIDDEN
 
 
-def kept(number_bytes):
+def kept(number_bytes, are_trained=True):
     """Bytes that one token leaves in one layer, counted by hand from what each operation needs of its inputs."""
-    # Each norm: its input in float32, the normalised input, its output, which the projections take; and one scale.
-    norms = 2 * (4 * HIDDEN + 2 * number_bytes * HIDDEN + 4)
+    # Each norm: its input in float32, and one scale; for its weight the normalised input, for theirs the projections'
+    # input.
+    norms = 2 * (4 * HIDDEN + 4) + are_trained * 2 * 2 * number_bytes * HIDDEN
     attention = number_bytes * (2 * QUERY + 2 * KEY) + 4 * HEADS  # q, k, v, output; a normaliser for each head
-    mlp = 4 * number_bytes * INNER  # gate, its activation, up, their product
+    mlp = (3 + are_trained) * number_bytes * INNER  # gate, its activation, up; for the last weight their product
     return norms + attention + mlp
 
 
@@ -51,6 +55,39 @@ def test_activations_are_what_the_operations_of_a_layer_need_again(dtype, number
     expected = kept(number_bytes)
     # The rotary angles and the last norm are spread over the layers.
     assert expected <= counted <= 1.1 * expected
+
+
+@pytest.mark.parametrize(("dtype", "number_bytes"), [("float32", 4), ("bfloat16", 2)])
+@runs_without_content
+def test_frozen_weights_do_not_need_what_goes_into_them(dtype, number_bytes):
+    counted = read_model_shape(LLAMA, dtype).frozen_activation_bytes
+    expected = kept(number_bytes, are_trained=False)
+    assert expected <= counted <= 1.1 * expected
+
+
+@pytest.mark.parametrize("is_autocast", [True, False])
+@runs_without_content
+def test_lora_keeps_as_much_in_a_real_pass_as_is_calculated(is_autocast):
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).bfloat16().train()
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    shape, tokens = read_model_shape(LLAMA, "bfloat16"), 128
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved = {}
+
+    def count(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights and tensor.shape[-1] != VOCABULARY:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=is_autocast),
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+    ):
+        ids_BT = torch.randint(3, VOCABULARY, (1, tokens))
+        model(input_ids=ids_BT, use_cache=False)
+    found = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    inputs = lora_input_bytes(shape, None, 2 if is_autocast else 4)
+    assert activation_bytes(shape, tokens, checkpointed=False, lora_inputs=inputs) == pytest.approx(found, rel=0.1)
 
 
 @runs_without_content
