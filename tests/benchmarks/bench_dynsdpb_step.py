@@ -170,7 +170,8 @@ def main() -> None:
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
-    """Return the lines of a Markdown table; ratios are to plain training in the same round."""
+    """Return the lines of a Markdown table; ratios are to plain training in the same round, or without it to the first
+    way."""
     lines = [
         "| | seconds a step | times plain | CPU seconds | times plain | peak, MB | times plain |",
         "|---" * 7 + "|",
@@ -178,7 +179,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
     for way, rounds in found.items():
         cells = []
         for key, digits in (("seconds", 2), ("cpu_seconds", 2), ("megabytes", 0)):
-            pairs = zip(rounds, found["plain"], strict=True)
+            pairs = zip(rounds, found.get("plain") or next(iter(found.values())), strict=True)
             ratio = statistics.median(figures[key] / plain[key] for figures, plain in pairs)
             cells += [f"{statistics.median(figures[key] for figures in rounds):.{digits}f}", f"{ratio:.3f}"]
         lines.append(f"| {_TITLES[way]} | {' | '.join(cells)} |")
@@ -198,7 +199,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--memory", default="auto", choices=("auto", "hidden_states", "logits", "top_k"))
     parser.add_argument("--chunk-tokens", type=int, default=64)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
-    parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS, help="ways to compare, plain among them")
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS, help="ways to compare (default: all)")
     parser.add_argument("--way", choices=WAYS, help="measure one way in this process and print it as JSON")
     parser.add_argument("--json", type=Path, help="file for the figures, written after each way")
     return parser.parse_args()

@@ -54,7 +54,6 @@ def configuration(case: Case, model: str, *, on_cpu: bool) -> dict[str, Any]:
         "seed": 42,
         "bf16": not on_cpu,
         "dataset_prepared_path": "prepared",
-        "dataset_num_proc": 1,  # for so few rows, starting a process for each core takes longest of all
         "output_dir": "out",
         **(kernels if case.settings.get("adapter") else {}),
         **case.settings,
@@ -164,8 +163,11 @@ def _results(options: argparse.Namespace, num_gpus: int) -> Iterator[tuple[str, 
         else:
             here.append(name)
     plain = [name for name in here if name in PLAIN.values()]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for some in (plain, [name for name in here if name not in plain]):
+    for some in (plain, [name for name in here if name not in plain]):
+        if options.jobs == 1:  # without a thread: forks of one end in an error of Python's
+            yield from ((name, _result(name, options, starts)) for name in some)
+            continue
+        with ThreadPoolExecutor(options.jobs) as pool:
             futures = {pool.submit(_result, name, options, starts): name for name in some}
             yield from ((futures[future], future.result()) for future in as_completed(futures))
 

@@ -44,7 +44,7 @@ class Bench:
     def random_weights(self) -> Command:
         """The large model of random weights, unless it is there."""
         arguments = (self.shape, str(self.large), "--tokenizer", str(self.tokenizer))
-        return Command("random weights", "tests.benchmarks.random_models", arguments, 80, is_needed=True)
+        return Command("random weights", "tests.benchmarks.random_models", arguments, 60, is_needed=True)
 
     def figures(self, name: str) -> tuple[tuple[str, ...], Callable[[], Any]]:
         """Return the option that names a benchmark's file of figures, and what reads it."""
@@ -101,7 +101,7 @@ def trainers(bench: Bench) -> Part:
     option, figures = bench.figures("trainers")
     size = ["--on-cpu", "lora"] if bench.on_cpu else ["--jobs", "8", "--limit", "150"]
     places = ["--model", str(bench.model), "--folder", str(bench.workdir / "trainers"), *option]
-    run = Command("combinations", "tests.gpu.axolotl_combinations", (*places, *size), 330, figures)
+    run = Command("combinations", "tests.gpu.axolotl_combinations", (*places, *size), 300, figures)
     return Part("trainers", (bench.prepared(), run))
 
 
@@ -112,7 +112,7 @@ def rewriting(bench: Bench) -> Part:
     common = ["--model-dir", str(bench.model), "--data", str(data), "--rounds", "1", "--threads", "1"]
     common += ["--rows", rows, "--new-tokens", tokens, "--ways", "backend", "padded", "continuous"]
     commands = [bench.prepared()]
-    for name, shape, limit in (("0.1B", [], 75), (bench.shape, ["--random-shape", bench.shape], 120)):
+    for name, shape, limit in (("0.1B", [], 60), (bench.shape, ["--random-shape", bench.shape], 110)):
         option, figures = bench.figures(f"rewriting-{name}")
         arguments = (*common, *shape, *option)
         commands.append(Command(name, "tests.benchmarks.bench_rewriting", arguments, limit, figures))
@@ -128,13 +128,16 @@ def steps(bench: Bench) -> Part:
         "logit": ["--drop-layers", *bench.drop, "--workdir", str(bench.workdir)],
     }
     commands = [bench.prepared(), bench.random_weights()]
-    modes = {"lora": (80, 150)} if bench.on_cpu else {"lora": (80, 150), "qlora": (80, 150)}  # a CPU is slow in 4 bits
+    modes = {"lora": (70, 150)} if bench.on_cpu else {"lora": (70, 150), "qlora": (65, 150)}  # a CPU is slow in 4 bits
     for mode, limits in modes.items():
         missing = _missing("bitsandbytes") if mode == "qlora" else None
         for (name, arguments), limit in zip(own.items(), limits, strict=True):
             option, figures = bench.figures(f"steps-{name}-{mode}")
             everything, module = (*common, "--mode", mode, *arguments, *option), f"tests.benchmarks.bench_{name}_step"
             commands.append(Command(f"{name} {mode}", module, everything, limit, figures, skipped=missing))
+    option, figures = bench.figures("steps-dynsdpb-chunks")
+    large = (*common, "--ways", "dynsdpb", "--chunk-tokens", "512", *option)
+    commands.append(Command("dynsdpb lora 512", "tests.benchmarks.bench_dynsdpb_step", large, 45, figures))
     return Part("steps", tuple(commands))
 
 
@@ -143,7 +146,7 @@ def pruning(bench: Bench) -> Part:
     option, figures = bench.figures("pruning")
     size = ["--rows", "2", "--tokens", "16"] if bench.on_cpu else []
     places = ["--model-dir", str(bench.large), "--workdir", str(bench.workdir), "--drop-layers", *bench.drop]
-    run = Command("stages", "tests.benchmarks.bench_pruning", (*places, *size, *option), 130, figures)
+    run = Command("stages", "tests.benchmarks.bench_pruning", (*places, *size, *option), 120, figures)
     return Part("pruning", (bench.prepared(), bench.random_weights(), run))
 
 
