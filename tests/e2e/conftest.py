@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.e2e import forked_axolotl
+
 REPOSITORY = Path(__file__).parents[2]
 BINARIES = Path(sys.executable).parent
 
@@ -71,13 +73,23 @@ def write_config(folder, config):
     return path
 
 
-def run_axolotl(folder, *args, check=True, stdin="", **env):
-    """Run the real command in a folder and return what it printed, both streams together."""
+def run_axolotl(folder, *args, check=True, as_program=False, stdin="", **env):
+    """Run the real command in a folder and return what it printed, both streams together.
+
+    It is a fork that has the imports done, unless it is to be the program that is installed.
+    """
     path = f"{BINARIES}{os.pathsep}{os.environ['PATH']}"  # Axolotl starts other programs by name
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPOSITORY}", "PATH": path} | env
-    command = [str(BINARIES / "axolotl"), *(str(arg) for arg in args)]
-    streams = {"input": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(command, cwd=folder, env=environment, timeout=1200, **streams)
+    words = [str(arg) for arg in args]
+    if as_program:
+        streams = {"input": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        program = [str(BINARIES / "axolotl"), *words]
+        done = subprocess.run(program, cwd=folder, env=environment, timeout=1200, **streams)
+        code, printed = done.returncode, done.stdout
+    else:
+        log = Path(folder) / "printed.txt"
+        code = forked_axolotl.run(words, folder, log, environment, stdin)
+        printed = log.read_text()
     if check:
-        assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
+        assert code == 0, printed[-6000:]
+    return printed

@@ -20,7 +20,7 @@ def trained(tmp_path_factory, base_config):
     """A folder in which `axolotl train` has run with all three stages, and what it printed."""
     folder = tmp_path_factory.mktemp("trained")
     config = write_config(folder, base_config | {"val_set_size": 0.2, "save_steps": 2})
-    return folder, config, run_axolotl(folder, "train", config, "--launcher", "python")
+    return folder, config, run_axolotl(folder, "train", config, "--launcher", "python", as_program=True)
 
 
 def pruned_dir(folder):

@@ -113,7 +113,7 @@ def test_plain_cases_come_first_and_give_the_start_of_their_trainer(tmp_path: Pa
     options = ["--on-cpu", "--folder", str(tmp_path), "--json", str(tmp_path / "found.json"), "--jobs", "2"]
     assert script.main([*names, *options]) == 1
     found = json.loads((tmp_path / "found.json").read_text())
-    assert list(found)[:2] == ["taught_lora", "lora"]
+    assert set(list(found)[:2]) == {"taught_lora", "lora"}
     assert {name for name, result in found.items() if result["status"] == "works"} == set(names) - {"full"}
     assert "starts at a cross-entropy of 3.0000, the plain case at 2.0000" in found["full"]["reason"]
 
