@@ -20,6 +20,7 @@ from axolotl_sdft.configs.memory import (
 )
 from axolotl_sdft.configs.training_memory import TrainingNeed
 from axolotl_sdft.core.model_folder import read_config
+from axolotl_sdft.pruning.general_answers import LONGEST_TEXT, WANTED_PER_UNIT, surely_wanted
 from axolotl_sdft.pruning.planning.model_shape import ModelShape, read_model_shape
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 GIGABYTE = 10**9
 _STATED = re.compile(r"(?:(\d+) )?GPUs? of (\d+) GB")
-_HELD_BY_GENERAL_ANSWERS = (16, 256)  # rows that are answered together while a patch is fitted, and their tokens
 _KEPT_FREE = 0.1  # of a GPU, for what no figure holds
 
 
@@ -171,10 +171,10 @@ def _scoring(block: LayerPruningConfig, shape: ModelShape, num_gpus: int) -> Mem
     parts = {"weights": _spread(weights, block.device_map, num_gpus)}
     parts["one layer's activations"] = tokens * (shape.activation_bytes or 0)
     if block.patch != "none":
-        rows, length = _HELD_BY_GENERAL_ANSWERS
+        rows = min(surely_wanted(WANTED_PER_UNIT * shape.hidden_size), TransformersGeneration().max_batch_size)
         parts["logits of seed model and cut"] = 2 * tokens * shape.vocab_size * DTYPE_BYTES[dtype]
         parts["sums of the fit"] = 2 * shape.hidden_size**2 * 8
-        parts["KV cache"] = cache_bytes(shape, rows * length, rows) or 0
+        parts["KV cache"] = cache_bytes(shape, rows * LONGEST_TEXT, rows) or 0
     return MemoryNeed("layer_pruning", parts, tuple(unknown_parts(shape)))
 
 

@@ -25,12 +25,14 @@ LOG = logging.getLogger(__name__)
 
 TOKENS_PER_UNIT = 8
 """Tokens that a patch should be fitted on for each unit of the hidden size; fewer are warned of."""
+LONGEST_TEXT = 256
+"""Tokens of a prompt and its answer in a chat template. Hardly any has more."""
 PROMPTS_FILE = "calibration_prompts.txt"
 ANSWERS_FILE = "answers.json"
 
-_WANTED_PER_UNIT = 10  # a tenth of the rows is held out, and they may be longer than the others
+WANTED_PER_UNIT = 10
+"""Tokens that are asked for: a tenth of the rows is held out, and they may be longer than the others."""
 _MAX_NEW_TOKENS = 128
-_LONGEST_TEXT = 256  # tokens of a prompt and its answer in a chat template: hardly any has more
 _ROUND = 16  # after so many prompts it is known whether the text is enough
 
 
@@ -38,6 +40,14 @@ def calibration_prompts() -> tuple[str, ...]:
     """Return the prompts that come with the package, in an order in which any first few are of many kinds."""
     text = resources.files(__package__).joinpath(PROMPTS_FILE).read_text(encoding="utf-8")
     return tuple(line.strip() for line in text.split("\n") if line.strip())
+
+
+def surely_wanted(num_tokens: int) -> int:
+    """Return how many prompts so many tokens take, however long the answers get: whole rounds, one at least.
+
+    They are answered together. A GPU writes the answers to a hundred in little more time than those to sixteen.
+    """
+    return max(1, num_tokens // (LONGEST_TEXT * _ROUND)) * _ROUND
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class GeneralText:
         """Return how many tokens are wanted beside those of other text; None for as many as the prompts give."""
         if self.share is None:
             return None
-        needed = _WANTED_PER_UNIT * hidden_size
+        needed = WANTED_PER_UNIT * hidden_size
         return max(round(self.share * needed), needed - num_others)
 
     def planned(self, seed_config: Mapping[str, Any]) -> str:
@@ -71,7 +81,7 @@ class GeneralText:
         if self.share is None:
             return f"the seed model's answers to {self.num_prompts} general prompts, which it writes then"
         size = seed_config.get("hidden_size") or (seed_config.get("text_config") or {}).get("hidden_size")
-        count = f"{self.num_tokens(size, _WANTED_PER_UNIT * size):,}" if isinstance(size, int) else "some"
+        count = f"{self.num_tokens(size, WANTED_PER_UNIT * size):,}" if isinstance(size, int) else "some"
         return (
             f"{count} tokens or more of the seed model's answers to general prompts, which it writes then "
             "(layer_pruning.calibration.general_share: 0 for none)"
@@ -83,7 +93,7 @@ class GeneralText:
         if wanted is None:
             return f"the patch is also fitted on the seed model's answers to {self.num_prompts} general prompts"
         return (
-            f"for a hidden size of {hidden_size:,} a patch needs {_WANTED_PER_UNIT * hidden_size:,} tokens; beside "
+            f"for a hidden size of {hidden_size:,} a patch needs {WANTED_PER_UNIT * hidden_size:,} tokens; beside "
             f"{num_others:,} that were read, the seed model answers general prompts until that gives {wanted:,} more "
             "(layer_pruning.calibration.general_share: 0 switches this off)"
         )
@@ -120,7 +130,7 @@ def general_texts(
         >>> texts += general_texts(model, "models/SmolLM2-135M-Instruct")
     """
     if num_tokens is None and num_prompts is None:
-        num_tokens = _WANTED_PER_UNIT * model.config.get_text_config().hidden_size // 2
+        num_tokens = WANTED_PER_UNIT * model.config.get_text_config().hidden_size // 2
     prompts = calibration_prompts()[:num_prompts]
     asked = _Asked(model, Path(seed_dir), chat_template, trust_remote_code)
     if folder is None:
@@ -181,8 +191,8 @@ class _Asked:
             for start in range(0, len(prompts), _ROUND):
                 part = prompts[start : start + _ROUND]
                 if not answers.keys() >= set(part):
-                    ahead = prompts[start : start + self._num_surely_wanted(len(prompts), num_tokens, count)]
-                    missing = [prompt for prompt in ahead if prompt not in answers]
+                    ahead = len(prompts) if num_tokens is None else surely_wanted(num_tokens - count)
+                    missing = [prompt for prompt in prompts[start : start + ahead] if prompt not in answers]
                     for found in self._generated(missing):
                         answers |= found
                         keep(answers)
@@ -200,13 +210,6 @@ class _Asked:
             *(len(texts), num_new, time.monotonic() - started, count),
         )
         return texts
-
-    def _num_surely_wanted(self, num_prompts: int, num_tokens: int | None, count: int) -> int:
-        """Return how many prompts are wanted however long their answers get, in whole rounds: a GPU writes the answers
-        to a hundred in little more time than to sixteen."""
-        if num_tokens is None:
-            return num_prompts
-        return max(1, (num_tokens - count) // (_LONGEST_TEXT * _ROUND)) * _ROUND
 
     def _size(self, prompt: str, answer: str) -> int:
         """Return the tokens that a text gives; none without an answer."""

@@ -1,5 +1,7 @@
 """Which parts each stage of a configuration has, on a model small enough to count by hand."""
 
+from dataclasses import replace
+
 import pytest
 from transformers import LlamaConfig
 
@@ -141,6 +143,14 @@ def test_vllm_holds_the_weights_and_fills_the_rest():
     need = stages(self_distillation={"generation": {"backend": "vllm", "vllm_args": {"tensor_parallel_size": 2}}})
     assert need["self_distillation"].parts == {"weights": 590}
     assert "gpu_memory_utilization (0.9)" in need["self_distillation"].notes[0]
+
+
+@pytest.mark.parametrize(("hidden_size", "rows"), [(8, 16), (819, 16), (820, 32), (100_000, 64)])
+def test_a_patch_holds_the_cache_of_general_answers_that_are_written_together(hidden_size, rows):
+    # Ten tokens for each unit of the hidden size, in rounds of 16 texts of 256 tokens at most, and never more than 64.
+    raw = {**STEP, "layer_pruning": {"num_layers": 1}}
+    needs = memory_needs(raw, read_blocks(raw), replace(SHAPE, hidden_size=hidden_size))
+    assert needs[0].parts["KV cache"] == rows * 256 * 16
 
 
 def test_scoring_and_the_report_can_be_quantized_or_spread_over_gpus():

@@ -100,9 +100,9 @@ def test_the_bar_ends_at_what_was_wanted_and_not_beyond(model, tiny_llama_dir, a
 
 
 def test_half_of_what_a_patch_needs_is_asked_for_unless_told_otherwise(model, tiny_llama_dir, asked, monkeypatch):
-    monkeypatch.setattr(module, "_WANTED_PER_UNIT", 10**6)
+    monkeypatch.setattr(module, "WANTED_PER_UNIT", 10**6)
     assert len(general_texts(model, tiny_llama_dir)) == 128
-    monkeypatch.setattr(module, "_WANTED_PER_UNIT", 0)
+    monkeypatch.setattr(module, "WANTED_PER_UNIT", 0)
     assert len(general_texts(model, tiny_llama_dir)) == 16
 
 

@@ -132,7 +132,7 @@ def test_a_quantized_projection_is_left_as_it_is(tmp_path):
 def short_answers(monkeypatch):
     """The model writes few tokens, and few are wanted."""
     monkeypatch.setattr(general_answers, "_MAX_NEW_TOKENS", 3)
-    monkeypatch.setattr(general_answers, "_WANTED_PER_UNIT", 1)
+    monkeypatch.setattr(general_answers, "WANTED_PER_UNIT", 1)
 
 
 def words(count=12):
