@@ -119,7 +119,7 @@ def run(name: str, folder: Path, options: argparse.Namespace) -> tuple[int | Non
     model = str(Path(options.model).absolute()) if Path(options.model).exists() else options.model
     config = configuration(case, model, on_cpu=options.on_cpu)
     (folder / "config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
-    is_alone = case.gpus == 1 and "deepspeed" not in case.settings  # DeepSpeed wants a launcher even then
+    is_alone = case.gpus == 1 and "deepspeed" not in case.settings  # which wants a launcher even so
     launcher = ["python"] if is_alone else ["accelerate", "--", "--num_processes", str(case.gpus)]
     search_path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     environment = {"PYTHONPATH": search_path, "AXOLOTL_DO_NOT_TRACK": "1"}
