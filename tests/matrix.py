@@ -89,7 +89,10 @@ def outcome(name: str) -> str:
     with log.open("w", encoding="utf-8") as file:
         streams = {"stdout": file, "stderr": subprocess.STDOUT}
         code = subprocess.run(environment.command, cwd=REPOSITORY, check=False, **streams).returncode
-    return judged(code, log.read_text(encoding="utf-8", errors="replace"))
+    printed = log.read_text(encoding="utf-8", errors="replace")
+    if code:
+        print("\n".join([*failed_tests(printed), f"all that was printed: {log}"]), file=sys.stderr, flush=True)
+    return judged(code, printed)
 
 
 def judged(code: int, printed: str) -> str:
@@ -102,6 +105,11 @@ def judged(code: int, printed: str) -> str:
         return f"passed: {said}" if counted else "failed: the command ended well, but told of no test"
     last = _last_line(printed, ".").strip()[:120].replace("|", "/")
     return f"failed: {counted or last or f'exit code {code}'}"
+
+
+def failed_tests(printed: str) -> list[str]:
+    """Return pytest's lines of tests that failed or could not be set up."""
+    return [each for each in printed.splitlines() if each.startswith(("FAILED ", "ERROR "))]
 
 
 def _last_line(printed: str, pattern: str) -> str:

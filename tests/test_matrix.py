@@ -27,6 +27,17 @@ def test_an_outcome_is_told_by_the_exit_code_and_the_counts_of_tests(code, print
     assert judged(code, printed) == outcome
 
 
+def test_a_failure_is_told_with_its_tests_and_the_file_of_all_that_was_printed(monkeypatch, tmp_path, capsys):
+    says = "echo 'FAILED tests/test_a.py::test_b - assert 1 == 2'; echo '1 failed, 2 passed in 3s'; exit 1"
+    monkeypatch.setitem(ENVIRONMENTS, "core-3.13", Environment("3.13", "none", "some", ("sh", "-c", says)))
+    monkeypatch.setattr(matrix, "find_python", lambda version: "python3.13")
+    monkeypatch.setattr(matrix, "REPOSITORY", tmp_path)
+    assert matrix.outcome("core-3.13") == "failed: 1 failed, 2 passed"
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "FAILED tests/test_a.py::test_b - assert 1 == 2"
+    assert told[1] == f"all that was printed: {tmp_path / 'build' / 'matrix-core-3.13.log'}"
+
+
 def test_an_environment_whose_python_is_missing_is_skipped(monkeypatch):
     monkeypatch.setattr(matrix, "find_python", lambda version: None)
     assert matrix.outcome("axolotl-0.21") == "skipped: Python 3.12 is not installed"
