@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ _POLL_S = 0.2
 _END_S = 30.0
 _SHOWN_LINES = 30
 _TELLING = re.compile(r"\b(\w+(Error|Exception)|error): \S")
+_OF_CLIENTS = ("ConnectionResetError", "ConnectionAbortedError", "BrokenPipeError")
 
 # Of the launcher that started this process: with them, the child would join the rendezvous of the training ranks.
 _LAUNCHER_VARIABLES = (
@@ -206,12 +207,11 @@ class VLLMServer:
         for line in lines[-_SHOWN_LINES:]:
             LOG.error("vLLM: %s", line)
         kept = self._log.rename(self._log.with_name("failed.log")) if self._log.exists() else self._log
-        # The first error is the cause; those after it say that something has failed.
-        reason = next((line[found.start() :] for line in lines if (found := _TELLING.search(line))), "see its log")
         return BackendError(
-            f"{_KEY}.backend is vllm, but vLLM {what} with {self._model_dir}: {shortened(reason, 300)}. Its log is "
-            f"{kept}. What was answered before is kept. Where memory is short, lower {_KEY}.vllm_args.max_model_len or "
-            "gpu_memory_utilization; where an argument is wrong, correct it in vllm_args; then run again"
+            f"{_KEY}.backend is vllm, but vLLM {what} with {self._model_dir}: {shortened(cause(lines), 300)}. "
+            f"Its log is {kept}. What was answered before is kept. Where memory is short, lower {_KEY}.vllm_args."
+            "max_model_len or gpu_memory_utilization; where an argument is wrong, correct it in vllm_args; then run "
+            "again"
         )
 
     def _lines(self) -> list[str]:
@@ -230,6 +230,15 @@ class VLLMServer:
         self._log.unlink(missing_ok=True)
         if not any(self._log.parent.iterdir()):
             shutil.rmtree(self._log.parent, ignore_errors=True)
+
+
+def cause(lines: Sequence[str]) -> str:
+    """Return what the lines of a log say that a server ended by: their first error, since later ones follow from it.
+
+    That a client went away ends no server, so such an error is taken only where there is no other.
+    """
+    errors = [line[found.start() :] for line in lines if (found := _TELLING.search(line))]
+    return next((error for error in errors if not error.startswith(_OF_CLIENTS)), next(iter(errors), "see its log"))
 
 
 def server_arguments(config: VLLMGeneration) -> dict[str, Any]:

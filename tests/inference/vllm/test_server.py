@@ -17,7 +17,7 @@ import torch
 from axolotl_sdft.config import VLLMGeneration
 from axolotl_sdft.core.errors import ConfigError, MissingExtraError
 from axolotl_sdft.inference.vllm import server
-from axolotl_sdft.inference.vllm.server import VLLMServer, find_vllm, flags, server_arguments
+from axolotl_sdft.inference.vllm.server import VLLMServer, cause, find_vllm, flags, server_arguments
 from tests.inference.vllm import fake_vllm
 from tests.inference.vllm.conftest import install, is_running
 
@@ -188,3 +188,18 @@ def test_a_run_that_ends_in_any_way_leaves_no_process_behind(way_out):
     run.communicate()
 
     wait_until_gone(pids)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["INFO: loading", "(worker) RuntimeError: no memory", "EngineDeadError: it died"], "RuntimeError: no memory"),
+        (["ConnectionResetError: by peer", "BrokenPipeError: gone", "ValueError: bad"], "ValueError: bad"),
+        (["ConnectionResetError: by peer"], "ConnectionResetError: by peer"),
+        (["serve: error: unrecognized arguments"], "error: unrecognized arguments"),
+        (["INFO: loading", "Error:"], "see its log"),
+        ([], "see its log"),
+    ],
+)
+def test_a_server_ended_by_its_first_error_that_is_not_of_a_client_that_went_away(lines, expected):
+    assert cause(lines) == expected
