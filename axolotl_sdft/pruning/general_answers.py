@@ -31,7 +31,7 @@ PROMPTS_FILE = "calibration_prompts.txt"
 ANSWERS_FILE = "answers.json"
 
 WANTED_PER_UNIT = 10
-"""Tokens that are asked for: a tenth of the rows is held out, and they may be longer than the others."""
+"""Tokens that are asked for, for each unit of the hidden size: a tenth of the rows is held out, perhaps the longest."""
 _MAX_NEW_TOKENS = 128
 _ROUND = 16  # after so many prompts it is known whether the text is enough
 

@@ -61,14 +61,15 @@ def _interpreter(module: str, arguments: Sequence[str], log: Path, folder: Path 
 
 def _fork(module: str, arguments: Sequence[str], log: Path, folder: Path | None, changes: dict[str, str]) -> Any:
     target = multiprocessing.get_context("fork").Process
-    child: Any = target(target=_run_here, args=(module, list(arguments), log, folder, changes))
+    child: Any = target(target=run_here, args=(module, list(arguments), log, folder, changes))
     child.start()
     with suppress(ProcessLookupError, PermissionError):
         os.setpgid(child.pid, child.pid)  # the child does so as well: whichever comes first
     return child
 
 
-def _run_here(module: str, arguments: list[str], log: Path, folder: Path | None, changes: dict[str, str]) -> None:
+def run_here(module: str, arguments: list[str], log: Path, folder: Path | None, changes: dict[str, str]) -> None:
+    """Run a module's ``main`` in this process, a fork that is to do nothing else, and end it with the exit code."""
     with suppress(PermissionError):
         os.setpgid(0, 0)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)

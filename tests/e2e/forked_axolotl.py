@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import sys
 
+from tests.benchmarks.children import run_here
+
 _PRELOADED = (
     *("axolotl.cli.main", "axolotl.cli.train", "axolotl.cli.merge_lora", "axolotl.cli.evaluate"),
     *("axolotl.core.builders", "axolotl.utils.data", "trl.trainer.reward_trainer", "peft", "datasets"),
@@ -20,7 +22,7 @@ def run(words, folder, log, environment, stdin="", limit=1200):
     """Run a command in a folder, all that it prints going into a file, and return its exit code."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(_PRELOADED))
-    child = server.Process(target=_run_here, args=(words, str(folder), str(log), dict(environment), stdin))
+    child = server.Process(target=_run_here, args=(words, folder, log, dict(environment), stdin))
     child.start()
     child.join(limit)
     if child.exitcode is None:
@@ -30,20 +32,11 @@ def run(words, folder, log, environment, stdin="", limit=1200):
 
 
 def _run_here(words, folder, log, environment, stdin):
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for standard in (1, 2):
-        os.dup2(descriptor, standard)
     read_end, write_end = os.pipe()
     os.write(write_end, stdin.encode())
     os.close(write_end)
     os.dup2(read_end, 0)
     sys.stdin = os.fdopen(0)  # multiprocessing has closed its own
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    sys.argv = ["axolotl", *words]
     # What this process starts by itself, such as workers that load data, must not come from a server of its own.
     multiprocessing.set_start_method(None, force=True)
-    from axolotl.cli.main import cli
-
-    cli.main(words, prog_name="axolotl")
+    run_here("axolotl.cli.main", words, log, folder, environment)
