@@ -6,7 +6,6 @@ traceback that ends it, and where it stands when it does not end go to a file of
 
 import faulthandler
 import logging
-import multiprocessing
 import os
 import resource
 import signal
@@ -23,9 +22,7 @@ from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.plugins.registry import registry
 from tests.distillation import echo_backend
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.distillation.runs"])
+from tests.forks import server
 
 registry()  # loading all plugins takes seconds, which the processes forked from this one save
 
@@ -89,7 +86,7 @@ def _write_to(log):
     os.close(file)
     faulthandler.enable(2)
     faulthandler.register(signal.SIGUSR1, 2)
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig(level=logging.INFO, force=True)  # whatever the imports have set up
 
 
 class Run:
@@ -100,9 +97,9 @@ class Run:
         make_seed(root)  # before any process reads it
         self.log = root / f"process-{len(list(root.glob('process-*.log')))}.log"
         self.log.touch()
-        started = CONTEXT.Event()
+        started = server().Event()
         # A daemon: one that hangs is killed when the tests end, rather than waited for.
-        self._process = CONTEXT.Process(target=_run, args=(root, self.log, env, *settings, started), daemon=True)
+        self._process = server().Process(target=_run, args=(root, self.log, env, *settings, started), daemon=True)
         self._process.start()
         wait_until(started.is_set, lambda: self.describe("has not started"), self)
 

@@ -1,10 +1,6 @@
 """The tutorial's configuration and all its commands, from the first look to the merged model, on a tiny model."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -15,6 +11,7 @@ pytest.importorskip("peft")
 from transformers import AutoModelForCausalLM
 
 from tests.docs.pages import REPOSITORY, blocks, commands
+from tests.e2e.conftest import run_axolotl
 
 pytestmark = pytest.mark.e2e
 
@@ -37,7 +34,7 @@ def finished(tmp_path_factory, tiny_llama_dir):
     (folder / "example_configs").symlink_to(REPOSITORY / "example_configs")
     (config,) = [block for block in blocks(PAGE) if block.title == "config.yml"]
     (folder / "config.yml").write_text(yaml.safe_dump(yaml.safe_load(config.text) | LESS))
-    return folder, run(folder, list(axolotl_commands()))
+    return folder, "".join(run_axolotl(folder, *words) for words in axolotl_commands())
 
 
 def axolotl_commands():
@@ -46,17 +43,6 @@ def axolotl_commands():
             if program == "axolotl":
                 # The launcher would import everything once more.
                 yield [*words, "--launcher", "python"] if words[0] == "train" else words
-
-
-def run(folder, lines):
-    script = Path(__file__).with_name("warm_axolotl.py")
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(
-        [sys.executable, script], input=json.dumps(lines), cwd=folder, env=environment, timeout=1200, **streams
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
 
 
 def test_the_looks_before_training_show_layers_and_rows(finished):

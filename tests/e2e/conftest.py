@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e import forked_axolotl
+from tests import forks
 
 REPOSITORY = Path(__file__).parents[2]
 BINARIES = Path(sys.executable).parent
@@ -88,7 +88,7 @@ def run_axolotl(folder, *args, check=True, as_program=False, stdin="", **env):
         code, printed = done.returncode, done.stdout
     else:
         log = Path(folder) / "printed.txt"
-        code = forked_axolotl.run(words, folder, log, environment, stdin)
+        code = forks.run_axolotl(words, folder, log, environment, stdin)
         printed = log.read_text()
     if check:
         assert code == 0, printed[-6000:]

@@ -1,8 +1,6 @@
 """Two processes learn from the seed model what one learns by accumulating the micro-batches of both."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +9,13 @@ import torch
 
 from axolotl_sdft.config import DynSDPBConfig, LogitDistillationConfig
 from axolotl_sdft.training.trainers import LogitDistillationTrainer
+from tests.forks import run_ranks
 from tests.training.micro_batches import rows, train, train_logs
-from tests.training.ports import free_port
 from tests.training.teachers.students import load, prune
 from tests.training.test_logit_distillation import Both, LogitDistillationMeanTrainer, student
 
 pytest.importorskip("peft")
 
-REPOSITORY = Path(__file__).parents[2]
 EPOCH = [rows(7, 4, seed=1), rows(3, 8, seed=2), rows(5, 5, seed=3), rows(9, 6, seed=4, prompt=3)]
 ANSWERS = LogitDistillationConfig(alpha=0.6, temperature=2.0)
 WAYS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -45,17 +42,10 @@ def result_of(way: str, pruned: Path, epochs: list[Any], **more: Any) -> dict[st
     }
 
 
-def run_rank(pruned: Path) -> None:
+def run_rank(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     epochs = [EPOCH[rank::2], EPOCH[::-1][rank::2]]
-    torch.save({way: result_of(way, pruned, epochs) for way in WAYS}, pruned.parent / f"rank{rank}.pt")
-
-
-def start_rank(rank: int, port: int, pruned: Path) -> subprocess.Popen[bytes]:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    environment = {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment |= {name: str(value) for name, value in place.items()}
-    return subprocess.Popen([sys.executable, "-m", __name__, str(pruned)], cwd=REPOSITORY, env=os.environ | environment)
+    torch.save({way: result_of(way, folder / "pruned", epochs) for way in WAYS}, folder / f"rank{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +55,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results_of_ranks(pruned: Path) -> list[dict[str, Any]]:
-    port = free_port()
-    ranks = [start_rank(rank, port, pruned) for rank in (0, 1)]
-    try:
-        assert [rank.wait(timeout=900) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    run_ranks(run_rank, pruned.parent)
     return [torch.load(pruned.parent / f"rank{rank}.pt") for rank in (0, 1)]
 
 
@@ -84,7 +68,3 @@ def test_two_processes_learn_what_one_does_with_twice_the_accumulation(
         torch.testing.assert_close(result[way]["weights"], alone["weights"], rtol=1e-3, atol=1e-5)
     # The log of the main process speaks for all.
     torch.testing.assert_close(results_of_ranks[0][way]["figures"], alone["figures"], rtol=1e-3, atol=1e-4)
-
-
-if __name__ == "__main__":
-    run_rank(Path(sys.argv[1]))

@@ -1,8 +1,6 @@
 """What two processes train together is what one process trains by accumulating the micro-batches of both."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +8,11 @@ import pytest
 import torch
 
 from axolotl_sdft.training.trainers import DynSDPBTrainer
+from tests.forks import run_ranks
 from tests.training.losses.test_loss_without_logits import without_logits
 from tests.training.micro_batches import STATIC, DynSDPBMeanTrainer, MicroBatches, make_llama, rows, train, train_logs
-from tests.training.ports import free_port
 
 EPOCH = [rows(7, 4, seed=1), rows(3, 8, seed=2), rows(5, 5, seed=3), rows(9, 6, seed=4, prompt=3)]
-REPOSITORY = Path(__file__).parents[2]
 SHARDS_ON_A_CPU = hasattr(torch.cpu.Stream, "record_event")
 TRAINERS = {"window": DynSDPBTrainer, "micro_batch": DynSDPBMeanTrainer}
 
@@ -79,23 +76,10 @@ def run_rank(folder: Path) -> None:
     torch.save(results, folder / f"rank{rank}.pt")
 
 
-def start_rank(rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    environment = {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment |= {name: str(value) for name, value in place.items()}
-    return subprocess.Popen([sys.executable, "-m", __name__, str(folder)], cwd=REPOSITORY, env=os.environ | environment)
-
-
 @pytest.fixture(scope="module")
 def results_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    port = free_port()
-    ranks = [start_rank(rank, port, folder) for rank in (0, 1)]
-    try:
-        assert [rank.wait(timeout=900) for rank in ranks] == [0, 0]
-    finally:  # one that waits for a rank that has failed
-        for rank in ranks:
-            rank.kill()
+    run_ranks(run_rank, folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 
@@ -133,7 +117,3 @@ def test_where_one_rank_has_lost_its_memory_none_repeats_anything(results_of_ran
     for result in results_of_ranks:
         assert ["dynsdpb/kl" in figures for figures in result["torn"]["figures"]] == [False, True, False, True]
     torch.testing.assert_close(*(result["torn"]["parameters"] for result in results_of_ranks), rtol=0.0, atol=0.0)
-
-
-if __name__ == "__main__":
-    run_rank(Path(sys.argv[1]))
