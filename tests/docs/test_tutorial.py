@@ -21,6 +21,7 @@ LESS = {
     "self_distillation": {"checks": ["empty"], "generation": {"max_new_tokens": 4}, "gap_samples": 4},
     "recovery_report": {"general_prompts": {"num_samples": 2, "max_new_tokens": 4}, "speed": {"rounds": 0}},
     "max_steps": 2,
+    "dataset_num_proc": 1,
 }
 """What is laid over the tutorial's configuration, so that it takes a minute."""
 

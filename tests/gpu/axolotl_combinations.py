@@ -52,6 +52,7 @@ def configuration(case: Case, model: str, *, on_cpu: bool) -> dict[str, Any]:
         "logging_steps": 1,
         "save_steps": _STEPS,
         "seed": 42,
+        "dataset_num_proc": 1,  # a process each would import everything again
         "bf16": not on_cpu,
         "dataset_prepared_path": "prepared",
         "output_dir": "out",
