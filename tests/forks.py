@@ -5,6 +5,7 @@ which runs nothing itself, so everything forked from it finds the modules as the
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import socket
@@ -92,6 +93,7 @@ def _rank(work: Callable[[Path], None], folder: Path, log: Path, environment: di
         os.dup2(descriptor, standard)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    gc.freeze()  # no search for garbage looks at what the imports have made
     work(folder)
 
 

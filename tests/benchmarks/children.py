@@ -5,6 +5,7 @@ then finds the imports done, which take longer than all that a tiny model does. 
 forked.
 """
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -15,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import multiprocess
 
 RUN_AS_FORKS = "RUN_AS_FORKS"
 
@@ -80,6 +83,9 @@ def run_here(module: str, arguments: list[str], log: Path, folder: Path | None, 
     if folder is not None:
         os.chdir(folder)
     sys.argv = [module, *arguments]
+    gc.freeze()  # no search for garbage looks at what the imports have made
+    # To save a dataset the library starts interpreters of its own, which would import everything once more.
+    multiprocess.context._concrete_contexts["spawn"] = multiprocess.get_context("fork")
     code = importlib.import_module(module).main()
     sys.exit(code)
 
