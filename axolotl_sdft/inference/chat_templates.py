@@ -1,19 +1,20 @@
 """What the seed model's chat template allows: chats in a shape that it takes, and the token that ends a turn.
 
 Some templates know no system role, some want the turns of user and assistant one after the other, and some leave out
-what they don't know. A chat that one of them refuses is put into another shape in which all of it is said.
+what they don't know, such as text that is not in parts. A chat that one of them refuses is put into another shape in
+which all of it is said.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from axolotl_sdft.core.errors import DatasetError, first_line
 from axolotl_sdft.core.texts import well_formed
 from axolotl_sdft.inference.interfaces import Message
 
-_TRIAL_QUESTION, _TRIAL_ANSWER = "Name a river.", "The Danube."
+_TRIAL_QUESTION, _OTHER_QUESTION, _TRIAL_ANSWER = "Name a river.", "Is it wet?", "The Danube."
 
 
 def render_chat(
@@ -38,9 +39,7 @@ def render_chat(
     refusal: Exception | None = None
     for shape in _shapes(well_formed_chat(messages)):
         try:
-            text = tokenizer.apply_chat_template(
-                list(shape), tokenize=False, add_generation_prompt=True, **(template_arguments or {})
-            )
+            text = apply_template(tokenizer, shape, template_arguments, add_generation_prompt=True)
         except Exception as err:  # a template raises what it likes
             refusal = refusal or err
             continue
@@ -51,6 +50,75 @@ def render_chat(
         why = "" if refusal is None else f": {first_line(refusal)}"
         raise DatasetError(f"the seed model's chat template refuses the chat{why}") from refusal
     return taken
+
+
+def apply_template(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    template_arguments: Mapping[str, Any] | None = None,
+    **how: Any,
+) -> str:
+    """Return a chat as text in the chat template, which gets what is said in the form that it shows.
+
+    The templates of some vision-language models show parts, ``[{"type": "text", "text": ...}]``, and leave out a
+    string without a word.
+
+    Args:
+        tokenizer: The seed model's.
+        messages: The chat; each ``content`` is a string.
+        template_arguments: What the chat template is given besides, such as ``{"enable_thinking": False}``.
+        **how: Arguments of ``apply_chat_template``, such as ``tools``.
+
+    Raises:
+        Exception: Whatever the template raises.
+    """
+    form = _content_form(*_template_key(tokenizer, template_arguments))
+    chat = _in_parts(messages) if form == "parts" else list(messages)
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, **how, **(template_arguments or {})))
+
+
+def shows_questions(tokenizer: Any, template_arguments: Mapping[str, Any] | None = None) -> bool:
+    """Whether the chat template shows what is asked, in a string or in parts. One that refuses a question shows it."""
+    return _content_form(*_template_key(tokenizer, template_arguments)) != "none"
+
+
+def _template_key(tokenizer: Any, template_arguments: Mapping[str, Any] | None) -> tuple[Any, str, str]:
+    """Return what a chat template's ways depend on; tokenizers can be given another, so it counts beside them."""
+    return tokenizer, json.dumps(tokenizer.chat_template), json.dumps(dict(template_arguments or {}), default=str)
+
+
+@lru_cache(maxsize=16)
+def _content_form(tokenizer: Any, chat_template: str, arguments: str) -> Literal["string", "parts", "none"]:
+    """Return the form in which two questions make two texts."""
+    as_strings = _trial_texts(tokenizer, arguments, list)
+    if as_strings is not None and as_strings[0] != as_strings[1]:
+        return "string"
+    as_parts = _trial_texts(tokenizer, arguments, _in_parts)
+    if as_parts is not None and as_parts[0] != as_parts[1]:
+        return "parts"
+    return "string" if as_strings is None else "none"
+
+
+def _trial_texts(tokenizer: Any, arguments: str, form: Callable[[list[Message]], list[Any]]) -> tuple[str, str] | None:
+    """Return two questions in the chat template; None where it refuses them."""
+    try:
+        first, second = (
+            tokenizer.apply_chat_template(
+                form([{"role": "user", "content": question}]),
+                tokenize=False,
+                add_generation_prompt=True,
+                **json.loads(arguments),
+            )
+            for question in (_TRIAL_QUESTION, _OTHER_QUESTION)
+        )
+    except Exception:  # a template raises what it likes
+        return None
+    return first, second
+
+
+def _in_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages whose contents are parts, as those of a chat with pictures are."""
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
 
 
 def well_formed_chat(messages: Sequence[Message]) -> list[Message]:
@@ -117,17 +185,15 @@ def turn_end_id(tokenizer: Any, template_arguments: Mapping[str, Any] | None = N
     """
     if not tokenizer.chat_template:
         return tokenizer.eos_token_id
-    return _turn_end_id(
-        tokenizer, json.dumps(tokenizer.chat_template), json.dumps(dict(template_arguments or {}), default=str)
-    )
+    return _turn_end_id(*_template_key(tokenizer, template_arguments))
 
 
 @lru_cache(maxsize=16)
 def _turn_end_id(tokenizer: Any, chat_template: str, arguments: str) -> int | None:
-    """Return what :func:`turn_end_id` does; the template is an argument since tokenizers can be given another."""
+    """Return what :func:`turn_end_id` does."""
     chat = [{"role": "user", "content": _TRIAL_QUESTION}, {"role": "assistant", "content": _TRIAL_ANSWER}]
     try:
-        text = tokenizer.apply_chat_template(chat, tokenize=False, **json.loads(arguments))
+        text = apply_template(tokenizer, chat, json.loads(arguments))
     except Exception:  # a template raises what it likes, and refuses whole chats where they are asked
         return tokenizer.eos_token_id
     _, answer, after = text.rpartition(_TRIAL_ANSWER)

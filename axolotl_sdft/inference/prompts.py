@@ -15,7 +15,7 @@ from axolotl_sdft.core.model_folder import read_json_file
 from axolotl_sdft.core.safe_output import masked
 from axolotl_sdft.core.texts import well_formed
 from axolotl_sdft.inference.call_markup import is_call_token
-from axolotl_sdft.inference.chat_templates import render_chat, turn_end_id
+from axolotl_sdft.inference.chat_templates import render_chat, shows_questions, turn_end_id
 from axolotl_sdft.inference.interfaces import FinishReason, Message, answer_prefix
 from axolotl_sdft.inference.reasoning import THINKING_STARTS, THINKING_TOKENS
 
@@ -70,8 +70,14 @@ def require_template_arguments(tokenizer: Any, model_dir: Path, arguments: Mappi
     """Return when the seed model's chat template takes ``chat_template_kwargs``; a key that it never reads is logged.
 
     Raises:
-        ConfigError: The template fails with them, or with a plain question where there are none.
+        ConfigError: The template fails with them, or with a plain question where there are none; or it shows nothing of
+            a question.
     """
+    if not shows_questions(tokenizer, arguments):
+        raise ConfigError(
+            f"self_distillation: the chat template of {model_dir} shows nothing of what is asked, so every prompt "
+            "would be the same; correct it there, or name another base_model"
+        )
     if not arguments:
         _require_a_plain_question(tokenizer, model_dir)
         return

@@ -17,6 +17,7 @@ from axolotl_sdft.core.artifacts import ensure_writable, fingerprint, read_json,
 from axolotl_sdft.core.errors import CheckpointError, first_line
 from axolotl_sdft.core.locks import only_one
 from axolotl_sdft.core.terminal import Progress, progress
+from axolotl_sdft.inference.chat_templates import apply_template, shows_questions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -170,6 +171,8 @@ class _Asked:
             raise CheckpointError(f"{self._seed_dir} holds no tokenizer that loads ({first_line(err)})") from err
         if not getattr(tokenizer, "chat_template", None):
             raise CheckpointError(f"{self._seed_dir} has no chat template to ask prompts in")
+        if not shows_questions(tokenizer):
+            raise CheckpointError(f"the chat template of {self._seed_dir} shows nothing of what is asked")
         return tokenizer
 
     def texts(
@@ -219,7 +222,7 @@ class _Asked:
 
     def _conversation(self, prompt: str, answer: str) -> str:
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+        return apply_template(self._tokenizer, messages)
 
     def _generated(self, prompts: Sequence[str]) -> Iterator[dict[str, str]]:
         """Yield greedy answers by prompt, some at a time; empty where a prompt could not be answered."""

@@ -41,6 +41,12 @@ DEAF = (  # drops what it does not know without a word
     "{% for message in messages %}{% if message['role'] != 'system' %}"
     "{{ message['role'] + ': ' + message['content'] }}\n{% endif %}{% endfor %}"
 )
+PARTS = (  # as in SmolVLM: text that is not in parts is left out without a word
+    "{% for message in messages %}{{ '[' + message['role'] + '] ' }}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+MUTE = "{% for message in messages %}.{% endfor %}"
 PICKY = "{% if 'Venice' in messages | tojson %}{{ raise_exception('not Venice') }}{% endif %}"
 
 SYSTEM, HELLO = says("system", "Be brief."), says("assistant", "Hello.")
@@ -97,8 +103,30 @@ def test_what_a_template_drops_without_a_word_is_said_in_another_place(tokenizer
 
 
 def test_a_template_that_shows_nothing_in_any_shape_gets_the_chat_as_it_is(tokenizer):
-    tokenizer.chat_template = "{% for message in messages %}.{% endfor %}"
+    tokenizer.chat_template = MUTE
     assert render_chat(tokenizer, [SYSTEM, HI]) == ([SYSTEM, HI], "..")
+
+
+@pytest.mark.parametrize(
+    ("before", "chat", "said"),
+    [
+        ("", [SYSTEM, HI, HELLO, WHY], [SYSTEM, HI, HELLO, WHY]),
+        (NO_SYSTEM, [SYSTEM, HI], [says("user", "Be brief.\n\nHi")]),
+    ],
+)
+def test_a_template_that_shows_parts_alone_gets_the_texts_in_parts(tokenizer, before, chat, said):
+    tokenizer.chat_template = before + PARTS
+    shape, text = render_chat(tokenizer, chat)
+    assert shape == said  # a server puts strings into parts by itself
+    assert text == "".join(f"[{turn['role']}] {turn['content']}<|im_end|>\n" for turn in said) + "[assistant] "
+    assert tokenizer.convert_ids_to_tokens(turn_end_id(tokenizer)) == "<|im_end|>"
+
+
+@pytest.mark.parametrize("arguments", [{}, {"enable_thinking": False}])
+def test_a_template_that_shows_nothing_of_a_question_is_refused_before_anything_loads(seed_with, arguments):
+    backend = TransformersBackend(seed_with(MUTE), TransformersGeneration(chat_template_kwargs=arguments))
+    with pytest.raises(ConfigError, match=r"chat template of .*seed shows nothing of what is asked, so every prompt"):
+        backend.check()
 
 
 def test_a_chat_that_is_refused_in_every_shape_is_refused_with_the_templates_reason(tokenizer):
@@ -175,6 +203,14 @@ def test_a_strict_template_rewrites_rows_of_every_kind(seed_with, tmp_path):
     summary = read_summary(folder)
     assert summary["rejections"] == {}
     assert summary["turns_distilled"] == summary["turns"] == 5
+
+
+def test_rows_are_rewritten_with_a_template_that_shows_parts_alone(seed_with, tmp_path):
+    seed = seed_with(PARTS)
+    folder = run_distillation(spec_for([{"messages": [HI, HELLO]}, {"messages": [WHY, HELLO]}], seed, tmp_path))
+    assert read_summary(folder)["turns_distilled"] == 2
+    tokenizer = AutoTokenizer.from_pretrained(seed)
+    assert "Why?" in tokenizer.decode(prompt_ids(tokenizer, [WHY]))
 
 
 def test_a_row_that_the_template_refuses_keeps_its_original_with_the_reason(seed_with, tmp_path):

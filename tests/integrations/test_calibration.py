@@ -126,15 +126,24 @@ TEMPLATE = (
 
 
 @pytest.fixture
-def tool_seed(tiny_llama_dir, tmp_path):
-    """A tokenizer whose chat template writes tools and calls, and that refuses a conversation without a user."""
+def seed_with(tiny_llama_dir, tmp_path):
+    """Makes a tokenizer with another chat template, or with none."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    def make(template):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path / "seed")
+        return tmp_path / "seed"
+
+    return make
+
+
+@pytest.fixture
+def tool_seed(seed_with):
+    """A tokenizer whose chat template writes tools and calls, and that refuses a conversation without a user."""
     refusal = "{% if messages[0].role == 'tool' %}{{ raise_exception('starts with a tool') }}{% endif %}"
-    tokenizer.chat_template = refusal + TEMPLATE
-    tokenizer.save_pretrained(tmp_path / "seed")
-    return tmp_path / "seed"
+    return seed_with(refusal + TEMPLATE)
 
 
 @pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL])], ids=["list", "json"])
@@ -170,14 +179,23 @@ def test_keys_roles_and_system_messages_are_read_as_the_entry_says(tmp_path, too
     assert texts({"datasets": [entry | {"drop_system_message": True}]}, tool_seed) == ["<user>Why?<assistant>Because."]
 
 
-def test_without_a_chat_template_the_messages_are_joined(tmp_path, tiny_llama_dir):
-    from transformers import AutoTokenizer
+def test_a_template_that_shows_parts_alone_gets_every_message_in_parts(tmp_path, seed_with):
+    parts = "{% for part in m.content %}{{ part.text }}{% endfor %}"
+    seed = seed_with("{% for m in messages %}<{{ m.role }}>" + parts + "{% endfor %}")
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": QUESTION}])
+    assert texts({}, seed, path=path) == ["<user>Why?<assistant>Because."]
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(tmp_path / "seed")
+
+def test_a_template_that_shows_nothing_of_a_conversation_is_refused(tmp_path, seed_with):
+    seed = seed_with("{% for m in messages %}<{{ m.role }}>{% endfor %}")
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": QUESTION}])
+    with pytest.raises(DatasetError, match=r"calibration: the seed model's chat template shows nothing of what a conv"):
+        texts({}, seed, path=path)
+
+
+def test_without_a_chat_template_the_messages_are_joined(tmp_path, bare_seed):
     path = write_rows(tmp_path / "rows.jsonl", [{"question": "Why?", "answer": "Because."}])
-    assert texts({}, tmp_path / "seed", path=path) == ["Why?\n\nBecause."]
+    assert texts({}, bare_seed, path=path) == ["Why?\n\nBecause."]
 
 
 @pytest.mark.parametrize(
@@ -312,14 +330,9 @@ def write_text(path, text):
 
 
 @pytest.fixture
-def bare_seed(tiny_llama_dir, tmp_path):
+def bare_seed(seed_with):
     """A tokenizer without a chat template."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(tmp_path / "seed")
-    return tmp_path / "seed"
+    return seed_with(None)
 
 
 JINJA = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"

@@ -174,6 +174,31 @@ def test_a_tokenizer_without_a_chat_template_takes_the_one_given(model, tiny_lla
     assert text == f"<user>{calibration_prompts()[0]}<assistant>{'word ' * 10}"
 
 
+@pytest.fixture
+def seed_with(tiny_llama_dir, tmp_path):
+    """Makes a tokenizer's folder with another chat template."""
+
+    def make(template):
+        shutil.copytree(tiny_llama_dir, tmp_path / "seed")
+        (tmp_path / "seed" / "chat_template.jinja").write_text(template)
+        return tmp_path / "seed"
+
+    return make
+
+
+def test_a_template_that_shows_parts_alone_gets_prompts_and_answers_in_parts(model, seed_with, asked):
+    parts = "{% for part in message.content %}{{ part.text }}{% endfor %}"
+    folder = seed_with("{% for message in messages %}<{{ message.role }}>" + parts + "{% endfor %}")
+    (text,) = general_texts(model, folder, num_prompts=1)
+    assert text == f"<user>{calibration_prompts()[0]}<assistant>{'word ' * 10}"
+
+
+def test_a_template_that_shows_nothing_of_a_prompt_is_not_asked_in(model, seed_with):
+    folder = seed_with("{% for message in messages %}<{{ message.role }}>{% endfor %}")
+    with pytest.raises(CheckpointError, match=r"the chat template of .*seed shows nothing of what is asked"):
+        general_texts(model, folder, num_prompts=1)
+
+
 def test_the_seed_model_writes_its_share_and_what_the_other_text_lacks():
     # A hidden size of 100 needs 1,000 tokens, a tenth of them to be held out.
     half = GeneralText(share=0.5)

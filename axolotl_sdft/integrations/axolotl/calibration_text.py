@@ -18,6 +18,7 @@ from axolotl_sdft.distillation.rows.validation import (
     require_whole_dataset,
     stored_rows,
 )
+from axolotl_sdft.inference.chat_templates import apply_template, shows_questions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -250,8 +251,13 @@ def _rendered(messages: list[dict[str, Any]], tools: list[Any] | None, where: st
         return ""
     if not tokenizer.chat_template:
         return "\n\n".join(message["content"] for message in messages)
+    if not shows_questions(tokenizer):
+        raise DatasetError(
+            f"{where}: the seed model's chat template shows nothing of what a conversation says; correct the template, "
+            "or set layer_pruning.calibration.path to running text"
+        )
     try:
-        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
+        return apply_template(tokenizer, messages, tools=tools)
     except (jinja2.TemplateError, TypeError, ValueError) as err:
         roles = ", ".join(str(message["role"]) for message in messages[:8])
         raise DatasetError(
