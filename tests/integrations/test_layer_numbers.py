@@ -1,6 +1,7 @@
 import json
 import logging
 import re
+import shutil
 
 import pytest
 from axolotl.utils.dict import DictDefault
@@ -177,7 +178,52 @@ def test_where_the_scores_choose_a_pattern_may_name_protected_layers_only(seed_d
         check_layer_numbers({"unfrozen_parameters": [r"^model.layers.[12]\."]}, config, seed_dir)
 
 
+# Settings of the model
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "own"),
+    [("num_hidden_layers", 4, "6"), ("layer_types", ["full_attention"] * 6, r"\[.*\]|None")],
+)
+def test_an_override_of_what_pruning_changes_is_refused(seed_dir, key, value, own):
+    with pytest.raises(
+        ConfigError,
+        match=rf"overrides_of_model_config\.{key} is .*, but layer_pruning sets it .* base_model has ({own}) there;",
+    ):
+        check(seed_dir, overrides_of_model_config={key: value})
+
+
+def test_another_override_goes_through(seed_dir):
+    check(seed_dir, overrides_of_model_config={"rope_theta": 1e6, "eos_token_id": [1, 2]})
+
+
+def test_other_settings_than_the_seed_models_are_refused_by_key(seed_dir, tmp_path):
+    settings = json.loads((seed_dir / "config.json").read_text())
+    changed = {"rope_theta": 7.0, "transformers_version": "0"}
+    (tmp_path / "config.json").write_text(json.dumps(settings | changed))
+    named = {"base_model": str(seed_dir), "base_model_config": str(tmp_path)}
+    with pytest.raises(
+        ConfigError, match=r"base_model_config is '.*', which differs from base_model in rope_theta, but"
+    ):
+        check(seed_dir, **named)
+    with pytest.raises(
+        ConfigError, match=r"base_model_config is 'no/where', whose config.json can't be read \(.*\); r"
+    ):
+        check(seed_dir, **named | {"base_model_config": "no/where"})
+
+
 # On a whole configuration
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}/", "{}/../seed", "elsewhere"])
+def test_base_model_config_becomes_the_pruned_checkpoint_however_it_is_spelt(spelling, seed_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compat, "validate_early", lambda _cfg: None)
+    shutil.copytree(seed_dir, "seed")
+    shutil.copytree(seed_dir, "elsewhere")
+    cfg = DictDefault({"base_model": "seed", "base_model_config": spelling.format(tmp_path / "seed")})
+    prune_base_model(cfg, LayerPruningConfig(drop_layers=(0, 4), patch="none"))
+    assert cfg.base_model_config == cfg.base_model != "seed"
 
 
 def test_pruning_translates_the_list_in_the_configuration(seed_dir, tmp_path, monkeypatch):

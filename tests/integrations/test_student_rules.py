@@ -37,11 +37,6 @@ def num_rows(tiny_llama_dir):
         ({}, {"type_of_model": "AutoModelForSequenceClassification"}, "type_of_model is 'AutoModelForSequenceClass"),
         ({}, {"tokens": ["<new>", "<other>"]}, r"^tokens \('<new>', '<other>'\) would resize .* to {more}"),
         ({}, {"special_tokens": {"pad_token": "<own>"}}, r"special_tokens\.pad_token \('<own>'\) would resize"),
-        (
-            {},
-            {"layer_pruning": {"num_layers": 2}, "overrides_of_model_config": {"num_hidden_layers": 4}},
-            r"overrides_of_model_config\.num_hidden_layers is 4, but layer_pruning sets it .* has 6 there",
-        ),
     ],
 )
 def test_it_is_refused_with_key_value_and_way_out(tiny_llama_dir, num_rows, block, cfg, message):
@@ -69,8 +64,6 @@ def test_rows_that_are_rounded_up_are_refused_where_that_adds_some(tiny_llama_di
         ({"teacher": "own"}, {"unfrozen_parameters": ["lm_head"]}),
         ({}, {"tokens": ["<|im_start|>"], "special_tokens": {"pad_token": "<|im_end|>", "eos_token": None}}),
         ({"alpha": 0.0}, {"tokens": ["<new>"]}),
-        ({}, {"overrides_of_model_config": {"num_hidden_layers": 4}}),
-        ({}, {"layer_pruning": {"num_layers": 2}, "overrides_of_model_config": {"rope_theta": 1e6}}),
     ],
 )
 def test_what_the_seed_model_can_teach_passes(tiny_llama_dir, block, cfg):

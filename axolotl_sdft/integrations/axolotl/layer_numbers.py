@@ -1,5 +1,5 @@
-"""Keys of an Axolotl configuration that hold layer numbers, when layers are removed. One rule: numbers are the seed
-model's.
+"""Keys of an Axolotl configuration that hold layer numbers, or say which layers there are, when layers are removed. One
+rule: numbers are the seed model's.
 
 Lists of numbers are translated to the numbers that the layers have in the pruned model. Patterns can't be: they are
 refused unless each layer that stays is matched under its new number as it was under the old one. A layer that is named
@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.config import LayerPruningConfig
-from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.errors import ConfigError, first_line
 from axolotl_sdft.core.model_folder import read_config
 from axolotl_sdft.pruning.checkpoint.architecture import find_layer_prefix, layer_count, num_extra_layers
+from axolotl_sdft.pruning.checkpoint.layer_settings import COUNT_KEYS
 from axolotl_sdft.pruning.checkpoint.legacy_files import is_legacy, read_legacy_checkpoint
 from axolotl_sdft.pruning.checkpoint.tensor_files import read_checkpoint
 
@@ -29,6 +30,7 @@ _WAY_OUT = (
     "take the numbers out, or prune first (axolotl prune-layers) and train from that folder as base_model without "
     "layer_pruning, with the numbers that the layers have there"
 )
+_NO_SETTINGS = ("_commit_hash", "_name_or_path", "transformers_version")  # of a config.json, they change no model
 # Keys whose texts are not names of modules: data, places, and the blocks of this package.
 _OTHER_KEYS = frozenset(
     (
@@ -61,12 +63,63 @@ def check_layer_numbers(cfg: Mapping[str, Any], config: LayerPruningConfig, seed
     """Refuse what layer numbers can't mean after pruning, as far as it is known before the layers are scored.
 
     Raises:
-        ConfigError: One line per key: the key, its layers, and what becomes of them.
+        ConfigError: One line per key: the key, its layers, and what becomes of them; or settings of the model that
+            contradict the pruned checkpoint's.
         CheckpointError: The layers can't be found in the seed model.
     """
+    faults = [
+        *_other_settings_faults(cfg, seed_dir),
+        *_override_faults(cfg, seed_dir),
+        *_number_faults(cfg, config, seed_dir),
+    ]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _other_settings_faults(cfg: Mapping[str, Any], seed_dir: Path) -> Iterator[str]:
+    """Yield a fault where ``base_model_config`` names other settings than the seed model's, which are cut with it."""
+    named = cfg.get("base_model_config")
+    if not named or named == cfg.get("base_model"):
+        return
+    from transformers import PretrainedConfig
+
+    way_out = "remove base_model_config, or put the settings into the config.json of base_model"
+    try:
+        found = PretrainedConfig.get_config_dict(named, revision=cfg.get("revision_of_model"))[0]
+    except (OSError, ValueError) as err:
+        yield f"base_model_config is {named!r}, whose config.json can't be read ({first_line(err)}); {way_out}"
+        return
+    own = read_config(seed_dir)
+    changed = sorted(key for key in own.keys() | found.keys() if own.get(key) != found.get(key))
+    changed = [key for key in changed if key not in _NO_SETTINGS]
+    if changed:
+        yield (
+            f"base_model_config is {named!r}, which differs from base_model in {', '.join(changed[:5])}, but "
+            f"layer_pruning cuts the settings that base_model has; {way_out}"
+        )
+
+
+def _override_faults(cfg: Mapping[str, Any], seed_dir: Path) -> Iterator[str]:
+    """Tell which override sets what pruning changes: the number of layers, or a list with a value for each."""
+    overrides = cfg.get("overrides_of_model_config")
+    if not overrides:
+        return
+    settings = read_config(seed_dir)
+    num_layers = layer_count(settings)
+    for key, value in overrides.items():
+        if key in COUNT_KEYS or any(
+            isinstance(each, list) and len(each) == num_layers for each in (value, settings.get(key))
+        ):
+            yield (
+                f"overrides_of_model_config.{key} is {value!r}, but layer_pruning sets it for the pruned model, and "
+                f"base_model has {settings.get(key)!r} there; remove the override"
+            )
+
+
+def _number_faults(cfg: Mapping[str, Any], config: LayerPruningConfig, seed_dir: Path) -> list[str]:
     texts = [(key, text, matches) for key, text, matches in _patterns(cfg) if _may_name_a_layer(text)]
     if not texts and cfg.get(_LIST) is None and not cfg.get(_REPLICATION) and not _has_lisa(cfg):
-        return
+        return []
     layers = seed_layers(seed_dir)
     faults = list(dict.fromkeys(fault for text in texts for fault in _pattern_faults(*text, config, layers)))
     if cfg.get(_REPLICATION):
@@ -76,8 +129,7 @@ def check_layer_numbers(cfg: Mapping[str, Any], config: LayerPruningConfig, seed
     if cfg.get(_LIST) is not None:
         listed = _listed(cfg[_LIST], layers.num_layers)
         faults += _removed_faults(_LIST, listed, config.drop_layers or ())
-    if faults:
-        raise ConfigError("\n".join(faults))
+    return faults
 
 
 def translate_layer_numbers(cfg: Any, drop_layers: Sequence[int], num_layers: int) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-_CONFIG_KEYS_OF_BASE_MODEL = ("base_model_config", "tokenizer_config", "processor_config")
+_TEXT_KEYS_OF_BASE_MODEL = ("tokenizer_config", "processor_config")
 
 
 def prepare(cfg: Any, own_plugin: object) -> None:
@@ -235,7 +235,9 @@ def _say_pruned_already(cfg: Any) -> None:
 
 def _swap_base_model(cfg: Any, pruned_dir: Path) -> None:
     seed = cfg.base_model
-    for key in _CONFIG_KEYS_OF_BASE_MODEL:
+    if cfg.get("base_model_config"):  # the seed model's own settings under any name, which have too many layers
+        cfg["base_model_config"] = str(pruned_dir)
+    for key in _TEXT_KEYS_OF_BASE_MODEL:
         if cfg.get(key) == seed:
             cfg[key] = str(pruned_dir)
     cfg[SEED_KEY] = seed

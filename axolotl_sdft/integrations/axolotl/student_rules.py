@@ -12,8 +12,6 @@ from typing import Any
 from axolotl_sdft.config import LogitDistillationConfig
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.core.model_folder import read_config
-from axolotl_sdft.pruning.checkpoint.architecture import layer_count
-from axolotl_sdft.pruning.checkpoint.layer_settings import COUNT_KEYS
 from axolotl_sdft.training.teachers.shared_layers import CHANGING_INITS
 
 _BLOCK = "logit_distillation"
@@ -36,8 +34,6 @@ def check_student(cfg: Mapping[str, Any], config: LogitDistillationConfig, seed_
     faults = [*_quantization_faults(config), *_class_faults(cfg), *_vocabulary_faults(cfg, seed_dir)]
     if config.teacher == "shared":
         faults += _sharing_faults(cfg)
-    if cfg.get("layer_pruning"):
-        faults += _override_faults(cfg, read_config(seed_dir))
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -138,16 +134,3 @@ def _tokenizer(cfg: Mapping[str, Any], seed_dir: Path) -> Any:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=bool(cfg.get("trust_remote_code")))
     except (OSError, ValueError):  # Axolotl says more about it
         return None
-
-
-def _override_faults(cfg: Mapping[str, Any], seed_config: Mapping[str, Any]) -> Iterator[str]:
-    """Tell which override sets what pruning changes: the number of layers, or a list with a value for each."""
-    overrides = cfg.get("overrides_of_model_config") or {}
-    num_layers = layer_count(dict(seed_config))
-    for key, value in overrides.items():
-        own = seed_config.get(key)
-        if key in COUNT_KEYS or (isinstance(own, list) and len(own) == num_layers):
-            yield (
-                f"overrides_of_model_config.{key} is {value!r}, but layer_pruning sets it for the student, and the "
-                f"seed model of {_BLOCK} has {own!r} there; remove the override"
-            )
