@@ -148,6 +148,18 @@ def answer_ids(tokenizer: Any, text: str, template_arguments: Mapping[str, Any] 
     return [*ids, *([] if end is None else [end])]
 
 
+def token_without_embedding(tokenizer: Any, ids: Sequence[int], model_config: Any) -> str | None:
+    """Return what is said of a token that the model has no embedding for; None where it has one for each."""
+    num_rows = getattr(model_config.get_text_config(decoder=True), "vocab_size", None)
+    highest = max(ids, default=0)
+    if num_rows is None or highest < num_rows:
+        return None
+    return (
+        f"the tokenizer writes {tokenizer.convert_ids_to_tokens(highest)!r} as token {highest}, but the model has "
+        f"embeddings for tokens 0 to {num_rows - 1} alone"
+    )
+
+
 def end_ids(
     configured: int | Iterable[int] | None, tokenizer: Any, template_arguments: Mapping[str, Any] | None = None
 ) -> list[int]:

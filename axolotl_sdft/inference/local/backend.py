@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from axolotl_sdft.config import TransformersGeneration
-from axolotl_sdft.core.errors import DatasetError
+from axolotl_sdft.core.errors import CheckpointError, DatasetError
 from axolotl_sdft.inference.forwarding import free_memory
 from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target
 from axolotl_sdft.inference.likelihood import ScoredIds, mean_nll
@@ -27,6 +27,7 @@ from axolotl_sdft.inference.prompts import (
     read_answer,
     require_chat_template,
     require_template_arguments,
+    token_without_embedding,
 )
 
 LOG = logging.getLogger(__name__)
@@ -95,7 +96,8 @@ class TransformersBackend:
         """Yield each batch with its answers as soon as its last row is done.
 
         Each row is sampled with a random seed of its own. A prompt that leaves no room for an answer, that does not fit
-        into memory alone, or that the chat template refuses in any shape, gets an answer with an ``error``.
+        into memory alone, that has a token without an embedding, or that the chat template refuses in any shape, gets
+        an answer with an ``error``.
         """
         opened: list[_Batch] = []
         for _ in self._decoder.run(self._rows(batches, opened)):
@@ -112,7 +114,7 @@ class TransformersBackend:
 
     def _row(self, prompt: Prompt, limit: int | None) -> ActiveSequence:
         try:
-            return new_sequence(prompt, self._prompt_ids(prompt.messages), self._config, limit)
+            return new_sequence(prompt, self._embedded(self._prompt_ids(prompt.messages)), self._config, limit)
         except DatasetError as err:
             row = new_sequence(prompt, [], self._config, limit)
             row.fail(str(err), is_final=True)
@@ -153,10 +155,13 @@ class TransformersBackend:
         if reason is None:
             return ContinuousDecoder(self._model, choose, self._end_ids, *limits)
         LOG.info("%s is decoded with transformers' generate, since %s", self._model_dir, reason)
-        return PlainDecoder(self._model, choose, self._end_ids, *limits, pad_id=self._tokenizer.pad_token_id)
+        return PlainDecoder(self._model, choose, self._end_ids, *limits)
 
     def _unfit_because(self) -> str | None:
-        trial_ids = self._prompt_ids(_TRIAL)
+        try:
+            trial_ids = self._embedded(self._prompt_ids(_TRIAL))
+        except DatasetError as err:
+            raise CheckpointError(f"{self._model_dir} can't be asked: {err}") from err
         is_grouped = use_grouped_attention(self._model)
         reason = unsupported_reason(self._model, trial_ids)
         if reason is not None and is_grouped:
@@ -171,11 +176,18 @@ class TransformersBackend:
     def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         return prompt_ids(self._tokenizer, messages, self._config.template_arguments)
 
+    def _embedded(self, ids: list[int]) -> list[int]:
+        """Return these tokens, of which the model knows each; an unknown one would end the run, on a GPU for good."""
+        fault = token_without_embedding(self._tokenizer, ids, self._model.config)
+        if fault:
+            raise DatasetError(fault)
+        return ids
+
     def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float]:
         """Return the mean negative log-likelihood per token of each text as the answer to its target's context.
 
         The end-of-turn token counts. Of a conversation longer than the model takes, the beginning is left out. It is
-        NaN where the chat template refuses the context.
+        NaN where the chat template refuses the context, or a token has no embedding.
         """
         limit = context_length(self._model)
         texts: dict[int, ScoredIds] = {}
@@ -183,7 +195,7 @@ class TransformersBackend:
             answer = answer_ids(self._tokenizer, text, self._config.template_arguments)
             answer = answer[: None if limit is None else limit - 1]
             with suppress(DatasetError):
-                ids = [*self._prompt_ids(target.context), *answer]
+                ids = self._embedded([*self._prompt_ids(target.context), *answer])
                 texts[index] = ScoredIds(ids if limit is None else ids[-limit:], len(answer))
         measured = dict(zip(texts, mean_nll(self._model, list(texts.values())), strict=True))
         return [measured.get(index, math.nan) for index in range(len(targets))]

@@ -27,7 +27,6 @@ class PlainDecoder:
         ends: Tokens that end an answer.
         most_rows: Most rows of a batch.
         most_tokens: Most rows of a batch times the tokens that the longest of them may grow to.
-        pad_id: The token that rows are filled up with.
     """
 
     def __init__(
@@ -37,9 +36,8 @@ class PlainDecoder:
         ends: Collection[int],
         most_rows: int,
         most_tokens: int,
-        pad_id: int,
     ) -> None:
-        self._model, self._choose, self._ends, self._pad_id = model, choose, sorted(ends), pad_id
+        self._model, self._choose, self._ends = model, choose, sorted(ends)
         self._most_rows, self._most_tokens = most_rows, most_tokens
 
     def run(self, rows: Iterable[ActiveSequence]) -> Iterator[ActiveSequence]:
@@ -75,7 +73,8 @@ class PlainDecoder:
     def _is_written(self, rows: Sequence[ActiveSequence]) -> bool:
         """Write rows to their ends; False when memory ran out on the way."""
         width = max(len(row.ids) for row in rows)
-        ids_BT = torch.tensor([[self._pad_id] * (width - len(row.ids)) + row.ids for row in rows])
+        # Filled up with tokens of their own: a padding token may be one that the model lacks.
+        ids_BT = torch.tensor([row.ids[:1] * (width - len(row.ids)) + row.ids for row in rows])
         mask_BT = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows])
         device = input_device(self._model)
         try:
@@ -86,7 +85,7 @@ class PlainDecoder:
                     max_new_tokens=rows[0].most_ids - len(rows[0].ids),
                     max_length=None,
                     eos_token_id=self._ends,
-                    pad_token_id=self._pad_id,
+                    pad_token_id=rows[0].ids[0],
                     logits_processor=LogitsProcessorList([_Choosing(self._choose, rows, self._ends)]),
                     # What follows is left to the processor.
                     **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0},

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import CalibrationConfig, LayerPruningConfig
-from axolotl_sdft.core.errors import ConfigError, DatasetError, Explain, error_context, failure, memory_shortage
+from axolotl_sdft.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    Explain,
+    error_context,
+    failure,
+    memory_shortage,
+)
 from axolotl_sdft.core.runtime import compute_dtype, local_device
 from axolotl_sdft.inference.loading import build_structure, load_checkpoint, require_packages
 
@@ -90,8 +98,11 @@ def encode_texts(
 
     Raises:
         DatasetError: No text holds a token.
+        CheckpointError: The model has no embedding for one of the tokens.
     """
     from transformers import AutoConfig, AutoTokenizer
+
+    from axolotl_sdft.inference.prompts import token_without_embedding
 
     with error_context(loading_failure(seed_dir)):
         tokenizer = AutoTokenizer.from_pretrained(seed_dir, trust_remote_code=trust_remote_code)
@@ -100,10 +111,14 @@ def encode_texts(
     encoded = sorted((ids for text in texts if (ids := _encoded(tokenizer, text, length))), key=len)
     if not encoded:
         raise DatasetError("layer_pruning.calibration holds no text; check its path, split and type")
-    # Masked tokens have no influence, so any id will do where the tokenizer names none.
-    pad_id = next((id_ for id_ in (tokenizer.pad_token_id, tokenizer.eos_token_id) if id_ is not None), 0)
+    fault = token_without_embedding(tokenizer, [max(ids) for ids in encoded], model_config)
+    if fault:
+        raise CheckpointError(
+            f"base_model ({seed_dir}): {fault}; give the model rows for all tokens (resize_token_embeddings), or take "
+            "the token out of the tokenizer and its chat template"
+        )
     rows = config.batch_size
-    return [_padded(encoded[start : start + rows], pad_id) for start in range(0, len(encoded), rows)]
+    return [_padded(encoded[start : start + rows]) for start in range(0, len(encoded), rows)]
 
 
 def _encoded(tokenizer: Any, text: str, length: int) -> list[int]:
@@ -112,13 +127,14 @@ def _encoded(tokenizer: Any, text: str, length: int) -> list[int]:
     return ids if text else []
 
 
-def _padded(rows: Sequence[Sequence[int]], pad_id: int) -> "dict[str, Tensor]":
+def _padded(rows: Sequence[list[int]]) -> "dict[str, Tensor]":
+    """Return a micro-batch, filled up with tokens of its own: a padding token may be one that the model lacks."""
     import torch
 
     width = max(map(len, rows))
     fill = [width - len(row) for row in rows]
     return {
-        "input_ids": torch.tensor([[*row, *[pad_id] * gap] for row, gap in zip(rows, fill, strict=True)]),
+        "input_ids": torch.tensor([[*row, *row[-1:] * gap] for row, gap in zip(rows, fill, strict=True)]),
         "attention_mask": torch.tensor([[1] * len(row) + [0] * gap for row, gap in zip(rows, fill, strict=True)]),
     }
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_sdft.config import TransformersGeneration
-from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.errors import CheckpointError, ConfigError
 from axolotl_sdft.inference.interfaces import Prompt, Target
 from axolotl_sdft.inference.local import backend
 from axolotl_sdft.inference.local.backend import TransformersBackend
@@ -187,6 +187,49 @@ def test_a_model_that_does_not_fit_is_left_to_generate_and_answers_the_same(
     assert {row: answer.text for row, answer in plain.items()} == {row: expected[row].text for row in expected}
     assert plain[0].mean_logprob == pytest.approx(expected[0].mean_logprob, abs=1e-4)
     assert "is decoded with transformers' generate, since it is odd" in caplog.text
+
+
+def seed_with_new_tokens(source, target, template=None, **tokens):
+    """Copy a seed model, with special tokens that it has no embedding for."""
+    shutil.copytree(source, target)
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer.add_special_tokens(tokens)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    tokenizer.save_pretrained(target)
+    return target
+
+
+@pytest.mark.parametrize("reason", [None, "it is odd"])
+def test_a_padding_token_without_an_embedding_reaches_no_model(tiny_llama_dir, tmp_path, monkeypatch, reason):
+    asked = prompts("Hello there, how are you?", "Hi", "Name three colours, please.")
+    expected = answers_by_row(backend_for(tiny_llama_dir, max_new_tokens=8), [asked])
+    monkeypatch.setattr(backend, "unsupported_reason", lambda model, ids: reason)
+    seed_dir = seed_with_new_tokens(tiny_llama_dir, tmp_path / "seed", pad_token="<pad>")
+    assert answers_by_row(backend_for(seed_dir, max_new_tokens=8), [asked]) == expected
+
+
+def test_a_prompt_with_a_token_without_an_embedding_gets_an_error_and_the_others_their_answers(
+    tiny_llama_dir, tmp_path
+):
+    seed_dir = seed_with_new_tokens(tiny_llama_dir, tmp_path / "seed", additional_special_tokens=["<new>"])
+    seed_model = backend_for(seed_dir, max_new_tokens=4)
+    answers = answers_by_row(seed_model, [prompts("Hi", "What is <new>?")])
+    assert answers[0].error is None
+    assert answers[1].error == (
+        "the tokenizer writes '<new>' as token 4096, but the model has embeddings for tokens 0 to 4095 alone"
+    )
+    assert answers[1].is_final
+    targets = [(Target(({"role": "user", "content": text},), ""), "Yes.") for text in ("Hi", "What is <new>?")]
+    assert [math.isnan(value) for value in seed_model.answer_nll(targets)] == [False, True]
+
+
+def test_a_chat_template_whose_tokens_have_no_embedding_ends_the_run(tiny_llama_dir, tmp_path):
+    template = "{% for message in messages %}<new>{{ message.content }}{% endfor %}"
+    seed_dir = seed_with_new_tokens(tiny_llama_dir, tmp_path / "s", template, additional_special_tokens=["<new>"])
+    with pytest.raises(
+        CheckpointError, match=r"can't be asked: the tokenizer writes '<new>' as token 4096, but the mo"
+    ):
+        answers_by_row(backend_for(seed_dir), [prompts("Hi")])
 
 
 def test_closing_frees_the_model_and_the_next_use_loads_it_again(tiny_llama_dir):

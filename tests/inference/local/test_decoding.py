@@ -23,7 +23,7 @@ def decoder(model, most_rows=3, most_tokens=10**6):
 
 
 def plain_decoder(model, most_rows=3, most_tokens=10**6):
-    return PlainDecoder(model, TokenChooser(), [END], most_rows, most_tokens, pad_id=0)
+    return PlainDecoder(model, TokenChooser(), [END], most_rows, most_tokens)
 
 
 def running_out_above(model, num_rows, error):

@@ -251,6 +251,31 @@ def test_a_tokenizer_without_a_padding_token_will_do(tiny_llama_dir, tmp_path):
     assert batch["attention_mask"].tolist() == [[1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1] * 6]
 
 
+def with_tokens_beyond_the_embeddings(source, target, **tokens):
+    """Save a checkpoint's tokenizer and configuration elsewhere, with special tokens that the model lacks."""
+    with_tokenizer(source, target)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(target)
+    tokenizer.add_special_tokens(tokens)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+def test_rows_are_filled_up_with_tokens_that_the_model_knows(tiny_llama_dir, tmp_path):
+    seed_dir = with_tokens_beyond_the_embeddings(tiny_llama_dir, tmp_path, pad_token="<pad>")
+    batches = encode_texts(TEXTS, seed_dir, CalibrationConfig())
+    model = load(tiny_llama_dir)
+    assert int(batches[0]["input_ids"].max()) < model.config.vocab_size
+    assert score_layers(model, batches).num_tokens == 10
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_refused_by_name(tiny_llama_dir, tmp_path):
+    seed_dir = with_tokens_beyond_the_embeddings(tiny_llama_dir, tmp_path, additional_special_tokens=["<new>"])
+    with pytest.raises(
+        CheckpointError, match=r"writes '<new>' as token 4096, but the model has .* 0 to 4095 alone; giv"
+    ):
+        encode_texts([*TEXTS, "one <new> two"], seed_dir, CalibrationConfig())
+
+
 def test_a_seed_whose_tokenizer_can_t_be_loaded_is_told_by_its_folder(tmp_path):
     with pytest.raises(CheckpointError, match=r"base_model \(.*\) can't be loaded to score its layers .*trust_remote"):
         encode_texts(TEXTS, tmp_path, CalibrationConfig())
