@@ -86,7 +86,9 @@ class PruningSpec:
     def answers_dir(self) -> Path:
         """Absolute path of the folder that keeps the seed model's answers to general prompts."""
         loading = {"dtype": self.config.dtype, "load_in_4bit": self.config.load_in_4bit}
-        name = f"{slug(self.seed_name)}-general-{fingerprint([self.seed_fingerprint, loading])}"
+        template = self.general_text.chat_template if self.general_text is not None else None
+        asked = [self.seed_fingerprint, loading, *([] if template is None else [template])]
+        name = f"{slug(self.seed_name)}-general-{fingerprint(asked)}"
         return self.root.expanduser().absolute() / name
 
     @property

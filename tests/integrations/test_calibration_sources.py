@@ -1,6 +1,7 @@
 """A calibration that is a mixture."""
 
 import json
+import shutil
 
 import pytest
 
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from axolotl_sdft.config import CalibrationConfig, LayerPruningConfig
 from axolotl_sdft.integrations.axolotl.calibration import calibration_sources, general_text, source_texts
+from axolotl_sdft.integrations.axolotl.stages import pruning_spec
 from axolotl_sdft.pruning.general_answers import GeneralText
 
 
@@ -32,7 +34,7 @@ def mixture(*parts, **settings):
 
 def test_shares_say_how_many_rows_each_part_gives(cfg, tmp_path, tiny_llama_dir):
     other = {"path": rows(tmp_path / "other.jsonl", "other"), "share": 1}
-    sources = calibration_sources(cfg, mixture({"share": 3}, other, num_samples=8))
+    sources = calibration_sources(cfg, mixture({"share": 3}, other, num_samples=8), tiny_llama_dir)
     texts = source_texts(cfg, sources, tiny_llama_dir)
     assert [text.split()[0] for text in texts] == ["own"] * 6 + ["other"] * 2
 
@@ -44,9 +46,11 @@ def test_a_list_is_a_mixture():
 
 
 def test_general_prompts_are_left_out_of_what_is_read(cfg, tiny_llama_dir):
-    sources = calibration_sources(cfg, mixture({"share": 1}, {"general_prompts": True, "share": 3}, num_samples=8))
+    sources = calibration_sources(
+        cfg, mixture({"share": 1}, {"general_prompts": True, "share": 3}, num_samples=8), tiny_llama_dir
+    )
     assert [text.split()[0] for text in source_texts(cfg, sources, tiny_llama_dir)] == ["own"] * 2
-    assert calibration_sources(cfg, mixture({"general_prompts": True})) == []
+    assert calibration_sources(cfg, mixture({"general_prompts": True}), tiny_llama_dir) == []
 
 
 def asked(cfg, tiny_llama_dir, **settings):
@@ -88,14 +92,48 @@ def test_a_part_with_general_prompts_is_without_effect_where_nothing_is_patched(
     )
 
 
-def test_the_identity_follows_the_rows(cfg, tmp_path):
+def identity_of(cfg, calibration, seed_dir):
+    return [source.identity for source in calibration_sources(cfg, calibration, seed_dir)]
+
+
+def test_the_identity_follows_the_rows(cfg, tmp_path, tiny_llama_dir):
     def identity(*parts):
-        return [source.identity for source in calibration_sources(cfg, mixture(*parts, num_samples=4))]
+        return identity_of(cfg, mixture(*parts, num_samples=4), tiny_llama_dir)
 
     own, other = {"share": 1}, {"path": rows(tmp_path / "other.jsonl", "other")}
     assert identity(own, other) == identity(own, other)
     assert identity(own, other) != identity(own)
     assert identity(own) == identity(own, {"general_prompts": True})
+
+
+@pytest.fixture
+def bare_seed(tiny_llama_dir, tmp_path):
+    """A copy of the seed model without a chat template."""
+    folder = shutil.copytree(tiny_llama_dir, tmp_path / "bare")
+    (folder / "chat_template.jinja").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"chat_template": "llama3"},
+        {"datasets": [{"path": "own.jsonl", "type": "completion", "chat_template": "llama3"}]},
+    ],
+    ids=["of all", "of one dataset"],
+)
+def test_the_names_of_all_that_is_kept_follow_a_chat_template_that_the_seed_lacks(cfg, bare_seed, changes):
+    def names(seed_dir, **more):
+        asked = DictDefault({**cfg, "base_model": str(seed_dir), "chat_template": "chatml", **more})
+        spec = pruning_spec(asked, LayerPruningConfig(num_layers=2))
+        return spec.scores_dir.name, spec.output_dir.name, spec.answers_dir.name
+
+    assert names(bare_seed) == names(bare_seed)
+    is_everywhere = "datasets" not in changes  # general prompts belong to no dataset
+    differ = [one != other for one, other in zip(names(bare_seed), names(bare_seed, **changes), strict=True)]
+    assert differ == [True, True, is_everywhere]
+    own = cfg.base_model  # which has a chat template
+    assert names(own) == names(own, **{key: value for key, value in changes.items() if key != "datasets"})
 
 
 @pytest.mark.parametrize(

@@ -138,23 +138,30 @@ class Source:
     config: CalibrationConfig
     """How many rows are read."""
     entries: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def identity(self) -> Any:
-        """What changes with the text."""
-        return [entry_fingerprint(entry) for _, entry in self.entries]
+    identity: Any = ()
+    """What changes with the text."""
 
 
-def calibration_sources(cfg: Any, calibration: CalibrationConfig) -> list[Source]:
+def calibration_sources(cfg: Any, calibration: CalibrationConfig, seed_dir: Path) -> list[Source]:
     """Return what is read; no rows are read yet. General prompts are no part of it."""
     if not calibration.parts:
-        return [Source(calibration, tuple(calibration_entries(cfg, calibration)))]
+        return [_source(cfg, calibration, calibration_entries(cfg, calibration), seed_dir)]
     sources = []
     for number, (part, config) in enumerate(zip(calibration.parts, calibration.sources, strict=True)):
         if not part.general_prompts:
-            where = f"layer_pruning.calibration[{number}]"
-            sources.append(Source(config, tuple(calibration_entries(cfg, config, where))))
+            entries = calibration_entries(cfg, config, f"layer_pruning.calibration[{number}]")
+            sources.append(_source(cfg, config, entries, seed_dir))
     return sources
+
+
+def _source(cfg: Any, config: CalibrationConfig, entries: Sequence[tuple[str, Any]], seed_dir: Path) -> Source:
+    return Source(config, tuple(entries), [_entry_identity(cfg, entry, seed_dir) for _, entry in entries])
+
+
+def _entry_identity(cfg: Any, entry: Any, seed_dir: Path) -> Any:
+    """Return what changes with the text of an entry: what it reads, and a chat template that the seed model lacks."""
+    template = missing_chat_template(cfg, seed_dir, entry)
+    return entry_fingerprint(entry) if template is None else [entry_fingerprint(entry), template]
 
 
 def source_texts(cfg: Any, sources: Sequence[Source], seed_dir: Path) -> list[str]:

@@ -286,8 +286,8 @@ def pruning_spec(cfg: Any, config: LayerPruningConfig) -> "PruningSpec":
     calibration = config.calibration
     scores_text = config.drop_layers is None and metric_needs_text(config.metric)
     reads_text = scores_text or config.patch != "none"
-    sources = calibration_sources(cfg, calibration) if reads_text else []
     seed_dir = seed_dir_of(cfg)
+    sources = calibration_sources(cfg, calibration, seed_dir) if reads_text else []
     trust_remote_code = bool(cfg.get("trust_remote_code"))
 
     def load_batches() -> Any:
