@@ -155,6 +155,7 @@ class _Asked:
             trust_remote_code=trusts,
         )
         self._tokenizer = self._checked_tokenizer()
+        self._failures: dict[str, str] = {}  # why prompts got no answer
 
     def _checked_tokenizer(self) -> Any:
         from axolotl_sdft.inference.prompts import load_tokenizer
@@ -202,9 +203,10 @@ class _Asked:
                         num_new += len(found)
                         sizes |= {prompt: self._size(prompt, answer) for prompt, answer in found.items()}
                         num_shown = _advanced(shown, num_shown, sizes, num_tokens)
-                sizes |= {prompt: self._size(prompt, answers[prompt]) for prompt in part if prompt not in sizes}
+                given = {prompt: answers.get(prompt, "") for prompt in part}
+                sizes |= {prompt: self._size(prompt, answer) for prompt, answer in given.items() if prompt not in sizes}
                 num_shown = _advanced(shown, num_shown, sizes, num_tokens)
-                texts += [self._conversation(prompt, answers[prompt]) for prompt in part if answers[prompt].strip()]
+                texts += [self._conversation(prompt, answer) for prompt, answer in given.items() if answer.strip()]
                 count += sum(sizes[prompt] for prompt in part)
                 if num_tokens is not None and count >= num_tokens:
                     break
@@ -212,6 +214,12 @@ class _Asked:
             "the seed model's answers to %d general prompts (%d of them generated now, in %.1f s): %d tokens",
             *(len(texts), num_new, time.monotonic() - started, count),
         )
+        reasons = [reason for prompt, reason in self._failures.items() if not answers.get(prompt)]
+        if reasons:
+            LOG.warning(
+                "%d general prompts got no answer and are left out, such as for this reason: %s",
+                *(len(reasons), reasons[0]),
+            )
         return texts
 
     def _size(self, prompt: str, answer: str) -> int:
@@ -225,7 +233,10 @@ class _Asked:
         return apply_template(self._tokenizer, messages)
 
     def _generated(self, prompts: Sequence[str]) -> Iterator[dict[str, str]]:
-        """Yield greedy answers by prompt, some at a time; empty where a prompt could not be answered."""
+        """Yield greedy answers by prompt, some at a time; empty where a prompt can never be answered.
+
+        One that could not be answered now, such as for want of memory, is left out, and asked again another time.
+        """
         from axolotl_sdft.inference.interfaces import Prompt
         from axolotl_sdft.inference.local.backend import TransformersBackend
 
@@ -233,7 +244,9 @@ class _Asked:
         asked = [Prompt((number, 0), ({"role": "user", "content": text},)) for number, text in enumerate(prompts)]
         try:
             for batch, written in backend.generate(backend.batches(asked)):
-                yield {prompts[prompt.key[0]]: answer.text for prompt, answer in zip(batch, written, strict=True)}
+                given = {prompts[prompt.key[0]]: answer for prompt, answer in zip(batch, written, strict=True)}
+                self._failures |= {text: answer.error for text, answer in given.items() if answer.error is not None}
+                yield {text: answer.text for text, answer in given.items() if answer.error is None or answer.is_final}
         finally:
             backend.close()
 

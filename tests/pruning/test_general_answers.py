@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
 from axolotl_sdft.config import GeneralPromptsConfig
@@ -134,6 +135,29 @@ def test_an_empty_answer_is_left_out_and_not_asked_for_again(model, tiny_llama_d
     for _ in range(2):
         assert len(general_texts(model, tiny_llama_dir, num_prompts=3, folder=tmp_path / "kept")) == 1
     assert len(rounds) == 1
+
+
+def test_prompts_that_memory_ran_out_for_are_counted_and_asked_again(model, tiny_llama_dir, tmp_path, caplog):
+    def without_memory(_module, _args, kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+    shortage = model.register_forward_pre_hook(without_memory, with_kwargs=True)
+    asked = {"num_prompts": 3, "folder": tmp_path / "kept"}
+    assert general_texts(model, tiny_llama_dir, **asked) == []
+    assert "3 general prompts got no answer and are left out, such as for this reason: memory ran out" in caplog.text
+
+    shortage.remove()
+    caplog.clear()
+    assert len(general_texts(model, tiny_llama_dir, **asked)) == 3
+    assert "got no answer" not in caplog.text
+
+
+def test_a_prompt_that_can_never_be_answered_is_asked_once(model, tiny_llama_dir, tmp_path, caplog):
+    model.config.max_position_embeddings = 20  # hardly any prompt has so few tokens
+    asked = {"num_prompts": 3, "folder": tmp_path / "kept"}
+    assert general_texts(model, tiny_llama_dir, **asked) == []
+    assert "3 general prompts got no answer and are left out, such as for this reason: the prompt has " in caplog.text
+    assert json.loads((tmp_path / "kept" / "answers.json").read_text()) == dict.fromkeys(calibration_prompts()[:3], "")
 
 
 def test_the_model_answers_greedily_and_comes_back_as_it_was(model, tiny_llama_dir):
