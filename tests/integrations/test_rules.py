@@ -2,9 +2,15 @@ import json
 
 import pytest
 
+from axolotl_sdft import cut_layers
+from axolotl_sdft.config import LayerPruningConfig
+from axolotl_sdft.core.artifacts import fingerprint
 from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.trained_on import PRUNED_KEY
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
 from axolotl_sdft.integrations.axolotl.rules import check_plugin, check_rules
+from axolotl_sdft.pruning.spec import shaping_settings
+from tests.pruning.conftest import edit_config, save_tiny_model
 
 LIGER = "axolotl.integrations.liger.LigerPlugin"
 CUT_CROSS_ENTROPY = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
@@ -65,6 +71,33 @@ def test_all_three_stages_go_together():
 def test_a_combination_that_can_not_work_is_refused_with_the_way_out(cfg, message):
     with pytest.raises(ConfigError, match=message):
         check(**cfg)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "key"),
+    [
+        ({"output_dir": "./work/../out"}, "output_dir"),
+        ({"output_dir": "other", "lora_model_dir": "out/"}, "lora_model_dir"),
+        ({"output_dir": "other", "base_model": "out"}, "base_model"),
+    ],
+)
+@pytest.mark.parametrize("pruning", [{"num_layers": 2}, {"drop_layers": [2]}])
+def test_the_pruned_checkpoint_shares_no_folder_with_another_model(cfg, key, pruning, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pruning = pruning | {"output_dir": str(tmp_path / "out")}
+    with pytest.raises(
+        ConfigError, match=rf"^layer_pruning\.output_dir is '.*out', the folder that {key} names, but no"
+    ):
+        check(layer_pruning=pruning, **cfg)
+    check(layer_pruning=pruning, **cfg | {key: "elsewhere"})
+
+
+def test_a_checkpoint_that_was_pruned_so_already_may_be_named_twice(tmp_path):
+    cut_layers(save_tiny_model(tmp_path / "seed"), [2], tmp_path / "pruned")
+    marker = fingerprint(shaping_settings(LayerPruningConfig(drop_layers=(2,), patch="none")))
+    edit_config(tmp_path / "pruned", **{PRUNED_KEY: marker})
+    pruning = {"drop_layers": [2], "patch": "none", "output_dir": str(tmp_path / "pruned")}
+    check(layer_pruning=pruning, base_model=str(tmp_path / "pruned"))
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.config import LogitDistillationConfig
+from axolotl_sdft.config import LayerPruningConfig, LogitDistillationConfig
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.integrations.axolotl.blocks import Blocks
+from axolotl_sdft.integrations.axolotl.pruned_base import is_pruned_already, output_dir_of
 from axolotl_sdft.pruning.scoring.scores import metric_needs_text
 from axolotl_sdft.training.support import prompt_tuning_fault
 
@@ -38,6 +39,7 @@ def check_rules(cfg: Mapping[str, Any], blocks: Blocks, other_trainers: Mapping[
         faults += _logit_distillation_faults(cfg, blocks.logit_distillation)
     if blocks.layer_pruning is not None:
         faults += _layer_pruning_faults(cfg, blocks)
+        faults += _folder_faults(cfg, blocks.layer_pruning)
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -77,6 +79,25 @@ def _layer_pruning_faults(cfg: Mapping[str, Any], blocks: Blocks) -> Iterator[st
             "layer_pruning.calibration.path is not set and there are no datasets to take the calibration text from; "
             "set the path, name the layers in layer_pruning.drop_layers, or set layer_pruning.metric: last"
         )
+
+
+def _folder_faults(cfg: Mapping[str, Any], pruning: LayerPruningConfig) -> Iterator[str]:
+    """Tell which other model has, or is to get, the folder that is named for the pruned checkpoint."""
+    if pruning.output_dir is None:
+        return
+    base_model = str(cfg.get("base_model"))
+    others = {"output_dir": output_dir_of(cfg)}
+    if cfg.get("lora_model_dir"):
+        others["lora_model_dir"] = Path(str(cfg["lora_model_dir"]))
+    if not is_pruned_already(base_model, pruning):
+        others["base_model"] = Path(base_model)
+    folder = Path(pruning.output_dir).expanduser().resolve()
+    for key, other in others.items():
+        if other.expanduser().resolve() == folder:
+            yield (
+                f"layer_pruning.output_dir is {pruning.output_dir!r}, the folder that {key} names, but no two models "
+                "go into one folder; name another one, or remove it, and the pruned checkpoint gets one of its own"
+            )
 
 
 def _self_distillation_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
