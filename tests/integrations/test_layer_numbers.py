@@ -178,6 +178,15 @@ def test_where_the_scores_choose_a_pattern_may_name_protected_layers_only(seed_d
         check_layer_numbers({"unfrozen_parameters": [r"^model.layers.[12]\."]}, config, seed_dir)
 
 
+def test_layers_that_spectrum_measured_before_the_cut_are_refused(seed_dir):
+    plugins = ["axolotl_sdft.SDFTPlugin", "axolotl.integrations.spectrum.SpectrumPlugin"]
+    with pytest.raises(
+        ConfigError, match=r"plugin axolotl\.integrations\.spectrum\.SpectrumPlugin unfreezes .*; prune f"
+    ):
+        check(seed_dir, plugins=plugins)
+    check(seed_dir, plugins=plugins[:1])
+
+
 # Settings of the model
 
 

@@ -30,6 +30,7 @@ _WAY_OUT = (
     "take the numbers out, or prune first (axolotl prune-layers) and train from that folder as base_model without "
     "layer_pruning, with the numbers that the layers have there"
 )
+_SPECTRUM = "axolotl.integrations.spectrum.SpectrumPlugin"
 _NO_SETTINGS = ("_commit_hash", "_name_or_path", "transformers_version")  # of a config.json, they change no model
 # Keys whose texts are not names of modules: data, places, and the blocks of this package.
 _OTHER_KEYS = frozenset(
@@ -70,6 +71,7 @@ def check_layer_numbers(cfg: Mapping[str, Any], config: LayerPruningConfig, seed
     faults = [
         *_other_settings_faults(cfg, seed_dir),
         *_override_faults(cfg, seed_dir),
+        *_spectrum_faults(cfg),
         *_number_faults(cfg, config, seed_dir),
     ]
     if faults:
@@ -114,6 +116,16 @@ def _override_faults(cfg: Mapping[str, Any], seed_dir: Path) -> Iterator[str]:
                 f"overrides_of_model_config.{key} is {value!r}, but layer_pruning sets it for the pruned model, and "
                 f"base_model has {settings.get(key)!r} there; remove the override"
             )
+
+
+def _spectrum_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a fault where Axolotl's plugin is to unfreeze layers by what was measured on the seed model's."""
+    if _SPECTRUM in map(str, cfg.get("plugins") or ()):
+        yield (
+            f"the plugin {_SPECTRUM} unfreezes layers by the numbers that they have in the seed model, but "
+            "layer_pruning gives them others; prune first (axolotl prune-layers), measure the pruned folder with "
+            "Spectrum, and train from it as base_model without layer_pruning; or remove the plugin"
+        )
 
 
 def _number_faults(cfg: Mapping[str, Any], config: LayerPruningConfig, seed_dir: Path) -> list[str]:
