@@ -94,6 +94,36 @@ def test_a_fingerprint_notices_one_changed_byte_in_the_middle_of_a_large_file(tm
     assert len(prints) == 3
 
 
+@pytest.mark.parametrize(
+    "name",
+    [".cache/huggingface/a.json", ".git/HEAD", ".DS_Store", "__pycache__/a.pyc", "cache-0f.arrow", "a.lock", "LICENSE"],
+)
+def test_a_fingerprint_of_a_folder_leaves_out_what_lies_beside_the_rows(name, tmp_path):
+    Dataset.from_dict({"id": [1]}).save_to_disk(tmp_path / "rows")
+    before = entry_fingerprint(DictDefault({"path": "rows"}))
+    (tmp_path / "rows" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "rows" / name).write_text("something")
+    assert entry_fingerprint(DictDefault({"path": "rows"})) == before
+    (tmp_path / "rows" / "more.jsonl").write_text('{"id": 2}\n')
+    assert entry_fingerprint(DictDefault({"path": "rows"})) != before
+
+
+@pytest.mark.parametrize(("card", "counts"), [("# Rows\n", False), ("---\nconfigs: []\n---\n", True)])
+def test_a_dataset_card_counts_where_its_header_may_say_which_files_are_read(card, counts, tmp_path):
+    Dataset.from_dict({"id": [1]}).save_to_disk(tmp_path / "rows")
+    before = entry_fingerprint(DictDefault({"path": "rows"}))
+    (tmp_path / "rows" / "README.md").write_text(card)
+    assert (entry_fingerprint(DictDefault({"path": "rows"})) != before) == counts
+
+
+@pytest.mark.parametrize("chosen", [{"weight": 0.5}, {"shards": 2}])
+def test_rows_that_are_drawn_leave_nothing_in_their_folder(chosen, tmp_path):
+    Dataset.from_dict({"id": list(range(8))}).save_to_disk(tmp_path / "rows")
+    before = sorted(path.name for path in (tmp_path / "rows").iterdir())
+    assert len(rows_of(path="rows", **chosen)) == 4
+    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == before
+
+
 @pytest.mark.parametrize("data_files", ["rows.jsonl", ["rows.jsonl"], {"train": ["*.jsonl"]}])
 def test_a_fingerprint_follows_the_content_of_local_data_files(data_files, tmp_path):
     entry = DictDefault({"path": "json", "data_files": data_files})

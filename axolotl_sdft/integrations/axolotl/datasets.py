@@ -9,6 +9,7 @@ there.
 
 import re
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ _CONSUMED = (
     *("path", "split", "name", "data_files", "revision", "shards", "shards_idx", "preprocess_shards"),
     *("ds_type", "trust_remote_code", "weight"),
 )
+
+# Names in a folder of rows: caches that the datasets library writes there, locks, and what is said of the rows.
+_BESIDE_ROWS = ("cache-*.arrow", "*.lock", "LICENSE", "LICENSE.md", "NOTICE", "NOTICE.md")
 
 OVERRIDE = "self_distillation"
 """Key under which an entry changes the top-level block of that name."""
@@ -81,10 +85,15 @@ def load_rows(cfg: Any, entry: Any, where: str) -> "Dataset":
     rows = _of_split(rows, entry, where)
     seed = shuffle_seed(cfg)
     if entry.get("shards"):
-        rows = rows.shuffle(seed=seed).shard(num_shards=entry.shards, index=entry.get("shards_idx") or 0)
+        rows = _shuffled(rows, seed).shard(num_shards=entry.shards, index=entry.get("shards_idx") or 0)
     if entry.get("weight") is not None and entry.weight < 1.0:
-        rows = rows.shuffle(seed=seed).select(range(min(len(rows), max(1, int(len(rows) * entry.weight)))))
+        rows = _shuffled(rows, seed).select(range(min(len(rows), max(1, int(len(rows) * entry.weight)))))
     return rows
+
+
+def _shuffled(rows: "Dataset", seed: int) -> "Dataset":
+    """Return rows in another order, which is kept in memory: datasets would write it into the folder of the rows."""
+    return rows.shuffle(seed=seed, keep_in_memory=True)
 
 
 def _of_split(rows: Any, entry: Any, where: str) -> "Dataset":
@@ -109,13 +118,14 @@ def rewritten_entry(entry: Any, folder: Path) -> Any:
 def entry_fingerprint(entry: Any) -> str:
     """Return 12 hex digits of what a dataset entry reads: its keys, and every byte where ``path`` is local.
 
-    So do the local files that ``data_files`` names. Where a local path lies does not count.
+    So do the local files that ``data_files`` names. Where a local path lies does not count, nor what lies in it beside
+    the rows, such as caches and hidden files.
 
     Raises:
         DatasetError: A file can't be read.
     """
     path = Path(str(entry.get("path")))
-    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+    inside = sorted(_files_of_rows(path)) if path.is_dir() else [path]
     named = {file.relative_to(path).as_posix() if path.is_dir() else file.name: file for file in inside}
     is_local = any(file.is_file() for file in inside)
     named |= {file: Path(file) for file in _local_data_files(entry.get("data_files"))}
@@ -125,6 +135,23 @@ def entry_fingerprint(entry: Any) -> str:
         return fingerprint([keys, list(zip(files, file_digests(files.values()), strict=True))])
     except OSError as err:
         raise DatasetError(f"the data of path {str(path)!r} can't be read: {first_line(err)}") from err
+
+
+def _files_of_rows(folder: Path) -> Iterator[Path]:
+    """Yield what a folder of rows holds, but for what comes and goes while the rows stay, and what no loader reads."""
+    for path in folder.rglob("*"):
+        *folders, name = path.relative_to(folder).parts
+        is_hidden = name.startswith(".") or any(part.startswith((".", "__")) for part in folders)
+        if not (is_hidden or any(fnmatchcase(name, pattern) for pattern in _BESIDE_ROWS) or _is_plain_card(path)):
+            yield path
+
+
+def _is_plain_card(path: Path) -> bool:
+    """Whether a file is a dataset card without a header: with one, it may say which files are read."""
+    if path.name != "README.md" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(3) != b"---"
 
 
 def _local_data_files(named: Any) -> list[str]:
