@@ -106,6 +106,19 @@ def test_the_identity_follows_the_rows(cfg, tmp_path, tiny_llama_dir):
     assert identity(own) == identity(own, {"general_prompts": True})
 
 
+@pytest.mark.parametrize(
+    ("choice", "counts"), [({"weight": 0.5}, True), ({"shards": 2}, True), ({"weight": 1.0}, False)]
+)
+def test_the_random_seed_counts_where_it_draws_the_rows(cfg, tiny_llama_dir, choice, counts):
+    cfg.datasets = [{**cfg.datasets[0], **choice}]
+
+    def identity(**seed):
+        return identity_of(DictDefault({**cfg, **seed}), CalibrationConfig(), tiny_llama_dir)
+
+    assert (identity(seed=1) != identity(seed=2)) == counts
+    assert identity() == identity(seed=42)  # what rows are drawn with where no seed is set
+
+
 @pytest.fixture
 def bare_seed(tiny_llama_dir, tmp_path):
     """A copy of the seed model without a chat template."""

@@ -12,7 +12,13 @@ from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.rows.validation import stored_rows
 from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, yaml_chat_template
 from axolotl_sdft.integrations.axolotl.calibration_text import texts_of
-from axolotl_sdft.integrations.axolotl.datasets import dataset_entries, entry_fingerprint, load_rows
+from axolotl_sdft.integrations.axolotl.datasets import (
+    dataset_entries,
+    entry_fingerprint,
+    is_drawn,
+    load_rows,
+    shuffle_seed,
+)
 from axolotl_sdft.pruning.general_answers import GeneralText, calibration_prompts
 
 LOG = logging.getLogger(__name__)
@@ -159,9 +165,12 @@ def _source(cfg: Any, config: CalibrationConfig, entries: Sequence[tuple[str, An
 
 
 def _entry_identity(cfg: Any, entry: Any, seed_dir: Path) -> Any:
-    """Return what changes with the text of an entry: what it reads, and a chat template that the seed model lacks."""
-    template = missing_chat_template(cfg, seed_dir, entry)
-    return entry_fingerprint(entry) if template is None else [entry_fingerprint(entry), template]
+    """Return what changes with the text of an entry: what it reads, the random seed that draws rows of it, and a chat
+    template that the seed model lacks."""
+    seed = shuffle_seed(cfg) if is_drawn(entry) else None
+    found = {"chat_template": missing_chat_template(cfg, seed_dir, entry), "seed": seed}
+    more = {key: value for key, value in found.items() if value is not None}
+    return [entry_fingerprint(entry), more] if more else entry_fingerprint(entry)
 
 
 def source_texts(cfg: Any, sources: Sequence[Source], seed_dir: Path) -> list[str]:

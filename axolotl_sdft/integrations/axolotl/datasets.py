@@ -86,9 +86,18 @@ def load_rows(cfg: Any, entry: Any, where: str) -> "Dataset":
     seed = shuffle_seed(cfg)
     if entry.get("shards"):
         rows = _shuffled(rows, seed).shard(num_shards=entry.shards, index=entry.get("shards_idx") or 0)
-    if entry.get("weight") is not None and entry.weight < 1.0:
+    if _has_share(entry):
         rows = _shuffled(rows, seed).select(range(min(len(rows), max(1, int(len(rows) * entry.weight)))))
     return rows
+
+
+def is_drawn(entry: Any) -> bool:
+    """Whether the random seed chooses which rows of an entry are read."""
+    return bool(entry.get("shards")) or _has_share(entry)
+
+
+def _has_share(entry: Any) -> bool:
+    return entry.get("weight") is not None and bool(entry.weight < 1.0)
 
 
 def _shuffled(rows: "Dataset", seed: int) -> "Dataset":
