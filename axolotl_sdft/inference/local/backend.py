@@ -155,7 +155,7 @@ class TransformersBackend:
         if reason is None:
             return ContinuousDecoder(self._model, choose, self._end_ids, *limits)
         LOG.info("%s is decoded with transformers' generate, since %s", self._model_dir, reason)
-        return PlainDecoder(self._model, choose, self._end_ids, *limits)
+        return PlainDecoder(self._model, choose, self._end_ids, *limits, tokenizer=self._tokenizer)
 
     def _unfit_because(self) -> str | None:
         try:

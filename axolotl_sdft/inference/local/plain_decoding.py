@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, StopStringCriteria
 
 from axolotl_sdft.core.errors import is_out_of_memory
 from axolotl_sdft.inference.forwarding import attention_of_any_shape, free_memory, input_device
@@ -27,6 +27,7 @@ class PlainDecoder:
         ends: Tokens that end an answer.
         most_rows: Most rows of a batch.
         most_tokens: Most rows of a batch times the tokens that the longest of them may grow to.
+        tokenizer: Finds the strings that the checkpoint's generation settings end an answer at; needed where they do.
     """
 
     def __init__(
@@ -36,8 +37,12 @@ class PlainDecoder:
         ends: Collection[int],
         most_rows: int,
         most_tokens: int,
+        *,
+        tokenizer: Any = None,
     ) -> None:
-        self._model, self._choose, self._ends = model, choose, sorted(ends)
+        self._model, self._choose, self._ends, self._tokenizer = model, choose, sorted(ends), tokenizer
+        strings = getattr(model.generation_config, "stop_strings", None)
+        self._stops = StopStringCriteria(tokenizer, strings) if strings else None
         self._most_rows, self._most_tokens = most_rows, most_tokens
 
     def run(self, rows: Iterable[ActiveSequence]) -> Iterator[ActiveSequence]:
@@ -86,9 +91,10 @@ class PlainDecoder:
                     max_length=None,
                     eos_token_id=self._ends,
                     pad_token_id=rows[0].ids[0],
-                    logits_processor=LogitsProcessorList([_Choosing(self._choose, rows, self._ends)]),
+                    logits_processor=LogitsProcessorList([_Choosing(self._choose, rows, self._ends, self._stops)]),
+                    tokenizer=self._tokenizer,
                     # What follows is left to the processor.
-                    **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0},
+                    **{"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0},
                     **{"temperature": None, "top_p": None, "top_k": None},
                 )
         except (RuntimeError, MemoryError) as err:
@@ -117,13 +123,24 @@ class _Choosing(LogitsProcessor):
         self,
         choose: Callable[[Tensor, Sequence[ActiveSequence]], list[Choice]],
         rows: Sequence[ActiveSequence],
-        ends: Collection[int],
+        ends: Sequence[int],
+        stops: StopStringCriteria | None,
     ) -> None:
-        self._choose, self._rows, self._ends = choose, rows, ends
+        self._choose, self._rows, self._ends, self._stops = choose, rows, ends, stops
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        choices = self._choose(scores, self._rows)
+        choices = self._ending(input_ids, self._choose(scores, self._rows))
         for row, (token, logprob) in zip(self._rows, choices, strict=True):
             row.append(token, logprob, self._ends)
         chosen_B1 = torch.tensor([[token] for token, _ in choices], device=scores.device)
         return torch.full_like(scores, float("-inf")).scatter_(1, chosen_B1, 0.0)
+
+    def _ending(self, input_ids: Tensor, choices: list[Choice]) -> list[Choice]:
+        """Return the choices, with an end behind an answer that one of the stop strings ends."""
+        if self._stops is None or not self._ends:
+            return choices
+        stopped = self._stops(input_ids, None).tolist()
+        return [
+            (self._ends[0], 0.0) if is_stopped and row.new_ids else choice
+            for row, is_stopped, choice in zip(self._rows, stopped, choices, strict=True)
+        ]

@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 import weakref
@@ -187,6 +188,33 @@ def test_a_model_that_does_not_fit_is_left_to_generate_and_answers_the_same(
     assert {row: answer.text for row, answer in plain.items()} == {row: expected[row].text for row in expected}
     assert plain[0].mean_logprob == pytest.approx(expected[0].mean_logprob, abs=1e-4)
     assert "is decoded with transformers' generate, since it is odd" in caplog.text
+
+
+def test_an_answer_ends_at_a_string_that_the_checkpoints_settings_stop_at(tiny_llama_dir, tmp_path):
+    asked = prompts("Hello there, how are you?", "Hi", "Name three colours, please.")
+    whole = answers_by_row(backend_for(tiny_llama_dir, max_new_tokens=32), [asked])
+    stop = whole[0].text[10:16]
+    seed_dir = shutil.copytree(tiny_llama_dir, tmp_path / "seed")
+    settings = json.loads((seed_dir / "generation_config.json").read_text())
+    (seed_dir / "generation_config.json").write_text(json.dumps(settings | {"stop_strings": [stop]}))
+
+    stopped = answers_by_row(backend_for(seed_dir, max_new_tokens=32), [asked])
+
+    assert stopped[0].finish_reason == "stop"
+    assert stopped[0].num_tokens < 32
+    assert whole[0].text.startswith(stopped[0].text)
+    assert stop.strip() in stopped[0].text[10:]
+    assert not any(stop in whole[row].text for row in (1, 2))
+    assert [stopped[row] for row in (1, 2)] == [whole[row] for row in (1, 2)]
+
+
+def test_as_many_answers_come_as_were_asked_for_whatever_the_checkpoints_settings_say(tiny_llama_dir, tmp_path):
+    seed_dir = shutil.copytree(tiny_llama_dir, tmp_path / "seed")
+    settings = json.loads((seed_dir / "generation_config.json").read_text())
+    several = {"do_sample": True, "num_return_sequences": 2, "min_length": 2}
+    (seed_dir / "generation_config.json").write_text(json.dumps(settings | several))
+    answers = answers_by_row(backend_for(seed_dir, max_new_tokens=4), [prompts("Hi", "Why?")])
+    assert [answers[row].num_tokens for row in (0, 1)] == [4, 4]
 
 
 def seed_with_new_tokens(source, target, template=None, **tokens):
