@@ -41,7 +41,7 @@ from axolotl_sdft.pruning.checkpoint.tensor_files import StoredTensor, read_chec
 from axolotl_sdft.pruning.checkpoint.tensor_writer import writing_checkpoint
 from axolotl_sdft.pruning.patching.apply import patched_tensors, require_same_layers
 from axolotl_sdft.pruning.patching.record import LayerPatch
-from axolotl_sdft.pruning.planning.plan import validate_drop_layers
+from axolotl_sdft.pruning.planning.plan import given_layers, validate_drop_layers
 
 SCORES_FILE = "scores.json"
 
@@ -118,7 +118,7 @@ def cut_layers(
         patch: What :func:`~axolotl_sdft.fit_patch` gave for the same layers of this model. None: the bare cut.
 
     Raises:
-        ConfigError: A layer is not there, or none would stay, or the patch was fitted for others.
+        ConfigError: No layer is named, one is not there, none would stay, or the patch was fitted for others.
         CheckpointError: The source is incomplete, or its architecture can't be cut soundly, with the reason.
         ArtifactError: ``output_dir`` exists, can't be written or lacks the space.
 
@@ -126,13 +126,14 @@ def cut_layers(
         >>> cut_layers("models/SmolLM2-135M-Instruct", [13, 14, 15], "models/SmolLM2-121M-Instruct")
     """
     max_shard_bytes = parse_size(max_shard_size)
+    dropped = given_layers(drop_layers, "drop_layers")
     if patch is not None:
-        require_same_layers(patch, sorted(set(drop_layers)))
+        require_same_layers(patch, dropped)
     target = Path(output_dir).expanduser().absolute()
     if target.exists():  # before a download
         raise ArtifactError(f"{target} exists already; delete it or name another folder")
     folder, origin = _found(source_dir)
-    with _planning(folder, drop_layers) as (cut, pruned_config):
+    with _planning(folder, dropped) as (cut, pruned_config):
         check_room(cut, target)
         with atomic_folder(target) as temporary:
             _write(cut, temporary, max_shard_bytes, origin | (provenance or {}), pruned_config, patch)

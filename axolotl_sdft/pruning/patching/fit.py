@@ -33,7 +33,7 @@ from axolotl_sdft.pruning.patching.record import (
     neighbours,
     span,
 )
-from axolotl_sdft.pruning.planning.plan import validate_drop_layers
+from axolotl_sdft.pruning.planning.plan import given_layers, validate_drop_layers
 from axolotl_sdft.pruning.scoring.boundaries import decoder_layers
 from axolotl_sdft.pruning.scoring.loading import MEMORY_SHORTAGE, check_loading, load_for_scoring
 from axolotl_sdft.pruning.scoring.scores import Batch
@@ -80,7 +80,7 @@ def fit_patch(
         refuse: Says of a projection why it can't be written, or None.
 
     Raises:
-        ConfigError: A layer is not there, or none would stay.
+        ConfigError: No layer is named, one is not there, or none would stay.
         CheckpointError: The model's layers can't be found.
         DatasetError: There is no text.
 
@@ -90,7 +90,8 @@ def fit_patch(
         >>> cut_layers("models/SmolLM2-135M-Instruct", [13, 14, 15], "patched", patch=patch)
     """
     layers = decoder_layers(model)
-    validate_drop_layers(tuple(sorted(set(drop_layers))), len(layers), "drop_layers")
+    drop_layers = given_layers(drop_layers, "drop_layers")
+    validate_drop_layers(drop_layers, len(layers), "drop_layers")
     if not any(int(batch["input_ids"].numel()) for batch in batches):
         raise DatasetError("layer_pruning.calibration gave no token to fit a patch on; check its path, split and type")
     fit_on, held_out = split_held_out(batches) if hold_out else (list(batches), [])

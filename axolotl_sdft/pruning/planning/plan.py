@@ -1,7 +1,8 @@
 """Which layers are removed, and what else could be: pure decisions from scores and settings. No torch, no files."""
 
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from axolotl_sdft.config import LayerPruningConfig
@@ -50,12 +51,18 @@ def validate_pruning(config: LayerPruningConfig, num_layers: int) -> None:
     """Refuse settings that can't work with a model of ``num_layers`` layers.
 
     Raises:
-        ConfigError: No layer would stay, a layer is not there, or the protected ones leave too few to choose from.
+        ConfigError: No layer would stay, a layer is not there, or the protected ones leave too few to choose from; or
+            ``target`` is not yet a number of layers.
     """
     if config.drop_layers is not None:
         _validate_drop_layers(config, config.drop_layers, num_layers)
     elif config.num_layers is not None:
         _validate_num_layers(config, num_dropped(config, num_layers), num_layers)
+    elif config.target is not None:
+        raise ConfigError(
+            f"layer_pruning.target.parameters is {config.target.parameters}, but scores don't tell how many parameters "
+            "a layer has; set num_layers, or prune with axolotl prune-layers, which counts them"
+        )
 
 
 def _validate_num_layers(config: LayerPruningConfig, count: int, num_layers: int) -> None:
@@ -83,6 +90,21 @@ def _validate_drop_layers(config: LayerPruningConfig, drop_layers: tuple[int, ..
                     f"layer_pruning.drop_layers names layer {layer}, but {key} is {getattr(config, key)} "
                     f"and the model has {num_layers} layers; change one of the two"
                 )
+
+
+def given_layers(drop_layers: Collection[int], key: str) -> tuple[int, ...]:
+    """Return layers in ascending order, each once, as plain integers; they may be NumPy's or torch's.
+
+    Raises:
+        ConfigError: There are none, or something else is among them; the message names ``key``.
+    """
+    try:
+        layers = tuple(sorted({operator.index(layer) for layer in drop_layers}))
+    except TypeError as err:
+        raise ConfigError(f"{key} is {drop_layers!r}, which is not a list of layer numbers ({err})") from err
+    if not layers:
+        raise ConfigError(f"{key} is empty; name the layers to remove")
+    return layers
 
 
 def validate_drop_layers(drop_layers: tuple[int, ...], num_layers: int, key: str) -> None:
@@ -269,7 +291,10 @@ def best_plans(scores: LayerScores, config: LayerPruningConfig) -> list[PruningP
     most = min(unprotected, scores.num_layers - 1, len(scores.removal_order) or scores.num_layers)
     if scores.divergences:
         most = min(most, max(block.end - block.start for block in scores.divergences))
-    choices = (config.model_copy(update={"num_layers": count, "drop_layers": None}) for count in range(1, most + 1))
+    choices = (
+        config.model_copy(update={"num_layers": count, "drop_layers": None, "target": None})
+        for count in range(1, most + 1)
+    )
     return [plan_pruning(scores, choice) for choice in choices]
 
 

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -197,11 +198,20 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(checkpoint, tmp_
         ((2, 6), r"drop_layers holds 6, but the model has 6 layers, 0 to 5"),
         ((-1,), r"drop_layers holds -1, but the model has 6 layers"),
         (range(6), r"drop_layers names all 6 layers of the model; keep at least one"),
+        ((), r"drop_layers is empty; name the layers to remove"),
+        ((1.5, 2), r"drop_layers is \(1\.5, 2\), which is not a list of layer numbers \('float' object"),
+        (2, r"drop_layers is 2, which is not a list of layer numbers"),
     ],
 )
 def test_layers_that_are_not_there_or_all_of_them_are_refused(checkpoint, tmp_path, drop_layers, message):
     with pytest.raises(ConfigError, match=message):
         cut_layers(checkpoint(), drop_layers, tmp_path / "pruned")
+
+
+@pytest.mark.parametrize("drop_layers", [np.array([4, 1]), [np.int64(1), 4], torch.tensor([1, 4]), [1, 4, 4]])
+def test_layers_may_be_numbers_of_any_library(checkpoint, tmp_path, drop_layers):
+    cut_layers(checkpoint(), drop_layers, tmp_path / "pruned")
+    assert json.loads((tmp_path / "pruned" / PROVENANCE_FILE).read_text())["drop_layers"] == [1, 4]
 
 
 def test_a_source_that_is_no_folder_is_refused(tmp_path):

@@ -173,5 +173,10 @@ def test_the_provenance_says_what_was_patched_and_how_much_nearer_it_is(seed, tm
     assert told["cuts"][1]["module"] == "mlp.down_proj"
 
 
+@pytest.mark.parametrize("drop_layers", [[2, 2, 3], torch.tensor([3, 2])])
+def test_a_layer_that_is_named_twice_or_by_a_tensor_is_one_layer(seed, drop_layers):
+    assert [cut.removed for cut in fit_patch(seed, text(), drop_layers).cuts] == [(2, 3)]
+
+
 def test_neighbours_are_one_cut():
     assert list(neighbours([7, 2, 3, 1, 9])) == [(1, 2, 3), (7,), (9,)]

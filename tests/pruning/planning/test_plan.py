@@ -102,6 +102,14 @@ def test_settings_that_do_not_fit_the_model_are_refused(settings, message):
         validate_pruning(LayerPruningConfig(**settings), num_layers=30)
 
 
+def test_a_target_is_no_number_of_layers():
+    config = LayerPruningConfig(target={"parameters": 0.75})
+    with pytest.raises(
+        ConfigError, match=r"target\.parameters is 0\.75, but scores don't tell how many .*; set num_lay"
+    ):
+        plan_pruning(scores({(0, 1): 0.5}), config)
+
+
 @pytest.mark.parametrize(
     "settings", [{"num_layers": 29}, {"num_layers": 4, "protect_first": 26}, {"drop_layers": (0, 29)}]
 )
