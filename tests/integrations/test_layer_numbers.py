@@ -76,7 +76,7 @@ def test_a_list_with_something_else_than_layers_of_the_seed_is_refused(seed_dir,
 LISA = {"lisa_step_interval": 20, "lisa_layers_attribute": "model.layers"}
 
 
-@pytest.mark.parametrize("pruning", [{"drop_layers": (1, 2)}, {"num_layers": 2}])
+@pytest.mark.parametrize("pruning", [{"drop_layers": (1, 2)}, {"num_layers": 2}, {"num_layers": 0.3}])
 @pytest.mark.parametrize("path", [None, "model.layers", "base_model.model.model.layers"])
 def test_more_layers_to_draw_than_stay_are_refused(seed_dir, pruning, path):
     cfg = LISA | {"lisa_n_layers": 5, "lisa_layers_attribute": path}

@@ -21,6 +21,7 @@ from axolotl_sdft.pruning.checkpoint.architecture import find_layer_prefix, laye
 from axolotl_sdft.pruning.checkpoint.layer_settings import COUNT_KEYS
 from axolotl_sdft.pruning.checkpoint.legacy_files import is_legacy, read_legacy_checkpoint
 from axolotl_sdft.pruning.checkpoint.tensor_files import read_checkpoint
+from axolotl_sdft.pruning.planning.plan import num_dropped
 
 LOG = logging.getLogger(__name__)
 
@@ -265,8 +266,7 @@ def _has_lisa(cfg: Mapping[str, Any]) -> bool:
 def _lisa_faults(cfg: Mapping[str, Any], config: LayerPruningConfig, layers: SeedLayers) -> Iterator[str]:
     """Yield a fault where more layers are to be drawn than stay; they are drawn from those of the pruned model."""
     wanted, path = cfg["lisa_n_layers"], str(cfg.get("lisa_layers_attribute") or "model.layers")
-    num_removed = len(config.drop_layers) if config.drop_layers is not None else config.num_layers or 0
-    num_left = layers.num_layers - num_removed
+    num_left = layers.num_layers - num_dropped(config, layers.num_layers)
     names_decoder = path.removeprefix("base_model.model.") + "." in layers.prefixes  # else it draws from another stack
     if names_decoder and isinstance(wanted, int) and wanted > num_left:
         yield (
