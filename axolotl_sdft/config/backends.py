@@ -232,12 +232,7 @@ class TransformersGeneration(GenerationConfig):
     """Spreads a seed model that is larger than one GPU over all of them (``auto``). Needs accelerate, and one
     process."""
 
-    trust_remote_code: bool | None = None
-    """Run code that comes with the seed model. Unset: as the configuration's own ``trust_remote_code`` says."""
-
-    SPEED_ONLY: ClassVar[frozenset[str]] = frozenset(
-        {"max_batch_tokens", "max_batch_size", "device_map", "trust_remote_code"}
-    )
+    SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"max_batch_tokens", "max_batch_size", "device_map"})
 
 
 class VLLMGeneration(GenerationConfig):

@@ -60,6 +60,10 @@ class GenerationConfig(Block):
     """Chat template of a seed model that has none, as Jinja text. Unset: the template that the configuration's own
     ``chat_template`` names. Servers of backend ``openai`` must be started with it. A template of its own stays."""
 
+    trust_remote_code: bool | None = None
+    """Run code that comes with the seed model; where servers hold the model, with its tokenizer. Unset: as the
+    configuration's own ``trust_remote_code`` says."""
+
     SPEED_ONLY: ClassVar[frozenset[str]] = frozenset()
     """Settings that change how fast answers come, not what they are; they are not part of a fingerprint."""
 
@@ -69,7 +73,8 @@ class GenerationConfig(Block):
         What has its default is left out, so that a setting that is new changes no name. The temperature is always
         there: its default was another one once.
         """
-        settings = self.model_dump(mode="json", exclude=set(self.SPEED_ONLY), exclude_defaults=True)
+        unrelated = {*self.SPEED_ONLY, "trust_remote_code"}  # the code itself counts with the seed model
+        settings = self.model_dump(mode="json", exclude=unrelated, exclude_defaults=True)
         return {**self.model_dump(mode="json", include={"backend", "temperature"}), **settings}
 
     @property

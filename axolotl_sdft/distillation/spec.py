@@ -114,7 +114,7 @@ class DistillationSpec:
             return
         from axolotl_sdft.inference.prompts import load_tokenizer, require_room_for_prefix
 
-        trusts = bool(getattr(generation, "trust_remote_code", False))
+        trusts = bool(generation.trust_remote_code)
         try:
             tokenizer = load_tokenizer(self.seed_dir, trust_remote_code=trusts, chat_template=generation.chat_template)
         except (OSError, ValueError):  # servers may have a tokenizer that is not here

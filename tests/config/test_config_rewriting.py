@@ -145,7 +145,6 @@ def test_settings_of_servers_that_can_not_work_are_refused(settings, message):
         ({"base_urls": ["http://a/v1"]}, "unknown key 'base_urls': backend transformers has none; set backend: openai"),
         ({"backend": "transformers", "extra_body": {}}, "backend transformers has none; .*or remove extra_body"),
         ({"backend": "vllm", "max_batch_size": 8}, "'max_batch_size': backend vllm has none; set backend: transformer"),
-        ({"backend": "vllm", "trust_remote_code": True}, "backend vllm has none; set backend: transformers, or remove"),
         ({"backend": "mine", "concurrency": 8}, "the backend of a plugin has none; set backend: openai, or remove"),
         ({"vllm_args": {"enforce_eager": True}}, "backend transformers has none; set backend: vllm, or remove vllm_a"),
         ({"backend": "openai", "dtype": "auto"}, "openai has none; set backend: (transformers or vllm|vllm or transf)"),
@@ -203,7 +202,9 @@ def test_arguments_of_vllm_that_can_not_work_are_refused(settings, message):
 def test_answers_are_shaped_by_the_settings_of_the_model_and_not_by_those_of_memory_and_speed():
     args = {"gpu_memory_utilization": 0.8, "max_num_seqs": 64}
     plain = VLLMGeneration()
-    tuned = VLLMGeneration(vllm_args={"data-parallel-size": 2, **args}, python="/envs/vllm/bin/python")
+    tuned = VLLMGeneration(
+        vllm_args={"data-parallel-size": 2, **args}, python="/envs/vllm/bin/python", trust_remote_code=True
+    )
     quantized = VLLMGeneration(vllm_args={**args, "quantization": "fp8"})
     embedded = TransformersGeneration(max_batch_size=4, max_batch_tokens=99, device_map="auto", trust_remote_code=True)
     served = OpenAIGeneration(base_urls="http://b/v1", concurrency=8, timeout_s=1.0, max_retries=2, api_key_env="KEY")

@@ -269,3 +269,13 @@ def test_general_rows_of_a_single_dataset_are_refused(cfg):
         ConfigError, match=r"datasets\[1\].self_distillation.general_rows is set, but these rows belong"
     ):
         check_distillation(cfg)
+
+
+@pytest.mark.parametrize("backend", ["transformers", "vllm", "openai", "echo"])
+@pytest.mark.parametrize(("own", "trusts"), [({}, True), ({"trust_remote_code": False}, False)])
+def test_every_backend_may_run_the_code_that_the_configuration_trusts(cfg, backend, own, trusts):
+    served = {"base_urls": ["http://localhost:1/v1"]} if backend == "openai" else {}
+    cfg.trust_remote_code = True
+    cfg.self_distillation = TOP | {"generation": {"backend": backend, **served, **own}}
+    specs = [spec for _, spec in distillation_specs(cfg)]
+    assert [spec.config.generation.trust_remote_code for spec in specs] == [trusts, trusts]

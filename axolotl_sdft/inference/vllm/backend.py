@@ -43,6 +43,7 @@ class VLLMBackend(OpenAIBackend):
     def __init__(self, model_dir: Path, config: VLLMGeneration) -> None:
         self._vllm_config = config
         settings = config.model_dump(include=set(OpenAIGeneration.model_fields) & set(VLLMGeneration.model_fields))
+        settings["trust_remote_code"] = config.trust_remote_code or config.vllm_args.get("trust_remote_code")
         most = config.vllm_args.get("max_num_seqs", _MOST_AT_ONCE) + _QUEUED
         asked = OpenAIGeneration(
             **settings | {"backend": "openai", "base_urls": ("http://127.0.0.1/v1",), "model": NAME},

@@ -249,6 +249,7 @@ def server_arguments(config: VLLMGeneration) -> dict[str, Any]:
         "dtype": str(compute_dtype(config.dtype, local_device())).removeprefix("torch."),
         # Each request holds all settings of its sampling; vLLM is to add none from the checkpoint.
         "generation_config": "vllm",
+        **({"trust_remote_code": True} if config.trust_remote_code else {}),
     }
     return ours | _one_engine_per_process(config.vllm_args) | config.vllm_args
 

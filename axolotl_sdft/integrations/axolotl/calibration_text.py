@@ -273,6 +273,7 @@ def calibration_batches(
     *,
     dataset_config: Mapping[str, Any] | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> "list[dict[str, Tensor]]":
     """Return rows of a dataset as calibration batches for :func:`~axolotl_sdft.score_layers`.
 
@@ -285,6 +286,7 @@ def calibration_batches(
         config: How many rows, of how many tokens; the defaults when unset.
         dataset_config: The row format, as an entry of Axolotl's ``datasets``. Unset, the columns tell it.
         revision: Revision of the model on the Hub.
+        trust_remote_code: Run code that comes with the model.
 
     Raises:
         DatasetError: The columns show no format, or no row holds text.
@@ -301,5 +303,6 @@ def calibration_batches(
     seed_dir = resolve_seed(str(seed_model), revision)
     rows = stored_rows(dataset, "dataset")
     picked = [rows[place] for place in evenly_spaced(len(rows), settings.num_samples)]
-    texts = texts_of(picked, dataset_config or {}, "dataset", load_tokenizer(seed_dir), rows.features)
-    return encode_texts(texts, seed_dir, settings)
+    tokenizer = load_tokenizer(seed_dir, trust_remote_code=trust_remote_code)
+    texts = texts_of(picked, dataset_config or {}, "dataset", tokenizer, rows.features)
+    return encode_texts(texts, seed_dir, settings, trust_remote_code=trust_remote_code)

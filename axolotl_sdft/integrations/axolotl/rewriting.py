@@ -187,8 +187,7 @@ def _ready(cfg: Any, config: SelfDistillationConfig, seed_dir: Path, entry: Any)
 def _trusting_as_axolotl(cfg: Any, config: SelfDistillationConfig) -> SelfDistillationConfig:
     """Let the seed model run code of its own where the whole configuration allows it."""
     generation = config.generation
-    can_trust = isinstance(generation, TransformersGeneration) and generation.trust_remote_code is None
-    if not cfg.get("trust_remote_code") or not can_trust:
+    if not cfg.get("trust_remote_code") or generation.trust_remote_code is not None:
         return config
     trusting = generation.model_copy(update={"trust_remote_code": True})
     return config.model_copy(update={"generation": trusting})
@@ -237,7 +236,7 @@ def logit_lines(cfg: Any, entry: Any, spec: "DistillationSpec", distilled_dir: P
     rows = list(tokenized_rows(cfg, entry, dataset))
     folder = logits_dir(distilled_dir, rows, top_k, model_identity(spec.seed_dir))
     if not folder.exists():
-        write_logits(load_seed_model(spec.seed_dir, _local(spec.config.generation, cfg)), dataset, rows, top_k, folder)
+        write_logits(load_seed_model(spec.seed_dir, _local(spec.config.generation)), dataset, rows, top_k, folder)
     num_rows = len(load_from_disk(str(folder)))
     yield f"{spec.where}: {num_rows} of {len(dataset)} rows with the seed model's {top_k} most likely tokens: {folder}"
     yield (
@@ -274,13 +273,11 @@ def tokenized_rows(cfg: Any, entry: Any, dataset: Any) -> "Iterator[TokenizedRow
             yield TokenizedRow(place, tuple(tokens["input_ids"]), tuple(tokens["labels"]))
 
 
-def _local(generation: Any, cfg: Any) -> "TransformersGeneration":
+def _local(generation: Any) -> TransformersGeneration:
     """Return how the seed model is loaded here, also where a server rewrites the answers."""
-    from axolotl_sdft.config import TransformersGeneration
-
     if isinstance(generation, TransformersGeneration):
         return generation
-    return TransformersGeneration(trust_remote_code=bool(cfg.get("trust_remote_code")))
+    return TransformersGeneration(trust_remote_code=bool(generation.trust_remote_code))
 
 
 def _as_yaml(entry: dict[str, Any]) -> str:

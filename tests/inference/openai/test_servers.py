@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_sdft.config import OpenAIGeneration, TransformersGeneration
-from axolotl_sdft.core.errors import ConfigError, ServerError
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, ServerError
 from axolotl_sdft.inference.interfaces import Prompt, Target
 from axolotl_sdft.inference.local.backend import TransformersBackend
 from axolotl_sdft.inference.openai.backend import OpenAIBackend
@@ -107,6 +107,20 @@ def test_a_server_that_splits_text_otherwise_than_the_seed_is_refused(check, tin
         message = f"splits text into other tokens than the seed model, so '{tiny_llama_dir.name}' is another model"
         with pytest.raises(ConfigError, match=message):
             check(other, seed=tiny_llama_dir)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_compared_only_where_the_code_may_run(
+    check, seed_with_code, tiny_llama_dir
+):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    with FakeServer(
+        model=seed_with_code.name, tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    ) as server:
+        check(server, seed=seed_with_code, trust_remote_code=True)
+        with pytest.raises(
+            CheckpointError, match=r"tokenizer of the seed model .*coded can't be loaded .*trust_remote_c"
+        ):
+            check(server, seed=seed_with_code)
 
 
 def test_one_wrong_server_among_right_ones_is_refused(check):

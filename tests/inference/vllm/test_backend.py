@@ -5,10 +5,11 @@ import contextlib
 import pytest
 
 from axolotl_sdft.config import VLLMGeneration
-from axolotl_sdft.core.errors import BackendError, ConfigError
+from axolotl_sdft.core.errors import BackendError, CheckpointError, ConfigError
 from axolotl_sdft.inference.interfaces import Prompt, Target, sampling_seed
 from axolotl_sdft.inference.prompts import end_ids, prompt_ids
 from axolotl_sdft.inference.vllm.backend import VLLMBackend
+from axolotl_sdft.inference.vllm.server import server_arguments
 from axolotl_sdft.plugins.registry import BACKENDS, registry
 from tests.inference.vllm.conftest import is_running, loaded_once, told
 
@@ -70,6 +71,16 @@ def test_an_argument_that_vllm_does_not_know_is_told_before_anything_starts(back
     ):
         backend.check()
     assert backend._child is None
+
+
+@pytest.mark.parametrize("settings", [{"trust_remote_code": True}, {"vllm_args": {"trust_remote_code": True}}])
+def test_code_of_the_seed_model_runs_here_and_in_the_server_where_it_may(backend_for, seed_with_code, settings):
+    backend = backend_for(model_dir=seed_with_code, **settings)
+    assert type(backend._tokenizer).__name__ == "OwnTokenizer"
+    assert server_arguments(backend._vllm_config)["trust_remote_code"] is True
+    assert "trust_remote_code" not in server_arguments(VLLMGeneration())
+    with pytest.raises(CheckpointError, match=r"coded can't be loaded .*generation\.trust_remote_code: true"):
+        backend_for(model_dir=seed_with_code).check()
 
 
 def test_a_vllm_whose_help_says_nothing_is_not_held_against_the_arguments(backend_for, tmp_path):
