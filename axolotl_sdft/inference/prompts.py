@@ -17,7 +17,7 @@ from axolotl_sdft.core.texts import well_formed
 from axolotl_sdft.inference.call_markup import is_call_token
 from axolotl_sdft.inference.chat_templates import render_chat, shows_questions, turn_end_id
 from axolotl_sdft.inference.interfaces import FinishReason, Message, answer_prefix
-from axolotl_sdft.inference.reasoning import THINKING_STARTS, THINKING_TOKENS
+from axolotl_sdft.inference.reasoning import THINKING_STARTS, THINKING_TOKENS, is_control_token
 
 LOG = logging.getLogger(__name__)
 
@@ -167,6 +167,18 @@ def end_ids(
     ids = [configured] if configured is None or isinstance(configured, int) else list(configured)
     own = (tokenizer.eos_token_id, turn_end_id(tokenizer, template_arguments))
     return sorted({token for token in (*ids, *own) if token is not None})
+
+
+def control_tokens(tokenizer: Any, ends: Iterable[int]) -> frozenset[str]:
+    """Return the texts of the tokens that no answer holds: those that end it, and special ones around turns.
+
+    Other special tokens, such as the ``<filename>`` of models of code, may stand in an answer as plain text.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {*tokenizer.all_special_tokens, *(token.content for token in added.values() if token.special)}
+    around_turns = {token for token in special if is_control_token(token) and not is_call_token(token)}
+    ending = {*tokenizer.convert_ids_to_tokens(list(ends))} & {*special, *(token.content for token in added.values())}
+    return frozenset(around_turns | ending)
 
 
 def saved_generation_settings(model_dir: Path) -> dict[str, Any]:

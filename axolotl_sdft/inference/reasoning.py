@@ -65,6 +65,7 @@ _SOLUTION = re.compile(
     re.DOTALL,
 )
 
+_FRAME_TOKENS = frozenset((*THINKING_TOKENS, *_SOLUTIONS, *_SOLUTIONS.values()))
 _FIRST_CHARACTERS = tuple({mark[0]: None for mark in (*_PARTS, *_PARTS.values(), *_SOLUTIONS, *_SOLUTIONS.values())})
 _HEADED = re.compile(rf"\s*{_SPEAKER}(?:{'|'.join(_HEADINGS)})")
 
@@ -149,6 +150,14 @@ def framed_raw(text: str) -> Framed:
     end = max(start, _TRAILING.search(text).start())  # type: ignore[union-attr]
     inner = framed(text[start:end])
     return Framed(text[:start] + inner.before, inner.text, inner.after + text[end:])
+
+
+def is_control_token(token: str) -> bool:
+    """Whether a token of a vocabulary ends or begins a turn by its look: ``<|im_end|>``, ``</s>``, ``[INST]``.
+
+    Marks of a thinking part or of a solution are none, whatever they look like.
+    """
+    return token not in _FRAME_TOKENS and re.fullmatch(_CONTROL, token) is not None
 
 
 def plain(raw: str) -> str:

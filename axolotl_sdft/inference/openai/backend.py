@@ -205,7 +205,9 @@ class OpenAIBackend:
         response = await server.ask("/chat/completions", body)
         if prompt.answer_prefix and self._chats_with is not None:
             require_going_on(response, self._num_prompt_tokens(prompt))
-        return read_answer(response, server.accepts_model, self._count_tokens, prompt.answer_prefix)
+        return read_answer(
+            response, server.accepts_model, self._count_tokens, prompt.answer_prefix, self._control_tokens
+        )
 
     def _num_prompt_tokens(self, prompt: Prompt) -> int:
         from axolotl_sdft.inference.prompts import prompt_ids
@@ -228,6 +230,16 @@ class OpenAIBackend:
             return self._tokenizer if self._tokenizer.chat_template else None
         except (OSError, ValueError):
             return None
+
+    @cached_property
+    def _control_tokens(self) -> frozenset[str]:
+        """What ends an answer, as text; none where the seed model has no chat template to tell it."""
+        if self._chats_with is None:
+            return frozenset()
+        from axolotl_sdft.inference.prompts import control_tokens, end_ids, saved_generation_settings
+
+        saved = saved_generation_settings(self._model_dir).get("eos_token_id")
+        return control_tokens(self._chats_with, end_ids(saved, self._chats_with, self._config.template_arguments))
 
     def _count_tokens(self, text: str) -> int:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])

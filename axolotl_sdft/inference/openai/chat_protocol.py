@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from axolotl_sdft.inference.interfaces import Answer, FinishReason, Prompt, Targ
 from axolotl_sdft.inference.openai.api_key import HIDDEN, REDACTED
 from axolotl_sdft.inference.openai.faults import QuestionRefusedError, TransientError, fault_in
 from axolotl_sdft.inference.openai.servers import Server
+from axolotl_sdft.inference.reasoning import framed
 
 _SEEDS = 2**31  # llama.cpp takes 32 bits, others a signed integer
 _MAX_COUNT = 2**31  # of tokens: more than any server can have written
@@ -99,7 +100,11 @@ def finish_of(said: Any) -> FinishReason | None:
 
 
 def read_answer(
-    body: Any, accepts_model: Callable[[str], bool], count_tokens: Callable[[str], int], prefix: str = ""
+    body: Any,
+    accepts_model: Callable[[str], bool],
+    count_tokens: Callable[[str], int],
+    prefix: str = "",
+    control_tokens: Collection[str] = (),
 ) -> Answer:
     """Return the answer in a response, behind the prefix that the server was to go on from.
 
@@ -108,6 +113,7 @@ def read_answer(
         accepts_model: Whether the model that was asked goes by a name.
         count_tokens: Counts the tokens of a text where the server does not.
         prefix: How the answer begins. Servers give back what follows it; one that repeats it is read as well.
+        control_tokens: What ends an answer. Some servers leave it there as text.
 
     Raises:
         TransientError: The response is not an answer, comes from another model, or the server gave the answer up.
@@ -115,7 +121,7 @@ def read_answer(
     """
     choice = _choice(body)
     finish = _finish(choice)
-    written = _text(choice["message"])
+    written = _before_end(_text(choice["message"]), control_tokens)
     text = (written if prefix and written.startswith(prefix) else prefix + written).strip()
     name = body.get("model")
     if isinstance(name, str) and name and not accepts_model(name):
@@ -239,6 +245,26 @@ def _text(message: dict[str, Any]) -> str:
     if content and _LONE_SURROGATE.search(content):
         raise QuestionRefusedError("the answer holds half a character (a lone surrogate)")
     return content or ""
+
+
+def _before_end(written: str, control_tokens: Collection[str]) -> str:
+    """Return what a model wrote up to the first control token behind its thinking part.
+
+    Raises:
+        QuestionRefusedError: Text follows that token: what the model wrote is not this answer alone.
+    """
+    if not any(token in written for token in control_tokens):
+        return written
+    any_token = re.compile("|".join(map(re.escape, sorted(control_tokens, key=len, reverse=True))))
+    end = any_token.search(written, len(framed(written).before))
+    if end is None:
+        return written
+    if any_token.sub("", written[end.start() :]).strip():
+        raise QuestionRefusedError(
+            f"the answer goes on behind {end.group()}, a control token of the seed model; have the server end answers "
+            "there and leave such tokens out, or start it with the seed model's own generation settings"
+        )
+    return written[: end.start()]
 
 
 def _part(part: Any) -> str:

@@ -1,6 +1,7 @@
 """What servers are asked, what is made of their answers, and how the caller is served."""
 
 import asyncio
+import json
 import resource
 import threading
 
@@ -94,6 +95,25 @@ def test_a_server_that_opens_another_turn_behind_the_beginning_is_found_out(tiny
     assert fitting.finish_reason == "stop"
     assert other.error.startswith(f"the server read {meant + 5} tokens where the chat with answer_prefix has {meant}")
     assert other.is_final
+
+
+def test_the_seed_models_own_control_tokens_end_an_answer_and_its_other_special_tokens_are_text(tiny_llama_dir):
+    said = {
+        "row 0": "Paris.<|im_end|>\n",
+        "row 1": "Run cat <filename> twice.",
+        "row 2": "Paris.<|im_end|>\n<|im_start|>user\nAnd Spain?",
+    }
+
+    def choice_for(text, number):
+        message = {"role": "assistant", "content": said.get(text, "yes")}
+        return Fault(body=json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode())
+
+    with FakeServer(choice_for, model=tiny_llama_dir.name) as server:
+        backend = OpenAIBackend(tiny_llama_dir, OpenAIGeneration(base_urls=(server.url,)))
+        answers = answers_of(backend, prompts(3))
+        backend.close()
+    assert [answers[row].text for row in range(2)] == ["Paris.", "Run cat <filename> twice."]
+    assert answers[2].error.startswith("the answer goes on behind <|im_end|>")
 
 
 def test_sampling_is_seeded_by_the_settings_the_chat_and_the_attempt(backend_for):

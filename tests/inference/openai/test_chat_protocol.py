@@ -12,8 +12,8 @@ def response(finish_reason="stop", content="Half a sentence", **message):
     return {"model": "seed", "choices": [choice], "usage": {"completion_tokens": 3}}
 
 
-def read(body):
-    return read_answer(body, lambda name: name == "seed", lambda text: len(text.split()))
+def read(body, control_tokens=()):
+    return read_answer(body, lambda name: name == "seed", lambda text: len(text.split()), control_tokens=control_tokens)
 
 
 # How an answer ended
@@ -117,6 +117,32 @@ def test_half_a_character_is_no_text():
     with pytest.raises(RefusedError, match="half a character"):
         read(response(content="smile \ud83d"))
     assert read(response(content="smile \N{GRINNING FACE}")).text == "smile \N{GRINNING FACE}"
+
+
+CONTROL_TOKENS = frozenset({"<|im_start|>", "<|im_end|>", "<|endoftext|>", "</s>"})
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("Paris.<|im_end|>", "Paris."),
+        ("Paris.</s>", "Paris."),
+        ("Paris.<|im_end|>\n<|endoftext|>\n", "Paris."),
+        ("<think>Is <|im_end|> asked?</think>Paris.<|im_end|>", "<think>Is <|im_end|> asked?</think>Paris."),
+        ("<|im_end|>", ""),
+        ("Paris <b>is</b> |it|.", "Paris <b>is</b> |it|."),
+    ],
+)
+def test_an_answer_ends_before_the_token_that_ends_it(content, expected):
+    assert read(response(content=content), CONTROL_TOKENS).text == expected
+
+
+@pytest.mark.parametrize(
+    "content", ["Paris.<|im_end|>\n<|im_start|>user\nAnd Spain?<|im_end|>", "Paris.<|im_end|>\nuser\nAnd Spain?"]
+)
+def test_an_answer_that_goes_on_with_another_turn_is_refused(content):
+    with pytest.raises(RefusedError, match=r"^the answer goes on behind <\|im_end\|>, a control token"):
+        read(response(content=content), CONTROL_TOKENS)
 
 
 # The response as a whole
