@@ -16,7 +16,9 @@ from axolotl_sdft.core.errors import ConfigError
 REDACTED = "[redacted key]"
 HIDDEN = "(a text that holds the servers' key in another form is not shown)"
 
-_SHORTEST_SECRET = 8  # `EMPTY` and `none`, which stand for no key, are words of any answer
+_SHORTEST_SECRET = 8
+_LONGEST_STAND_IN = 20  # characters of plain words that are no passphrase yet: `sk-no-key-required`
+_PLAIN_WORDS = re.compile(r"(?:[A-Z]+|[A-Z]?[a-z]+)(?:[-_.](?:[A-Z]+|[A-Z]?[a-z]+))*")
 _LONGEST_FRAGMENT = 16  # of a key that was split: as many equal characters are not a coincidence
 _HTTP_LIBRARIES = {"openai", "httpx", "httpcore", "httpx2", "httpcore2"}
 _BETWEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\\\"']")
@@ -114,7 +116,12 @@ def _http_loggers() -> Iterator[logging.Logger]:
 
 
 def _is_secret(key: str) -> bool:
-    """Say whether a key is one: words such as ``EMPTY`` are what servers without a key are given."""
+    """Say whether a key is one: ``EMPTY``, ``anything`` or ``not-needed`` is what servers without a key are given.
+
+    Such words stand in any answer, which would be refused for them.
+    """
+    if len(key) <= _LONGEST_STAND_IN and _PLAIN_WORDS.fullmatch(key):
+        return False
     return len(key) >= _SHORTEST_SECRET or not (key.isalpha() or key.isdigit() or not key)
 
 

@@ -67,10 +67,17 @@ def test_a_few_characters_of_a_key_stay_as_servers_mask_it(key):
     assert key(PLAIN).redacted("sk-very***fgh") == "sk-very***fgh"
 
 
-@pytest.mark.parametrize("value", ["", "EMPTY", "none", "123"])
+@pytest.mark.parametrize(
+    "value", ["", "EMPTY", "none", "123", "anything", "Not-Needed", "NO_KEY_NEEDED", "sk-no-key-required"]
+)
 def test_words_that_stand_for_no_key_are_left_alone(key, value):
-    said = "none of the 123 is EMPTY"
+    said = f"none of the 123 is EMPTY or {value}"
     assert key(value).redacted(said) == said
+
+
+@pytest.mark.parametrize("value", ["correct-horse-battery-staple", "anything1", "aBcDeFgH", "12345678"])
+def test_a_passphrase_and_what_is_not_made_of_words_is_a_key(key, value):
+    assert key(value).redacted(f"bad key {value}!") == f"bad key {REDACTED}!"
 
 
 def test_a_short_key_is_found_as_a_word_alone(key):
