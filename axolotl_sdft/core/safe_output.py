@@ -28,11 +28,12 @@ _SECRET_VALUE = re.compile(
     | \b(?:AKIA|ASIA)[0-9A-Z]{16} | \bAIza[\w-]{30,} | \bya29\.[\w-]{20,} | \bxox[abprs]-[\w-]{10,} | \bgsk_\w{20,}
     | \b(?:nvapi|glpat|xai|pplx|r8|dckr_pat|npm|fw)[-_][\w-]{16,}
     | \beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?            # a JSON web token
-    | \b(?:Bearer|Basic|Token)\s+[\w.~+/=-]{8,}
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_AUTHORIZATION = re.compile(r"\b(?:Bearer|Basic|Token)\s+([\w.~+/=-]{8,})", re.IGNORECASE)
+_FEWEST_DIGITS = 3  # of what is authorized by: "basic COVID-19 facts" are none
 _RANDOM = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{32,}={0,2}")
 _ADDRESS = re.compile(r"""[A-Za-z][A-Za-z0-9+.-]*://[^\s"'<>]+""")
 _SIGNING_PARAMETER = re.compile(
@@ -73,8 +74,17 @@ def is_secret_name(name: str) -> bool:
 def looks_secret(text: str, name: str = "") -> bool:
     """Say whether a text holds a secret by its form; a name such as ``revision`` explains digits that seem random."""
     is_random = _RANDOM.fullmatch(text.strip()) and not _NAME_OF_DIGEST.search(name)
-    addresses = _ADDRESS.findall(text)
-    return bool(_SECRET_VALUE.search(text) or is_random) or any(_is_secret_address(each) for each in addresses)
+    if _SECRET_VALUE.search(text) or is_random:
+        return True
+    return any(map(_is_credential, _AUTHORIZATION.findall(text))) or any(
+        map(_is_secret_address, _ADDRESS.findall(text))
+    )
+
+
+def _is_credential(text: str) -> bool:
+    """Say whether what stands behind ``Bearer``, ``Basic`` or ``Token`` is made by a machine and no word."""
+    num_digits, num_humps = sum(map(str.isdigit, text)), len(re.findall("[a-z][A-Z]", text))
+    return num_digits >= _FEWEST_DIGITS or num_humps > 1 or text.endswith("=")
 
 
 def _is_secret_address(url: str) -> bool:

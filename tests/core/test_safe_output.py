@@ -149,6 +149,7 @@ def test_a_name_of_something_else_is_left_alone(name):
     "text",
     [
         *("sk-abcdefghijklmnopqrstuvwx", "hf_abcdefghijklmnopqrst", "ghp_abcdefghijklmnopqrstuvwxyz0123"),
+        *("Basic dXNlcjpwYXNz", "Authorization: Basic c2VjcmV0OmtleQ==", "Token abcdef0123"),
         *("AKIAABCDEFGHIJKLMNOP", "Bearer abcdefgh12345", "https://me:hidden@host/v1", "https://host/v1?api_key=abc"),
         *("eyJhbGciOiJI.eyJzdWIiOiIx.c2lnbmF0dXJl", "0123456789abcdef0123456789abcdef"),
     ],
@@ -163,6 +164,12 @@ def test_a_form_of_a_secret_is_known(text):
     [
         *("HuggingFaceTB/SmolLM2-135M-Instruct", "http://gpu1:8000/v1", "./data/rows-2024.jsonl", "{{ reference }}"),
         *("Rewrite the answer in your own words, please: sk-", "self-distilled-data-of-the-seed-model-by-rows"),
+        *(
+            "You need a basic understanding of it.",
+            "the token probabilities",
+            "Basic JavaScript",
+            "basic COVID-19 facts",
+        ),
     ],
 )
 def test_a_text_of_another_form_is_left_alone(text):
