@@ -35,7 +35,7 @@ _SECRET_VALUE = re.compile(
 _AUTHORIZATION = re.compile(r"\b(?:Bearer|Basic|Token)\s+([\w.~+/=-]{8,})", re.IGNORECASE)
 _FEWEST_DIGITS = 3  # of what is authorized by: "basic COVID-19 facts" are none
 _RANDOM = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{32,}={0,2}")
-_ADDRESS = re.compile(r"""[A-Za-z][A-Za-z0-9+.-]*://[^\s"'<>]+""")
+_ADDRESS = re.compile(r"""[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s"'<>]+""")
 _SIGNING_PARAMETER = re.compile(
     r"(?:^|[-_])(?:sig|signature|auth|key|apikey|token|secret|password|credential)$", re.IGNORECASE
 )
