@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from axolotl_sdft.config import BLOCKS
 from axolotl_sdft.core.errors import first_line
 from axolotl_sdft.core.safe_output import is_secret_name, looks_secret
+from axolotl_sdft.core.texts import texts_with_keys
 from axolotl_sdft.integrations.axolotl.datasets import OVERRIDE
 
 
@@ -42,18 +43,6 @@ def fault(key: str, message: str) -> Finding:
 def advice(key: str, message: str) -> Finding:
     """Return a finding that may stay."""
     return Finding("advice", key, message)
-
-
-def texts_with_keys(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Yield every text below a value with its dotted key."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from texts_with_keys(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from texts_with_keys(item, f"{key}[{index}]")
-    elif isinstance(value, str):
-        yield key, value
 
 
 _PLACEHOLDER = re.compile(

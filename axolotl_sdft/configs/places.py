@@ -6,7 +6,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from axolotl_sdft.configs.findings import Finding, advice, fault, texts_with_keys
+from axolotl_sdft.configs.findings import Finding, advice, fault
+from axolotl_sdft.core.texts import texts_with_keys
 
 _MODEL_KEYS = (
     *("base_model", "base_model_config", "tokenizer_config", "processor_config"),

@@ -37,6 +37,11 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
+def is_local(name: str) -> bool:
+    """Whether a text is a path of this machine by its form."""
+    return Path(name).is_absolute() or name.startswith(("~", "./", "../"))
+
+
 def public_name(name: str) -> str:
     """Return what others may know of a model: its id on the Hub, or the last part of a folder of this machine."""
     path = Path(name).expanduser()

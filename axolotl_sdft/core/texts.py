@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -124,3 +125,15 @@ def _percent(share: float) -> str:
 
 def _count(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.10g}"
+
+
+def texts_with_keys(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text below a value with its dotted key."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from texts_with_keys(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from texts_with_keys(item, f"{key}[{index}]")
+    elif isinstance(value, str):
+        yield key, value

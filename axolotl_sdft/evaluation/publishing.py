@@ -15,10 +15,11 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from axolotl_sdft.core.artifacts import read_json
-from axolotl_sdft.core.cards import CARD_FILE, is_hub_id
+from axolotl_sdft.core.cards import CARD_FILE, is_hub_id, is_local
 from axolotl_sdft.core.errors import ArtifactError, ConfigError, first_line
 from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, holds_model, is_adapter, shaping_files
 from axolotl_sdft.core.safe_output import looks_secret
+from axolotl_sdft.core.texts import texts_with_keys
 from axolotl_sdft.distillation.output.card import published_card
 from axolotl_sdft.distillation.spec import SUMMARY_FILE
 from axolotl_sdft.evaluation.report.published import published_model_card, published_report
@@ -101,7 +102,9 @@ def plan_upload(
     if kind == "report":
         if not (report_dir / "report.json").is_file():
             raise ArtifactError(f"there is no report in {report_dir}; run: axolotl recovery-report CONFIG")
-        return Upload(kind, report_dir, published_report(report_dir, licence))
+        texts = published_report(report_dir, licence)
+        files = {name: _checked(text, str(report_dir / name)).encode() for name, text in texts.items()}
+        return Upload(kind, report_dir, files)
     folder = _model_folder(artifacts, kind)
     return Upload(kind, folder, dict(_model_files(artifacts, folder, report_dir, base_repo, licence)))
 
@@ -192,31 +195,14 @@ def _public_json(path: Path, base: str | None) -> bytes | None:
         ArtifactError: A value holds a key, or a folder of this machine where none is expected.
     """
     settings = read_json(path)
-    replaced = {
-        key: base or "" for key in _BASE_KEYS if isinstance(settings.get(key), str) and _is_local(settings[key])
-    }
+    replaced = {key: base or "" for key in _BASE_KEYS if isinstance(settings.get(key), str) and is_local(settings[key])}
     public = settings | replaced
-    for key, text in _texts(public):
+    for key, text in texts_with_keys(public):
         if looks_secret(text, key.rpartition(".")[2]):
             raise ArtifactError(f"{path}: {key} holds what looks like a key; take it out before publishing")
-        if _is_local(text):
+        if is_local(text):
             raise ArtifactError(f"{path}: {key} is {text!r}, a folder of this machine; take it out before publishing")
     return None if not replaced else (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _is_local(text: str) -> bool:
-    return Path(text).is_absolute() or text.startswith(("~", "./", "../"))
-
-
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _texts(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item, key)
-    elif isinstance(value, str):
-        yield key, value
 
 
 def _checked(text: str, what: str) -> str:
@@ -258,7 +244,7 @@ def _rows(folder: Path) -> bytes:
 
     rows = load_from_disk(str(folder))
     for number, row in enumerate(rows):
-        for key, text in _texts(row):
+        for key, text in texts_with_keys(row):
             if looks_secret(text, "digest"):
                 raise ArtifactError(
                     f"{folder}: row {number}, {key} holds what looks like a key or a password; take the row out of "

@@ -1,6 +1,7 @@
 """What would be published of folders made by hand, and how it reaches a Hub: a stand-in, and a real local server."""
 
 import base64
+import html
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,8 +11,11 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import HfApi, metadata_load
 
 from axolotl_sdft.core.errors import ArtifactError, ConfigError
+from axolotl_sdft.evaluation.figures import RecoveryReport
+from axolotl_sdft.evaluation.pipeline import write_report
 from axolotl_sdft.evaluation.publishing import plan_upload, publish
 from axolotl_sdft.evaluation.summary import Artifacts
+from tests.evaluation.reports import model
 
 PROVENANCE = {
     **{"seed_model": "org/seed-8B", "drop_layers": [3, 4], "num_layers_before": 8, "num_layers_after": 6},
@@ -156,6 +160,46 @@ def test_a_report_names_models_and_no_folders(made, tmp_path):
     assert set(upload.files) == {"README.md", "report.html", "report.json"}
     assert text_of(upload, "report.html") == "<td>seed</td>"
     assert str(tmp_path) not in text_of(upload, "report.json")
+
+
+def test_a_report_names_no_path_of_this_machine_whatever_file_and_part_of_it_says_it(tmp_path):
+    root = tmp_path / "o'neil & co" / "a folder with so long a name that the page breaks it over several lines"
+    notes = (f"trained: {root / 'out'} holds no model yet", "plain: /srv/models/plain is not there, ~/other neither.")
+    settings = {
+        "models": {"plain": "/srv/models/plain"},
+        "held_out": {"path": str(root / "client" / "test.jsonl")},
+        "general_prompts": {"path": "../secret/prompts.txt"},
+        "prompts": ["What is /etc/passwd?"],
+    }
+    provenance = {"data": f"rows.jsonl, {tmp_path}/more.jsonl", "general_prompts": "../secret/prompts.txt"}
+    models = (model("seed", 4, str(root / "seed")), model("trained", 4, "/srv/models/plain-2"))
+    report = RecoveryReport(models=models, settings=settings, notes=notes, provenance=provenance)
+    write_report(report, root / "out" / "recovery_report")
+
+    upload = plan_upload(Artifacts(None, None, [], root / "out"), "report", root / "out" / "recovery_report")
+
+    texts = [html.unescape(text_of(upload, name)) for name in upload.files]
+    for secret in (str(tmp_path), "neil", "so long a name", "/srv", "../secret", "~/"):
+        assert not any(secret in text for text in texts), secret
+    said = json.loads(text_of(upload, "report.json"))
+    assert said["settings"] == {
+        "models": {"plain": "plain"},
+        "held_out": {"path": "test.jsonl"},
+        "general_prompts": {"path": "prompts.txt"},
+        "prompts": ["What is /etc/passwd?"],
+    }
+    assert said["notes"][0] == "trained: out holds no model yet"
+
+
+def test_a_report_that_holds_a_key_or_the_home_folder_is_refused(made, monkeypatch):
+    page = made.output_dir / "recovery_report" / "report.html"
+    write(page, "<p>sk-0123456789abcdef0123</p>")
+    with pytest.raises(ArtifactError, match=r"report\.html holds what looks like a key; take it out"):
+        planned(made, "report")
+    monkeypatch.setenv("HOME", "/home/ann")
+    write(page, "<p>see /home/ann/rows.jsonl</p>")
+    with pytest.raises(ArtifactError, match=r"report\.html names /home/ann, a folder of this machine"):
+        planned(made, "report")
 
 
 @pytest.mark.parametrize(

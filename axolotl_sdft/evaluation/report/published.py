@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCardData
+from markupsafe import escape
 
 from axolotl_sdft.core.artifacts import read_json
-from axolotl_sdft.core.cards import CARD_FILE, card_with, escaped, is_hub_id, public_name
+from axolotl_sdft.core.cards import CARD_FILE, card_with, escaped, is_hub_id, is_local, public_name
 from axolotl_sdft.core.model_folder import is_adapter
+from axolotl_sdft.core.texts import texts_with_keys
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.pruning.checkpoint.model_card import card_body, inherited_metadata
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _SECTION_FILE = "model_card.md"
 _REPORT_FILES = ("report.html", "report.json")
+_PATH = re.compile(r"""(?<![\w.<>:/-])(?:~|\.{1,2})?/[^\s'"`,;:()<>|]+""")
 _COMMENT = re.compile(r"<!--.*?-->\s*", re.DOTALL)
 
 
@@ -47,28 +50,45 @@ def published_model_card(
     return card_with(data, "\n\n".join(part.strip() for part in parts) + "\n")
 
 
-def published_report(report_dir: Path, licence: str | None) -> dict[str, Path | bytes]:
-    """Return the files of a recovery report by their path in a repository, with models named as others know them."""
+def published_report(report_dir: Path, licence: str | None) -> dict[str, str]:
+    """Return the files of a recovery report by their path in a repository, with the last part of each path of this
+    machine in its place."""
     report = read_json(report_dir / "report.json")
-    names = {model["folder"]: public_name(model["folder"]) for model in report["models"] if model.get("folder")}
-    names[str(report_dir)] = report_dir.name
-    files: dict[str, Path | bytes] = {}
+    folder = report_dir.absolute()
+    paths = (*_local_paths(report), str(report_dir), str(folder), str(folder.parent))
+    names = {path: public_name(path) for path in paths if Path(path).name}
+    files = {}
     for name in _REPORT_FILES:
         if (report_dir / name).is_file():
             text = (report_dir / name).read_text(encoding="utf-8")
-            files[name] = _renamed(text, names).encode()
+            files[name] = _renamed(text, names)
     section = report_dir / _SECTION_FILE
     body = _COMMENT.sub("", section.read_text(encoding="utf-8")) if section.is_file() else "# Recovery report\n"
     data = ModelCardData(tags=["axolotl-sdft", "recovery-report"], license=licence)
-    files[CARD_FILE] = card_with(data, body).encode()
+    files[CARD_FILE] = card_with(data, body)
     return files
 
 
+def _local_paths(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a report names of this machine: its models, paths among its settings, and those within sentences."""
+    yield from (model["folder"] for model in report["models"] if model.get("folder"))
+    settings = {key: value for key, value in (report.get("settings") or {}).items() if key != "prompts"}
+    provenance, notes = report.get("provenance"), report.get("notes")
+    yield from (text for _, text in texts_with_keys([settings, provenance]) if is_local(text))
+    for _, sentence in texts_with_keys([provenance, notes]):
+        yield from _PATH.findall(sentence)
+
+
 def _renamed(text: str, names: Mapping[str, str]) -> str:
-    """Replace folders by names, the longest first: one may lie in another. JSON writes some letters in its own way."""
-    for folder in sorted(names, key=len, reverse=True):
-        for written in {folder, json.dumps(folder)[1:-1], json.dumps(folder, ensure_ascii=False)[1:-1]}:
-            text = text.replace(written, names[folder])
+    """Replace paths by names, the longest first: one may lie in another.
+
+    JSON and HTML write some letters in their own ways, and the page breaks settings into lines at spaces.
+    """
+    for path in sorted(names, key=len, reverse=True):
+        in_json = {path, json.dumps(path)[1:-1], json.dumps(path, ensure_ascii=False)[1:-1]}
+        for written in in_json | {str(escape(form)) for form in in_json}:
+            pattern = r"\s+".join(map(re.escape, written.split(" ")))
+            text = re.sub(rf"(?<![\w.<]){pattern}", names[path].replace("\\", r"\\"), text)
     return text
 
 
