@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from axolotl_sdft.config import BLOCKS
 from axolotl_sdft.core.errors import first_line
 from axolotl_sdft.core.safe_output import is_secret_name, looks_secret
-from axolotl_sdft.core.texts import texts_with_keys
+from axolotl_sdft.core.texts import leaves_with_keys
 from axolotl_sdft.integrations.axolotl.datasets import OVERRIDE
 
 
@@ -51,13 +51,19 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _ASSIGNED = re.compile(r"""(?<![\w-])([A-Za-z][\w.-]*)["']?(?:\s*[:=]|\s+is)\s*["']?([^\s"',;]{6,})""")
+_OPTION = re.compile(r"""(?<!\S)--?([A-Za-z][\w-]*)(?:=|\s+)["']?([^\s"',;]{6,})""")
+_LOGIN = re.compile(
+    r"""\b(?:wandb\s+login\s+(?:--\S+\s+)*(?=[0-9a-f]{32})|curl\s(?:.*\s)?(?:-u|--user)[\s=]*["']?[^\s:"']+:|"""
+    r"""sshpass\s+-p\s*["']?)([^\s"']+)"""
+)
+_SMALLEST_PIN = 1000
 _PASSWORD = re.compile(r"passw(or)?d$|pwd$|passphrase$", re.IGNORECASE)
 _OUT = "take it out, and let it come from an environment variable"
 
 
 def secret_findings(raw: Mapping[str, Any], text: str) -> Iterator[Finding]:
     """Yield the keys whose values are secrets by their name or their form, and secrets in comments."""
-    for key, value in texts_with_keys(raw, ""):
+    for key, value in leaves_with_keys(raw):
         if _is_secret(key.rpartition(".")[2].partition("[")[0], value):
             yield fault(key, f"holds what looks like a key or a password; {_OUT}")
     for line in text.splitlines():
@@ -67,15 +73,20 @@ def secret_findings(raw: Mapping[str, Any], text: str) -> Iterator[Finding]:
             return
 
 
-def _is_secret(name: str, value: str) -> bool:
-    if not value.strip() or _PLACEHOLDER.fullmatch(value.strip()):
+def _is_secret(name: str, value: Any) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return is_secret_name(name) and abs(value) >= _SMALLEST_PIN
+    if not isinstance(value, str) or not value.strip() or _PLACEHOLDER.fullmatch(value.strip()):
         return False
     return is_secret_name(name) or _holds_secret(value, name)
 
 
 def _holds_secret(text: str, name: str = "") -> bool:
     """Say whether a sentence or a command holds a key or a password: by its form, or behind a name that says so."""
-    return looks_secret(text, name) or any(_is_assigned(word, value) for word, value in _ASSIGNED.findall(text))
+    if any(not _PLACEHOLDER.fullmatch(given) for given in _LOGIN.findall(text)):
+        return True
+    assigned = [*_ASSIGNED.findall(text), *_OPTION.findall(text)]
+    return looks_secret(text, name) or any(_is_assigned(word, value) for word, value in assigned)
 
 
 def _is_assigned(name: str, value: str) -> bool:

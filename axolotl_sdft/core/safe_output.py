@@ -13,11 +13,15 @@ MASK = "***"
 
 _PACKAGE = "axolotl_sdft"
 _SECRET_WORDS = (
-    r"api[_-]?keys?|wandb[_-]?keys?|access[_-]?keys?|secret[_-]?keys?|private[_-]?keys?|subscription[_-]?keys?|secrets?|passwords?|"
+    r"(?:account|access|api|openai|private|secret|storage|subscription|wandb)[_-]?keys?|secrets?|passwords?|"
     r"passwd|passphrase|pwd|credentials?|authorization|bearer|cookies?|jwt|sas"
 )
+_TOKEN_WORDS = (
+    r"auth|access|api|bearer|client|github|gitlab|hf|hub|hugging[_-]?face|id|login|refresh|sas|security|session|"
+    r"tracking|wandb|x"
+)
 _SECRET_NAME = re.compile(
-    rf"(?:^|[_.\s-])(?:{_SECRET_WORDS}|(?:auth|access|api|bearer|client|github|hf|hub|id|refresh|session|security|x)[_-]?tokens?)"
+    rf"(?:^|[_.\s-])(?:{_SECRET_WORDS}|(?:{_TOKEN_WORDS})[_-]?tokens?)"
     r"(?:$|[_.\s-](?:value|id|header)$)|^(?:token|keys?|auth)$",
     re.IGNORECASE,
 )
@@ -29,6 +33,8 @@ _SECRET_VALUE = re.compile(
     | \b(?:nvapi|glpat|xai|pplx|r8|dckr_pat|npm|fw)[-_][\w-]{16,}
     | \beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?            # a JSON web token
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----
+    | \b(?:Account|SharedAccess)Key=[\w+/]{16,}         # a connection string of Azure
+    | \bhooks\.slack\.com/services/[\w/]{20,} | \bdiscord(?:app)?\.com/api/webhooks/\d+/[\w-]{20,}
     """,
     re.VERBOSE | re.IGNORECASE,
 )

@@ -129,11 +129,16 @@ def _count(value: float) -> str:
 
 def texts_with_keys(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Yield every text below a value with its dotted key."""
+    yield from ((name, text) for name, text in leaves_with_keys(value, key) if isinstance(text, str))
+
+
+def leaves_with_keys(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value that is no mapping and no list with its dotted key."""
     if isinstance(value, Mapping):
         for name, item in value.items():
-            yield from texts_with_keys(item, f"{key}.{name}" if key else str(name))
+            yield from leaves_with_keys(item, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from texts_with_keys(item, f"{key}[{index}]")
-    elif isinstance(value, str):
+            yield from leaves_with_keys(item, f"{key}[{index}]")
+    else:
         yield key, value
