@@ -23,12 +23,14 @@ _DATA_KEYS = (
     *("layer_pruning.calibration.path", "recovery_report.held_out.path", "recovery_report.general_prompts.path"),
     *("recovery_report.lm_eval.include_path",),
 )
+_ACCOUNT_KEYS = ("wandb_entity", "hub_model_id")
 _DATASET_LISTS = ("datasets", "test_datasets", "pretraining_dataset")
 _BUILDERS = frozenset(
     {"json", "csv", "parquet", "arrow", "text", "xml", "webdataset", "imagefolder", "audiofolder", "videofolder"}
 )
 """Loaders of the datasets library: no datasets, so ``data_files`` says where the rows are."""
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
+_BUCKET = re.compile(r"(?:s3a?|gs|gcs|az|adl|abfss?|oci)://")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _DATA_SUFFIXES = frozenset(
@@ -68,11 +70,14 @@ def _known_place_findings(raw: Mapping[str, Any], folder: Path) -> Iterator[Find
         yield from _further_model_findings(key, value, folder)
     for key in (*_DATA_KEYS, *_FILE_KEYS):
         yield from _data_findings(key, _at(raw, key), folder)
-    template = raw.get("chat_template_jinja")
-    if isinstance(template, str) and "{" not in template:  # else it is the template's text
-        yield from _data_findings("chat_template_jinja", template, folder)
+    for key, path in _calibration_paths(raw):
+        yield from _data_findings(key, path, folder)
+    yield from _template_findings("chat_template_jinja", raw.get("chat_template_jinja"), folder)
     for name, entry in _entries(raw):
         yield from _entry_findings(name, entry, folder)
+    for key in _ACCOUNT_KEYS:
+        if raw.get(key):
+            yield fault(key, f"{raw[key]!r} is yours, and others can't write there; take it out")
     for key in _OUTPUT_KEYS:
         if is_absolute(_at(raw, key)):
             yield fault(
@@ -80,7 +85,7 @@ def _known_place_findings(raw: Mapping[str, Any], folder: Path) -> Iterator[Find
             )
     if _is_hub_name(raw.get("base_model"), folder) and not _is_commit(raw.get("revision_of_model")):
         yield advice("revision_of_model", _unpinned(raw.get("revision_of_model"), raw["base_model"]))
-    yield from _server_findings(_at(raw, "self_distillation.generation.base_urls"))
+    yield from _server_findings(raw)
 
 
 def _further_models(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -108,6 +113,23 @@ def _entry_findings(name: str, entry: Mapping[str, Any], folder: Path) -> Iterat
         yield fault(f"{name}.data_files", f"is not set, but {path!r} is a kind of file, not a dataset; name the files")
     if is_builder:
         yield from _data_findings(f"{name}.data_dir", entry.get("data_dir"), folder)
+    yield from _template_findings(f"{name}.chat_template_jinja", entry.get("chat_template_jinja"), folder)
+    yield from _server_findings(entry, f"{name}.")
+
+
+def _calibration_paths(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the paths of a mixture of calibration texts; a list stands for its ``parts``."""
+    key = "layer_pruning.calibration"
+    calibration = _at(raw, key)
+    if not isinstance(calibration, list):
+        key, calibration = f"{key}.parts", _at(raw, f"{key}.parts")
+    for index, part in enumerate(calibration if isinstance(calibration, list) else []):
+        yield f"{key}[{index}].path", _at(part, "path")
+
+
+def _template_findings(key: str, value: Any, folder: Path) -> Iterator[Finding]:
+    if isinstance(value, str) and "{" not in value:  # else it is the template's text
+        yield from _data_findings(key, value, folder)
 
 
 def _is_folder_path(text: str) -> bool:
@@ -162,9 +184,13 @@ def _further_model_findings(key: str, value: Any, folder: Path) -> Iterator[Find
 
 
 def _data_findings(key: str, value: Any, folder: Path) -> Iterator[Finding]:
-    if not isinstance(value, str) or (_REMOTE.match(value) and not is_absolute(value)):
+    if not isinstance(value, str):
         return
-    if is_absolute(value) or value.startswith(".."):
+    if _BUCKET.match(value):
+        yield advice(key, f"{value!r} is a bucket that others may not read; publish it on the Hub, or say that they do")
+    elif _REMOTE.match(value) and not is_absolute(value):
+        return
+    elif is_absolute(value) or value.startswith(".."):
         yield fault(key, f"{value!r} is on this machine only; put the file beside the configuration, or on the Hub")
     elif _is_local(value, folder):
         if any(_exists(value, root) for root in (folder, Path())):
@@ -209,8 +235,15 @@ def _unpinned(revision: Any, name: str) -> str:
     return f"{found}, so {name} may change under others; pin the commit that you used"
 
 
-def _server_findings(urls: Any) -> Iterator[Finding]:
+def _server_findings(raw: Mapping[str, Any], where: str = "") -> Iterator[Finding]:
+    key = "self_distillation.generation.base_urls"
+    urls = _at(raw, key)
     for url in [urls] if isinstance(urls, str) else urls if isinstance(urls, list) else []:
-        key, host = "self_distillation.generation.base_urls", urlsplit(str(url)).hostname
+        try:
+            host = urlsplit(str(url)).hostname
+        except ValueError:  # what the blocks refuse
+            continue
         if host not in _OWN_MACHINE:
-            yield advice(key, f"{host} is a server of yours; say in the description that others put in their own")
+            yield advice(
+                f"{where}{key}", f"{host} is a server of yours; say in the description that others put in their own"
+            )

@@ -119,7 +119,7 @@ def test_a_finding_names_its_key(found, changes, line):
         {"self_distillation": generation(base_urls=["http://localhost:8000/v1"])},
         {"special_tokens": {"pad_token": "<|end|>"}},
         {"hf_use_auth_token": True},
-        {"datasets": dataset(path="s3://bucket/rows.jsonl", revision=None)},
+        {"datasets": dataset(path="https://example.com/rows.jsonl", revision=None)},
         {"datasets": dataset(self_distillation={"template": "code"})},
     ],
 )

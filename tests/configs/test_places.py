@@ -23,6 +23,14 @@ def files(data_files, **entry):
     return {"datasets": [{"path": "json", "data_files": data_files, "type": "alpaca", **entry}]}
 
 
+def entry(**settings):
+    return {"datasets": [{"path": "a/b", "revision": "0" * 40, **settings}]}
+
+
+def calibration(setting):
+    return {"layer_pruning": {"calibration": setting}}
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
@@ -39,6 +47,11 @@ def files(data_files, **entry):
         ({"merge": {"models": ["output_dir", "/data/plain"]}}, "merge.models[1]"),
         ({"merge": {"models": ["../a", "base_model"]}}, "merge.models[0]"),
         ({"recovery_report": {"models": {"plain": "~/plain"}}}, "recovery_report.models.plain"),
+        (calibration({"parts": [{"share": 1}, {"path": "gone.jsonl"}]}), "layer_pruning.calibration.parts[1].path"),
+        (calibration([{"path": "../a.jsonl"}]), "layer_pruning.calibration[0].path"),
+        (entry(chat_template_jinja="gone.jinja"), "datasets[0].chat_template_jinja"),
+        ({"wandb_entity": "acme"}, "wandb_entity"),
+        ({"hub_model_id": "acme/model"}, "hub_model_id"),
         ({"some": [{"new_key": "/data/of/mine"}]}, "some[0].new_key"),
         ({"new_key": r"\\server\share\rows"}, "new_key"),
     ],
@@ -54,6 +67,8 @@ def test_a_place_on_one_machine_is_a_fault_of_its_key(found, changes, key):
         {"merge": {"models": ["base_model", "output_dir"]}},
         {"recovery_report": {"models": {"other": "someone/model"}}},
         {"chat_template_jinja": "{{ messages }}"},
+        {"datasets": [{"path": "a/b", "revision": "0" * 40, "chat_template_jinja": "{{ messages }}"}]},
+        {"wandb_entity": None, "hub_model_id": ""},
         {"datasets": [{"path": "a/b", "revision": "0" * 40, "data_files": "train/one.jsonl"}]},
         {"datasets": [{"path": "json", "data_files": "https://example.com/rows.jsonl"}]},
         {"datasets": [{"path": "a/b", "revision": "0" * 40, "type": {"system_prompt": "/no_think"}}]},
@@ -74,6 +89,21 @@ def test_files_beside_the_configuration_can_be_sent_along_and_their_loader_has_n
 def test_a_model_that_another_run_makes_below_the_folder_is_advice(found):
     (line,) = found(merge={"models": ["./outputs/other", "output_dir"]})
     assert line.startswith("advice: merge.models[0]: './outputs/other' is what another run makes")
+
+
+def test_a_bucket_is_advice_since_it_may_be_open_to_its_owner_alone(found):
+    (line,) = found(datasets=[{"path": "s3://acme-private/rows/train.jsonl"}])
+    assert line.startswith(
+        "advice: datasets[0].path: 's3://acme-private/rows/train.jsonl' is a bucket that others may not read"
+    )
+
+
+def test_servers_of_the_block_and_of_a_dataset_are_advice_and_an_address_that_is_none_is_left_to_the_block(found):
+    block = {"generation": {"base_urls": ["http://10.0.0.3:8000/v1", "http://[::1:8000/v1", "http://localhost/v1"]}}
+    of_entry = {"generation": {"base_urls": "http://gpu1:8000/v1"}}
+    in_entry, in_block = found(self_distillation=block, **entry(self_distillation=of_entry))
+    assert in_block.startswith("advice: self_distillation.generation.base_urls: 10.0.0.3 is a server of yours")
+    assert in_entry.startswith("advice: datasets[0].self_distillation.generation.base_urls: gpu1 is a server of yours")
 
 
 def test_a_home_folder_in_a_comment_is_a_fault_and_another_folder_is_advice(found):
