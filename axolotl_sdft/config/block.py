@@ -5,8 +5,8 @@ names.
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, TypeAlias, get_args
 
 from pydantic import (
     BaseModel,
@@ -49,6 +49,14 @@ class Block(BaseModel):
     def unknown_key(cls, key: str) -> str:
         """Return what is wrong with a key that the block does not have, and what may be meant."""
         return f"unknown key {key!r}; {nearest_key_hint(key, cls.model_fields)}"
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the pydantic models that an annotation holds, such as those of ``list[A | B] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from models_in(argument)
 
 
 def parse_num_layers(value: Any) -> int | float:

@@ -74,12 +74,14 @@ def _description_findings(text: str) -> Iterator[Finding]:
 
 def _block_findings(raw: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield what the package's own rules refuse."""
-    from axolotl_sdft.integrations.axolotl.blocks import read_blocks
+    from axolotl_sdft.integrations.axolotl.blocks import empty_blocks, read_blocks
     from axolotl_sdft.integrations.axolotl.datasets import check_overrides
     from axolotl_sdft.integrations.axolotl.rules import check_rules
 
     if _PLUGIN not in (raw.get("plugins") or []):
         yield fault("plugins", f"{_PLUGIN} is not listed, so Axolotl would drop the blocks without a word; add it")
+    for line in empty_blocks(raw):
+        yield _fault_of(line)
     try:
         blocks = read_blocks(raw)
         check_overrides(raw)
@@ -140,9 +142,12 @@ def _attempt(look_up: Callable[[], Any], *explanations: Explain) -> Iterator[Fin
 
 def _findings_of(err: SdftError) -> Iterator[Finding]:
     """Yield a fault for each line of an error, whose first word is the key."""
-    for line in str(err).splitlines():
-        key, _, message = line.partition(" ")
-        yield fault(key.rstrip(":"), message)
+    yield from map(_fault_of, str(err).splitlines())
+
+
+def _fault_of(line: str) -> Finding:
+    key, _, message = line.partition(" ")
+    return fault(key.rstrip(":"), message)
 
 
 def _schema_findings(raw: Mapping[str, Any]) -> Iterator[Finding]:

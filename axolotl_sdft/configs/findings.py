@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
 from axolotl_sdft.config import BLOCKS
+from axolotl_sdft.config.block import models_in
 from axolotl_sdft.core.errors import first_line
 from axolotl_sdft.core.safe_output import is_secret_name, looks_secret
 from axolotl_sdft.core.texts import leaves_with_keys
@@ -141,7 +142,7 @@ def _unknown_keys(value: Mapping[str, Any], schemas: tuple[type[BaseModel], ...]
     for name, item in value.items():
         key = f"{where}.{name}" if where else str(name)
         if name in known:
-            nested = tuple(model for annotation in known[name] for model in _models_in(annotation))
+            nested = tuple(model for annotation in known[name] for model in models_in(annotation))
             yield from _nested(item, nested, key)
         elif name not in BLOCKS and name != OVERRIDE:
             yield _unknown(key, str(name), known)
@@ -165,14 +166,6 @@ def _fields(schemas: tuple[type[BaseModel], ...]) -> dict[str, list[Any]]:
             for known in {name, field.alias or name, str(field.validation_alias or name)}:
                 found.setdefault(known, []).append(field.annotation)
     return found
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the pydantic models that an annotation holds, such as those of ``list[A | B] | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
 
 
 def _unknown(key: str, name: str, known: Mapping[str, Any]) -> Finding:

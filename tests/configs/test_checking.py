@@ -99,6 +99,8 @@ def test_a_good_configuration_has_no_findings(found):
             {"recovery_report": {"exact_match": {"checks": ["numbers"]}}},
             "fault: recovery_report.exact_match.checks: is 'numbers', but no such check",
         ),
+        ({"comment": "dynsdpb:\n"}, "fault: dynsdpb: is empty, which counts as not set; write dynsdpb: {}"),
+        ({"recovery_report": {"exact_match": None}}, "fault: recovery_report.exact_match: is empty"),
         ({"rl": "dpo"}, "fault: self_distillation: rewrites supervised answers"),
         ({"api_key": "abc"}, "fault: api_key: holds what looks like a key"),
         ({"wandb_key": "0" * 40}, "fault: wandb_key: holds what looks like a key"),

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-pytest.importorskip("axolotl")
+pytest.importorskip("axolotl.cli")  # it sets up logging, which must not happen while a test listens
 
 from axolotl.utils.dict import DictDefault
 
@@ -42,6 +42,11 @@ def cfg(tiny_llama_dir, tmp_path, monkeypatch):
 def refused(cfg, message, **changes):
     with pytest.raises(SdftError, match=message):
         prepare(DictDefault(cfg.to_dict() | changes), own_plugin=SDFTPlugin())
+
+
+def test_a_block_whose_keys_are_all_commented_out_is_told_at_the_start(cfg, caplog):
+    prepare(DictDefault(cfg.to_dict() | {"self_distillation": None, "dynsdpb": {}}), own_plugin=SDFTPlugin())
+    assert "self_distillation: is empty, which counts as not set" in caplog.text
 
 
 @pytest.mark.parametrize(

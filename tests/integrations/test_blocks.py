@@ -1,7 +1,7 @@
 import pytest
 
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.integrations.axolotl.blocks import Blocks, read_blocks
+from axolotl_sdft.integrations.axolotl.blocks import Blocks, empty_blocks, read_blocks
 
 
 def test_a_block_that_is_absent_switches_its_stage_off():
@@ -35,6 +35,21 @@ def test_an_empty_block_switches_its_stage_on_with_the_defaults():
 def test_a_wrong_key_or_value_is_named_with_the_way_out(cfg, message):
     with pytest.raises(ConfigError, match=message):
         read_blocks(cfg)
+
+
+def test_a_block_whose_keys_are_all_commented_out_is_named_with_both_ways_out():
+    cfg = {"self_distillation": None, "recovery_report": {"exact_match": None, "output_dir": None, "lm_eval": {}}}
+    assert empty_blocks(cfg) == [
+        "self_distillation: is empty, which counts as not set; write self_distillation: {} to have its defaults, or "
+        "remove the key",
+        "recovery_report.exact_match: is empty, which counts as not set; write exact_match: {} to have its defaults, "
+        "or remove the key",
+    ]
+
+
+def test_a_block_that_is_absent_or_empty_on_purpose_is_not_named():
+    assert empty_blocks({"base_model": None, "dynsdpb": {}, "recovery_report": {"num_samples": None}}) == []
+    assert empty_blocks({"recovery_report": None, "merge": None}) == []  # their commands take the defaults
 
 
 def test_all_faults_are_told_at_once():

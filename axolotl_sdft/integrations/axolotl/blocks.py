@@ -19,6 +19,7 @@ from axolotl_sdft.config import (
     SelfDistillationConfig,
     yaml_path,
 )
+from axolotl_sdft.config.block import models_in
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.core.safe_output import masked
 
@@ -79,6 +80,21 @@ def read_blocks(cfg: Mapping[str, Any]) -> Blocks:
     if faults:
         raise ConfigError("\n".join(faults))
     return Blocks(**blocks)  # type: ignore[arg-type]
+
+
+def empty_blocks(cfg: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with each block under whose key nothing stands: for Axolotl the key is not set."""
+    empty = [name for name in STAGES if name in cfg and cfg[name] is None]
+    for name, model in BLOCKS.items():
+        block = cfg.get(name)
+        if isinstance(block, Mapping):
+            holders = [key for key, field in model.model_fields.items() if any(models_in(field.annotation))]
+            empty += [f"{name}.{key}" for key in holders if key in block and block[key] is None]
+    return [
+        f"{key}: is empty, which counts as not set; write {key.rpartition('.')[2]}: {{}} to have its defaults, or "
+        "remove the key"
+        for key in empty
+    ]
 
 
 def fault_line(block: str, error: Any) -> str:

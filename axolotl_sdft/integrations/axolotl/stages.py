@@ -12,7 +12,7 @@ from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.core.runtime import is_launched, rank
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
 from axolotl_sdft.integrations.axolotl import compat
-from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, read_blocks, seed_dir_of
+from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, empty_blocks, read_blocks, seed_dir_of
 from axolotl_sdft.integrations.axolotl.calibration import calibration_sources, general_text, source_texts
 from axolotl_sdft.integrations.axolotl.datasets import check_overrides, rewritten_entry, take_out_overrides
 from axolotl_sdft.integrations.axolotl.layer_numbers import check_layer_numbers, translate_layer_numbers
@@ -55,6 +55,8 @@ def prepare(cfg: Any, own_plugin: object) -> None:
     take_out_overrides(cfg)
     if cfg.get(SEED_KEY):  # a Ray worker gets the configuration that its driver has prepared
         return
+    for empty in empty_blocks(cfg):
+        LOG.warning("%s", empty)
     if not blocks.has_stage:
         LOG.warning("axolotl_sdft.SDFTPlugin is listed, but none of its blocks is set; it does nothing")
     else:
