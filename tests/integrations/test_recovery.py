@@ -5,12 +5,15 @@ import pytest
 
 pytest.importorskip("axolotl")
 
+import axolotl.cli  # noqa: F401  its import sets up logging anew, which would take caplog's handler away in a test
 from axolotl.utils.dict import DictDefault
+from datasets import Dataset
 
-from axolotl_sdft import cut_layers
+from axolotl_sdft import SDFTPlugin, cut_layers
 from axolotl_sdft.config import RecoveryReportConfig, RowsConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError
 from axolotl_sdft.integrations.axolotl.recovery import held_out, recovery_spec, reported_models
+from axolotl_sdft.integrations.axolotl.stages import prepare
 
 ROWS = [{"instruction": f"Question {n}", "input": "", "output": f"Answer {n}"} for n in range(10)]
 
@@ -68,6 +71,30 @@ def test_else_the_rows_that_training_holds_out(cfg):
 
     assert len(expected) == 3
     assert references(cfg) == list(expected["output"])
+
+
+@pytest.mark.parametrize("block", [{"dynsdpb": {}}, {"recovery_report": {}}])
+def test_without_a_seed_training_is_given_one_so_that_it_holds_out_the_rows_of_the_report(cfg, block, caplog):
+    cfg |= {"val_set_size": 0.3, **block}
+    training = DictDefault(cfg)
+    with caplog.at_level("INFO"):
+        prepare(training, own_plugin=SDFTPlugin())
+        prepare(training, own_plugin=SDFTPlugin())
+
+    assert training.seed == 42
+    assert caplog.text.count("seed is not set, so it is set to 42") == 1
+    # Axolotl splits off the last of the shuffled rows.
+    last = Dataset.from_list(ROWS).shuffle(seed=training.seed)["output"][-3:]
+    assert sorted(references(cfg)) == sorted(last)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"val_set_size": 0.3}, {"dynsdpb": {}}, {"dynsdpb": {}, "val_set_size": 3, "seed": 7}]
+)
+def test_a_seed_stays_as_it_is_where_it_is_set_or_nothing_of_the_plugin_is_on_or_split_off(cfg, keys):
+    training = DictDefault(cfg | keys)
+    prepare(training, own_plugin=SDFTPlugin())
+    assert training.seed == keys.get("seed")
 
 
 def test_without_any_a_note_names_the_keys(cfg):

@@ -2,11 +2,11 @@
 
 Axolotl splits off validation rows at the very end, after it has merged and tokenized the datasets. Rewriting comes
 first, so here the same split is made on the numbers of the rows, by Axolotl's own functions: merged, shuffled and cut
-in the same way, with the same random seed. The rows held out are then those that Axolotl would have held out (exactly
-those where ``seed`` is set and no row is dropped for its length), a validation loss compares with that of a run without
-the plugin, and every rank, command and restart finds the same ones. Only the others are rewritten. Axolotl is then
-given both parts as ``datasets`` and ``test_datasets``; packing, lengths and ``dataset_shard_num`` apply to each by
-itself.
+in the same way, with the same random seed, which is set where the configuration has none. The rows held out are then
+those that Axolotl would have held out (exactly those where no row is dropped for its length), a validation loss
+compares with that of a run without the plugin, and every rank, command and restart finds the same ones. Only the others
+are rewritten. Axolotl is then given both parts as ``datasets`` and ``test_datasets``; packing, lengths and
+``dataset_shard_num`` apply to each by itself.
 
 What follows from this: the training rows, and with them the folder of the distilled dataset, depend on
 ``val_set_size``, on ``seed`` and the shuffling keys, and on the number of rows of all datasets. Where that is too dear,
@@ -45,6 +45,17 @@ _CHAT_KEYS = (
 def is_split(cfg: Any) -> bool:
     """Whether validation rows are to be split off ``datasets``."""
     return bool(cfg.get("val_set_size")) and not cfg.get("test_datasets")
+
+
+def settle_seed(cfg: Any) -> bool:
+    """Let Axolotl split off the rows that are told here, also where ``seed`` is unset; tell whether it had to be set.
+
+    Without one Axolotl shuffles at random, so that nobody could say afterwards which rows were never trained on.
+    """
+    if not is_split(cfg) or cfg.get("seed") is not None:
+        return False
+    cfg["seed"] = shuffle_seed(cfg)
+    return True
 
 
 @dataclass(frozen=True)
