@@ -163,6 +163,7 @@ def record_training(
     revision: str | None = None,
     datasets: Sequence[Path | None] = (),
     test_datasets: Sequence[Path] = (),
+    held_out: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Say in ``output_dir`` which checkpoint a training starts from. The record is written whole.
 
@@ -175,6 +176,7 @@ def record_training(
         revision: ``revision_of_model``.
         datasets: Folders that took the place of entries of ``datasets``.
         test_datasets: Folders of held-out rows.
+        held_out: Entries that read the rows which are not trained on, each from a folder of its own.
 
     Raises:
         ArtifactError: The record can't be written.
@@ -191,11 +193,26 @@ def record_training(
             "datasets": [None if path is None else _relative(path, output_dir) for path in datasets],
             "test_datasets": [_relative(path, output_dir) for path in test_datasets],
         }
+    if held_out:
+        record["held_out"] = [{**entry, "path": _relative(Path(entry["path"]), output_dir)} for entry in held_out]
     replaced = _replaced(output_dir, record)
     if replaced is not None:
         record["replaced"] = replaced
-    if pruned_dir is not None or replaced is not None or (output_dir / RECORD_FILE).exists():
+    if pruned_dir is not None or held_out or replaced is not None or (output_dir / RECORD_FILE).exists():
         _write_whole(output_dir / RECORD_FILE, record)
+
+
+def recorded_held_out(folder: Path) -> tuple[dict[str, Any], ...]:
+    """Return entries that read the rows which the model in a folder was not trained on; empty where none are recorded.
+
+    Raises:
+        ArtifactError: The record is broken.
+    """
+    found = _read_record(folder)
+    if found is None:
+        return ()
+    entries = found.content.get("held_out") or ()
+    return tuple({**entry, "path": str(_joined(found.folder, entry["path"]))} for entry in entries)
 
 
 def _replaced(output_dir: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -206,8 +223,10 @@ def _replaced(output_dir: Path, record: Mapping[str, Any]) -> dict[str, Any] | N
     found, base = _read_record(output_dir), _adapter_base(output_dir)
     previous = {"name": None} if found is None else found.content
     if base is not None and not (found is not None and found.is_previous) and previous["name"] != Path(base).name:
-        previous = {"name": None, "adapter_base": base}
-    if all(previous.get(key) == record.get(key) for key in ("name", "provenance")) and "adapter_base" not in previous:
+        kept = {} if previous["name"] else {"held_out": previous.get("held_out")}
+        previous = {"name": None, "adapter_base": base, **kept}
+    compared = ("name", "provenance", "held_out")
+    if all(previous.get(key) == record.get(key) for key in compared) and "adapter_base" not in previous:
         return None
     return {"weights": weights, "record": {key: value for key, value in previous.items() if key != "replaced"}}
 

@@ -110,6 +110,12 @@ def rows_between(dataset: "Dataset", start: int, stop: int) -> Iterator[dict[str
     yield from as_rows(dataset[start : min(stop, len(dataset))])
 
 
+def slices(dataset: "Dataset") -> Iterator[list[dict[str, Any]]]:
+    """Yield all rows, so many at a time as are read at once."""
+    for start in range(0, len(dataset), _SLICE_ROWS):
+        yield list(rows_between(dataset, start, start + _SLICE_ROWS))
+
+
 def as_rows(columns: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table that is given by its columns."""
     for values in zip(*columns.values(), strict=True):

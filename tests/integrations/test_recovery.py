@@ -1,6 +1,8 @@
 import json
+import shutil
 from pathlib import Path
 
+import numpy
 import pytest
 
 pytest.importorskip("axolotl")
@@ -8,12 +10,13 @@ pytest.importorskip("axolotl")
 import axolotl.cli  # noqa: F401  its import sets up logging anew, which would take caplog's handler away in a test
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
+from safetensors.numpy import save_file
 
 from axolotl_sdft import SDFTPlugin, cut_layers
 from axolotl_sdft.config import RecoveryReportConfig, RowsConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError
 from axolotl_sdft.integrations.axolotl.recovery import held_out, recovery_spec, reported_models
-from axolotl_sdft.integrations.axolotl.stages import prepare
+from axolotl_sdft.integrations.axolotl.stages import prepare, record_start
 
 ROWS = [{"instruction": f"Question {n}", "input": "", "output": f"Answer {n}"} for n in range(10)]
 
@@ -97,6 +100,92 @@ def test_a_seed_stays_as_it_is_where_it_is_set_or_nothing_of_the_plugin_is_on_or
     assert training.seed == keys.get("seed")
 
 
+@pytest.fixture
+def trained(cfg):
+    """A configuration after its training, which has set 3 of its 10 rows aside."""
+    cfg |= {"val_set_size": 0.3, "seed": 42, "dynsdpb": {}, "output_dir": "out"}
+    record_start(DictDefault(cfg))
+    Path("out/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": cfg["base_model"]}))
+    return cfg
+
+
+@pytest.mark.parametrize("change", ["val_set_size", "seed", "rows"])
+def test_the_rows_that_training_set_aside_stay_the_held_out_ones_and_a_change_is_noted(trained, change):
+    before = held_out(DictDefault(trained), RowsConfig())
+    assert (len(before.targets), before.notes) == (3, ())
+    if change == "rows":
+        write_rows("rows.jsonl", [{"instruction": "New", "input": "", "output": "New"}, *ROWS])
+    now = trained | {"val_set_size": {"val_set_size": 0.5}, "seed": {"seed": 7}}.get(change, {})
+
+    after = held_out(DictDefault(now), RowsConfig())
+    assert after.targets == before.targets
+    (note,) = after.notes
+    assert note.startswith(
+        "held-out rows: those that the training set aside; val_set_size, seed or datasets have chang"
+    )
+
+
+def test_rows_that_training_set_aside_are_there_when_they_are_not_split_off_any_more(trained):
+    before = references(trained)
+    Path("rows.jsonl").unlink()
+    assert references(trained | {"val_set_size": 0, "seed": None}) == before
+
+
+def test_rows_that_were_set_aside_and_are_gone_are_drawn_anew_and_noted(trained):
+    before = references(trained)
+    shutil.rmtree("sdft_prepared")
+    found = held_out(DictDefault(trained), RowsConfig())
+    assert [target.reference for target in found.targets] == before
+    assert "which the training set aside, is gone; they are drawn anew" in found.notes[0]
+
+
+def test_a_training_that_broke_off_leaves_the_held_out_rows_of_the_weights_before(trained):
+    save_file({"weight": numpy.ones(3, "float32")}, "out/adapter_model.safetensors")
+    before = references(trained)
+    record_start(DictDefault(trained | {"val_set_size": 0.5}))
+    assert references(trained) == before
+    save_file({"weight": numpy.zeros(3, "float32")}, "out/adapter_model.safetensors")
+    assert len(references(trained)) == 5
+
+
+def test_a_model_that_was_trained_without_seed_and_record_is_noted(trained):
+    Path("out/sdft_trained_on.json").unlink()
+    assert held_out(DictDefault(trained), RowsConfig()).notes == ()
+    (note,) = held_out(DictDefault(trained | {"seed": None}), RowsConfig()).notes
+    assert note.startswith("held-out rows: seed is not set and the training recorded none; they are drawn anew")
+
+
+def test_rows_that_can_not_be_recorded_do_not_stop_a_training(cfg, caplog):
+    cfg |= {"val_set_size": 30, "seed": 42, "dynsdpb": {}, "output_dir": "out"}
+    record_start(DictDefault(cfg))
+    assert "the rows that val_set_size splits off can't be recorded (val_set_size is 30, which" in caplog.text
+
+
+def test_held_out_rows_that_are_trained_on_as_well_are_counted_whatever_their_type(cfg):
+    write_rows("test.jsonl", [{"question": f"Question {n}", "answer": f"Answer {n}"} for n in (1, 3, 99)])
+    (note,) = held_out(DictDefault(cfg), RowsConfig(path="test.jsonl")).notes
+    assert note == (
+        "held-out rows: 2 of 3 are in datasets as well, where they are trained on; take them out there, or set "
+        "recovery_report.held_out.path to other rows"
+    )
+    gone = cfg | {"datasets": [{"path": "gone.jsonl", "type": "alpaca"}]}
+    (note,) = held_out(DictDefault(gone), RowsConfig(path="test.jsonl")).notes
+    assert note.startswith(
+        "held-out rows: whether they are in datasets as well can't be told (datasets[0].path is 'gon"
+    )
+
+
+def test_rows_that_stand_twice_in_a_dataset_may_be_held_out_and_trained(cfg):
+    # Unshuffled, the last 4 of 12 rows are split off: 8, 9, and the second copies of 0 and 1.
+    write_rows("rows.jsonl", [*ROWS, *ROWS[:2]])
+    cfg |= {"val_set_size": 4, "shuffle_merged_datasets": False}
+    (note,) = held_out(DictDefault(cfg), RowsConfig()).notes
+    assert note.startswith(
+        "held-out rows: 2 of 4 are in datasets as well, where they are trained on; set dataset_exact"
+    )
+    assert held_out(DictDefault(cfg | {"dataset_exact_deduplication": True}), RowsConfig()).notes == ()
+
+
 def test_without_any_a_note_names_the_keys(cfg):
     found = held_out(DictDefault(cfg), RowsConfig())
     assert found.targets == ()
@@ -111,7 +200,7 @@ def test_of_a_conversation_the_last_trained_answer_counts(cfg):
 
 
 def test_rows_without_an_answer_are_left_out_and_counted(cfg):
-    write_rows("test.jsonl", [ROWS[0], ROWS[1] | {"output": None}])
+    write_rows("test.jsonl", [{"instruction": "Why?", "output": output} for output in ("So.", None)])
     found = held_out(DictDefault(cfg), RowsConfig(path="test.jsonl", type="alpaca"))
     assert len(found.targets) == 1
     assert found.notes == ("held-out rows: 1 of 2 hold no prompt with an answer",)

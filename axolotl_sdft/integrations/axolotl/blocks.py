@@ -43,6 +43,11 @@ class Blocks:
     recovery_report: RecoveryReportConfig | None = None
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no block is there."""
+        return all(getattr(self, name) is None for name in BLOCKS)
+
+    @property
     def has_stage(self) -> bool:
         """Whether a stage of training is on. The other blocks only say what commands of their own do."""
         return bool(self.named_stages)

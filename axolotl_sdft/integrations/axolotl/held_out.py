@@ -15,26 +15,26 @@ because datasets come and go, name ``test_datasets`` instead; then each dataset 
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.core.artifacts import atomic_folder, find_or_make
 from axolotl_sdft.core.errors import ConfigError, SdftError
-from axolotl_sdft.distillation.digest import encoded, rows_between
+from axolotl_sdft.distillation.digest import encoded, slices
 from axolotl_sdft.distillation.rows.chat import ChatRows
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import stored_rows
 from axolotl_sdft.integrations.axolotl.calibration_text import plain_column
-from axolotl_sdft.integrations.axolotl.datasets import shuffle_seed
+from axolotl_sdft.integrations.axolotl.datasets import dataset_entries, load_rows, shuffle_seed
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 LOG = logging.getLogger(__name__)
 
-_SLICE_ROWS = 1024
 _CHAT_KEYS = (
     *("chat_template", "chat_template_jinja", "drop_system_message", "split_thinking"),
     *("roles_to_train", "train_on_eos", "train_on_eot"),
@@ -107,6 +107,19 @@ def parts_of(cfg: Any, sources: "Sequence[tuple[str, Any, Dataset]]") -> list[Pa
                 else "",
             )
     return parts
+
+
+def split_off(cfg: Any) -> "Iterator[tuple[str, Any, Dataset]]":
+    """Yield what ``val_set_size`` splits off: for each dataset what messages call it, its entry and its rows.
+
+    Raises:
+        DatasetError: A dataset can't be loaded.
+        ConfigError: ``val_set_size`` does not go with the number of rows.
+    """
+    sources = [(where, entry, load_rows(cfg, entry, where)) for where, entry in dataset_entries(cfg)]
+    for (where, entry, _), part in zip(sources, parts_of(cfg, sources) if sources else [], strict=True):
+        if part.held_out:
+            yield where, entry, part.held_out
 
 
 def split_rows(
@@ -206,10 +219,7 @@ def _reader(entry: Any, where: str) -> tuple[Any, Callable[[dict[str, Any]], Any
 
 def rows_folder(rows: "Dataset", root: Path, name: str) -> Path:
     """Return a folder with these rows as they are, named by their content; made unless it is there."""
-    digest = hashlib.sha256()
-    for row in _rows(stored_rows(rows, name)):
-        digest.update(encoded(row))
-    target = root / f"{name}-{digest.hexdigest()[:12]}"
+    target = root / rows_name(rows, name)
     root.mkdir(parents=True, exist_ok=True)
 
     def make() -> None:
@@ -220,6 +230,13 @@ def rows_folder(rows: "Dataset", root: Path, name: str) -> Path:
     return target
 
 
-def _rows(rows: "Dataset") -> Any:
-    for start in range(0, len(rows), _SLICE_ROWS):
-        yield from rows_between(rows, start, start + _SLICE_ROWS)
+def rows_name(rows: "Dataset", name: str) -> str:
+    """Return what the folder of rows is called, made of a name and their content."""
+    digest = hashlib.sha256()
+    for row in _rows(stored_rows(rows, name)):
+        digest.update(encoded(row))
+    return f"{name}-{digest.hexdigest()[:12]}"
+
+
+def _rows(rows: "Dataset") -> Iterator[dict[str, Any]]:
+    return chain.from_iterable(slices(rows))

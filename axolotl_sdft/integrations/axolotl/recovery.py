@@ -1,17 +1,22 @@
 """What a configuration has to compare: its models, its held-out rows, and the recovery report of them."""
 
+import hashlib
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import RecoveryReportConfig, RowsConfig
 from axolotl_sdft.core.cards import public_name
-from axolotl_sdft.core.errors import ConfigError, DatasetError, UnknownNameError
+from axolotl_sdft.core.errors import ConfigError, DatasetError, SdftError, UnknownNameError
 from axolotl_sdft.core.model_folder import holds_model
 from axolotl_sdft.core.terminal import tells_what_is_kept
 from axolotl_sdft.core.texts import evenly_spaced
+from axolotl_sdft.core.trained_on import RECORD_FILE, recorded_held_out
+from axolotl_sdft.distillation.digest import encoded, slices
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, stored_rows
 from axolotl_sdft.evaluation.report.headline import PRUNED, SEED, TRAINED
@@ -21,7 +26,8 @@ from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, read
 from axolotl_sdft.integrations.axolotl.calibration_text import known_entry
 from axolotl_sdft.integrations.axolotl.commands import find_artifacts
 from axolotl_sdft.integrations.axolotl.datasets import dataset_entries, load_rows
-from axolotl_sdft.integrations.axolotl.held_out import is_split, parts_of
+from axolotl_sdft.integrations.axolotl.held_out import is_split, rows_name, split_off
+from axolotl_sdft.integrations.axolotl.pruned_base import output_dir_of
 from axolotl_sdft.integrations.axolotl.trackers import report_figures, send_figures
 
 if TYPE_CHECKING:
@@ -36,6 +42,14 @@ HELD_OUT_KEY = "recovery_report.held_out"
 _DEFAULT_FOLDER = "recovery_report"
 _NO_ROWS = (
     f"held-out rows: none, so only general prompts are measured; set {HELD_OUT_KEY}.path, test_datasets or val_set_size"
+)
+_DRAWN_ANEW = (
+    "they are drawn anew, and the trained model may have been trained on some of them; train again with seed set, or "
+    f"set {HELD_OUT_KEY}.path"
+)
+_OTHER_SPLIT = (
+    "held-out rows: those that the training set aside; val_set_size, seed or datasets have changed since and would "
+    "split off others, some of which were trained on"
 )
 
 
@@ -178,6 +192,7 @@ def report_dir(cfg: Any, config: RecoveryReportConfig) -> Path:
 def held_out(cfg: Any, config: RowsConfig) -> HeldOut:
     """Return the held-out answers of a configuration: those of ``path``, of ``test_datasets``, or of ``val_set_size``.
 
+    Of the last, they are those that the training in ``output_dir`` recorded, whatever the configuration says by now.
     Of a row with several answers the last one counts, so that rows are independent of each other.
 
     Raises:
@@ -185,15 +200,17 @@ def held_out(cfg: Any, config: RowsConfig) -> HeldOut:
     """
     if config.path is not None:
         entry = config.model_dump(include={"path", "name", "split", "type"}, exclude_none=True)
-        return _sampled([(HELD_OUT_KEY, *_loaded(cfg, entry, HELD_OUT_KEY))], config, f"{HELD_OUT_KEY}.path")
-    named = [*_test_sets(cfg)] if cfg.get("test_datasets") else [*_split_off(cfg)] if is_split(cfg) else []
+        return _sampled(cfg, [(HELD_OUT_KEY, *_loaded(cfg, entry, HELD_OUT_KEY))], config, f"{HELD_OUT_KEY}.path")
+    is_named = bool(cfg.get("test_datasets"))
+    named, notes = ([*_test_sets(cfg)], []) if is_named else _set_aside(cfg)
     if not named:
-        return HeldOut(notes=(_NO_ROWS,))
+        return HeldOut(notes=(_NO_ROWS, *notes))
     try:
-        return _sampled(named, config, "test_datasets" if cfg.get("test_datasets") else "val_set_size")
+        rows = _sampled(cfg, named, config, "test_datasets" if is_named else "val_set_size", is_split_off=not is_named)
     except (DatasetError, UnknownNameError) as err:
         LOG.debug("held-out rows", exc_info=True)
         return HeldOut(notes=(f"held-out rows: {err}. Or set {HELD_OUT_KEY}.path to other rows",))
+    return replace(rows, notes=(*notes, *rows.notes))
 
 
 def _loaded(cfg: Any, entry: Any, where: str) -> "tuple[Any, Dataset]":
@@ -212,14 +229,36 @@ def _test_sets(cfg: Any) -> "Iterator[tuple[str, Any, Dataset]]":
         yield named, *_loaded(cfg, {**entry, "split": entry.get("split") or "test"}, named)
 
 
-def _split_off(cfg: Any) -> "Iterator[tuple[str, Any, Dataset]]":
-    sources = [(where, entry, load_rows(cfg, entry, where)) for where, entry in dataset_entries(cfg)]
-    for (where, entry, _), part in zip(sources, parts_of(cfg, sources), strict=True):
-        if part.held_out is not None:
-            yield where, entry, part.held_out
+def _set_aside(cfg: Any) -> "tuple[list[tuple[str, Any, Dataset]], list[str]]":
+    """Return the rows that were split off ``datasets`` when the model was trained, and what is said of them."""
+    folder = output_dir_of(cfg)
+    is_trained = holds_model(folder)
+    recorded = recorded_held_out(folder) if is_trained else ()
+    gone = [entry["path"] for entry in recorded if not Path(entry["path"]).is_dir()]
+    if recorded and not gone:
+        where = f"held_out of {folder / RECORD_FILE}"
+        named = [(where, *_loaded(cfg, entry, where)) for entry in recorded]
+        return named, [] if _is_as_recorded(cfg, recorded) else [_OTHER_SPLIT]
+    drawn = [*split_off(cfg)] if is_split(cfg) else []
+    if gone:
+        return drawn, [f"held-out rows: {gone[0]}, which the training set aside, is gone; {_DRAWN_ANEW}"]
+    if drawn and is_trained and cfg.get("seed") is None:
+        return drawn, [f"held-out rows: seed is not set and the training recorded none; {_DRAWN_ANEW}"]
+    return drawn, []
 
 
-def _sampled(named: "list[tuple[str, Any, Dataset]]", config: RowsConfig, source: str) -> HeldOut:
+def _is_as_recorded(cfg: Any, recorded: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether a training would set the same rows aside again."""
+    try:
+        now = [rows_name(rows, "held-out") for *_, rows in split_off(cfg)] if is_split(cfg) else []
+    except SdftError:  # the data is gone
+        return True
+    return now == [Path(entry["path"]).name for entry in recorded]
+
+
+def _sampled(
+    cfg: Any, named: "list[tuple[str, Any, Dataset]]", config: RowsConfig, source: str, is_split_off: bool = False
+) -> HeldOut:
     """Return the answers of up to ``num_samples`` rows, spread evenly over all datasets."""
     named = [(where, entry, stored_rows(rows, where)) for where, entry, rows in named]
     total = sum(len(rows) for *_, rows in named)
@@ -232,8 +271,48 @@ def _sampled(named: "list[tuple[str, Any, Dataset]]", config: RowsConfig, source
     if not targets:
         raise DatasetError(f"{named[0][0]} holds no row with a prompt and an answer; check its path, split and type")
     left_out = len(chosen) - len(targets)
-    notes = (f"held-out rows: {left_out} of {len(chosen)} hold no prompt with an answer",) if left_out else ()
-    return HeldOut(tuple(targets), f"{source}, {len(targets)} of {total} rows", notes)
+    notes = [f"held-out rows: {left_out} of {len(chosen)} hold no prompt with an answer"] if left_out else []
+    notes += _notes_of_trained(cfg, targets, named if is_split_off else None)
+    return HeldOut(tuple(targets), f"{source}, {len(targets)} of {total} rows", tuple(notes))
+
+
+def _notes_of_trained(
+    cfg: Any, targets: list[Target], split_off: "list[tuple[str, Any, Dataset]] | None"
+) -> Iterator[str]:
+    """Say how many held-out answers stand in ``datasets`` as well; of those split off, once more than they were."""
+    if split_off is not None and cfg.get("dataset_exact_deduplication"):
+        return
+    try:
+        counts = _counted((where, entry, load_rows(cfg, entry, where)) for where, entry in dataset_entries(cfg))
+    except SdftError as err:
+        yield f"held-out rows: whether they are in datasets as well can't be told ({err})"
+        return
+    counts.subtract(_counted(split_off or ()))
+    num_trained = sum(counts[_digest(target)] > 0 for target in targets)
+    if num_trained:
+        way_out = (
+            "take them out there" if split_off is None else "set dataset_exact_deduplication: true and train again"
+        )
+        yield (
+            f"held-out rows: {num_trained} of {len(targets)} are in datasets as well, where they are trained on; "
+            f"{way_out}, or set {HELD_OUT_KEY}.path to other rows"
+        )
+
+
+def _counted(named: "Iterable[tuple[str, Any, Dataset]]") -> "Counter[bytes]":
+    """Count equal questions with equal answers; a dataset of no such rows counts for nothing."""
+    counts: Counter[bytes] = Counter()
+    for where, entry, rows in named:
+        with suppress(DatasetError, UnknownNameError):
+            for picked in slices(stored_rows(rows, where)):
+                counts.update(map(_digest, _last_targets(picked, entry, where, rows.features)))
+    return counts
+
+
+def _digest(target: Target) -> bytes:
+    # The words that one type puts before the same question are no other question.
+    said = [message for message in target.context if message["role"] != "system"]
+    return hashlib.sha256(encoded([said, target.reference])).digest()
 
 
 def _last_targets(rows: list[dict[str, Any]], entry: Any, where: str, features: Any) -> list[Target]:

@@ -12,10 +12,10 @@ from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.core.runtime import is_launched, rank
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
 from axolotl_sdft.integrations.axolotl import compat
-from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, empty_blocks, read_blocks, seed_dir_of
+from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, empty_blocks, plain, read_blocks, seed_dir_of
 from axolotl_sdft.integrations.axolotl.calibration import calibration_sources, general_text, source_texts
 from axolotl_sdft.integrations.axolotl.datasets import check_overrides, rewritten_entry, take_out_overrides
-from axolotl_sdft.integrations.axolotl.held_out import settle_seed
+from axolotl_sdft.integrations.axolotl.held_out import is_split, rows_folder, settle_seed, split_off
 from axolotl_sdft.integrations.axolotl.layer_numbers import check_layer_numbers, translate_layer_numbers
 from axolotl_sdft.integrations.axolotl.pictures import check_pictures
 from axolotl_sdft.integrations.axolotl.pruned_base import (
@@ -54,7 +54,7 @@ def prepare(cfg: Any, own_plugin: object) -> None:
     blocks = read_blocks(cfg)
     check_overrides(cfg)
     take_out_overrides(cfg)
-    if any(cfg.get(name) is not None for name in BLOCKS) and settle_seed(cfg) and rank() == 0:
+    if not blocks.is_empty and settle_seed(cfg) and rank() == 0:
         LOG.info(
             "seed is not set, so it is set to %d: the rows that val_set_size (%s) splits off are then the same for "
             "every command, and a recovery report measures on rows that were not trained on",
@@ -271,7 +271,23 @@ def record_start(cfg: Any) -> None:
         revision=cfg.get("revision_of_model"),
         datasets=datasets,
         test_datasets=[path for path in test_datasets if path is not None],
+        held_out=_held_out_entries(cfg),
     )
+
+
+def _held_out_entries(cfg: Any) -> list[dict[str, Any]]:
+    """Return entries that read the rows which this training holds out, written into folders unless they are there."""
+    handed_over = [plain(entry) for entry in cfg.get("test_datasets") or [] if _folder_of(entry) is not None]
+    if handed_over or not is_split(cfg) or cfg.get("streaming") or read_blocks(cfg).is_empty:
+        return handed_over
+    root = Path(DEFAULT_ROOT).absolute()
+    try:
+        return [plain(rewritten_entry(entry, rows_folder(rows, root, "held-out"))) for _, entry, rows in split_off(cfg)]
+    except (SdftError, OSError) as err:
+        LOG.warning(
+            "the rows that val_set_size splits off can't be recorded (%s); a recovery report draws them anew", err
+        )
+        return []
 
 
 def add_model_card(cfg: Any, merged_dir: Path) -> None:
