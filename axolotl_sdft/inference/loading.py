@@ -78,7 +78,8 @@ def load_checkpoint(
         any_head: Take models that write no text, too, such as encoders.
 
     Raises:
-        CheckpointError: There is no checkpoint, or the adapter's base is gone, or it is of a kind that writes no text.
+        CheckpointError: There is no checkpoint, or the adapter's base is gone, or it is of a kind that writes no text,
+            or files lack weights of the model.
         MissingExtraError: It is an adapter, and peft is not installed.
         Exception: Whatever transformers and peft raise for files that do not fit together; see ``error_context``.
     """
@@ -89,7 +90,11 @@ def load_checkpoint(
     settings = _settings(config, dtype, device_map, load_in_4bit)
     LOG.info("loading %s with %s on %s", model_dir, settings, local_device())
     auto_class = _auto_class(config, trust_remote_code, any_head)
-    model = auto_class.from_pretrained(base_dir, trust_remote_code=trust_remote_code, **settings)
+    model, found = auto_class.from_pretrained(
+        base_dir, trust_remote_code=trust_remote_code, output_loading_info=True, **settings
+    )
+    if not any_head:  # a head that writes no text is often made anew
+        _refuse_holes(model, base_dir, found)
     if "device_map" not in settings and not config.get("quantization_config"):
         model = model.to(local_device())
     return (model if base_dir == model_dir else _adapted(model, model_dir, trust_remote_code)).eval()
@@ -170,6 +175,23 @@ def _auto_class(config: Mapping[str, Any], trust_remote_code: bool, any_head: bo
     return getattr(transformers, heads[(by_code or by_architecture or by_type or ["CAUSAL_LM"])[0]])
 
 
+def _refuse_holes(model: Any, model_dir: Path, found: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint without some of the model's weights, which transformers makes up at random, with a warning.
+
+    A head that is tied to the embeddings has no weights of its own.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    missing = sorted(parameters & set(found["missing_keys"]))
+    if not missing:
+        return
+    unread = sorted(found["unexpected_keys"])
+    others = f", but {len(unread)} that it does not know, such as {unread[0]}" if unread else ""
+    raise CheckpointError(
+        f"{model_dir} holds no weights for {len(missing)} of the {len(parameters)} tensors of its model, such as "
+        f"{missing[0]}{others}; random ones would take their place. Save the model anew, by the names of transformers"
+    )
+
+
 def _require_text_adapter(adapter_dir: Path) -> None:
     if importlib.util.find_spec("peft") is None:
         raise MissingExtraError(f"{adapter_dir} holds an adapter; install peft: pip install 'axolotl-sdft[lora]'")
@@ -182,7 +204,11 @@ def _require_text_adapter(adapter_dir: Path) -> None:
 
 
 def _adapted(base: Any, adapter_dir: Path, trust_remote_code: bool) -> Any:
-    """Return a base model with an adapter on top."""
+    """Return a base model with an adapter on top.
+
+    Raises:
+        CheckpointError: The adapter's file lacks some of its weights, or holds others than its settings say.
+    """
     from peft import PeftModel
     from transformers import AutoTokenizer
 
@@ -190,4 +216,14 @@ def _adapted(base: Any, adapter_dir: Path, trust_remote_code: bool) -> Any:
         num_tokens = len(AutoTokenizer.from_pretrained(adapter_dir, trust_remote_code=trust_remote_code))
         if num_tokens > base.get_input_embeddings().weight.shape[0]:
             base.resize_token_embeddings(num_tokens)
-    return PeftModel.from_pretrained(base, adapter_dir)
+    adapted = PeftModel.from_pretrained(base, adapter_dir)
+    if adapted.active_peft_config.is_prompt_learning:
+        return adapted
+    told = adapted.load_adapter(adapter_dir, adapted.active_adapter)  # again, since only this says what did not fit
+    if unfit := sorted([*told.missing_keys, *told.unexpected_keys]):
+        raise CheckpointError(
+            f"the adapter in {adapter_dir} does not fit its base model: it lacks {len(told.missing_keys)} of its "
+            f"tensors, and {len(told.unexpected_keys)} have no place, such as {unfit[0]}, so that the base model alone "
+            "would answer there. Save the adapter anew, by the names of peft"
+        )
+    return adapted

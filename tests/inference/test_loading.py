@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from axolotl_sdft.config import TransformersGeneration
@@ -143,6 +144,60 @@ def test_a_folder_of_gguf_files_is_refused_with_the_way_out(tmp_path):
 
     with pytest.raises(CheckpointError, match=r"holds model-Q4_K_M\.gguf; GGUF files can't be used here: name the ch"):
         load_seed_model(tmp_path, TransformersGeneration())
+
+
+def rename_tensors(path, old, new):
+    save_file({name.replace(old, new): tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+
+
+def test_a_checkpoint_without_some_of_its_weights_is_refused_by_their_names(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    rename_tensors(tmp_path / "model.safetensors", "layers.1.mlp", "layers.1._orig_mod.mlp")
+
+    with pytest.raises(
+        CheckpointError,
+        match=r"no weights for 3 of the \d+ tensors of its model, such as model\.layers\.1\.mlp\.down_proj\.weight, "
+        r"but 3 that it does not know, such as model\.layers\.1\._orig_mod\.mlp\.down_proj\.weight",
+    ):
+        load_checkpoint(tmp_path, torch.float32)
+    assert load_checkpoint(tmp_path, torch.float32, any_head=True)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_only_a_head_that_is_tied_to_the_embeddings_may_lack_weights(tmp_path, is_tied):
+    model = tiny_model("llama")
+    model.config.tie_word_embeddings = is_tied
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {n: w for n, w in weights.items() if n != "lm_head.weight"}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+
+    if is_tied:
+        assert load_checkpoint(tmp_path, torch.float32)
+    else:
+        with pytest.raises(
+            CheckpointError, match=r"no weights for 1 of the \d+ tensors .* such as lm_head\.weight; rand"
+        ):
+            load_checkpoint(tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("base_model.model.", "base_model.model._orig_mod.", "it lacks 12 of its tensors, and 12 have no place"),
+        ("layers.1.", "layers.9.", "it lacks 2 of its tensors, and 2 have no place"),
+    ],
+)
+def test_an_adapter_whose_tensors_have_no_place_in_its_base_is_refused(tmp_path, old, new, told):
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    adapter_on(tmp_path / "base", tmp_path / "adapter")
+    rename_tensors(tmp_path / "adapter" / "adapter_model.safetensors", old, new)
+
+    with pytest.raises(
+        CheckpointError, match=rf"the adapter in .* does not fit its base model: {told}, such as base_mo"
+    ):
+        load_checkpoint(tmp_path / "adapter", torch.float32)
 
 
 def test_memory_that_runs_out_while_the_seed_model_loads_is_told_with_the_way_out(tmp_path, monkeypatch):
