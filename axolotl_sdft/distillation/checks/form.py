@@ -87,9 +87,9 @@ def _normalized(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).casefold()
     # Marks of a number stay: 1.5 is not 15, -5 and .5 are not 5.
     kept = re.sub(r"(?!(?<!\w)[-.]\d)(?:(?<!\d)[^\w\s]|[^\w\s](?!\d))", " ", text)
-    without_articles = _ARTICLES.sub(" ", kept)
-    # Where nothing but articles or punctuation stands, they are the answer.
-    return " ".join((without_articles if without_articles.strip() else text).split())
+    # Where nothing but articles stands, they are the answer, such as option A; so is mere punctuation.
+    shortest = next(filter(str.strip, (_ARTICLES.sub(" ", kept), kept)), text)
+    return " ".join(shortest.split())
 
 
 def _difference(text: str, reference: str) -> str:

@@ -29,6 +29,9 @@ def test_the_reason_shows_both_texts():
         ("an apple, a pear", "Apple pear"),
         ("1.5 cups", "1.5 Cups."),
         ("A", "a"),
+        *((form.format(option), option) for form in ("{}.", "({})", "**{}**", '"{}"', "{}:") for option in "AB"),
+        ("B", "(b)"),
+        ("A", "(a)"),
         ("?!", "?!"),
         ("STRASSE", "Stra\N{LATIN SMALL LETTER SHARP S}e"),
     ],
@@ -38,7 +41,8 @@ def test_case_punctuation_spacing_and_articles_do_not_count(text: str, reference
 
 
 @pytest.mark.parametrize(
-    ("text", "reference"), [("15", "1.5"), ("tea", "teas"), ("", "tea"), ("A", "the"), ("-5", "5"), (".5", "5")]
+    ("text", "reference"),
+    [("15", "1.5"), ("tea", "teas"), ("", "tea"), ("A", "the"), ("A.", "B."), ("-5", "5"), (".5", "5")],
 )
 def test_other_words_or_numbers_are_no_match(text: str, reference: str):
     assert normalized_match(written(text), asked(reference=reference)) is not None
