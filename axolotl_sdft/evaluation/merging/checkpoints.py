@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from axolotl_sdft.core.artifacts import write_json
 from axolotl_sdft.core.errors import CheckpointError, ConfigError
 from axolotl_sdft.core.terminal import progress
-from axolotl_sdft.evaluation.merging.same_model import SAME_BASE, check_same_model, check_same_tokens, with_dtype
+from axolotl_sdft.evaluation.merging.same_model import (
+    SAME_BASE,
+    check_same_model,
+    check_same_tokens,
+    settings_of,
+    with_dtype,
+)
 from axolotl_sdft.evaluation.merging.slerp import Blend, Overlap
 from axolotl_sdft.pruning.checkpoint.cut import files_that_come_along
 from axolotl_sdft.pruning.checkpoint.legacy_files import converted, is_legacy, read_legacy_checkpoint
@@ -91,8 +97,9 @@ def read_merge(first_dir: Path, second_dir: Path, dtype: str) -> CheckpointMerge
     (first, metadata), (second, _) = _read_tensors(first_dir), _read_tensors(second_dir)
     firsts = {tensor.name: tensor for tensor in first}
     seconds = {tensor.name: tensor for tensor in second}
+    is_tied = bool(settings_of(first_dir).get("tie_word_embeddings", True))
     for folder, tensors, other in ((first_dir, firsts, seconds), (second_dir, seconds, firsts)):
-        _require_named_in_both(folder, tensors, other, config)
+        _require_named_in_both(folder, tensors, other, is_tied)
     pairs = tuple(_pair(tensor, seconds[name], dtype) for name, tensor in firsts.items() if name in seconds)
     check_same_tokens(first_dir, second_dir)
     return CheckpointMerge(
@@ -149,18 +156,17 @@ def _read_tensors(folder: Path) -> tuple[Sequence[StoredTensor], Mapping[str, st
 
 
 def _require_named_in_both(
-    folder: Path, tensors: Mapping[str, StoredTensor], others: Mapping[str, StoredTensor], config: Mapping[str, Any]
+    folder: Path, tensors: Mapping[str, StoredTensor], others: Mapping[str, StoredTensor], is_tied: bool
 ) -> None:
     for name in tensors:
-        if name not in others and not _is_tied_head(name, tensors, config):
+        if name not in others and not (is_tied and _is_embedding_again(name, tensors)):
             raise ConfigError(f"only {folder} has a tensor {name!r}; {SAME_BASE}")
 
 
-def _is_tied_head(name: str, tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> bool:
-    """Tell whether a tensor is the embedding once more: older files hold a tied output head beside it."""
+def _is_embedding_again(name: str, tensors: Mapping[str, StoredTensor]) -> bool:
+    """Tell whether a tensor may be the embedding once more: older files hold a tied output head beside it."""
     embeddings = [tensor for other, tensor in tensors.items() if other != name and _EMBEDDING.search(other)]
-    is_tied = bool(config.get("tie_word_embeddings", True))
-    return is_tied and any(tensor.shape == tensors[name].shape for tensor in embeddings)
+    return any(tensor.shape == tensors[name].shape for tensor in embeddings)
 
 
 def _pair(first: StoredTensor, second: StoredTensor, dtype: str) -> TensorPair:

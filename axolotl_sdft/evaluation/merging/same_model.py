@@ -4,6 +4,7 @@ Row 49152 of one may stand for ``<tool>`` and that of the other for ``<think>``,
 """
 
 import hashlib
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -51,8 +52,26 @@ def check_same_model(first_dir: Path, second_dir: Path) -> dict[str, Any]:
     counts = layer_count(first), layer_count(second)
     if counts[0] != counts[1]:
         raise ConfigError(f"{first_dir} has {counts[0]} layers, {second_dir} {counts[1]}; {SAME_BASE}")
-    _require_same_settings(first_dir, first, second_dir, second)
+    _require_same_pruning(first_dir, first, second_dir, second)
+    _require_same_settings(first_dir, second_dir)
     return first
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return the settings of a checkpoint as transformers reads them: its defaults, and old keys under new names.
+
+    Code of the model's own is not run: where it, or a newer transformers, defines the settings, they are those that
+    ``config.json`` names.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        read: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    except Exception as err:  # each kind of config fails in its own way
+        LOG.debug("%s: config.json is taken as it is (%s)", folder, first_line(err))
+        return read_config(folder)
+    return read
 
 
 def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -70,12 +89,16 @@ def _require_plain_weights(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _require_same_settings(first_dir: Path, first: dict[str, Any], second_dir: Path, second: dict[str, Any]) -> None:
+def _require_same_pruning(first_dir: Path, first: dict[str, Any], second_dir: Path, second: dict[str, Any]) -> None:
     if PRUNED_KEY in first and PRUNED_KEY in second and first[PRUNED_KEY] != second[PRUNED_KEY]:
         raise ConfigError(
             f"{first_dir} and {second_dir} were pruned with different settings, so their layers may not be the same "
             f"ones; {SAME_BASE}, or, if the same layers are left, remove {PRUNED_KEY} from one config.json"
         )
+
+
+def _require_same_settings(first_dir: Path, second_dir: Path) -> None:
+    first, second = settings_of(first_dir), settings_of(second_dir)
     key = _first_difference(first, second)
     if key is not None:
         values = (_value_at(first, key), _value_at(second, key))
@@ -88,7 +111,7 @@ def _require_same_settings(first_dir: Path, first: dict[str, Any], second_dir: P
 def _first_difference(first: dict[str, Any], second: dict[str, Any]) -> str | None:
     """Return the dotted key of the first setting that both have and that differs.
 
-    Other versions of transformers write more or fewer keys, so one that is missing counts as the default.
+    Where one can't be read, a key that is missing there counts as the default.
     """
     for key in sorted(first.keys() & second.keys()):
         if key in _FREE_KEYS or key == PRUNED_KEY or any(part in key for part in _FREE_PARTS):

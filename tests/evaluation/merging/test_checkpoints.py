@@ -230,6 +230,52 @@ def test_settings_that_change_what_the_weights_compute_must_agree(own_pair, tmp_
         merge_models(*own_pair, tmp_path / "merged")
 
 
+def test_settings_are_compared_as_transformers_reads_them_under_old_names_too(own_pair, tmp_path):
+    config = json.loads((own_pair[0] / "config.json").read_text())
+    assert config.pop("rope_parameters")["rope_theta"] == 10000.0
+    # As models on the Hub write it that are older than transformers 5.
+    old = config | {"rope_theta": 10000.0, "rope_scaling": None}
+    (own_pair[0] / "config.json").write_text(json.dumps(old))
+    assert merge_models(*own_pair, tmp_path / "merged").is_dir()
+
+    edit_config(own_pair[1], rope_parameters={"rope_theta": 10000.0, "rope_type": "linear", "factor": 4.0})
+    with pytest.raises(ConfigError, match=r"says rope_parameters\.rope_type: 'default' in .*, but 'linear' in"):
+        merge_models(*own_pair, tmp_path / "other")
+
+
+@pytest.mark.parametrize("tied_first", [True, False])
+def test_a_setting_that_one_leaves_to_its_default_must_agree_with_the_other(tmp_path, tied_first):
+    first, second = two_models(tmp_path, "gemma2")
+    config = json.loads((first / "config.json").read_text())
+    config.pop("tie_word_embeddings", None)  # which is true in Gemma
+    (first / "config.json").write_text(json.dumps(config))
+    edit_config(second, tie_word_embeddings=False)
+    edit_tensors(second, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}))
+    models, told = (
+        ((first, second), "True in .*, but False in") if tied_first else ((second, first), "False in .*, but True")
+    )
+
+    with pytest.raises(ConfigError, match=rf"says tie_word_embeddings: {told}"):
+        merge_models(*models, tmp_path / "merged")
+
+
+def test_a_head_of_its_own_that_only_one_has_is_refused_where_the_default_is_not_tied(own_pair, tmp_path):
+    for folder in own_pair:
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("tie_word_embeddings", None)  # which is false in Llama
+        (folder / "config.json").write_text(json.dumps(config))
+    edit_tensors(own_pair[1], lambda tensors: tensors.pop("lm_head.weight"))
+    with pytest.raises(ConfigError, match=rf"only .*{own_pair[0].name} has a tensor 'lm_head\.weight'"):
+        merge_models(*own_pair, tmp_path / "merged")
+
+
+def test_settings_that_nothing_here_can_read_are_compared_as_they_are_written(own_pair, tmp_path):
+    for folder, size in zip(own_pair, (1, 2), strict=True):
+        edit_config(folder, model_type="unheard_of", window=size)
+    with pytest.raises(ConfigError, match=r"says window: 1 in .*, but 2 in"):
+        merge_models(*own_pair, tmp_path / "merged")
+
+
 def test_settings_that_change_nothing_of_it_may_differ(own_pair, tmp_path):
     edit_config(
         own_pair[1], transformers_version="4.0", use_cache=False, attention_dropout=0.1, rms_norm_eps=1.0000001e-6
