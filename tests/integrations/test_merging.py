@@ -182,6 +182,17 @@ def test_a_sweep_again_finds_merges_and_figures_and_a_new_ratio_is_all_that_is_m
     assert len(measured) == 2  # held-out rows and general prompts of the new one
 
 
+def test_a_sweep_of_models_without_a_chat_template_takes_the_one_that_the_configuration_names(config):
+    shutil.copytree(config["base_model"], "bare")
+    for folder in ("bare", "out"):
+        Path(folder, "chat_template.jinja").unlink()
+    config |= {"base_model": "bare", "merge": {"sweep": [0.5]}}
+    assert "has no chat template" in run(config, "--sweep").output
+    result = run(config | {"chat_template": "chatml"}, "--sweep")
+    assert result.exit_code == 0, result.output
+    assert len(table_of(result)) == 2
+
+
 def test_a_sweep_without_held_out_rows_marks_none_and_says_which_key_to_set(config):
     config["recovery_report"] = {key: value for key, value in REPORT.items() if key != "held_out"}
     config["merge"] = {"sweep": [0.5]}

@@ -12,7 +12,7 @@ from axolotl_sdft.evaluation.merging.merge import OUTPUT_KEY, MergeTask, NamedMo
 from axolotl_sdft.evaluation.merging.sweep import Candidate, choice_lines, choose, sweep_lines
 from axolotl_sdft.evaluation.report.headline import SEED
 from axolotl_sdft.evaluation.spec import ReportedModel
-from axolotl_sdft.integrations.axolotl.blocks import read_blocks, seed_dir_of
+from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, read_blocks, seed_dir_of
 from axolotl_sdft.integrations.axolotl.pruned_base import is_pruned_already, output_dir_of, pruned_dir_of
 from axolotl_sdft.integrations.axolotl.recovery import held_out, template_arguments
 from axolotl_sdft.integrations.axolotl.rules import check_plugin, check_rules
@@ -171,6 +171,7 @@ def _sweep_measuring(cfg: Any, folders: dict[float, Path], root: Path) -> "Recov
         notes=rows.notes,
         trust_remote_code=bool(cfg.get("trust_remote_code")),
         template_arguments=template_arguments(cfg, report),
+        chat_template=missing_chat_template(cfg, seed_dir_of(cfg)),
     )
 
 
