@@ -124,7 +124,9 @@ def scored_answers(written: Sequence[Written]) -> list[ScoredIds]:
 
 
 def require_shared_vocabulary(tokenizer: Any, seed_tokenizer: Any, where: str) -> None:
-    """Refuse a model whose tokenizer gives other ids to the seed model's tokens. Further tokens of its own do no harm.
+    """Refuse a model whose tokenizer gives other ids to the seed model's tokens.
+
+    Further tokens of its own do no harm, nor do other names of added tokens, as ``added_tokens_overrides`` gives them.
 
     Args:
         tokenizer: The model's.
@@ -135,7 +137,14 @@ def require_shared_vocabulary(tokenizer: Any, seed_tokenizer: Any, where: str) -
         CheckpointError: They differ; the message names the first token that does.
     """
     own, expected = tokenizer.get_vocab(), seed_tokenizer.get_vocab()
-    token = next((token for token, number in expected.items() if own.get(token) != number), None)
+    names = {number: name for name, number in own.items()}
+    added = {number for each in (tokenizer, seed_tokenizer) for number in each.added_tokens_decoder}
+
+    def is_renamed(token: str, number: int) -> bool:
+        return token not in own and number in added and names.get(number, token) not in expected
+
+    differing = (token for token, number in expected.items() if own.get(token) != number)
+    token = next((token for token in differing if not is_renamed(token, expected[token])), None)
     if token is not None:
         raise CheckpointError(
             f"recovery_report: {where} has another tokenizer than the seed model (the token {token!r} is number "

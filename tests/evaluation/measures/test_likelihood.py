@@ -215,6 +215,19 @@ def test_a_model_with_further_tokens_of_its_own_has_the_seeds_vocabulary(tiny_ll
     require_shared_vocabulary(own, tokenizer, "model 'trained'")
 
 
+def test_a_reserved_token_under_another_name_is_the_same_token(tiny_llama_dir):
+    reserved, renamed, other = (AutoTokenizer.from_pretrained(tiny_llama_dir) for _ in range(3))
+    reserved.add_tokens([AddedToken("<|reserved_0|>"), AddedToken("<|reserved_1|>")])
+    renamed.add_tokens([AddedToken("<tool>"), AddedToken("<|reserved_1|>")])
+    other.add_tokens([AddedToken("<|reserved_1|>"), AddedToken("<tool>")])  # at the ids of others
+
+    require_shared_vocabulary(renamed, reserved, "model 'trained'")
+    with pytest.raises(
+        CheckpointError, match=r"token '<\|reserved_1\|>' is number 4097 in the seed .*, 4096 in its own"
+    ):
+        require_shared_vocabulary(other, reserved, "model 'trained'")
+
+
 def test_another_tokenizer_is_refused_with_a_token_that_differs(tiny_llama_dir, tokenizer):
     own = AutoTokenizer.from_pretrained(tiny_llama_dir)
     own.add_tokens([AddedToken("<|pause|>")])
