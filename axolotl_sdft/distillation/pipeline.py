@@ -18,7 +18,7 @@ from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.judging import Judging
 from axolotl_sdft.distillation.generation.rounds import Generation
 from axolotl_sdft.distillation.output.dataset import build_dataset, read_summary
-from axolotl_sdft.distillation.rows.validation import require_whole_dataset
+from axolotl_sdft.distillation.rows.validation import require_whole_dataset, shown_features
 from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.inference.interfaces import Backend
 
@@ -91,7 +91,7 @@ def distill_dataset(
             "for those",
             config.general_rows,
         )
-    entry = dataset_config or recognised_config(dataset.features)
+    entry = dataset_config or recognised_config(shown_features(dataset))
     seed_dir = resolve_seed(str(seed_model), revision)
     spec = DistillationSpec(dataset, config, seed_dir, entry, str(seed_model))
     distilled = load_from_disk(str(run_distillation(spec)))

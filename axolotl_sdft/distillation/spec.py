@@ -28,6 +28,7 @@ from axolotl_sdft.distillation.rows.validation import (
     require_columns,
     require_text,
     require_whole_dataset,
+    shown_features,
     stored_rows,
 )
 from axolotl_sdft.distillation.templates import resolve_template, with_answer_prefix
@@ -70,7 +71,7 @@ class DistillationSpec:
         columns, kind = self.dataset.column_names, self.dataset_config.get("type")
         refuse_tokenized(columns, self.where)
         require_columns(self.row_format.missing_columns(columns), columns, kind, self.where)
-        require_text(self.dataset.features, self.row_format, kind, self.where)
+        require_text(shown_features(self.dataset), self.row_format, kind, self.where)
         _ = self.checks, self.templates, self.backend_factory  # unknown names are refused now
 
     @cached_property

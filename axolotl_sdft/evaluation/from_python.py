@@ -9,7 +9,7 @@ from axolotl_sdft.core.model_folder import resolve_seed
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.recognition import recognised_config
-from axolotl_sdft.distillation.rows.validation import require_text, require_whole_dataset, stored_rows
+from axolotl_sdft.distillation.rows.validation import require_text, require_whole_dataset, shown_features, stored_rows
 from axolotl_sdft.evaluation.figures import RecoveryReport
 from axolotl_sdft.evaluation.pipeline import check_report, run_report, write_report
 from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
@@ -68,9 +68,10 @@ def measure_recovery(
 def _targets(rows: "Dataset", num_samples: int, dataset_config: Mapping[str, Any] | None) -> tuple[Target, ...]:
     """Return the last answer of up to so many rows, spread evenly."""
     require_whole_dataset(rows, "held_out")
-    entry = dataset_config or recognised_config(rows.features, "held_out")
+    features = shown_features(rows)
+    entry = dataset_config or recognised_config(features, "held_out")
     row_format = resolve_row_format(entry, "held_out")
-    require_text(rows.features, row_format, entry.get("type"), "held_out")
+    require_text(features, row_format, entry.get("type"), "held_out")
     stored = stored_rows(rows, "held_out")
     picked = [stored[place] for place in evenly_spaced(len(stored), num_samples)]
     counts = [row_format.num_targets(row) for row in picked]

@@ -33,6 +33,7 @@ from axolotl_sdft.distillation.output.card import write_card
 from axolotl_sdft.distillation.output.gap import ReportFigures, measure_gap
 from axolotl_sdft.distillation.output.report import REJECTED_FILE, REPORT_FILE, advice_for, lengths, write_report
 from axolotl_sdft.distillation.rows.left_alone import rewritten_of
+from axolotl_sdft.distillation.rows.validation import storable
 from axolotl_sdft.distillation.spec import INCOMPLETE, SUMMARY_FILE, DistillationSpec
 from axolotl_sdft.inference.interfaces import Backend
 
@@ -165,7 +166,7 @@ def _judged(
                 kept.append(verdict.columns())
         if index == len(is_kept) - 1 and not is_kept.any():
             raise DatasetError(_all_dropped(spec, tally) if _is_answered(tally) else _unanswered(spec, tally))
-        return {name: [row[name] for row in kept] for name in features}
+        return {name: storable([row[name] for row in kept], feature) for name, feature in features.items()}
 
     distilled = spec.dataset.map(
         judged_columns,

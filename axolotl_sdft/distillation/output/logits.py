@@ -22,6 +22,7 @@ from torch import Tensor
 
 from axolotl_sdft.core.artifacts import atomic_folder, fingerprint, write_json
 from axolotl_sdft.core.errors import DatasetError
+from axolotl_sdft.distillation.rows.validation import storable
 
 LOG = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ def write_logits(model: Any, dataset: Dataset, rows: Sequence[TokenizedRow], top
 
     def with_predictions(row: dict[str, Any], index: int) -> dict[str, Any]:
         log_probs_PK, token_ids_PK = top_log_probs(model, rows[index], top_k)
-        return {**row, LOG_PROBS_COLUMN: log_probs_PK.tolist(), TOKEN_IDS_COLUMN: token_ids_PK.tolist()}
+        stored = {name: storable([value], dataset.features[name])[0] for name, value in row.items()}
+        return {**stored, LOG_PROBS_COLUMN: log_probs_PK.tolist(), TOKEN_IDS_COLUMN: token_ids_PK.tolist()}
 
     written = dataset.select([row.place for row in rows]).map(
         with_predictions,

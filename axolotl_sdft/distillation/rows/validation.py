@@ -1,5 +1,6 @@
 """Refuses what can't be rewritten because of the kind of dataset it is, before anything else is looked at."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def _undecoded(feature: Any) -> Any:
     """Return the type of a column that gives files as they are; itself where there are none."""
     from dataclasses import replace
 
-    if getattr(feature, "decode", False) and hasattr(feature, "decode_example"):
+    if getattr(feature, "decode", False) and hasattr(feature, "embed_storage"):  # of files; JSON has none
         return replace(feature, decode=False)
     if isinstance(feature, dict):
         bare = {name: _undecoded(inner) for name, inner in feature.items()}
@@ -74,6 +75,58 @@ def _undecoded(feature: Any) -> Any:
     if inner is None or _undecoded(inner) is inner:
         return feature
     return replace(feature, feature=_undecoded(inner))
+
+
+def shown_features(dataset: "Dataset") -> dict[str, Any]:
+    """Return the types of the columns; of one that holds JSON, which may be anything, what its first value shows.
+
+    The datasets library reads JSON lines as such where rows or messages differ in their keys.
+    """
+    features = dict(dataset.features)
+    for name in [name for name, feature in features.items() if _holds_json(feature)]:
+        values = dataset.with_format(None)[name]
+        features[name] = _shown_type(next((value for value in values if value is not None), None))
+    return features
+
+
+def _holds_json(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return any(map(_holds_json, feature.values()))
+    inner = getattr(feature, "feature", None)
+    return _is_json(feature) if inner is None else _holds_json(inner)
+
+
+def _is_json(feature: Any) -> bool:
+    return getattr(feature, "_type", None) == "Json"  # a class that older versions of the library lack
+
+
+def _shown_type(value: Any) -> Any:
+    from datasets import Value
+
+    if isinstance(value, Mapping):
+        return {key: _shown_type(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown_type(inner) for inner in value[:1]]
+    dtypes = {str: "string", bool: "bool", int: "int64", float: "float64"}
+    return Value(dtypes.get(type(value), "null"))
+
+
+def storable(values: list[Any], feature: Any) -> list[Any]:
+    """Return the values of a column so that its type stores them as they are.
+
+    Where it holds JSON, the datasets library would take a text such as ``42`` for the number that it spells.
+    """
+    return [_encoded(value, feature) for value in values] if _holds_json(feature) else values
+
+
+def _encoded(value: Any, feature: Any) -> Any:
+    if value is None or not _holds_json(feature):
+        return value
+    if _is_json(feature):
+        return json.dumps(value)
+    if isinstance(feature, dict):
+        return {key: _encoded(value.get(key), inner) for key, inner in feature.items()}
+    return [_encoded(inner, feature.feature) for inner in value]
 
 
 def refuse_tokenized(columns: Sequence[str], where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from axolotl_sdft.config import CalibrationConfig, LayerPruningConfig
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.core.texts import evenly_spaced
-from axolotl_sdft.distillation.rows.validation import stored_rows
+from axolotl_sdft.distillation.rows.validation import shown_features, stored_rows
 from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, yaml_chat_template
 from axolotl_sdft.integrations.axolotl.calibration_text import texts_of
 from axolotl_sdft.integrations.axolotl.datasets import (
@@ -83,7 +83,8 @@ def calibration_texts(cfg: Any, entries: Sequence[Any], calibration: Calibration
         if not (own_template or is_mistral_common(tokenizer)):
             tokenizer.chat_template = yaml_chat_template(cfg, entry)
         picked = [rows[place - start] for place in chosen if start <= place < start + len(rows)]
-        read = texts_of(picked, entry, where, tokenizer, getattr(rows, "features", None))
+        features = None if isinstance(rows, list) else shown_features(rows)
+        read = texts_of(picked, entry, where, tokenizer, features)
         texts += [text for text in read if text.strip()]
         num_empty = sum(not text.strip() for text in read)
         if num_empty:

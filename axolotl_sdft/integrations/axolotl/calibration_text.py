@@ -16,6 +16,7 @@ from axolotl_sdft.distillation.rows.validation import (
     TOKENIZED,
     require_text,
     require_whole_dataset,
+    shown_features,
     stored_rows,
 )
 from axolotl_sdft.inference.chat_templates import apply_template, shows_questions
@@ -304,5 +305,5 @@ def calibration_batches(
     rows = stored_rows(dataset, "dataset")
     picked = [rows[place] for place in evenly_spaced(len(rows), settings.num_samples)]
     tokenizer = load_tokenizer(seed_dir, trust_remote_code=trust_remote_code)
-    texts = texts_of(picked, dataset_config or {}, "dataset", tokenizer, rows.features)
+    texts = texts_of(picked, dataset_config or {}, "dataset", tokenizer, shown_features(rows))
     return encode_texts(texts, seed_dir, settings, trust_remote_code=trust_remote_code)

@@ -18,7 +18,7 @@ from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.core.trained_on import RECORD_FILE, recorded_held_out
 from axolotl_sdft.distillation.digest import encoded, slices
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
-from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, stored_rows
+from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, shown_features, stored_rows
 from axolotl_sdft.evaluation.report.headline import PRUNED, SEED, TRAINED
 from axolotl_sdft.evaluation.spec import ReportedModel
 from axolotl_sdft.inference.interfaces import Target
@@ -266,7 +266,7 @@ def _sampled(
     targets, start = [], 0
     for where, entry, rows in named:
         picked = [rows[place - start] for place in chosen if start <= place < start + len(rows)]
-        targets += _last_targets(picked, entry, where, rows.features)
+        targets += _last_targets(picked, entry, where, shown_features(rows))
         start += len(rows)
     if not targets:
         raise DatasetError(f"{named[0][0]} holds no row with a prompt and an answer; check its path, split and type")

@@ -1,12 +1,16 @@
 """Kinds of datasets that can't be rewritten, also where Python calls instead of a configuration."""
 
+import json
 from io import BytesIO
 
+import datasets
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Sequence, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Sequence, Value, load_dataset
 
 from axolotl_sdft import SelfDistillationConfig, distill_dataset
 from axolotl_sdft.core.errors import DatasetError
+from axolotl_sdft.distillation.rows.validation import is_messages, shown_features
+from tests.distillation import echo_backend
 
 ROWS = Dataset.from_dict({"instruction": ["Hi"], "output": ["Hello."]})
 
@@ -149,3 +153,66 @@ def _jpeg(image, colour):
     buffer = BytesIO()
     image.new("RGB", (8, 8), colour).save(buffer, "JPEG", quality=40)
     return buffer.getvalue()
+
+
+needs_json = pytest.mark.skipif(not hasattr(datasets, "Json"), reason="this version of datasets has no such type")
+QUESTION = {"role": "user", "content": "What is 6 * 7?"}
+CALL = {"type": "function", "function": {"name": "multiply", "arguments": "{}"}}
+
+
+def lines(tmp_path, *rows):
+    """Return rows as the datasets library reads them from JSON lines."""
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train", cache_dir=str(tmp_path))
+
+
+@needs_json
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [QUESTION, {"role": "assistant", "content": "It is 42.", "weight": 1}],
+        [QUESTION, {"role": "assistant", "content": "It is 42.", "reasoning_content": "Six times seven."}],
+        [
+            *(
+                QUESTION,
+                {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                {"role": "tool", "content": "42"},
+            ),
+            {"role": "assistant", "content": "It is 42."},
+        ],
+    ],
+)
+def test_messages_with_different_keys_are_rewritten_and_keep_them(turns, tmp_path, seed_dir, echo_plugin):
+    rows = lines(tmp_path, {"messages": turns})
+    config = SelfDistillationConfig(
+        output_dir=str(tmp_path / "out"), generation={"backend": "echo"}, checks=(), template="plain", gap_samples=0
+    )
+    distilled = distill_dataset(rows, config, seed_model=seed_dir)
+    assert distilled.features["messages"] == rows.features["messages"]
+    assert distilled[0]["messages"] == [*turns[:-1], {**turns[-1], "content": "1 messages, the last ends in 42."}]
+
+
+@needs_json
+@pytest.mark.parametrize("answer", ["42", "null", '{"result": 42}', 'He said "42".'])
+def test_an_answer_stays_text_where_the_contents_of_messages_are_of_different_types(
+    answer, tmp_path, seed_dir, echo_plugin, monkeypatch
+):
+    parts = [{"role": role, "content": [{"type": "text", "text": role}]} for role in ("user", "assistant")]
+    rows = lines(tmp_path, {"messages": [QUESTION, {"role": "assistant", "content": "It is 42."}]}, {"messages": parts})
+    asked = {"Rewrite: It is 42.": [answer], "Rewrite: assistant": ["B"]}
+    monkeypatch.setattr(echo_backend, "SAYS", asked)
+    config = SelfDistillationConfig(
+        output_dir=str(tmp_path / "out"), generation={"backend": "asked"}, checks=(), template="plain", gap_samples=0
+    )
+    distilled = distill_dataset(rows, config, seed_model=seed_dir)
+    assert distilled[0]["messages"] == [QUESTION, {"role": "assistant", "content": answer}]
+    assert distilled[1]["messages"][1]["content"] == [{"type": "text", "text": "B"}]
+
+
+@needs_json
+def test_columns_that_hold_json_are_taken_for_what_their_first_value_shows(tmp_path):
+    rows = lines(tmp_path, {"output": None, "id": 1}, {"output": "So.", "id": 2}, {"output": ["So."], "id": 3})
+    assert shown_features(rows) == {"output": Value("string"), "id": Value("int64")}
+    turn = {"role": "user", "content": "Why?"}
+    said = lines(tmp_path, {"messages": [turn, {**turn, "name": "Ann"}]}, {"messages": [{**turn, "weight": 0}]})
+    assert is_messages(shown_features(said)["messages"])
