@@ -78,8 +78,9 @@ _TOKEN = (
 )
 _CONTROL = rf"(?:{_OPENING}|{_TOKEN})"
 _BETWEEN = re.compile(rf"\s*(?:{_CONTROL}\s*)+")
-_LEADING = re.compile(rf"(?:\s|{_CONTROL})*")
-_TRAILING = re.compile(rf"(?:\s|{_TOKEN})*\Z")
+_NO_FRAME = f"(?!{'|'.join(map(re.escape, _FRAME_TOKENS))})"  # which belong to the answer, for framed() to tell
+_LEADING = re.compile(rf"(?:\s|{_NO_FRAME}{_CONTROL})*")
+_TRAILING = re.compile(rf"(?:\s|{_NO_FRAME}(?:{_TOKEN}))*\Z")
 
 
 class Framed(NamedTuple):

@@ -7,7 +7,7 @@ targets depends on its structure, and on nothing that a rewritten answer may los
 
 The model that rewrites gets its own chat template. So the control tokens of the raw text (``<|im_start|>user``,
 ``[INST]``, ``</s>`` and their like) are taken out of what it sees, and stay where they are in the row: a new answer is
-put between the same tokens as the old one. Everything before an answer becomes one user message.
+put between the same tokens, and the same space, as the old one. Everything before an answer becomes one user message.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from typing import Any
 from axolotl_sdft.distillation.rows.left_alone import NO_TEXT, LeftAlone, left_alone_for
 from axolotl_sdft.distillation.rows.wordings import Wording
 from axolotl_sdft.inference.interfaces import Message, Target
-from axolotl_sdft.inference.reasoning import framed, framed_raw, plain
+from axolotl_sdft.inference.reasoning import framed_raw, plain
 
 _ASKED = (str, int, float)
 _BESIDE = Wording("{instruction}\n\n{input}", "{instruction}")
@@ -81,7 +81,7 @@ class InstructionRows:
             if not isinstance(value := row.get(column), kinds):
                 kind = "null" if value is None else type(value).__name__
                 return [LeftAlone(f"column {column!r} holds no text ({kind})")]
-        why = left_alone_for(row[self.output], self.leaves_calls)
+        why = left_alone_for(framed_raw(row[self.output]).text, self.leaves_calls)
         return [] if why is None else [why]
 
     def target(self, row: dict[str, Any], index: int) -> Target:
@@ -92,7 +92,7 @@ class InstructionRows:
         system, instruction = self._question(row, self.wording.shown)
         context: list[Message] = [{"role": "system", "content": system}] if system else []
         asked = plain(instruction) if self.is_raw else instruction
-        return Target((*context, {"role": "user", "content": asked}), framed(row[self.output]).text)
+        return Target((*context, {"role": "user", "content": asked}), framed_raw(row[self.output]).text)
 
     def trained(self, row: dict[str, Any]) -> Any:
         """Return what is trained of a row: the whole text before the answer, and the answer."""
@@ -104,8 +104,8 @@ class InstructionRows:
         return wording.system_text(system, extra), wording.asked(row.get(self.instruction), extra)
 
     def with_answer(self, row: dict[str, Any], index: int, text: str) -> dict[str, Any]:
-        """Return a copy of the row with another answer."""
-        return {**row, self.output: framed(row[self.output]).with_text(text)}
+        """Return a copy of the row with another answer between the same space and control tokens."""
+        return {**row, self.output: framed_raw(row[self.output]).with_text(text)}
 
 
 _NOT_SEGMENTS = LeftAlone("its segments are not a list of mappings with label and text")

@@ -187,7 +187,7 @@ def test_an_answer_that_is_no_text_is_left_alone():
 texts = st.text(max_size=30)
 
 
-@given(texts, texts, texts, st.integers())
+@given(texts, texts, texts.map(str.strip), st.integers())
 def test_a_replaced_alpaca_answer_reads_back_and_changes_nothing_else(instruction: str, output: str, new: str, id: int):
     row_format = resolve_row_format({"type": "alpaca"})
     row = {"id": id, "instruction": instruction, "output": output}
@@ -196,6 +196,34 @@ def test_a_replaced_alpaca_answer_reads_back_and_changes_nothing_else(instructio
     assert row_format.target(replaced, 0).reference == new
     assert row == before
     assert {**replaced, "output": output} == before
+
+
+@pytest.mark.parametrize(
+    ("output", "shown", "replaced"),
+    [
+        (" blue.", "blue.", " NEW"),
+        ("    return 2 * x\n", "return 2 * x", "    NEW\n"),
+        (" Because.<|im_end|>\n", "Because.", " NEW<|im_end|>\n"),
+        ("Because.</s>", "Because.", "NEW</s>"),
+        (
+            "<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>So.<|END_RESPONSE|>",
+            *("So.", "<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>NEW<|END_RESPONSE|>"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["alpaca", "metharme", {"field_instruction": "instruction", "field_output": "output"}])
+def test_space_and_end_of_turn_tokens_around_an_answer_stay(kind, output: str, shown: str, replaced: str):
+    row_format = resolve_row_format({"type": kind})
+    row = {"instruction": "Why?", "prompt": "Why?", row_format.output: output}
+    assert row_format.target(row, 0).reference == shown
+    assert row_format.with_answer(row, 0, "NEW")[row_format.output] == replaced
+
+
+def test_an_answer_that_ends_within_its_thinking_part_is_left_alone():
+    row_format = resolve_row_format({"type": "alpaca"})
+    for thought in ("<think>Hm.", " <|START_THINKING|>Hm.", "<|channel|>analysis<|message|>Hm."):
+        [why] = row_format.left_alone({"instruction": "Why?", "output": thought})
+        assert why.reason == "its thinking part has no end"
 
 
 def test_a_thinking_part_stays_in_front_of_the_answer():
