@@ -116,6 +116,12 @@ def slices(dataset: "Dataset") -> Iterator[list[dict[str, Any]]]:
         yield list(rows_between(dataset, start, start + _SLICE_ROWS))
 
 
+def all_rows(dataset: "Dataset") -> Iterator[dict[str, Any]]:
+    """Yield the rows, read in slices."""
+    for rows in slices(dataset):
+        yield from rows
+
+
 def as_rows(columns: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table that is given by its columns."""
     for values in zip(*columns.values(), strict=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from axolotl_sdft.config import SelfDistillationConfig
+from axolotl_sdft.distillation.interfaces import RowLimit
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.pruning.general_answers import calibration_prompts
@@ -55,14 +56,16 @@ def distill_general_rows(
     return load_from_disk(str(run_distillation(spec)))
 
 
-def general_spec(config: SelfDistillationConfig, seed_dir: Path, seed_name: str) -> DistillationSpec:
+def general_spec(
+    config: SelfDistillationConfig, seed_dir: Path, seed_name: str, row_limit: RowLimit | None = None
+) -> DistillationSpec:
     """Return what is asked of the seed model.
 
     Raises:
         DatasetError: ``general_rows`` is 0.
     """
     return DistillationSpec(
-        general_prompts(config.general_rows), answering(config), seed_dir, ROW_FORMAT, seed_name, KEY
+        general_prompts(config.general_rows), answering(config), seed_dir, ROW_FORMAT, seed_name, KEY, row_limit
     )
 
 

@@ -1,6 +1,7 @@
 """What the parts of the self-distilled dataset hand to each other, and what plugins implement. No torch here."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from axolotl_sdft.inference.interfaces import Answer, Message, Target
@@ -29,6 +30,17 @@ class RowFormat(Protocol):
     def with_answer(self, row: dict[str, Any], index: int, text: str) -> dict[str, Any]:
         """Return a copy of a row in which one trained answer is replaced."""
         ...
+
+
+@dataclass(frozen=True)
+class RowLimit:
+    """How long a row may be to be trained."""
+
+    max_tokens: int
+    """``sequence_len`` of the training."""
+
+    count_tokens: Callable[[dict[str, Any]], int]
+    """Returns the tokens of a row in training. It raises whatever the training would raise for that row."""
 
 
 Template: TypeAlias = Callable[[Target], Sequence[Message]]

@@ -12,17 +12,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from axolotl_sdft.config import SelfDistillationConfig
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, refuse_long_path
-from axolotl_sdft.core.errors import DatasetError
+from axolotl_sdft.core.errors import DatasetError, first_line
 from axolotl_sdft.core.identity import model_identity
+from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.checks import resolve_checks
 from axolotl_sdft.distillation.checks.function_calls import function_call
-from axolotl_sdft.distillation.digest import DatasetDigest, digest_dataset
+from axolotl_sdft.distillation.digest import DatasetDigest, all_rows, digest_dataset
 from axolotl_sdft.distillation.generation.selection import SelectionPolicy
-from axolotl_sdft.distillation.interfaces import RowFormat, Template
+from axolotl_sdft.distillation.interfaces import RowFormat, RowLimit, Template
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
-from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts
+from axolotl_sdft.distillation.rows.left_alone import TOO_LONG_ROW, LeftAlone, LeftAloneCounts
 from axolotl_sdft.distillation.rows.validation import (
     refuse_tokenized,
     require_columns,
@@ -58,6 +62,9 @@ class DistillationSpec:
     seed_name: str
     where: str = "dataset"
     """What messages call the dataset, such as ``datasets[0]``."""
+
+    row_limit: RowLimit | None = None
+    """How long a row may be to be trained; None where that is not known."""
 
     features: Any = field(init=False, repr=False)
     """Types of the columns as the dataset came; rows themselves are read as they are stored."""
@@ -151,6 +158,41 @@ class DistillationSpec:
             LOG.log(level, "%s: left alone: %s", self.where, content.left_alone.named())
         return content
 
+    @cached_property
+    def too_long(self) -> NDArray[np.bool_]:
+        """Which rows training leaves out for their length as they are; nothing is asked about them. Reads all rows.
+
+        Raises:
+            DatasetError: A row can't be tokenized, which would stop the training.
+        """
+        too_long = np.zeros(len(self.dataset), np.bool_)
+        if self.row_limit is None:
+            return too_long
+        for index, row in enumerate(all_rows(self.dataset)):
+            too_long[index] = self._num_tokens(index, row) > self.row_limit.max_tokens
+        if too_long.any():
+            LOG.warning(
+                "%s: %d of %d rows have more tokens than sequence_len (%d) as they are, so the seed model is not asked "
+                "about them: training leaves them out, or cuts them off; raise sequence_len to train them",
+                *(self.where, too_long.sum(), len(too_long), self.row_limit.max_tokens),
+            )
+        return too_long
+
+    def _num_tokens(self, index: int, row: dict[str, Any]) -> int:
+        assert self.row_limit is not None
+        try:
+            return self.row_limit.count_tokens(row)
+        except Exception as err:  # whatever a template or a strategy raises
+            raise DatasetError(
+                f"{self.where}: Axolotl can't tokenize row {index} as type {self.dataset_config.get('type')!r} "
+                f"({type(err).__name__}: {first_line(err)}), which would stop the training after the rewriting: "
+                f"{shortened(repr(row), 200)}; correct or remove such rows, or set another type or chat_template"
+            ) from err
+
+    def why_not_asked(self, index: int) -> LeftAlone | None:
+        """Return why the seed model is asked about no answer of a row at all, or None."""
+        return TOO_LONG_ROW if self.too_long[index] else None
+
     def _require_meant(self, left_alone: LeftAloneCounts) -> None:
         """Raise unless all answers are left alone for what they are: then the dataset is trained as it is."""
         reasons = left_alone.named()
@@ -180,6 +222,7 @@ class DistillationSpec:
         config, policy = self.config, self.policy
         is_sampled = config.generation.temperature > 0 or config.max_attempts > 1
         judging = [self._settings["checks"], config.max_attempts, policy.min_attempts]
+        judging += [self.row_limit.max_tokens] if self.row_limit else []
         content = [self.content.requests_digest, self.content.rows_digest]
         seed = config.generation.seed if is_sampled else None
         return (

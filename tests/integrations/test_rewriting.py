@@ -1,6 +1,7 @@
 """Axolotl's own loading of configurations and datasets around the hooks; a backend answers at once."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,9 +11,10 @@ pytest.importorskip("axolotl")
 from axolotl.utils.dict import DictDefault
 from datasets import load_from_disk
 
-from axolotl_sdft.core.errors import ConfigError, ServerError, UnknownNameError
+from axolotl_sdft.core.errors import ConfigError, DatasetError, ServerError, UnknownNameError
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
 from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, distillation_specs, rewrite_datasets
+from tests.distillation import echo_backend
 from tests.distillation.echo_backend import EchoBackend
 
 pytestmark = pytest.mark.usefixtures("echo_plugin")
@@ -279,3 +281,79 @@ def test_every_backend_may_run_the_code_that_the_configuration_trusts(cfg, backe
     cfg.self_distillation = TOP | {"generation": {"backend": backend, **served, **own}}
     specs = [spec for _, spec in distillation_specs(cfg)]
     assert [spec.config.generation.trust_remote_code for spec in specs] == [trusts, trusts]
+
+
+# --- what training takes of the rows ---
+
+LONG = " ".join(f"word {number}" for number in range(200))  # more than 256 tokens
+
+
+def say(monkeypatch, cfg, answers, **settings):
+    """Let the seed model give these answers to the pears; they are named by the originals."""
+    monkeypatch.setattr(echo_backend, "SAYS", {f"Rewrite: {original}": given for original, given in answers.items()})
+    monkeypatch.setattr(echo_backend, "ASKED", [])
+    cfg.self_distillation = {**TOP, "generation": {"backend": "asked"}, **settings}
+    cfg.datasets = cfg.datasets[1:]
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_an_answer_that_makes_its_row_longer_than_sequence_len_is_rejected(cfg, tmp_path, monkeypatch, tiny_llama_dir):
+    write_rows(tmp_path / "pears.jsonl", "pear", 3)
+    answers = {"pear 0": [LONG, LONG], "pear 1": ["So."], "pear 2": [LONG, "Short."]}
+    say(monkeypatch, cfg, {f"original {name}": given for name, given in answers.items()}, max_attempts=2)
+    train, _ = loaded_by_axolotl(cfg, tiny_llama_dir)
+    assert len(train) == 3
+    (folder,) = tmp_path.glob("sdft_prepared/distilled-*")
+    rows = load_from_disk(str(folder))
+    assert [row["output"] for row in rows] == ["original pear 0", "So.", "Short."]
+    [why] = rows[0]["sdft_reasons"]
+    assert re.fullmatch(r"too_long: it makes the row \d{3} tokens long, and sequence_len is 256", why)
+    assert summary_of(folder)["rejections"] == {"too_long": 1}
+    assert summary_of(folder)["rejected_attempts"] == {"too_long": 3}
+
+
+def test_a_row_that_is_longer_than_sequence_len_from_the_start_is_left_alone(cfg, tmp_path, monkeypatch, caplog):
+    rows = [{"instruction": LONG, "output": "original pear 0"}, {"instruction": "pear 1", "output": "original pear 1"}]
+    (tmp_path / "pears.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    say(monkeypatch, cfg, {"original pear 1": ["So."]})
+    (folder,) = rewrite(cfg)
+    assert [row["output"] for row in load_from_disk(str(folder))] == ["original pear 0", "So."]
+    assert len(echo_backend.ASKED) == 1
+    assert "datasets[0]: 1 of 2 rows have more tokens than sequence_len (256) as they are" in caplog.text
+    way_out = "raise sequence_len to train such rows"
+    assert summary_of(folder)["left_alone"] == {
+        "its row has more tokens than sequence_len": {"answers": 1, "rows": 1, "way_out": way_out}
+    }
+
+
+def test_another_sequence_len_makes_another_dataset_of_the_same_answers(cfg, tmp_path, monkeypatch):
+    write_rows(tmp_path / "pears.jsonl", "pear", 1)
+    say(monkeypatch, cfg, {"original pear 0": [LONG]}, max_attempts=1)
+    longer = DictDefault({**cfg.to_dict(), "sequence_len": 1024})
+    folders = [*rewrite(cfg), *rewrite(longer)]
+    assert [load_from_disk(str(folder))[0]["output"] for folder in folders] == ["original pear 0", LONG]
+    assert len(echo_backend.ASKED) == 1
+
+
+TURNS = "{% for one in messages %}{{ '<|im_start|>' + one.role + '\\n' + one.content + '<|im_end|>\\n' }}{% endfor %}"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TURNS
+
+
+@pytest.mark.parametrize(
+    ("before", "why"),
+    [(None, "object has no attribute"), ([{"role": "system", "content": "Be brief."}], "no system role")],
+)
+def test_a_row_that_axolotl_can_not_tokenize_is_named_before_anything_is_asked(before, why, cfg, tmp_path, monkeypatch):
+    turns = [{"role": "user", "content": "pear"}, {"role": "assistant", "content": "original pear"}]
+    rows = [{"messages": turns}, {"messages": before and [*before, *turns]}]
+    (tmp_path / "pears.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    say(monkeypatch, cfg, {"original pear": ["So."]})
+    kind = {"type": "chat_template", "chat_template": "jinja", "chat_template_jinja": NO_SYSTEM}
+    cfg.datasets = [{"path": "pears.jsonl", **kind}]
+    said = rf"datasets\[0\]: Axolotl can't tokenize row 1 as type 'chat_template' \(\w+: .*{why}.*correct or remove"
+    with pytest.raises(DatasetError, match=said):
+        rewrite(cfg)
+    assert echo_backend.ASKED == []

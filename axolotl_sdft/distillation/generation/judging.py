@@ -7,19 +7,21 @@ the same dataset after a restart and on every rank, and another list of checks a
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from axolotl_sdft.distillation.checks.guarded import GuardedCheck, first_finding, named_rejection
 from axolotl_sdft.distillation.generation.journal import JournalWriter
 from axolotl_sdft.distillation.generation.journal_files import AnswerIndex, StoredVerdict
 from axolotl_sdft.distillation.generation.selection import (
+    Judged,
     Rejection,
     SelectionPolicy,
     rejection_by_calls,
     rejection_by_form,
+    rejection_by_length,
     without_thinking,
 )
-from axolotl_sdft.distillation.interfaces import AnswerCheck, Template
+from axolotl_sdft.distillation.interfaces import AnswerCheck, RowFormat, RowLimit, Template
 from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Sampling, Target, question_digest
 
 if TYPE_CHECKING:
@@ -85,6 +87,8 @@ class Judging:
         checks: Names and functions of the checks, in order.
         answers: Where answers and verdicts are.
         writer: Stores new verdicts; without one they are kept in memory.
+        row_format: Where the answers of a row are.
+        row_limit: How long a row may be; None: as long as it is.
     """
 
     def __init__(
@@ -95,9 +99,13 @@ class Judging:
         checks: Sequence[tuple[str, AnswerCheck]],
         answers: StoredAnswers,
         writer: JournalWriter | None = None,
+        *,
+        row_format: RowFormat,
+        row_limit: RowLimit | None = None,
     ) -> None:
         self._templates, self._policy, self._sampling = templates, policy, sampling
         self._answers, self._writer = answers, writer
+        self._row_format, self._row_limit = row_format, row_limit
         self._judge = Judge(checks, self._known)
         self._unwritten: dict[bytes, list[StoredVerdict]] = {}
         self._last: tuple[Target, int, tuple[Message, ...], bytes] | None = None
@@ -110,7 +118,8 @@ class Judging:
     @classmethod
     def of(cls, spec: "DistillationSpec", answers: StoredAnswers, writer: JournalWriter | None = None) -> "Judging":
         """Return what a dataset asks for."""
-        return cls(spec.templates, spec.policy, spec.sampling, spec.checks, answers, writer)
+        asked = spec.templates, spec.policy, spec.sampling
+        return cls(*asked, spec.checks, answers, writer, row_format=spec.row_format, row_limit=spec.row_limit)
 
     def question(self, target: Target, attempt: int) -> tuple[tuple[Message, ...], bytes]:
         """Return the chat that asks for a target in an attempt, and its digest."""
@@ -131,6 +140,25 @@ class Judging:
     def answer(self, target: Target, attempt: int) -> Answer:
         """Return an attempt without its thinking part; :class:`KeyError` where it is not there."""
         return without_thinking(self._answers[self.key(target, attempt)])
+
+    def in_row(self, row: dict[str, Any], turn: int) -> Judged:
+        """Return :meth:`judged` for one answer of a row, which also rejects what makes the row too long to be trained.
+
+        Args:
+            row: With the answers before this one as they will be trained.
+            turn: Which answer.
+        """
+        limit = self._row_limit
+        if limit is None:
+            return self.judged
+
+        def judged(target: Target, attempt: int) -> tuple[Answer, Rejection | None]:
+            answer, rejection = self.judged(target, attempt)
+            if rejection is None:
+                rejection = rejection_by_length(self._row_format.with_answer(row, turn, answer.text), limit)
+            return answer, rejection
+
+        return judged
 
     def judged(self, target: Target, attempt: int) -> tuple[Answer, Rejection | None]:
         """Return an attempt without its thinking part, and its rejection.

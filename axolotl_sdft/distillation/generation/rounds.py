@@ -251,7 +251,9 @@ class Generation:
 
     def _rows_of_round(self, turn: int, attempt: int, window: range) -> NDArray[np.int64]:
         """Return the rows of a window that a round may ask about: those not settled so far, as far as known."""
-        rows = window.start + np.flatnonzero(self._spec.content.num_targets[window.start : window.stop] > turn)
+        part = slice(window.start, window.stop)
+        is_asked = (self._spec.content.num_targets[part] > turn) & ~self._spec.too_long[part]
+        rows = window.start + np.flatnonzero(is_asked)
         return rows if self._spec.policy.is_always_asked(attempt) else self._outcomes.unknown_rows(rows, turn)
 
     def _own_batches(self, turn: int, attempt: int, meter: RoundStats) -> Iterator[Batch]:
@@ -300,36 +302,37 @@ class Generation:
         for index, row in enumerate(rows_between(self._spec.dataset, window.start, window.stop), window.start):
             if index not in wanted:
                 continue
-            target = self._target(row, index, turn)
-            if self._wants(target, index, turn, attempt):
+            row = self._with_earlier_answers(row, index, turn)
+            target = self._spec.row_format.target(row, turn)
+            if self._wants(row, target, index, turn, attempt):
                 yield index, target
             else:
                 meter.skip()
 
-    def _wants(self, target: Target, index: int, turn: int, attempt: int) -> bool:
+    def _wants(self, row: dict[str, Any], target: Target, index: int, turn: int, attempt: int) -> bool:
         """Say whether an attempt is to be made after those before it; where one of these is taken, remember which."""
         policy = self._spec.policy
         with self._naming_what_is_missing(index, turn):
-            made = policy.select(self._judging.judged, target, attempt)
+            made = policy.select(self._judging.in_row(row, turn), target, attempt)
         if made.attempt is not None and not policy.is_always_asked(attempt):
             self._outcomes.select(index, turn, made.attempt)
         return policy.wants(made, attempt)
 
-    def _target(self, row: dict[str, Any], index: int, turn: int) -> Target:
-        """Return a trained answer after those before it as they will be trained. They are in the journal."""
+    def _with_earlier_answers(self, row: dict[str, Any], index: int, turn: int) -> dict[str, Any]:
+        """Return a row with the answers before one as they will be trained. They are in the journal."""
         row_format = self._spec.row_format
         for earlier in range(turn):
             target = row_format.target(row, earlier)
             with self._naming_what_is_missing(index, earlier):
                 if not self._outcomes.is_known(index, earlier):
-                    settlement = self._spec.policy.select(self._judging.judged, target)
+                    settlement = self._spec.policy.select(self._judging.in_row(row, earlier), target)
                     self._outcomes.select(index, earlier, settlement.attempt)
                 taken = self._outcomes.taken(index, earlier)
                 if taken is not None:
                     text = self._judging.answer(target, taken).text
             if taken is not None:
                 row = row_format.with_answer(row, earlier, text)
-        return row_format.target(row, turn)
+        return row
 
     @contextmanager
     def _naming_what_is_missing(self, index: int, turn: int) -> Iterator[None]:

@@ -11,7 +11,7 @@ from axolotl_sdft.core.texts import is_blank, one_line, printable
 from axolotl_sdft.distillation.checks import first_rejection
 from axolotl_sdft.distillation.checks.form import empty, truncated
 from axolotl_sdft.distillation.checks.function_calls import function_call
-from axolotl_sdft.distillation.interfaces import AnswerCheck, RowFormat
+from axolotl_sdft.distillation.interfaces import AnswerCheck, RowFormat, RowLimit
 from axolotl_sdft.distillation.rows.left_alone import LeftAlone, LeftAloneCounts, targets_of
 from axolotl_sdft.inference.call_markup import markup_fault
 from axolotl_sdft.inference.interfaces import Answer, Target
@@ -21,6 +21,8 @@ SOURCE_COLUMN = "sdft_source"
 REASONS_COLUMN = "sdft_reasons"
 FAILED = "failed"
 """What stands for the name of a check where a request failed."""
+TOO_LONG = "too_long"
+"""What stands for it where an answer makes its row longer than training takes."""
 
 Checks: TypeAlias = Sequence[tuple[str, AnswerCheck]]
 """Names and functions of checks, in order."""
@@ -30,6 +32,9 @@ Rejection: TypeAlias = tuple[str, str]
 
 Judged: TypeAlias = Callable[[Target, int], tuple[Answer, Rejection | None]]
 """Returns an attempt at a target, without its thinking part, and its rejection."""
+
+JudgedIn: TypeAlias = Callable[[dict[str, Any], int], Judged]
+"""Returns what judges the attempts at one answer of a row, those before which are as they will be trained."""
 
 
 def rejection_by_form(answer: Answer) -> Rejection | None:
@@ -58,6 +63,14 @@ def rejection_by_calls(answer: Answer, target: Target) -> Rejection | None:
     """
     fault = markup_fault(answer.text, target.reference)
     return None if fault is None else (function_call.__name__, one_line(fault))
+
+
+def rejection_by_length(row: dict[str, Any], limit: RowLimit) -> Rejection | None:
+    """Return why an answer is rejected that makes its row what it is, or None: training would leave the row out."""
+    num_tokens = limit.count_tokens(row)
+    if num_tokens <= limit.max_tokens:
+        return None
+    return TOO_LONG, f"it makes the row {num_tokens} tokens long, and sequence_len is {limit.max_tokens}"
 
 
 def rejection_of(answer: Answer, target: Target, checks: Checks) -> Rejection | None:
@@ -244,8 +257,21 @@ class RowVerdict:
         return {**self.row, SOURCE_COLUMN: self.source, REASONS_COLUMN: self.reasons}
 
 
-def judge_row(row: dict[str, Any], row_format: RowFormat, policy: SelectionPolicy, judged: Judged) -> RowVerdict:
+def judge_row(
+    row: dict[str, Any],
+    row_format: RowFormat,
+    policy: SelectionPolicy,
+    judged_in: JudgedIn,
+    not_asked: LeftAlone | None = None,
+) -> RowVerdict:
     """Return a row with its trained answers settled, each after those before it were put in place.
+
+    Args:
+        row: As it is stored.
+        row_format: Where its answers are.
+        policy: Which attempt is taken.
+        judged_in: Knows the attempts.
+        not_asked: Why the seed model was asked about none of its answers; None where it was.
 
     Raises:
         KeyError: An answer is missing.
@@ -253,8 +279,10 @@ def judge_row(row: dict[str, Any], row_format: RowFormat, policy: SelectionPolic
     settlements = []
     num_targets, reasons = targets_of(row_format, row)
     left_alone = tuple(why for why in reasons if why.is_trained)
+    if not_asked is not None:
+        return RowVerdict(row, (), (*[not_asked] * num_targets, *left_alone))
     for turn in range(num_targets):
-        settlement = policy.select(judged, row_format.target(row, turn))
+        settlement = policy.select(judged_in(row, turn), row_format.target(row, turn))
         if settlement.answer is not None:
             row = row_format.with_answer(row, turn, settlement.answer.text)
         settlements.append(settlement)

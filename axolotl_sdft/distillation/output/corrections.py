@@ -17,7 +17,7 @@ from axolotl_sdft.distillation.checks.guarded import CHECK_FAILED
 from axolotl_sdft.distillation.digest import as_rows
 from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.judging import Judging
-from axolotl_sdft.distillation.generation.selection import FAILED, Rejection, RowVerdict, Selection, judge_row
+from axolotl_sdft.distillation.generation.selection import FAILED, Judged, Rejection, RowVerdict, Selection, judge_row
 from axolotl_sdft.inference.interfaces import Answer, Target
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def rejected_attempts(spec: "DistillationSpec") -> Iterator[list[dict[str, Any]]
         row = []
         for number, settlement in enumerate(verdict.settlements):
             for attempt, (check, reason) in _rejected(settlement):
-                text = _judged(judging, settlement.target, attempt)[0].text
+                text = _judged(judging.judged, settlement.target, attempt)[0].text
                 row.append({"answer": number, "attempt": attempt, "text": text, "check": check, "reason": reason})
         yield row
 
@@ -81,16 +81,21 @@ def _verdicts(spec: "DistillationSpec") -> "Iterator[tuple[RowVerdict, Judging]]
     judging = Judging.of(spec, journal)
     try:
         for start in range(0, len(spec.dataset), _ROWS_AT_ONCE):
-            for row in as_rows(spec.dataset[start : start + _ROWS_AT_ONCE]):
-                yield judge_row(row, spec.row_format, spec.policy, partial(_judged, judging)), judging
+            for index, row in enumerate(as_rows(spec.dataset[start : start + _ROWS_AT_ONCE]), start):
+                not_asked = spec.why_not_asked(index)
+                yield judge_row(row, spec.row_format, spec.policy, partial(_judged_in, judging), not_asked), judging
     finally:
         journal.close()
 
 
-def _judged(judging: Judging, target: Target, attempt: int) -> tuple[Answer, Rejection | None]:
+def _judged_in(judging: Judging, row: dict[str, Any], turn: int) -> Judged:
+    return partial(_judged, judging.in_row(row, turn))
+
+
+def _judged(judged: Judged, target: Target, attempt: int) -> tuple[Answer, Rejection | None]:
     """Return an attempt with its rejection; what the journal lacks has failed."""
     try:
-        return judging.judged(target, attempt)
+        return judged(target, attempt)
     except KeyError:
         return Answer("", "error", 0), (FAILED, "no answer")
 

@@ -158,7 +158,7 @@ def _judged(
     def judged_columns(columns: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         kept = []
         for index, row in zip(indices, as_rows(columns), strict=True):
-            verdict = judge_row(row, spec.row_format, spec.policy, judging.judged)
+            verdict = judge_row(row, spec.row_format, spec.policy, judging.in_row, spec.why_not_asked(index))
             is_kept[index] = not (verdict.is_rejected and spec.config.on_reject == "drop")
             tally.add(verdict, is_dropped=not is_kept[index])
             figures.add(index, verdict, is_dropped=not is_kept[index])

@@ -200,7 +200,7 @@ def _rewritten(
         targets = {index: row_format.target(row, turn) for index, row in rows.items() if num_turns[index] > turn}
         _generate(spec, backend, turn, targets, judging, answers)
         for index, target in targets.items():
-            settlement = spec.policy.select(judging.judged, target)
+            settlement = spec.policy.select(judging.in_row(rows[index], turn), target)
             answer = settlement.answer or judging.answer(target, settlement.shown_attempt)
             shown.append(PreviewedAnswer(index, turn, num_turns[index], settlement, answer))
             if settlement.answer is not None:

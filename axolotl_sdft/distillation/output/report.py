@@ -31,6 +31,7 @@ _FEWEST_ANSWERS = 20  # of fewer a share says little
 WAY_OUT = {
     "truncated": "raise generation.max_new_tokens, or choose a template that asks for less",
     "leak": "choose another template, or show worked examples (examples)",
+    "too_long": "lower generation.max_new_tokens, choose a template that asks for less, or raise sequence_len",
     "repetition": "raise generation.temperature or max_attempts",
     "refusal": "choose a template that shows the reference; a seed model that declines most prompts is not suited",
     "empty": "look at a few rows with axolotl self-distill --dry-run 5",
@@ -44,7 +45,7 @@ WAY_OUT = {
     "normalized_match": "raise max_attempts",
     "failed": "start again to have them tried again",
 }
-"""By the name of the check that rejected an answer, or ``failed``; keys are those of ``self_distillation``."""
+"""By the name of the check that rejected an answer, or ``failed``, ``too_long``; keys are of ``self_distillation``."""
 
 
 def write_report(folder: Path, dataset_dir: Path, summary: dict[str, Any], figures: ReportFigures, gap: Gap) -> None:

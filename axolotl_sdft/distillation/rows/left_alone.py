@@ -33,6 +33,7 @@ CALLS_AS_TEXT = LeftAlone(
 NO_ANSWER = LeftAlone("no answer in it that its type trains", "check the type and the field names", is_trained=False)
 UNFINISHED = LeftAlone("its thinking part has no end")
 NO_TEXT = LeftAlone("no text in it")
+TOO_LONG_ROW = LeftAlone("its row has more tokens than sequence_len", "raise sequence_len to train such rows")
 _AS_THEY_SHOULD_BE = frozenset({CALLS.reason, CALLS_AS_TEXT.reason})
 
 

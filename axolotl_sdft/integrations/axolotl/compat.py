@@ -80,7 +80,7 @@ def validate_early(cfg: Any) -> None:
 
 
 def validated(cfg: Any) -> Any:
-    """Return a copy of a raw configuration as Axolotl validates it, with its defaults.
+    """Return a copy of a configuration as Axolotl validates it, with its defaults.
 
     Raises:
         pydantic.ValidationError: As Axolotl itself raises it.
@@ -89,9 +89,19 @@ def validated(cfg: Any) -> Any:
     from axolotl.utils.config import validate_config
     from axolotl.utils.dict import DictDefault
 
+    # Axolotl refuses both from a user, and fills in one of them once it has validated: it would not do so again.
+    if cfg.get("batch_size") and cfg.get("gradient_accumulation_steps"):
+        return DictDefault(copy.deepcopy(cfg.to_dict()))
     # On a Ray driver there is no GPU to ask; Axolotl itself leaves the capabilities out there.
     capabilities, env_capabilities = (None, None) if cfg.get("use_ray") else gpu_capabilities()
     return validate_config(DictDefault(copy.deepcopy(cfg.to_dict())), capabilities, env_capabilities)
+
+
+def default_sequence_len() -> int:
+    """Return how long rows may be where the configuration does not say so, in tokens."""
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    return int(AxolotlInputConfig.model_fields["sequence_len"].default)
 
 
 def other_trainers(cfg: Any, own_plugin: object) -> dict[str, str]:

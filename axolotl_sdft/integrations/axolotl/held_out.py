@@ -17,13 +17,12 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.core.artifacts import atomic_folder, find_or_make
 from axolotl_sdft.core.errors import ConfigError, SdftError
-from axolotl_sdft.distillation.digest import encoded, slices
+from axolotl_sdft.distillation.digest import all_rows, encoded
 from axolotl_sdft.distillation.rows.chat import ChatRows
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import stored_rows
@@ -199,7 +198,7 @@ def _trained_digests(rows: "Dataset", entry: Any, where: str) -> list[bytes]:
     as equal only where their texts are equal with all that the types put around them.
     """
     kind, trained = _reader(entry, where)
-    return [hashlib.sha256(encoded([kind, trained(row)])).digest() for row in _rows(stored_rows(rows, where))]
+    return [hashlib.sha256(encoded([kind, trained(row)])).digest() for row in all_rows(stored_rows(rows, where))]
 
 
 def _reader(entry: Any, where: str) -> tuple[Any, Callable[[dict[str, Any]], Any]]:
@@ -233,10 +232,6 @@ def rows_folder(rows: "Dataset", root: Path, name: str) -> Path:
 def rows_name(rows: "Dataset", name: str) -> str:
     """Return what the folder of rows is called, made of a name and their content."""
     digest = hashlib.sha256()
-    for row in _rows(stored_rows(rows, name)):
+    for row in all_rows(stored_rows(rows, name)):
         digest.update(encoded(row))
     return f"{name}-{digest.hexdigest()[:12]}"
-
-
-def _rows(rows: "Dataset") -> Iterator[dict[str, Any]]:
-    return chain.from_iterable(slices(rows))

@@ -11,7 +11,6 @@ from axolotl_sdft.config import SelfDistillationConfig, TransformersGeneration
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, ensure_writable
 from axolotl_sdft.core.errors import ConfigError, error_context
 from axolotl_sdft.distillation.rows.formats import PROMPT_FIELD
-from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, read_blocks, seed_dir_of, seed_of
 from axolotl_sdft.integrations.axolotl.datasets import (
     OVERRIDE,
@@ -24,6 +23,7 @@ from axolotl_sdft.integrations.axolotl.datasets import (
 )
 from axolotl_sdft.integrations.axolotl.held_out import is_split, parts_of, rows_folder
 from axolotl_sdft.integrations.axolotl.stream import REWRITING, announce
+from axolotl_sdft.integrations.axolotl.tokenizing import row_limit, tokenizing_strategy
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -143,7 +143,8 @@ def _general_sources(cfg: Any) -> Iterator[Source]:
     from axolotl_sdft.distillation.general_rows import ROW_FORMAT, general_spec
 
     seed_dir, entry = seed_dir_of(cfg), DictDefault(ROW_FORMAT)
-    spec = general_spec(_ready(cfg, config, seed_dir, entry), seed_dir, seed_of(cfg)[0])
+    settings = _ready(cfg, config, seed_dir, entry)
+    spec = general_spec(settings, seed_dir, seed_of(cfg)[0], row_limit(cfg, entry))
     yield Source(entry, spec, training=spec.dataset.select([]))  # unanswered prompts are no rows to train on
 
 
@@ -171,7 +172,9 @@ def _spec(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str)
     seed_dir = seed_dir_of(cfg)
     settings = _ready(cfg, own.settings(), seed_dir, entry)
     with error_context(own_key(cfg, _index(where))):
-        return DistillationSpec(rows, settings, seed_dir, {**entry, **kept}, seed_of(cfg)[0], where)
+        return DistillationSpec(
+            rows, settings, seed_dir, {**entry, **kept}, seed_of(cfg)[0], where, row_limit(cfg, entry)
+        )
 
 
 def _ready(cfg: Any, config: SelfDistillationConfig, seed_dir: Path, entry: Any) -> SelfDistillationConfig:
@@ -255,18 +258,9 @@ def kd_entry(entry: Any, folder: Path) -> dict[str, Any]:
 
 def tokenized_rows(cfg: Any, entry: Any, dataset: Any) -> "Iterator[TokenizedRow]":
     """Yield the rows as Axolotl tokenizes them for training; those longer than ``sequence_len`` are left out."""
-    from axolotl.loaders import load_tokenizer
-    from axolotl.prompt_strategies import load
-    from axolotl.utils.dict import DictDefault
-
     from axolotl_sdft.distillation.output.logits import TokenizedRow
 
-    validated = compat.validated(cfg)
-    # Axolotl fills these in later.
-    validated.base_model_config = validated.base_model_config or validated.base_model
-    validated.tokenizer_config = validated.tokenizer_config or validated.base_model_config
-    strategy = load("chat_template", load_tokenizer(validated), validated, DictDefault(dict(entry)))
-    limit = validated.sequence_len or 2048
+    strategy, limit = tokenizing_strategy(cfg, entry), row_limit(cfg, entry).max_tokens
     for place, row in enumerate(dataset):
         tokens = strategy.tokenize_prompt(row)
         if len(tokens["input_ids"]) <= limit:

@@ -1,0 +1,53 @@
+"""Tokenizes rows as Axolotl does before training, to tell before a rewriting what it would drop or can't read."""
+
+from functools import cached_property
+from typing import Any
+
+from axolotl_sdft.distillation.interfaces import RowLimit
+from axolotl_sdft.integrations.axolotl import compat
+
+
+def row_limit(cfg: Any, entry: Any) -> RowLimit:
+    """Return how long the rows of a dataset entry may be. Nothing is loaded before the first one is counted."""
+    return RowLimit(cfg.get("sequence_len") or compat.default_sequence_len(), _TokenCounter(cfg, entry))
+
+
+def tokenizing_strategy(cfg: Any, entry: Any) -> Any:
+    """Return what tokenizes the rows of a dataset entry; None where nothing does before training."""
+    from axolotl.loaders import load_tokenizer
+    from axolotl.utils.data.wrappers import get_dataset_wrapper
+    from axolotl.utils.dict import DictDefault
+    from datasets import Dataset
+
+    validated = compat.validated(cfg)
+    # Axolotl fills these in later.
+    validated.base_model_config = validated.base_model_config or validated.base_model
+    validated.tokenizer_config = validated.tokenizer_config or validated.base_model_config
+    kind = entry.get("type")
+    base, _, style = kind.partition(":") if isinstance(kind, str) else (None, "", None)
+    # Some strategies are made nowhere else than around a dataset; none of its rows is needed.
+    wrapper, _ = get_dataset_wrapper(
+        DictDefault(dict(entry)), load_tokenizer(validated), validated, base, Dataset.from_dict({}), style or None
+    )
+    return getattr(wrapper, "prompt_tokenizer", None)
+
+
+class _TokenCounter:
+    """Counts the tokens of a row; 0 where Axolotl splits it into as many sequences as it takes."""
+
+    def __init__(self, cfg: Any, entry: Any) -> None:
+        self._cfg, self._entry = cfg, entry
+
+    @cached_property
+    def _strategy(self) -> Any:
+        if self._cfg.get("processor_type"):  # which makes tokens of pictures as well
+            return None
+        return tokenizing_strategy(self._cfg, self._entry)
+
+    def __call__(self, row: dict[str, Any]) -> int:
+        if self._strategy is None:
+            return 0
+        if self._strategy.supports_batched:
+            self._strategy.tokenize_prompt({name: [value] for name, value in row.items()})
+            return 0
+        return len(self._strategy.tokenize_prompt(dict(row))["input_ids"])
