@@ -139,6 +139,40 @@ def test_keys_of_a_message_count_that_a_chat_template_writes(more, num_kept):
     assert len(part.training) == num_kept
 
 
+HELLO = {"role": "assistant", "content": "Hello."}
+PARTS = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo."}]
+
+
+@pytest.mark.parametrize(
+    ("entry", "answers"),
+    [
+        (
+            {"message_property_mappings": {"role": "role", "content": "content", "reasoning_content": "thoughts"}},
+            [{**HELLO, "thoughts": "Hm."}, {**HELLO, "thoughts": "Ah."}],
+        ),
+        ({"field_thinking": "thoughts"}, [{**HELLO, "thoughts": "Hm."}, {**HELLO, "thoughts": "Ah."}]),
+        (
+            {},
+            [
+                {**HELLO, "content": [{**PARTS[0], "train": True}, PARTS[1]]},
+                {**HELLO, "content": [PARTS[0], {**PARTS[1], "train": True}]},
+            ],
+        ),
+    ],
+)
+def test_conversations_that_train_something_else_of_the_same_words_are_all_kept(entry, answers):
+    chats = [[{"role": "user", "content": "Hi"}, answer] for answer in answers]
+    rows = table(*({"messages": json.dumps(chat), "id": number} for number, chat in enumerate(chats)))
+    assert kept_ids(left({}, ({"type": "chat_template", **entry}, rows))) == [[0, 1]]
+
+
+def test_rows_whose_conversation_or_segments_can_not_be_read_are_compared_as_a_whole():
+    rows = table({"messages": None, "id": 1}, {"messages": None, "id": 2}, {"messages": None, "id": 2})
+    assert kept_ids(left({}, ({"type": "chat_template"}, rows))) == [[1, 2]]
+    rows = table({"segments": None, "id": 1}, {"segments": None, "id": 2}, {"segments": None, "id": 2})
+    assert kept_ids(left({}, ({"type": "input_output"}, rows))) == [[1, 2]]
+
+
 @pytest.mark.parametrize(
     ("entry", "lines"),
     [

@@ -90,6 +90,9 @@ class ChatRows:
     tool_calls: str = "tool_calls"
     """Key of the calls that a message makes; the older key ``function_call`` counts as well."""
 
+    properties: tuple[str, ...] = ()
+    """Further keys of a message that its settings hand to the chat template."""
+
     leaves_calls: bool = False
     """Whether turns that call functions in the markup of a text are left as they are, as those with ``tool_calls``."""
 
@@ -129,14 +132,19 @@ class ChatRows:
         return Target(tuple(context), well_formed(framed(reference).text))
 
     def trained(self, row: dict[str, Any]) -> Any:
-        """Return what is trained of a row: other columns, and keys of messages that no template reads, play no part."""
-        keys = (*_TRAINED_KEYS, self.tool_calls, self.training, self.training_detail)
+        """Return what is trained of a row: other columns, and keys of messages that no template reads, play no part.
+
+        Where no conversation can be read, it is the whole row.
+        """
+        conversation = self._conversation(row)
+        if not conversation:
+            return row
+        keys = (*_TRAINED_KEYS, *self.properties, self.tool_calls, self.training, self.training_detail)
         said = []
-        for message in self._conversation(row):
+        for message in conversation:
             content = message.get(self.content)
-            text = text_of(content)
-            more = {key: message.get(key) for key in keys if key}
-            said.append([self._role(message), content if text is None else text, more])
+            text = text_of(content) if is_replaceable(content) else content  # parts may say whether they are trained
+            said.append([self._role(message), text, {key: message.get(key) for key in keys if key}])
         tools = parsed_tools(row.get(self.tools), self.tools) if self.tools else []
         return [said, row.get(self.system) if self.system else None, tools, row.get("images")]
 

@@ -148,6 +148,7 @@ def _user_defined_rows(dataset_config: Mapping[str, Any]) -> RowFormat:
 
 def _chat_template_rows(dataset_config: Mapping[str, Any]) -> RowFormat:
     keys = dataset_config.get("message_property_mappings") or {}
+    more = [key for name, key in keys.items() if name not in ("role", "content")]
     sources = dataset_config.get("roles")
     roles = {source: role for role, names in sources.items() for source in names} if sources else _CHAT_ROLES
     trained = dataset_config.get("roles_to_train")
@@ -156,6 +157,7 @@ def _chat_template_rows(dataset_config: Mapping[str, Any]) -> RowFormat:
         role=keys.get("role") or dataset_config.get("message_field_role") or "role",
         content=keys.get("content") or dataset_config.get("message_field_content") or "content",
         tool_calls=keys.get("tool_calls") or "tool_calls",
+        properties=(*more, *filter(None, (dataset_config.get("field_thinking"),))),
         roles=roles,
         trained_roles=frozenset({"assistant"} if trained is None else (roles.get(role, role) for role in trained)),
         training=dataset_config.get("message_field_training"),

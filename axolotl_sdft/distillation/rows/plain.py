@@ -145,9 +145,11 @@ class SegmentRows:
         return Target(({"role": "user", "content": plain(before)},), framed_raw(answer).text)
 
     def trained(self, row: dict[str, Any]) -> Any:
-        """Return what is trained of a row: its segments, which may hold keys of no part in it."""
-        segments = row.get(self.segments) or []
-        return [[bool(part.get("label")), part.get("text")] for part in segments if isinstance(part, Mapping)]
+        """Return what is trained of a row: its segments, which may hold keys of no part in it; else the whole row."""
+        segments: Any = row.get(self.segments)
+        if not _are_segments(segments):
+            return row
+        return [[bool(part.get("label")), part["text"]] for part in segments]
 
     def with_answer(self, row: dict[str, Any], index: int, text: str) -> dict[str, Any]:
         """Return a copy of the row with another answer between the same control tokens."""
