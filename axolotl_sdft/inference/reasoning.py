@@ -8,6 +8,7 @@ import re
 from typing import NamedTuple
 
 from axolotl_sdft.core.texts import well_formed
+from axolotl_sdft.inference.call_markup import is_call_token
 
 _FINAL_CHANNEL = "<|channel|>final<|message|>"
 _PARTS = {
@@ -46,7 +47,7 @@ _SPEAKER = r"(?:<\|start\|>assistant)?"  # before a channel of gpt-oss
 _THINKING = re.compile(
     rf"\s*{_SPEAKER}(?:{'|'.join(f'{start}.*?{end}' for start, end in _PAIRS.items())})\s*", re.DOTALL
 )
-_START = re.compile(rf"\s*{_SPEAKER}(?!{re.escape(_FINAL_CHANNEL)})(?:{'|'.join(map(re.escape, _PARTS))})")
+_START = re.compile(rf"{_SPEAKER}(?!{re.escape(_FINAL_CHANNEL)})(?:{'|'.join(map(re.escape, _PARTS))})")
 # Of parts that some chat templates start themselves. A mark between quotes is only talked about.
 _ENDS = tuple(_PARTS.values())
 _ANY_END = f"(?:{'|'.join(map(re.escape, _ENDS))})"
@@ -59,7 +60,7 @@ _SOLUTIONS = {
 }
 _SOLUTION = re.compile(
     "|".join(
-        rf"(\s*{re.escape(start)}\s*)((?:(?!{re.escape(start)}).)*?)(\s*{re.escape(end)}\s*)"
+        rf"(\s*{re.escape(start)}\s*)((?:(?!{re.escape(start)}).)*?)((?<!\s)\s*{re.escape(end)}\s*)"
         for start, end in _SOLUTIONS.items()
     ),
     re.DOTALL,
@@ -70,17 +71,29 @@ _FIRST_CHARACTERS = tuple({mark[0]: None for mark in (*_PARTS, *_PARTS.values(),
 _HEADED = re.compile(rf"\s*{_SPEAKER}(?:{'|'.join(_HEADINGS)})")
 
 # Where chat templates open a turn, the name of the role belongs to the token.
-_OPENING = r"<\|im_start\|>[ \t]*\w*\n?|<\|start_header_id\|>\s*\w*\s*<\|end_header_id\|>|<start_of_turn>[ \t]*\w*\n?"
-# The wide bars are those of DeepSeek.
-_TOKEN = (
-    r"<\|(?!(?:begin|end)_of_(?:thought|solution)\|)[^|<>\s]{1,40}\|>|<\uff5c[^\uff5c<>\s]{1,40}\uff5c>|"
-    r"</?s>|<bos>|<eos>|<end_of_turn>|\[/?INST\]|\[/?SYSTEM_PROMPT\]|<</?SYS>>"
+_ROLE = "(?:system|developer|user|assistant|model|tool|ipython|function)"
+_OPENING = "|".join(
+    (
+        r"<\|im_start\|>[ \t]*\w*\n?",
+        r"<\|(?:start_header_id|header_start|start_of_role|im_system|im_user|im_assistant)\|>[^<|]{0,200}"
+        r"<\|(?:end_header_id|header_end|end_of_role|im_middle)\|>",  # Llama, Granite, Kimi
+        rf"<\|start\|>(?:{_ROLE}\b)?(?:<\|message\|>)?",  # gpt-oss
+        rf"<\|[^|<>\s]{{1,40}}\|>[ \t]*{_ROLE}[ \t]*(?=<\|)",
+        r"(?:<start_of_turn>|<\|turn>)[ \t]*\w*\n?",  # Gemma
+    )
 )
+# The wide bars are those of DeepSeek, the square brackets with bars those of EXAONE.
+_TOKEN = (
+    r"<\|(?!(?:begin|end)_of_(?:thought|solution)\|)[^|<>\s]{1,40}\|>|<\uff5c[^\uff5c<>\s]{1,40}\uff5c>|\[\|\w{1,40}\|\]|"
+    r"</?s>|<bos>|<eos>|<end_of_turn>|<turn\|>|\[gMASK\]|<sop>|\[/?INST\]|\[/?SYSTEM_PROMPT\]|<</?SYS>>"
+)
+_LONGEST_TOKEN = 44
 _CONTROL = rf"(?:{_OPENING}|{_TOKEN})"
-_BETWEEN = re.compile(rf"\s*(?:{_CONTROL}\s*)+")
-_NO_FRAME = f"(?!{'|'.join(map(re.escape, _FRAME_TOKENS))})"  # which belong to the answer, for framed() to tell
-_LEADING = re.compile(rf"(?:\s|{_NO_FRAME}{_CONTROL})*")
-_TRAILING = re.compile(rf"(?:\s|{_NO_FRAME}(?:{_TOKEN}))*\Z")
+_CHANNEL = r"<\|channel\|>[^<|]{0,80}(?:<\|constrain\|>\w*)?<\|message\|>"
+_BETWEEN = re.compile(rf"(?:(?:{_CHANNEL}|{_CONTROL})\s*)+")
+_NEXT = re.compile(_CONTROL)
+_LAST = re.compile(rf"(?:{_TOKEN})\Z")
+_NO_SPACE = re.compile(r"\S|\Z")
 
 
 class Framed(NamedTuple):
@@ -139,7 +152,7 @@ def answer_alone(written: str) -> str:
 
 def is_unfinished_thought(written: str) -> bool:
     """Whether what a model wrote ends within its thinking part, so that it holds no answer."""
-    return _may_hold_marks(written) and _START.match(answer_alone(written)) is not None
+    return _may_hold_marks(written) and _START.match(answer_alone(written).lstrip()) is not None
 
 
 def framed_raw(text: str) -> Framed:
@@ -147,8 +160,8 @@ def framed_raw(text: str) -> Framed:
 
     ``" Four.<|im_end|>\\n"`` is ``Four.`` between ``" "`` and ``"<|im_end|>\\n"``.
     """
-    start = _LEADING.match(text).end()  # type: ignore[union-attr]  # it matches an empty text as well
-    end = max(start, _TRAILING.search(text).start())  # type: ignore[union-attr]
+    start = _start_of_answer(text)
+    end = _end_of_answer(text, start)
     inner = framed(text[start:end])
     return Framed(text[:start] + inner.before, inner.text, inner.after + text[end:])
 
@@ -161,6 +174,35 @@ def is_control_token(token: str) -> bool:
     return token not in _FRAME_TOKENS and re.fullmatch(_CONTROL, token) is not None
 
 
+def _start_of_answer(text: str) -> int:
+    """Return where a raw text goes on after the space and the control tokens at its beginning."""
+    start = 0
+    while True:
+        start = _NO_SPACE.search(text, start).start()  # type: ignore[union-attr]  # it finds the end as well
+        token = _NEXT.match(text, start)
+        if token is None or _belongs_to_answer(token.group()):
+            return start
+        start = token.end()
+
+
+def _end_of_answer(text: str, start: int) -> int:
+    """Return where the space and the control tokens at the end of a raw text begin, not before ``start``."""
+    end = len(text)
+    while True:
+        end = max(start, len(text[:end].rstrip()))
+        token = _LAST.search(text, max(start, end - _LONGEST_TOKEN), end)
+        if token is None or _belongs_to_answer(token.group()):
+            return end
+        end = token.start()
+
+
+def _belongs_to_answer(token: str) -> bool:
+    """Whether a token that looks like a control token is a mark of thinking, of a solution or of a call."""
+    return token in _FRAME_TOKENS or is_call_token(token)
+
+
 def plain(raw: str) -> str:
     """Return raw text as a person would write it: control tokens and the role names beside them become blank lines."""
-    return _BETWEEN.sub("\n\n", raw).strip()
+    *others, last = _BETWEEN.split(raw)
+    # Space before a token is taken away afterwards: looked for with the token, a run of blanks takes quadratic time.
+    return "\n\n".join([*(part.rstrip() for part in others), last]).strip()

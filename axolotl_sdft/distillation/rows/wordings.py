@@ -20,15 +20,13 @@ _HEADING = re.compile(
     r"^(?:SYSTEM|USER|ASSISTANT): ?",
     re.MULTILINE,
 )
+_OPENS = r"<\|(?:im_start|start_header_id|header_start|start_of_role|start)\|>\s*"
 _ASSISTANT = re.compile(
-    r"<\|im_start\|>[ \t]*assistant|<\|start_header_id\|>\s*assistant\s*<\|end_header_id\|>|<start_of_turn>[ \t]*model|"
-    r"<\|(?:assistant|model)\|>|\[/INST\]"
+    rf"{_OPENS}assistant|(?:<start_of_turn>|<\|turn>)[ \t]*model|<\|(?:im_)?(?:assistant|model)\|>|\[\|assistant\|\]|"
+    r"\[/INST\]"
 )
-_USER = re.compile(
-    r"<\|im_start\|>[ \t]*user|<\|start_header_id\|>\s*user\s*<\|end_header_id\|>|<start_of_turn>[ \t]*user|"
-    r"<\|user\|>|\[INST\]"
-)
-_UNKNOWN_TOKEN = re.compile(r"<\||\|>|\[/?INST\b|<</?SYS")
+_USER = re.compile(rf"{_OPENS}user|(?:<start_of_turn>|<\|turn>)[ \t]*user|<\|(?:im_)?user\|>|\[\|user\|\]|\[INST\]")
+_UNKNOWN_TOKEN = re.compile(r"<\||\|>|\[\||\|\]|\[/?INST\b|<</?SYS")
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,17 @@ def test_what_looks_like_a_control_token_within_a_column_stays():
             },
             r"type\.format holds a turn of the assistant before the last question.*use type: chat_template",
         ),
+        *(
+            ({"format": f"{ask}Hi{answer}Hello{ask}{{input}}"}, r"type\.format holds a turn of the assistant before")
+            for ask, answer in (
+                ("<|start_of_role|>user<|end_of_role|>", "<|start_of_role|>assistant<|end_of_role|>"),
+                ("<|im_user|>user<|im_middle|>", "<|im_assistant|>assistant<|im_middle|>"),
+                ("<|start|>user<|message|>", "<|start|>assistant<|channel|>final<|message|>"),
+                ("<|turn>user\n", "<|turn>model\n"),
+                ("[|user|]", "[|assistant|]"),
+            )
+        ),
+        ({"no_input_format": "[|{instruction}"}, r"type\.no_input_format .*whose words can't be told from its control"),
     ],
 )
 def test_a_format_that_can_not_be_told_in_words_is_refused_by_its_key(fields, message):

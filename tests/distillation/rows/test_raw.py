@@ -1,6 +1,8 @@
 """Answers in raw text, and what stands around an answer."""
 
 import re
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
-from axolotl_sdft.inference.reasoning import framed_raw
+from axolotl_sdft.inference.reasoning import framed_raw, plain
 from tests.distillation.rows.test_formats import says, texts
 
 
@@ -47,6 +49,18 @@ def test_a_new_answer_stands_between_the_control_tokens_of_the_old_one():
         ("<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nWhy? [/INST]", "Be kind.\n\nWhy?"),
         ("<start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n", "Why?"),
         ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>", "Why?"),
+        (
+            "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n"
+            "<|start_of_role|>user<|end_of_role|>Why?<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+            "Be brief.\n\nWhy?",
+        ),
+        ("<|header_start|>user<|header_end|>\n\nWhy?<|eot|><|header_start|>assistant<|header_end|>\n\n", "Why?"),
+        ("<|im_user|>user<|im_middle|>Why?<|im_end|><|im_assistant|>assistant<|im_middle|>", "Why?"),
+        ("<|start|>user<|message|>Why?<|end|><|start|>assistant<|channel|>final<|message|>", "Why?"),
+        ("<bos><|turn>user\nWhy?<turn|>\n<|turn>model\n", "Why?"),
+        ("[|user|]Why?\n[|assistant|]", "Why?"),
+        ("[gMASK]<sop><|user|>\nWhy?<|assistant|>\n", "Why?"),
+        ("<|begin_turn|>user<|body|>Why?<|end_turn|><|begin_turn|>assistant<|body|>", "Why?"),
         ("### Question:\nIs a < b?\n### Answer:\n", "### Question:\nIs a < b?\n### Answer:"),
     ],
 )
@@ -96,3 +110,48 @@ def test_the_markers_of_a_solution_stay_around_it():
     row_format, row = resolve_row_format({"type": "alpaca"}), {"instruction": "2+2", "output": answer}
     assert row_format.target(row, 0).reference == "Four."
     assert row_format.with_answer(row, 0, "4.")["output"] == answer.replace("Four.", "4.")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("<|start_of_role|>assistant<|end_of_role|>", "<|end_of_text|>\n"),
+        ("<|header_start|>assistant<|header_end|>\n\n", "<|eot|>"),
+        ("<|im_assistant|>assistant<|im_middle|>", "<|im_end|>"),
+        ("<|start|>assistant<|channel|>final<|message|>", "<|return|>"),
+        ("<|start|>assistant<|message|>", "<|end|>"),
+        ("<|turn>model\n", "<turn|>\n"),
+        ("[|assistant|]", "[|endofturn|]\n"),
+    ],
+)
+def test_the_header_and_the_end_of_a_turn_stay_around_its_answer(before: str, after: str):
+    assert framed_raw(f"{before}Because.{after}") == (before, "Because.", after)
+
+
+@pytest.mark.parametrize(
+    "call", ["<|tool_call|>[{}]", "<|python_tag|>f(x)", "<|start|>assistant to=functions.f<|message|>{}"]
+)
+def test_raw_text_that_calls_a_function_is_left_alone(call: str):
+    row_format = replace(resolve_row_format({"type": "input_output"}), leaves_calls=True)
+    [why] = row_format.left_alone(segments((False, "Why?"), (True, call)))
+    assert why.reason == "calls a function, written as text"
+
+
+BLANKS = " " * 50_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<s>[INST] A table:{BLANKS}total [/INST]",
+        f"<|start_header_id|>{BLANKS}user",
+        f"Five.{BLANKS}Six.</s>{BLANKS}",
+        f"A table:{BLANKS}total</think>{BLANKS}Five.",
+        f"<answer>A table:{BLANKS}total</answer>",
+    ],
+)
+def test_a_run_of_blanks_takes_no_longer_than_other_text(text: str):
+    started = time.process_time()
+    plain(text)
+    assert "".join(framed_raw(text)) == text
+    assert time.process_time() - started < 1  # quadratic time would be minutes
