@@ -243,6 +243,24 @@ def resolve_seed(base_model: str, revision: str | None = None, key: str = "base_
     return path
 
 
+def folder_of(name: str, revision: str | None, files: Sequence[str]) -> Path | None:
+    """Return the folder of a model that was loaded by this name; None where there is none.
+
+    Args:
+        name: A folder, or a Hub id.
+        revision: That of the Hub id, such as the commit that was loaded.
+        files: Patterns of what is needed of a Hub id; of these, what its repository holds is fetched where the Hub can
+            be reached.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    try:
+        return _download(name, revision, files)
+    except (OSError, ValueError):
+        return None
+
+
 def _download(repository: str, revision: str | None, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 

@@ -13,6 +13,7 @@ from axolotl_sdft import SDFTPlugin, cut_layers
 from axolotl_sdft.core.errors import CheckpointError
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.stages import prepare
+from tests.training.teachers.students import put_on_hub
 
 
 @pytest.fixture
@@ -51,6 +52,17 @@ def test_another_model_in_the_place_of_the_seed_model_is_refused(pruned_dir, mon
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": "0" * 64}))
     with pytest.raises(CheckpointError, match=r"but .*seed holds another model by now; put the previous one back"):
         prepared("train", monkeypatch, base_model=str(pruned_dir), logit_distillation={})
+
+
+def test_a_pruned_model_named_by_its_hub_id_is_told_from_an_unpruned_one(pruned_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    settings = json.loads((pruned_dir / "config.json").read_text()) | {"axolotl_sdft_pruning": "0123456789ab"}
+    (pruned_dir / "config.json").write_text(json.dumps(settings))
+    config = {"base_model": put_on_hub(pruned_dir, tmp_path / "hub"), "logit_distillation": {}}
+    prepared("train", monkeypatch, **config)
+    shutil.rmtree(next((tmp_path / "hub").rglob("provenance")))
+    with pytest.raises(CheckpointError, match=r"which was pruned, lacks provenance/layer_pruning.json"):
+        prepared("train", monkeypatch, **config)
 
 
 @pytest.mark.parametrize(

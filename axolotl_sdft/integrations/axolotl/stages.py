@@ -125,7 +125,7 @@ def _check_teacher(cfg: Any, config: LogitDistillationConfig) -> None:
         return
     from axolotl_sdft.training.teachers.origin import find_origin
 
-    origin = find_origin(cfg.base_model, seed_dir_of(cfg) if cfg.get(SEED_KEY) else None)
+    origin = find_origin(cfg.base_model, seed_dir_of(cfg)) if cfg.get(SEED_KEY) else find_origin(seed_dir_of(cfg))
     if config.teacher == "shared" and origin is not None:
         from axolotl_sdft.training.teachers.loading import plan_layers
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, SdftError, first_line
 from axolotl_sdft.core.identity import model_identity
-from axolotl_sdft.core.model_folder import read_config, resolve_seed
+from axolotl_sdft.core.model_folder import folder_of, read_config, resolve_seed
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PRUNED_KEY
 
 LOG = logging.getLogger(__name__)
@@ -46,11 +46,50 @@ class SeedOrigin:
         return tuple(sorted({*self.drop_layers, *(layer for layer, _ in self.patched)}))
 
 
+def origin_of(base: Any, seed_model: str | Path | None = None) -> SeedOrigin | None:
+    """Return which seed model a student was pruned from; None where it was not pruned.
+
+    Args:
+        base: The student without adapters.
+        seed_model: Where the seed model is now; what the pruned checkpoint's provenance says when unset.
+
+    Raises:
+        CheckpointError: The student is pruned, and its provenance, or the seed model, is gone or another one; or the
+            checkpoint that it was loaded from is gone, so that nothing tells.
+    """
+    name, _ = loaded_from(base)
+    folder = checkpoint_folder(base)
+    if folder is not None:
+        return find_origin(folder, seed_model)
+    if not name and getattr(base.config, PRUNED_KEY, None) is None:
+        return None
+    fault = "was pruned, but doesn't say which checkpoint it was loaded from"
+    if name:
+        fault = f"was loaded from {name!r}, which is neither the folder of a model here nor in the Hub's cache"
+    raise CheckpointError(
+        f"logit_distillation: the student {fault}, so which seed model it comes from can't be told; load it with "
+        "from_pretrained by its whole path or its Hub id, or remove the logit_distillation block"
+    )
+
+
+def loaded_from(base: Any) -> tuple[str, str | None]:
+    """Return the folder or Hub id that a model was loaded from, and the commit of the latter; no name for none."""
+    name = getattr(base.config, "_name_or_path", "") or getattr(base, "name_or_path", "")
+    return str(name or ""), getattr(base.config, "_commit_hash", None)
+
+
+def checkpoint_folder(base: Any) -> Path | None:
+    """Return the folder of the settings that a model was loaded with, perhaps in the Hub's cache; None for none."""
+    name, commit = loaded_from(base)
+    folder = folder_of(name, commit, ("config.json", PROVENANCE_FILE)) if name else None
+    return folder if folder is not None and (folder / "config.json").is_file() else None
+
+
 def find_origin(student_dir: str | Path, seed_model: str | Path | None = None) -> SeedOrigin | None:
     """Return which seed model a student was pruned from; None where it was not pruned.
 
     Args:
-        student_dir: The checkpoint that training starts from, or a Hub id.
+        student_dir: The folder that training starts from.
         seed_model: Where the seed model is now; what the pruned checkpoint's provenance says when unset.
 
     Raises:
@@ -161,10 +200,10 @@ def own_kind(config: PreTrainedConfig, base: Any) -> PreTrainedConfig:
 
 def _changes(base: Any, trust_remote_code: bool) -> Iterator[tuple[tuple[str, ...], tuple[Any, Any]]]:
     """Yield what differs between the student's configuration and the file that it was read from: path, before, now."""
-    name = getattr(base.config, "_name_or_path", "") or getattr(base, "name_or_path", "")
-    if not name or not (Path(name) / "config.json").is_file():
+    folder = checkpoint_folder(base)
+    if folder is None:
         return
-    before = _read(base, name, trust_remote_code).to_dict()
+    before = _read(base, folder, trust_remote_code).to_dict()
     yield from _differences(before, base.config.to_dict())
 
 

@@ -18,7 +18,7 @@ from axolotl_sdft.config import DynSDPBConfig, LogitDistillationConfig
 from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.training.losses.head import find_body, find_head, logits_of, watched
 from axolotl_sdft.training.teachers.loading import load_own_teacher, plan_layers, quantization_of, seed_folder
-from axolotl_sdft.training.teachers.origin import SeedOrigin, find_origin, seed_config
+from axolotl_sdft.training.teachers.origin import SeedOrigin, origin_of, seed_config
 from axolotl_sdft.training.teachers.prediction import ForwardOutputs, Predictions
 from axolotl_sdft.training.teachers.previous_prediction import TeacherPrediction
 from axolotl_sdft.training.teachers.shared_layers import base_model_of, build_shared_teacher, unshareable_reason
@@ -78,7 +78,7 @@ def plan_teacher(
         MissingExtraError: A teacher of 4 or 8 bits needs bitsandbytes.
     """
     base = base_model_of(model)
-    origin = find_origin(getattr(base.config, "_name_or_path", "") or "", seed_model)
+    origin = origin_of(base, seed_model)
     seed_config(base, origin, trust_remote_code)  # checks the vocabulary
     is_shared, reason = _form(model, config, origin)
     if not is_shared:

@@ -1,5 +1,6 @@
 """Seed models, pruned students with adapters, and batches for the tests of teachers."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ def prune(folder: Path, family: str = "llama", drop_layers: Sequence[int] = (2, 
     return cut_layers(folder / "seed", drop_layers, folder / "pruned")
 
 
-def load(folder: Path, **settings: Any) -> PreTrainedModel:
+def put_on_hub(folder: Path, cache: Path, name: str = "some-org/some-model", commit: str = "a" * 40) -> str:
+    """Lay a model into a cache of the Hub's as if it had been downloaded, as the newest commit; return its name."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / "main").write_text(commit)
+    return name
+
+
+def load(folder: Path | str, **settings: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **settings)
 
 

@@ -1,5 +1,7 @@
 """Which teacher a student gets, a teacher of its own, and what either predicts for a batch."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ from axolotl_sdft.config import DynSDPBConfig, LogitDistillationConfig
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, MissingExtraError
 from axolotl_sdft.training.batching import label_mask
 from axolotl_sdft.training.teachers.loading import load_own_teacher
-from axolotl_sdft.training.teachers.origin import find_origin
+from axolotl_sdft.training.teachers.origin import find_origin, origin_of
 from axolotl_sdft.training.teachers.seed_model import SeedTeacher, plan_teacher
-from tests.training.teachers.students import IDS, adapted, load, logits, prune
+from tests.training.teachers.students import IDS, adapted, load, logits, prune, put_on_hub
 
 pytest.importorskip("peft")
 
@@ -121,8 +123,66 @@ def test_the_seed_model_is_found_by_what_is_recorded_and_by_name(tmp_path: Path)
     assert origin is not None
     assert (origin.seed_dir, origin.drop_layers, origin.kept) == (tmp_path / "seed", (2, 3), (0, 1, 4, 5))
     assert find_origin(tmp_path / "seed") is None
-    assert find_origin("some-org/some-model") is None
     (tmp_path / "seed").rename(tmp_path / "other")
     with pytest.raises(CheckpointError, match=r"seed, which is gone or was moved.*Put it back"):
         find_origin(pruned)
     assert find_origin(pruned, tmp_path / "other").seed_dir == tmp_path / "other"
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def mark(folder: Path) -> None:
+    """Let a checkpoint say that it was pruned, as those do that ``axolotl prune-layers`` writes."""
+    settings = json.loads((folder / "config.json").read_text()) | {"axolotl_sdft_pruning": "0123456789ab"}
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def test_a_student_named_by_its_hub_id_has_the_seed_model_of_its_provenance(tmp_path: Path, hub_cache: Path):
+    name = put_on_hub(prune(tmp_path), hub_cache)
+    origin = origin_of(load(name))
+    assert origin is not None
+    assert (origin.seed_dir, origin.drop_layers) == (tmp_path / "seed", (2, 3))
+    assert origin_of(load(put_on_hub(tmp_path / "seed", hub_cache, "some-org/seed"))) is None
+
+
+def test_a_pruned_student_on_the_hub_without_provenance_is_refused(tmp_path: Path, hub_cache: Path):
+    pruned = prune(tmp_path)
+    mark(pruned)
+    shutil.rmtree(pruned / "provenance")
+    student = load(put_on_hub(pruned, hub_cache))
+    with pytest.raises(CheckpointError, match=r"which was pruned, lacks provenance/layer_pruning.json"):
+        planned(adapted(student))
+
+
+def test_the_commit_that_the_student_was_loaded_at_tells(tmp_path: Path, hub_cache: Path):
+    name = put_on_hub(prune(tmp_path), hub_cache, commit="a" * 40)
+    student = load(name)
+    put_on_hub(tmp_path / "seed", hub_cache, commit="b" * 40)
+    assert origin_of(load(name)) is None
+    assert origin_of(student) is not None
+
+
+def test_a_student_whose_checkpoint_can_not_be_found_again_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prune(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    student = load("pruned")
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(CheckpointError, match=r"loaded from 'pruned', which is neither the folder of a model here nor"):
+        origin_of(student)
+    student.config._name_or_path = student.name_or_path = ""
+    assert origin_of(student) is None
+    student.config.axolotl_sdft_pruning = "0123456789ab"
+    with pytest.raises(CheckpointError, match=r"was pruned, but doesn't say which checkpoint it was loaded from"):
+        origin_of(student)
+
+
+def test_a_vocabulary_that_was_resized_is_noticed_by_hub_id_as_well(tmp_path: Path, hub_cache: Path):
+    prune(tmp_path)
+    student = load(put_on_hub(tmp_path / "seed", hub_cache))
+    student.resize_token_embeddings(72)
+    with pytest.raises(ConfigError, match="vocabulary was resized from 67 to 72 tokens"):
+        planned(adapted(student))
