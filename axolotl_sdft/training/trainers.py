@@ -148,10 +148,10 @@ class _PlainPerplexity(Trainer):
 
 def _perplexity(logs: dict[str, float]) -> dict[str, float]:
     """Return the perplexity of the training rows: a name of its own where repeated rows are a part of it."""
-    if "dynsdpb/ce" in logs:
-        return {"dynsdpb/ppl": _exp(logs["dynsdpb/ce"])}
-    if "logit_distillation/ce" in logs:
-        return {"ppl": _exp(logs["logit_distillation/ce"])}
+    # With both blocks only the latter is cross-entropy alone: the loss below DynSDPB has the seed model's share in it.
+    ce = logs.get("logit_distillation/ce", logs.get("dynsdpb/ce"))
+    if ce is not None:
+        return {"dynsdpb/ppl" if "dynsdpb/ce" in logs else "ppl": _exp(ce)}
     return {"ppl": logs.get("ppl", _exp(logs["loss"]))}
 
 

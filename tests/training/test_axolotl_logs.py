@@ -69,6 +69,14 @@ def test_the_perplexity_leaves_out_what_the_seed_model_adds_to_the_loss(pruned: 
     assert abs(logged["loss"] - plain["loss"]) > 0.01
 
 
+def test_beside_both_blocks_the_perplexity_is_that_of_cross_entropy_alone(pruned: Path, tmp_path: Path):
+    blocks = {"dynsdpb": {"alpha": 0}, "logit_distillation": {"alpha": 0.9}}
+    logged = train_logs(trained(axolotl_trainer_class(*blocks), pruned, tmp_path, **blocks))[0]
+    plain = train_logs(trained(AxolotlTrainer, pruned, tmp_path))[0]
+    assert logged["dynsdpb/ppl"] == pytest.approx(plain["ppl"], rel=1e-4)  # of the model before its first step
+    assert "ppl" not in logged
+
+
 def test_a_perplexity_that_repeated_rows_are_a_part_of_has_a_name_of_its_own(pruned: Path, tmp_path: Path):
     logs = train_logs(trained(axolotl_trainer_class(), pruned, tmp_path, dynsdpb={"alpha": 0.5}))
     assert not any("ppl" in entry for entry in logs)
