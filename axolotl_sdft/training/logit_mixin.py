@@ -248,7 +248,7 @@ class LogitDistillationMixin(StudentMixin):
 def all_tokens(inputs: dict[str, Any], pad_token_id: int | None = None) -> Tensor:
     """Return labels for all tokens of a batch that something predicts, [B, T]; -100 at padding.
 
-    The first token of a packed sample is left out, too: what comes before it is of another sample.
+    The first token of a text is left out, too: what comes before it is of another sample of a packed row, or padding.
 
     Args:
         inputs: The batch.
@@ -265,6 +265,7 @@ def all_tokens(inputs: dict[str, Any], pad_token_id: int | None = None) -> Tenso
     mask = inputs.get("attention_mask")
     if torch.is_tensor(mask) and mask.dim() == 2:
         is_token_BT &= mask != 0
+        is_token_BT[:, 1:] &= mask[:, :-1] != 0
     elif pad_token_id is not None:
         is_token_BT &= ~_trailing(ids_BT == pad_token_id)
         labels = inputs.get("labels")

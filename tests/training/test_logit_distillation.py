@@ -386,11 +386,12 @@ def test_sharded_layers_are_refused(pruned: Path, tmp_path: Path, name: str, mon
     ("inputs", "expected"),
     [
         ({"input_ids": [[5, 6, 7, 0]], "attention_mask": [[1, 1, 1, 0]]}, [[-100, 6, 7, -100]]),
+        ({"input_ids": [[0, 0, 6, 7]], "attention_mask": [[0, 0, 1, 1]]}, [[-100, -100, -100, 7]]),
         ({"input_ids": [[0, 5, 0, 0]]}, [[-100, 5, -100, -100]]),
         ({"input_ids": [[5, 6, 0, 0]], "labels": [[-100, 6, 0, -100]]}, [[-100, 6, 0, -100]]),
         ({"input_ids": [[5, 6, 7, 8]], "position_ids": [[0, 1, 0, 1]]}, [[-100, 6, -100, 8]]),
     ],
-    ids=["mask", "padding without a mask", "an end that is trained", "two samples in a row"],
+    ids=["mask", "mask on the left", "padding without a mask", "an end that is trained", "two samples in a row"],
 )
 def test_all_tokens_leaves_out_padding_and_beginnings(inputs: dict[str, Any], expected: list[list[int]]):
     tensors: dict[str, Tensor] = {name: torch.tensor(value) for name, value in inputs.items()}
