@@ -44,7 +44,8 @@ class LogitDistillationMixin(StudentMixin):
     ``logit_distillation/agreement`` (share of tokens whose most likely token is the seed model's).
 
     Args:
-        logit_distillation: The settings; the defaults when unset.
+        logit_distillation: The settings; when unset, those of a ``LogitDistillationSFTConfig`` given as ``args``, else
+            the defaults.
         seed_model: Where the seed model is, a folder or a Hub id; when unset, what is recorded with the pruned
             checkpoint that the model was loaded from. All other arguments are the parent's.
 
@@ -80,7 +81,8 @@ class LogitDistillationMixin(StudentMixin):
         return self._logit_settings()
 
     def _logit_settings(self) -> LogitDistillationConfig:
-        return self._logit_given or LogitDistillationConfig()
+        in_args = getattr(self.args, "logit_distillation_config", None)
+        return self._logit_given or in_args or LogitDistillationConfig()
 
     def _logit_settings_are_known(self) -> bool:
         return True

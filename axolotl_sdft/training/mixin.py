@@ -44,7 +44,8 @@ class DynSDPBMixin(StudentMixin):
     weights without noise).
 
     Args:
-        dynsdpb: Influence and temperature; the defaults when unset. All other arguments are the parent's.
+        dynsdpb: Influence and temperature; when unset, those of a ``DynSDPBSFTConfig`` given as ``args``, else the
+            defaults. All other arguments are the parent's.
     """
 
     def __init__(self, *args: Any, dynsdpb: DynSDPBConfig | None = None, **kwargs: Any) -> None:
@@ -63,7 +64,7 @@ class DynSDPBMixin(StudentMixin):
         return self._dynsdpb_settings()
 
     def _dynsdpb_settings(self) -> DynSDPBConfig:
-        return self._dynsdpb_given or DynSDPBConfig()
+        return self._dynsdpb_given or getattr(self.args, "dynsdpb_config", None) or DynSDPBConfig()
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the parent does; what is remembered lives no longer than one run, and as long as its checkpoints."""

@@ -1,5 +1,6 @@
 """TRL's trainer with the seed model as teacher, on batches that TRL itself makes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,15 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from axolotl_sdft.config import LogitDistillationConfig
+from axolotl_sdft.config import DynSDPBConfig, LogitDistillationConfig
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.training.trl_trainer import LogitDistillationSFTConfig, LogitDistillationSFTTrainer
+from axolotl_sdft.training.logit_mixin import LogitDistillationMixin
+from axolotl_sdft.training.mixin import DynSDPBMixin
+from axolotl_sdft.training.trl_trainer import (
+    DynSDPBSFTConfig,
+    LogitDistillationSFTConfig,
+    LogitDistillationSFTTrainer,
+)
 from tests.training.micro_batches import train_logs
 from tests.training.teachers.students import load, prune
 from tests.training.test_trl_trainer import DATASETS, HAS_CHUNKED_LOSS, make_tokenizer
@@ -88,6 +95,25 @@ def test_settings_are_told_in_one_place(pruned: Path, tmp_path: Path):
         )
     trainer = trained(LogitDistillationSFTTrainer, pruned, tmp_path, own={"logit_distillation": given})
     assert trainer.logit_distillation_config.alpha == 0.2
+
+
+def test_a_trainer_made_of_both_mixins_reads_the_flat_settings_of_both(pruned: Path, tmp_path: Path):
+    @dataclass
+    class BothConfig(DynSDPBSFTConfig, LogitDistillationSFTConfig):
+        pass
+
+    class Both(DynSDPBMixin, LogitDistillationMixin, SFTTrainer):
+        pass
+
+    settings = {"dynsdpb_alpha": 3.0, "logit_distillation_alpha": 0.9, "use_cpu": True, "bf16": False}
+    trainer = Both(
+        load(pruned),
+        BothConfig(str(tmp_path), report_to="none", **settings),
+        train_dataset=Dataset.from_dict(DATASETS["text"]),
+        processing_class=make_tokenizer(),
+    )
+    assert trainer.dynsdpb_config == DynSDPBConfig(alpha=3.0)
+    assert trainer.logit_distillation_config == LogitDistillationConfig(alpha=0.9)
 
 
 def test_a_flat_setting_out_of_its_bounds_is_refused(tmp_path: Path):
