@@ -126,6 +126,7 @@ class LogitDistillationMixin(StudentMixin):
         finally:
             self._logit_is_on = self._logit_has_gradient = False
             self._logit_teacher = self._logit_reader = None
+            self._logit_figures.clear()
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Return the micro-batches of one optimizer step, as the parent does, and count the tokens distilled in it."""

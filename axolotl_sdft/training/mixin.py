@@ -97,6 +97,7 @@ class DynSDPBMixin(StudentMixin):
 
     def _dynsdpb_forget(self) -> None:
         self._dynsdpb_memory.clear()
+        self._dynsdpb_figures.clear()
         self._dynsdpb_predictions = None
         self._found_layout = None
         self._dynsdpb_has_gradient = False

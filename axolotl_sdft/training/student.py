@@ -190,6 +190,10 @@ class RunningFigures:
         for place, value in values.items():
             self._sums[place] += value
 
+    def clear(self) -> None:
+        """Forget what has been counted, so that no figure of one run stands in the log of the next."""
+        self._sums = None
+
     def take(self, device: torch.device, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return the means by their log names, and start again from zero.
 
@@ -200,7 +204,7 @@ class RunningFigures:
             sum_over_ranks: Called once on every rank.
         """
         sums = torch.zeros(8, device=device) if self._sums is None else self._sums
-        self._sums = None
+        self.clear()
         values = sum_over_ranks(sums).tolist()
         figures = {}
         if values[_CE_TOKENS]:

@@ -5,6 +5,9 @@ import torch
 
 from axolotl_sdft.training.losses.dynsdpb import DynSDPBTerms
 from axolotl_sdft.training.student import RunningFigures
+from axolotl_sdft.training.trainers import DynSDPBTrainer, LogitDistillationTrainer
+from tests.training.micro_batches import EPOCH, Epochs, make_llama, train, train_logs
+from tests.training.teachers.students import load
 
 CPU = torch.device("cpu")
 
@@ -36,6 +39,23 @@ def test_taking_the_figures_starts_them_again():
     figures.add_cross_entropy(torch.tensor(6.0), 2)
     figures.take(CPU, lambda sums: sums)
     assert figures.take(CPU, lambda sums: sums) == {}
+
+
+@pytest.mark.parametrize("kind", [DynSDPBTrainer, LogitDistillationTrainer])
+def test_a_second_run_of_a_trainer_logs_figures_of_its_own(tmp_path, kind):
+    make_llama().save_pretrained(tmp_path / "seed")
+    # The third of three steps is not logged.
+    settings = {"logging_steps": 2, "learning_rate": 0.0, "max_steps": 3}
+    trainer = train(kind, load(tmp_path / "seed"), [EPOCH], tmp_path, **settings)
+    first = figures_of(trainer)
+    trainer.get_train_dataloader = lambda: Epochs([EPOCH])
+    trainer.train()
+    assert figures_of(trainer) == first
+
+
+def figures_of(trainer):
+    (logs,) = train_logs(trainer)
+    return {name: value for name, value in logs.items() if "/" in name}
 
 
 def test_sums_not_means_are_added_up_over_ranks():
