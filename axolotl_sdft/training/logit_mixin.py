@@ -47,7 +47,8 @@ class LogitDistillationMixin(StudentMixin):
         logit_distillation: The settings; when unset, those of a ``LogitDistillationSFTConfig`` given as ``args``, else
             the defaults.
         seed_model: Where the seed model is, a folder or a Hub id; when unset, what is recorded with the pruned
-            checkpoint that the model was loaded from. All other arguments are the parent's.
+            checkpoint that the model was loaded from. A model without such a record gets it as a teacher of its own.
+            All other arguments are the parent's.
 
     Raises:
         SdftError: The student can't have the teacher that the settings ask for, or the seed model is gone.

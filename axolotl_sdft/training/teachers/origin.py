@@ -26,7 +26,7 @@ class SeedOrigin:
     """Folder of the unpruned checkpoint."""
 
     num_layers: int
-    """Layers of the seed model."""
+    """Layers of the seed model; 0 where only the caller names it, so that how the two differ is not known."""
 
     drop_layers: tuple[int, ...]
     """The layers that the student lacks, by their number in the seed model."""
@@ -34,6 +34,11 @@ class SeedOrigin:
     patched: tuple[tuple[int, str], ...] = ()
     """Modules that the pruning changed: the layer's number in the seed model, and the path within the layer, such as
     ``mlp.down_proj``."""
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the student's provenance tells how the two differ."""
+        return self.num_layers > 0
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -51,7 +56,8 @@ def origin_of(base: Any, seed_model: str | Path | None = None) -> SeedOrigin | N
 
     Args:
         base: The student without adapters.
-        seed_model: Where the seed model is now; what the pruned checkpoint's provenance says when unset.
+        seed_model: Where the seed model is now; what the pruned checkpoint's provenance says when unset. Without
+            provenance it is the teacher, whatever the student was made from.
 
     Raises:
         CheckpointError: The student is pruned, and its provenance, or the seed model, is gone or another one; or the
@@ -61,6 +67,8 @@ def origin_of(base: Any, seed_model: str | Path | None = None) -> SeedOrigin | N
     folder = checkpoint_folder(base)
     if folder is not None:
         return find_origin(folder, seed_model)
+    if seed_model is not None:
+        return _named_origin(seed_model)
     if not name and getattr(base.config, PRUNED_KEY, None) is None:
         return None
     fault = "was pruned, but doesn't say which checkpoint it was loaded from"
@@ -68,7 +76,8 @@ def origin_of(base: Any, seed_model: str | Path | None = None) -> SeedOrigin | N
         fault = f"was loaded from {name!r}, which is neither the folder of a model here nor in the Hub's cache"
     raise CheckpointError(
         f"logit_distillation: the student {fault}, so which seed model it comes from can't be told; load it with "
-        "from_pretrained by its whole path or its Hub id, or remove the logit_distillation block"
+        "from_pretrained by its whole path or its Hub id, name the seed model (seed_model of the trainer in Python), "
+        "or remove the logit_distillation block"
     )
 
 
@@ -90,7 +99,7 @@ def find_origin(student_dir: str | Path, seed_model: str | Path | None = None) -
 
     Args:
         student_dir: The folder that training starts from.
-        seed_model: Where the seed model is now; what the pruned checkpoint's provenance says when unset.
+        seed_model: As for :func:`origin_of`.
 
     Raises:
         CheckpointError: The checkpoint is pruned, and its provenance, or the seed model, is gone or another one.
@@ -104,13 +113,29 @@ def find_origin(student_dir: str | Path, seed_model: str | Path | None = None) -
         return SeedOrigin(
             seed_dir, provenance["num_layers_before"], tuple(provenance["drop_layers"]), tuple(_patched(provenance))
         )
+    if seed_model is not None:
+        return _named_origin(seed_model, folder)
     if (folder / "config.json").is_file() and PRUNED_KEY in read_config(folder):
         raise CheckpointError(
             f"logit_distillation needs the seed model, but {folder}, which was pruned, lacks {PROVENANCE_FILE}, so "
-            "which layers were removed can't be told; start from the folder that axolotl prune-layers wrote, or remove "
-            "the logit_distillation block"
+            "which layers were removed can't be told; start from the folder that axolotl prune-layers wrote, name the "
+            "seed model (seed_model of the trainer in Python), or remove the logit_distillation block"
         )
     return None
+
+
+def _named_origin(seed_model: str | Path, student_dir: Path | None = None) -> SeedOrigin | None:
+    """Return the seed model that the caller names; None where the student is that model."""
+    seed_dir = resolve_seed(str(seed_model), key="seed_model")
+    if student_dir is not None and _is_same_model(student_dir, seed_dir):
+        return None
+    return SeedOrigin(seed_dir, num_layers=0, drop_layers=())
+
+
+def _is_same_model(first: Path, second: Path) -> bool:
+    if first.resolve() == second.resolve():
+        return True
+    return read_config(first) == read_config(second) and model_identity(first) == model_identity(second)
 
 
 def _seed_dir(folder: Path, provenance: Mapping[str, Any], seed_model: str | Path | None) -> Path:
@@ -153,10 +178,24 @@ _BOOKKEEPING = (
 def seed_config(base: Any, origin: SeedOrigin | None, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Return the configuration that the seed model has beside this student. Reads no weights.
 
+    What this run changes of the student's settings is changed in the seed model's, if its provenance tells that the
+    two were the same.
+
     Raises:
         ConfigError: The student has another vocabulary than the seed model, or another setting that does not fit it.
         CheckpointError: The seed model is of another kind.
     """
+    if origin is None or origin.is_recorded:
+        config = _changed_as_student(base, origin, trust_remote_code)
+    else:
+        config = _read(base, origin.seed_dir, trust_remote_code)
+        _require_same_vocabulary(base, config, origin.seed_dir)
+    _copy_implementations(base.config, config)
+    config.use_cache = False
+    return config
+
+
+def _changed_as_student(base: Any, origin: SeedOrigin | None, trust_remote_code: bool) -> PreTrainedConfig:
     changes = dict(_changes(base, trust_remote_code))
     if "vocab_size" in {key[-1] for key in changes}:
         before, now = next(values for key, values in changes.items() if key[-1] == "vocab_size")
@@ -169,9 +208,16 @@ def seed_config(base: Any, origin: SeedOrigin | None, trust_remote_code: bool = 
     if origin is not None:
         for path, (before, now) in changes.items():
             _set(config, path, before, now)
-    _copy_implementations(base.config, config)
-    config.use_cache = False
     return config
+
+
+def _require_same_vocabulary(base: Any, config: PreTrainedConfig, seed_dir: Path) -> None:
+    student, seed = (getattr(each.get_text_config(decoder=True), "vocab_size", None) for each in (base.config, config))
+    if student != seed:
+        raise ConfigError(
+            f"logit_distillation: seed_model is {seed_dir}, whose vocabulary has {seed} tokens, but the student's has "
+            f"{student}, so their predictions can't be compared; name a seed model with the student's tokenizer"
+        )
 
 
 def _read(base: Any, folder: Path | str, trust_remote_code: bool) -> PreTrainedConfig:

@@ -68,7 +68,8 @@ def plan_teacher(
     Args:
         model: The student, with or without adapters.
         config: The settings.
-        seed_model: Where the seed model is; found by what is recorded with the pruned checkpoint when unset.
+        seed_model: Where the seed model is; found by what is recorded with the pruned checkpoint when unset. Without
+            such a record it becomes a teacher of its own.
         trust_remote_code: Run code that comes with the seed model.
 
     Raises:
@@ -93,6 +94,8 @@ def _form(model: nn.Module, config: LogitDistillationConfig, origin: SeedOrigin 
     if config.bits is not None:
         return False, f"load_in_{config.bits}bit is true"
     reason = unshareable_reason(model)
+    if reason is None and origin is not None and not origin.is_recorded:
+        reason = f"nothing tells which of its layers are those of {origin.seed_dir}, which seed_model names"
     if reason is None and origin is not None and origin.needed:
         try:
             plan_layers(origin)

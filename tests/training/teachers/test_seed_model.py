@@ -180,6 +180,52 @@ def test_a_student_whose_checkpoint_can_not_be_found_again_is_refused(tmp_path: 
         origin_of(student)
 
 
+def test_a_seed_model_that_is_named_teaches_a_student_without_provenance(tmp_path: Path):
+    pruned = prune(tmp_path)
+    mark(pruned)
+    shutil.rmtree(pruned / "provenance")
+    student = adapted(load(pruned))
+    plan = plan_teacher(student, LogitDistillationConfig(), tmp_path / "seed")
+    assert not plan.is_shared
+    assert plan.reason == f"nothing tells which of its layers are those of {tmp_path}/seed, which seed_model names"
+    assert torch.equal(logits(plan.load(student)), logits(load(tmp_path / "seed").eval()))
+    with pytest.raises(ConfigError, match=r"teacher is shared, but nothing tells .*seed_model names; set it to own"):
+        plan_teacher(student, LogitDistillationConfig(teacher="shared"), tmp_path / "seed")
+
+
+def test_a_seed_model_that_is_named_teaches_a_student_that_was_made_in_memory(pruned: Path):
+    student = load(pruned)
+    student.config._name_or_path = student.name_or_path = ""
+    plan = plan_teacher(student, LogitDistillationConfig(), pruned.parent / "seed")
+    assert torch.equal(logits(plan.load(student)), logits(load(pruned.parent / "seed").eval()))
+
+
+def test_a_student_that_is_the_named_seed_model_shares_its_layers_with_it(tmp_path: Path):
+    prune(tmp_path)
+    shutil.copytree(tmp_path / "seed", tmp_path / "copy")
+    for folder in ("seed", "copy"):
+        plan = plan_teacher(adapted(load(tmp_path / "seed")), LogitDistillationConfig(), tmp_path / folder)
+        assert (plan.is_shared, plan.origin) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "error", "message"),
+    [
+        (None, {}, CheckpointError, "seed_model is '.*named/seed', which is not a local folder and could not be"),
+        ("llama", {"vocab_size": 72}, ConfigError, "vocabulary has 72 tokens, but the student's has 67"),
+        ("gpt2", {}, CheckpointError, "the seed model is a gpt2, the student a llama; they must be of one kind"),
+    ],
+)
+def test_a_named_seed_model_that_can_not_teach_is_refused(
+    pruned: Path, tmp_path: Path, family: Any, settings: Any, error: type[Exception], message: str
+):
+    if family is not None:
+        prune(tmp_path / "named", family, **settings)
+    student = load(pruned.parent / "seed")
+    with pytest.raises(error, match=message):
+        plan_teacher(student, LogitDistillationConfig(), tmp_path / "named" / "seed")
+
+
 def test_a_vocabulary_that_was_resized_is_noticed_by_hub_id_as_well(tmp_path: Path, hub_cache: Path):
     prune(tmp_path)
     student = load(put_on_hub(tmp_path / "seed", hub_cache))
