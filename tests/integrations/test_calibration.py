@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -6,9 +7,12 @@ pytest.importorskip("axolotl")
 
 from axolotl.utils.dict import DictDefault
 
-from axolotl_sdft.config import CalibrationConfig
-from axolotl_sdft.core.errors import ConfigError, DatasetError
+from axolotl_sdft.config import CalibrationConfig, LayerPruningConfig
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError
+from axolotl_sdft.core.model_folder import read_config
+from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.calibration import calibration_entries, calibration_texts
+from axolotl_sdft.integrations.axolotl.stages import prune_base_model
 
 
 def write_rows(path, rows):
@@ -357,6 +361,38 @@ def test_a_seed_without_a_chat_template_takes_that_of_the_configuration(top, own
     entry = {"path": write_rows(tmp_path / "rows.jsonl", [{"messages": QUESTION}]), "type": "chat_template", **own}
     (read,) = texts({"datasets": [entry], **top}, bare_seed)
     assert expected in read
+
+
+@pytest.fixture
+def seed_without_tokenizer(tiny_llama_dir, monkeypatch):
+    """A model whose folder holds no tokenizer, as where tokenizer_config names another one."""
+
+    def refused(*_args, **_settings):
+        raise ValueError("no tokenizer here")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refused)
+    return tiny_llama_dir
+
+
+def test_a_seed_without_a_tokenizer_is_refused_where_text_is_needed(tmp_path, seed_without_tokenizer):
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": QUESTION}])
+    with pytest.raises(
+        CheckpointError, match=r"base_model .* can't be loaded .*no tokenizer here.* or name the layers in"
+    ):
+        texts({}, seed_without_tokenizer, path=path)
+
+
+@pytest.mark.parametrize("settings", [{"drop_layers": (2, 3)}, {"num_layers": 2, "metric": "last"}])
+def test_a_seed_without_a_tokenizer_is_cut_bare_with_a_warning_where_none_is_needed(
+    settings, tmp_path, seed_without_tokenizer, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compat, "validate_early", lambda _cfg: None)
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": QUESTION}])
+    cfg = DictDefault({"base_model": str(seed_without_tokenizer), "datasets": [{"path": path}]})
+    prune_base_model(cfg, LayerPruningConfig(**settings))
+    assert read_config(Path(cfg.base_model))["num_hidden_layers"] == 4
+    assert "removed without a patch: there is no calibration text to fit it on" in caplog.text
 
 
 def test_a_seed_with_a_chat_template_keeps_it(tmp_path, tiny_llama_dir):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.config import CalibrationConfig, LayerPruningConfig
-from axolotl_sdft.core.errors import DatasetError
+from axolotl_sdft.core.errors import DatasetError, error_context
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.rows.validation import shown_features, stored_rows
 from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, yaml_chat_template
@@ -103,7 +103,10 @@ def calibration_texts(cfg: Any, entries: Sequence[Any], calibration: Calibration
 def _tokenizer(cfg: Any, seed_dir: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(seed_dir, trust_remote_code=bool(cfg.get("trust_remote_code")))
+    from axolotl_sdft.pruning.scoring.loading import loading_failure
+
+    with error_context(loading_failure(seed_dir)):
+        return AutoTokenizer.from_pretrained(seed_dir, trust_remote_code=bool(cfg.get("trust_remote_code")))
 
 
 def _rows(cfg: Any, entry: Any, where: str) -> Any:
