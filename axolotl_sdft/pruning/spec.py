@@ -13,7 +13,7 @@ from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.core.model_folder import read_config, slug
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PRUNED_KEY
 from axolotl_sdft.pruning.checkpoint.architecture import layer_count
-from axolotl_sdft.pruning.checkpoint.cut import CheckpointPlan, plan_checkpoint
+from axolotl_sdft.pruning.checkpoint.cut import CheckpointPlan, plan_checkpoint, refuse_adapter
 from axolotl_sdft.pruning.general_answers import GeneralText
 from axolotl_sdft.pruning.planning.plan import (
     num_dropped,
@@ -50,6 +50,7 @@ class PruningSpec:
 
     def __post_init__(self) -> None:
         if not self.is_input_pruned:
+            refuse_adapter(self.seed_dir)
             validate_pruning(self.counted_config, self.num_layers)
 
     @cached_property

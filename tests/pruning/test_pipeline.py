@@ -73,6 +73,14 @@ def test_run_again_finds_it_without_scoring(checkpoint, tmp_path):
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_an_adapter_beside_whole_weights_is_refused_before_anything_is_scored(own_checkpoint, tmp_path):
+    (own_checkpoint / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match=r"seed holds an adapter \(adapter_config\.json\), which was trained on all"
+    ):
+        run_of(own_checkpoint, tmp_path, {"num_layers": 2}, load_batches=no_batches)
+
+
 def test_named_layers_are_cut_without_scoring(checkpoint, tmp_path):
     folder = run_of(checkpoint(), tmp_path, {"drop_layers": (4, 1), "patch": "none"}, load_batches=no_batches).run()
     provenance = read(folder, "provenance/layer_pruning.json")

@@ -19,8 +19,8 @@ from axolotl_sdft.core.artifacts import (
     write_json,
 )
 from axolotl_sdft.core.cards import CARD_FILE
-from axolotl_sdft.core.errors import ArtifactError
-from axolotl_sdft.core.model_folder import own_path, read_config, read_json_file
+from axolotl_sdft.core.errors import ArtifactError, CheckpointError
+from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, is_adapter, own_path, read_config, read_json_file
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PROVENANCE_FOLDER, PRUNED_KEY
 from axolotl_sdft.pruning.checkpoint.architecture import (
     find_layer_prefix,
@@ -171,6 +171,8 @@ def _planning(
     num_layers = layer_count(config)
     dropped = tuple(sorted(set(drop_layers)))
     validate_drop_layers(dropped, num_layers, "drop_layers")
+    if dropped:
+        refuse_adapter(source_dir)
     pending = start_prune_config(config, dropped)
     try:
         files_that_come_along(source_dir)  # what may not be copied stops the cut before it begins
@@ -202,6 +204,19 @@ def _planning(
         )
     finally:
         pending.cancel()
+
+
+def refuse_adapter(source_dir: Path) -> None:
+    """Refuse to remove layers of a folder that transformers takes for an adapter, whole weights beside it or not.
+
+    Raises:
+        CheckpointError: It holds an ``adapter_config.json``.
+    """
+    if is_adapter(source_dir):
+        raise CheckpointError(
+            f"{source_dir} holds an adapter ({ADAPTER_CONFIG}), which was trained on all layers; merge it into its "
+            f"base model first (axolotl merge-lora), or delete {ADAPTER_CONFIG} if the weights there are whole"
+        )
 
 
 def _without_earlier_pruning(config: dict[str, Any]) -> dict[str, Any]:

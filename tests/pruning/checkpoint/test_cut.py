@@ -214,6 +214,14 @@ def test_layers_may_be_numbers_of_any_library(checkpoint, tmp_path, drop_layers)
     assert json.loads((tmp_path / "pruned" / PROVENANCE_FILE).read_text())["drop_layers"] == [1, 4]
 
 
+def test_an_adapter_beside_whole_weights_is_refused(own_checkpoint, tmp_path):
+    (own_checkpoint / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match=r"seed holds an adapter \(adapter_config\.json\), which .*; merge it into"
+    ):
+        cut_layers(own_checkpoint, (1,), tmp_path / "pruned")
+
+
 def test_a_source_that_is_no_folder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere is not a folder; name the folder of a checkpoint"):
         cut_layers(tmp_path / "nowhere", (1,), tmp_path / "pruned")
