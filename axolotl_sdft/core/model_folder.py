@@ -17,7 +17,7 @@ from typing import Any
 from axolotl_sdft.core.errors import CheckpointError, first_line
 
 ADAPTER_CONFIG = "adapter_config.json"
-TEMPLATES_FOLDER = "additional_chat_templates"
+TEMPLATES_FOLDER, DECODING_FOLDER = "additional_chat_templates", "custom_generate"
 
 # Patterns of lower-case names. What is not known to leave the model as it is counts: custom code may read any file.
 _INERT = (
@@ -39,7 +39,7 @@ _SUPERSEDED = {
     "adapter_model.bin": ("adapter_model.safetensors",),
 }
 _INDEXES = (".safetensors.index.json", ".bin.index.json")
-_FOLDERS = {TEMPLATES_FOLDER: "*.jinja", "custom_generate": "*.py"}
+_FOLDERS = {TEMPLATES_FOLDER: "*.jinja", DECODING_FOLDER: "*.py"}
 
 
 def shaping_files(folder: Path) -> list[Path]:
@@ -203,7 +203,10 @@ def _roots(folder: Path) -> Iterator[Path]:
 
 
 # The card says the licence.
-_SEED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*", "NOTICE*", "README.md")
+_SEED_FILES = (
+    *("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*", "NOTICE*", "README.md"),
+    *("*.tiktoken", "*.spm", "vocab.bpe", "bpe.codes"),  # tokenizers of Qwen-1, Marian, GPT-2 and PhoBERT
+)
 _LEGACY_SEED_FILES = ("pytorch_model*.bin",)
 _NOT_SEED_FILES = ("*/*.safetensors", "*/*.bin", "consolidated*")  # the same weights again, in other layouts
 

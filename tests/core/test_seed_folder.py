@@ -53,6 +53,27 @@ def test_a_seed_that_is_nowhere_is_refused_by_its_key(base_model, revision, mess
         resolve_seed(base_model, revision)
 
 
+def test_of_a_hub_id_every_kind_of_tokenizer_comes_and_no_weights_twice(tmp_path, monkeypatch):
+    from huggingface_hub.utils import filter_repo_objects
+
+    there = [
+        *("config.json", "model.safetensors", "tokenizer.model", "merges.txt", "tokenization_own.py"),
+        *("qwen.tiktoken", "bpe.codes", "vocab.bpe", "source.spm", "custom_generate/generate.py"),
+    ]
+    left = ["consolidated.safetensors", "onnx/model.safetensors", "pytorch_model.bin", "tf_model.h5"]
+    fetched = []
+
+    def download(_repository, *, revision, allow_patterns, ignore_patterns):
+        names = there + left
+        fetched.extend(filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        (tmp_path / "model.safetensors").touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    resolve_seed("org/seed")
+    assert fetched == there
+
+
 def test_a_hub_id_in_the_cache_is_found_without_a_connection(tiny_llama_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--org--seed"

@@ -20,7 +20,15 @@ from axolotl_sdft.core.artifacts import (
 )
 from axolotl_sdft.core.cards import CARD_FILE
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError
-from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, is_adapter, own_path, read_config, read_json_file
+from axolotl_sdft.core.model_folder import (
+    ADAPTER_CONFIG,
+    DECODING_FOLDER,
+    TEMPLATES_FOLDER,
+    is_adapter,
+    own_path,
+    read_config,
+    read_json_file,
+)
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PROVENANCE_FOLDER, PRUNED_KEY
 from axolotl_sdft.pruning.checkpoint.architecture import (
     find_layer_prefix,
@@ -54,7 +62,7 @@ _WEIGHT_SUFFIXES = (
 # A model card describes the seed model; it would be wrong about the pruned one.
 _NOT_COPIED = ("config.json", CARD_FILE, "sdft_merge.json", SCORES_FILE)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_COPIED_FOLDERS = ("additional_chat_templates",)
+_COPIED_FOLDERS = (TEMPLATES_FOLDER, DECODING_FOLDER)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What layers are scored with: how the seed model is loaded, and calibration texts as micro-batches."""
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ MEMORY_SHORTAGE = memory_shortage(
     "layer_pruning.device_map: auto",
 )
 """What to change where memory runs out."""
+
+
+_LIKE_ROBERTA = re.compile(r"roberta|camembert|^(data2vec-text|esm|ibert|lilt|longformer|luke|markuplm|mpnet|xmod)$")
+"""Model types whose first token has the position after that of the padding token, so that they have fewer for text."""
 
 
 def loading_failure(seed_dir: Path) -> Explain:
@@ -141,7 +146,7 @@ def _padded(rows: Sequence[list[int]]) -> "dict[str, Tensor]":
 
 def _length(tokenizer: Any, model_config: Any, config: CalibrationConfig) -> int:
     """Return ``sequence_len``, or what the model was made for if that is less: BERT fails beyond 512 tokens."""
-    limits = (tokenizer.model_max_length, getattr(model_config.get_text_config(), "max_position_embeddings", None))
+    limits = (tokenizer.model_max_length, _num_positions(model_config.get_text_config()))
     length = min([config.sequence_len, *(limit for limit in limits if limit is not None and limit > 0)])
     if length < config.sequence_len:
         LOG.info(
@@ -150,3 +155,12 @@ def _length(tokenizer: Any, model_config: Any, config: CalibrationConfig) -> int
             length,
         )
     return length
+
+
+def _num_positions(text_config: Any) -> int | None:
+    """Return how many tokens a model has positions for; None where its settings name no limit."""
+    positions = getattr(text_config, "max_position_embeddings", None)
+    padding = getattr(text_config, "pad_token_id", None)
+    if positions is None or padding is None or not _LIKE_ROBERTA.search(str(text_config.model_type)):
+        return positions
+    return int(positions) - padding - 1

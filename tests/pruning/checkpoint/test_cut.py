@@ -132,13 +132,15 @@ def test_everything_but_weights_model_card_and_hidden_files_comes_along(own_chec
     left = ["README.md", "pytorch_model.bin", "model.gguf", ".gitattributes", "pytorch_model.bin.index.json"]
     for name in taken + left:
         (own_checkpoint / name).write_text(name)
-    (own_checkpoint / "additional_chat_templates").mkdir()
-    (own_checkpoint / "additional_chat_templates" / "tools.jinja").write_text("tools")
+    for name in ("additional_chat_templates/tools.jinja", "custom_generate/generate.py"):
+        (own_checkpoint / name).parent.mkdir()
+        (own_checkpoint / name).write_text(name)
     (own_checkpoint / "original").mkdir()
 
     pruned = cut_layers(own_checkpoint, (1,), tmp_path / "pruned")
 
     made = ["additional_chat_templates", "additional_chat_templates/tools.jinja", "config.json"]
+    made += ["custom_generate", "custom_generate/generate.py"]
     made += ["generation_config.json", "model.safetensors", "README.md"]
     made += ["provenance", "provenance/layer_pruning.json"]
     assert snapshot(pruned) == sorted(taken + made)

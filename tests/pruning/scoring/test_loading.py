@@ -229,6 +229,16 @@ def test_positions_that_run_out_cut_the_texts_too(tiny_llama_dir):
     assert batch["input_ids"].shape == (1, 2048)
 
 
+def test_a_model_whose_positions_begin_after_that_of_the_padding_has_fewer(tiny_llama_dir, tmp_path):
+    seed_dir = with_tokenizer(tiny_llama_dir, tmp_path, model_max_length=10**30)
+    config = transformers.RobertaConfig(**BERT_LIKE | {"vocab_size": 4096}, pad_token_id=1, max_position_embeddings=34)
+    model = transformers.RobertaForMaskedLM(config).eval()
+    config.save_pretrained(seed_dir)
+    batches = encode_texts(["word " * 50], seed_dir, CalibrationConfig())
+    assert batches[0]["input_ids"].shape == (1, 32)
+    assert score_layers(model, batches).num_tokens == 32
+
+
 def test_a_text_that_begins_as_a_chat_template_writes_it_gets_no_second_beginning(tiny_llama_dir, tmp_path):
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer
