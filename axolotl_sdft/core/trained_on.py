@@ -26,7 +26,7 @@ PRUNED_KEY = "axolotl_sdft_pruning"
 """Key in ``config.json`` that holds the pruning's settings, fingerprinted. transformers keeps it through training."""
 
 RECORD_FILE = "sdft_trained_on.json"
-_IDENTITY_KEYS = ("format", "seed", "settings", "calibration_text", "general_text", "drop_layers")
+_IDENTITY_KEYS = ("format", "seed", "settings", "calibration_text", "general_text", "metric_code", "drop_layers")
 _KEPT_KEYS = (*_IDENTITY_KEYS, "seed_model", "num_layers_before", "num_layers_after")
 _PRUNED_NAME = re.compile(r".*-drop\d+-[0-9a-f]{12}")
 _MAX_ANCESTORS = 6

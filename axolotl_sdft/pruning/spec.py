@@ -23,7 +23,7 @@ from axolotl_sdft.pruning.planning.plan import (
 from axolotl_sdft.pruning.planning.removable import Removable, find_removable
 from axolotl_sdft.pruning.planning.savings import count_parameters
 from axolotl_sdft.pruning.scoring.measure import scoring_identity
-from axolotl_sdft.pruning.scoring.scores import Batch
+from axolotl_sdft.pruning.scoring.scores import Batch, metric_code
 
 _FORMAT = 4
 """Counts up when the same settings give another checkpoint, or a default that is left out of them means another."""
@@ -144,13 +144,15 @@ class PruningSpec:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that shapes the result."""
-        reads_text = self.config.drop_layers is None or self.config.patch != "none"
+        is_scored = self.config.drop_layers is None
+        reads_text = is_scored or self.config.patch != "none"
         return {
             "format": _FORMAT,
             "seed": self.seed_fingerprint,
             "settings": self.settings,
             "calibration_text": self.calibration_fingerprint if reads_text else None,
             "general_text": self.general_text.identity if self.general_text is not None else None,
+            **(metric_code(self.config.metric) if is_scored else {}),
         }
 
     def verify(self, cut: CheckpointPlan) -> None:

@@ -25,6 +25,7 @@ from axolotl_sdft.pruning.scoring.loading import MEMORY_SHORTAGE, check_loading,
 from axolotl_sdft.pruning.scoring.scores import (
     Batch,
     LayerScores,
+    metric_code,
     metric_is_greedy,
     metric_needs_text,
     metric_tries_blocks,
@@ -107,6 +108,7 @@ _FORMAT = 2
 def scoring_identity(seed_fingerprint: str, config: LayerPruningConfig, calibration_fingerprint: str) -> dict[str, Any]:
     """Return all that shapes the scores. The number of layers does not: a greedy order serves for fewer, too."""
     identity: dict[str, Any] = {"format": _FORMAT, "seed": seed_fingerprint, "metric": identified(config.metric)}
+    identity |= metric_code(config.metric)
     if metric_is_greedy(config.metric) or metric_tries_blocks(config.metric):
         identity |= {"protect_first": config.protect_first, "protect_last": config.protect_last}
     if not metric_needs_text(config.metric):

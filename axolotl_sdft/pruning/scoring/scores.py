@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from axolotl_sdft.core.callables import callable_name
+from axolotl_sdft.core.callables import callable_identity, callable_name
 from axolotl_sdft.core.errors import PluginError
 from axolotl_sdft.plugins.registry import METRICS, registry
 
@@ -137,6 +137,20 @@ def metric_traits(
 
 def _trait(metric: str | LayerMetric, name: str, default: bool) -> bool:
     return bool(getattr(registry().resolve(METRICS, metric, _METRIC_KEY), name, default))
+
+
+def metric_code(metric: str | LayerMetric) -> dict[str, str]:
+    """Return what counts beside the name of a plugin's metric: its code, where that can be told.
+
+    The built-in ones count by name alone, and a function that is given in place of a name by its code anyway.
+    """
+    function = registry().resolve(METRICS, metric, _METRIC_KEY)
+    if not isinstance(metric, str) or str(getattr(function, "__module__", "")).startswith("axolotl_sdft."):
+        return {}
+    try:
+        return {"metric_code": callable_identity(function)}
+    except ValueError:  # it has no source
+        return {}
 
 
 def metric_needs_text(metric: str | LayerMetric) -> bool:

@@ -113,6 +113,25 @@ def test_a_plugin_s_metric_that_reads_no_text_gets_a_model_without_weights(check
     assert (plan.drop_layers, seen) == ((0, 1), [("meta", [], 2)])
 
 
+def test_another_code_of_a_plugin_s_metric_gives_scores_and_checkpoint_other_names(checkpoint, tmp_path, monkeypatch):
+    def first(model, batches, options):
+        return BLOCKS
+
+    def second(model, batches, options):
+        return None
+
+    def names(metric, **settings):
+        registry = Registry({"metric": {"mine": metric}})
+        monkeypatch.setattr("axolotl_sdft.pruning.scoring.scores.registry", lambda: registry)
+        spec = run_of(checkpoint(), tmp_path, {"metric": "mine"} | settings).spec
+        return spec.scores_dir.name, spec.output_dir.name
+
+    assert names(first, num_layers=2) == names(first, num_layers=2)
+    assert not set(names(first, num_layers=2)) & set(names(second, num_layers=2))
+    named = names(first, drop_layers=(1, 2)), names(second, drop_layers=(1, 2))
+    assert named[0][1] == named[1][1]  # no metric has a say
+
+
 def test_scores_beside_a_pruned_checkpoint_are_used_when_the_others_are_gone(checkpoint, tmp_path):
     pruning = run_of(checkpoint(), tmp_path, {"num_layers": 2})
     plan = pruning.plan()
