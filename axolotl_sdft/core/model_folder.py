@@ -31,11 +31,15 @@ _INERT = (
     *("layer_pruning.json", "scores.json", "scoring.json", "sdft_trained_on.json", "sdft_merge.json"),
     *("summary.json", "report.json"),
     # Weights for other frameworks
-    *("*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite", "*.gguf"),
+    *("*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite", "*.gguf", "openvino_*.bin", "openvino_*.xml"),
+    "*.ipynb",
 )
-# Pickled weights, which are not read where one of the other files is there.
+# Pickled weights, and those in Mistral's own layout, which are not read where one of the other files is there.
 _SUPERSEDED = {
-    "pytorch_model*.bin*": ("model.safetensors", "model.safetensors.index.json"),
+    **dict.fromkeys(
+        ("pytorch_model*.bin*", "consolidated*.safetensors*", "consolidated*.pth"),
+        ("model.safetensors", "model.safetensors.index.json"),
+    ),
     "adapter_model.bin": ("adapter_model.safetensors",),
 }
 _INDEXES = (".safetensors.index.json", ".bin.index.json")

@@ -108,7 +108,8 @@ def test_a_file_that_shapes_what_the_model_says_counts(model, name):
             "checkpoint-5/model.safetensors",
             "runs/events.out.tfevents.1",
         ),
-        *("tokenizer/notes.json", "curve.png", "tf_model.h5", "pytorch_model.bin"),
+        *("tokenizer/notes.json", "curve.png", "tf_model.h5", "pytorch_model.bin", "consolidated.safetensors"),
+        *("consolidated.00.pth", "openvino_model.bin", "openvino_model.xml", "try_it.ipynb"),
     ],
 )
 def test_a_file_that_leaves_the_model_as_it_is_does_not_count(model, name):
@@ -116,6 +117,13 @@ def test_a_file_that_leaves_the_model_as_it_is_does_not_count(model, name):
     (model / name).parent.mkdir(exist_ok=True)
     (model / name).write_text("{}")
     assert model_identity(model) == before
+
+
+def test_weights_in_mistral_s_layout_count_where_there_are_no_others(model):
+    (model / "model.safetensors").rename(model / "consolidated.safetensors")
+    before = model_identity(model)
+    (model / "consolidated.safetensors").write_bytes(b"others")
+    assert model_identity(model) != before
 
 
 def test_modules_in_folders_count_where_there_is_custom_code_but_not_those_of_another_model(model):
