@@ -56,6 +56,8 @@ def check_memory(path: Path) -> tuple[MemoryPlan | None, list[Finding]]:
         plan = memory_plan(file.values, read_blocks(file.values), read_description(file.text).get("needs", ""))
     except SdftError as err:
         return None, [advice("memory", f"was not computed: {first_line(err)}")]
+    except (TypeError, ValueError, AttributeError) as err:  # a value of another kind, which Axolotl's schema refuses
+        return None, [advice("memory", f"was not computed: a key holds a value of another kind ({first_line(err)})")]
     if plan is None:
         named = file.values.get("base_model")
         return None, [advice("memory", f"was not computed: the config.json of {named!r} is not on this machine")]
@@ -78,7 +80,10 @@ def _block_findings(raw: Mapping[str, Any]) -> Iterator[Finding]:
     from axolotl_sdft.integrations.axolotl.datasets import check_overrides
     from axolotl_sdft.integrations.axolotl.rules import check_rules
 
-    if _PLUGIN not in (raw.get("plugins") or []):
+    plugins = raw.get("plugins") or []
+    if not isinstance(plugins, list):
+        yield fault("plugins", f"is {plugins!r}, which is not a list; write it as [{_PLUGIN}]")
+    elif _PLUGIN not in plugins:
         yield fault("plugins", f"{_PLUGIN} is not listed, so Axolotl would drop the blocks without a word; add it")
     for line in empty_blocks(raw):
         yield _fault_of(line)

@@ -107,8 +107,8 @@ def schema_findings(raw: Mapping[str, Any]) -> list[Finding]:
     from axolotl.utils.config import merge_input_args, validate_config
     from axolotl.utils.dict import DictDefault
 
-    manager = PluginManager.get_instance()
-    for name in raw.get("plugins") or []:
+    manager, plugins = PluginManager.get_instance(), raw.get("plugins")
+    for name in plugins if isinstance(plugins, list) else []:
         reason = "see above"
         try:
             manager.register(name)

@@ -1,5 +1,6 @@
 """The commands as a person types them."""
 
+import re
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -110,3 +111,11 @@ def test_check_shows_what_each_stage_needs_in_memory_where_the_model_is_at_hand(
     (place,) = [place for place, line in enumerate(lines) if line.startswith("memory at the peak on each GPU of 40 GB")]
     assert lines[place + 1].startswith("  self_distillation: ")
     assert any(line.startswith("  training: ") for line in lines[place:])
+
+
+def test_check_goes_on_without_the_memory_where_a_key_holds_a_value_of_another_kind(tiny_llama_dir):
+    run("copy", GSM8K)
+    path = Path("llama-2-7b-chat-gsm8k.yml")
+    text = path.read_text().replace("meta-llama/Llama-2-7b-chat-hf", str(tiny_llama_dir))
+    path.write_text(re.sub("micro_batch_size: .*", "micro_batch_size: auto", text))
+    assert "advice: memory: was not computed: a key holds a value of another kind" in run("check", str(path)).output
