@@ -33,7 +33,7 @@ def general_prompts(config: GeneralPromptsConfig) -> list[str]:
     if config.path is None:
         text, is_json = resources.files(__package__).joinpath(SHIPPED_FILE).read_text(encoding="utf-8"), False
     else:
-        text, is_json = _read(config.path), config.path.endswith(_JSON_SUFFIXES)
+        text, is_json = _read(config.path), config.path.lower().endswith(_JSON_SUFFIXES)
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     prompts = [_prompt(config.path, number, line) if is_json else line for number, line in lines]
     if not prompts:
@@ -43,7 +43,7 @@ def general_prompts(config: GeneralPromptsConfig) -> list[str]:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except (OSError, ValueError) as err:
         raise DatasetError(
             f"{_KEY} is {path!r}, which can't be read ({err}); name a text file with a prompt on each line, or remove "

@@ -43,6 +43,11 @@ def test_each_line_of_a_json_file_holds_a_prompt(prompts_of):
     assert prompts_of("own.jsonl", text) == ["Why\u2028so\nlate?", "How?"]
 
 
+def test_a_mark_at_the_beginning_and_the_case_of_the_suffix_play_no_part(prompts_of):
+    assert prompts_of("own.txt", "\ufeffWhy?\nHow?") == ["Why?", "How?"]
+    assert prompts_of("OWN.JSONL", '\ufeff{"prompt": "Why?"}') == ["Why?"]
+
+
 @pytest.mark.parametrize("line", ['{"question": "How?"}', '{"prompt": 3}', '{"prompt": " "}', "How?", '["How?"]'])
 def test_a_line_without_prompt_is_named(prompts_of, line):
     message = r"recovery_report\.general_prompts\.path is '.*own\.jsonl', whose line 2 is not an object with a prompt"
