@@ -71,7 +71,7 @@ class ExactMatchConfig(Block):
     num_answers: int = Field(10, ge=1)
     """Answers sampled for each prompt where ``pass_at`` is set."""
 
-    temperature: float = Field(0.8, gt=0)
+    temperature: float = Field(0.8, gt=0, le=5.0)
     """Temperature of these answers."""
 
     @field_validator("pass_at")

@@ -45,6 +45,12 @@ def test_pass_at_k_needs_k_answers():
         ExactMatchConfig(pass_at=(0,))
 
 
+@pytest.mark.parametrize("temperature", [float("inf"), float("nan"), 0.0])
+def test_answers_are_sampled_at_the_temperatures_that_rewriting_has_but_0(temperature):
+    with pytest.raises(ValidationError, match=r"less than or equal to 5|greater than 0"):
+        ExactMatchConfig(temperature=temperature)
+
+
 def test_no_more_than_five_prompts_are_shown():
     with pytest.raises(ValidationError, match="at most 5 items"):
         RecoveryReportConfig.model_validate({"prompts": ["Why?"] * 6})
