@@ -1,5 +1,6 @@
 """The blocks of evaluation: ``recovery_report`` and ``merge``."""
 
+import os
 from typing import Any, Literal
 
 from pydantic import ByteSize, Field, field_validator, model_validator
@@ -264,8 +265,8 @@ class MergeConfig(Block):
     def _two_models_are_merged(cls, models: tuple[str, ...]) -> tuple[str, ...]:
         if len(models) != 2:
             raise ValueError(f"models names {len(models)}, but two are merged at a time; merge the result with a third")
-        if models[0] == models[1]:
-            raise ValueError(f"models names {models[0]!r} twice; name two models")
+        if os.path.normpath(models[0]) == os.path.normpath(models[1]):  # ./outputs/a is outputs/a
+            raise ValueError(f"models is {list(models)}, which is one model twice; name two models")
         return models
 
     @field_validator("sweep")

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from axolotl_sdft.config import ExactMatchConfig, LmEvalConfig, RecoveryReportConfig
+from axolotl_sdft.config import ExactMatchConfig, LmEvalConfig, MergeConfig, RecoveryReportConfig
 
 
 def test_without_settings_an_answer_is_right_when_it_matches_but_for_its_form():
@@ -49,6 +49,12 @@ def test_pass_at_k_needs_k_answers():
 def test_answers_are_sampled_at_the_temperatures_that_rewriting_has_but_0(temperature):
     with pytest.raises(ValidationError, match=r"less than or equal to 5|greater than 0"):
         ExactMatchConfig(temperature=temperature)
+
+
+@pytest.mark.parametrize("other", ["out/a", "./out/a", "out/a/"])
+def test_a_model_is_not_merged_with_itself_however_its_folder_is_written(other):
+    with pytest.raises(ValidationError, match="which is one model twice; name two models"):
+        MergeConfig(models=("out/a", other))
 
 
 def test_no_more_than_five_prompts_are_shown():
