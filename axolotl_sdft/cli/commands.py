@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -296,16 +297,19 @@ def show_config(name: str) -> None:
 
 @sdft_configs.command("copy", cls=SdftCommand)
 @click.argument("name")
-@click.argument("dest", required=False, type=click.Path(path_type=Path), default=Path())
+@click.argument("dest", required=False, type=click.Path(), default="")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
-def copy_named(name: str, dest: Path, force: bool) -> None:
-    """Copy the configuration NAME, and the small files that it names, to DEST: a file or a folder.
+def copy_named(name: str, dest: str, force: bool) -> None:
+    """Copy the configuration NAME, and the small files that it names, to DEST: a file, or a folder that is there or
+    whose name ends in a slash.
 
     It runs from the folder that it is copied to.
     """
     from axolotl_sdft.configs.catalogue import copy_config, find_config
 
-    target, *data = copy_config(find_config(name), dest, force)
+    config = find_config(name)
+    is_folder = dest.endswith(("/", os.sep))
+    target, *data = copy_config(config, Path(dest) / config.path.name if is_folder else Path(dest), force)
     for path in (target, *data):
         echo(f"written: {path}")
     into = "" if target.parent == Path() else f"cd {target.parent} && "

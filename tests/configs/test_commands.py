@@ -68,6 +68,11 @@ def test_copy_says_what_it_wrote_and_how_to_run_it():
     assert Path("there/data/quickstart.jsonl").is_file()
 
 
+def test_a_slash_at_the_end_means_a_folder_that_is_made():
+    assert run("copy", "quickstart", "new/").output.splitlines()[0] == "written: new/quickstart.yml"
+    assert Path("new/data/quickstart.jsonl").is_file()
+
+
 def test_copy_goes_to_the_current_folder_by_default_and_refuses_to_overwrite():
     assert run("copy", GSM8K).output.splitlines()[1] == "run it: axolotl train llama-2-7b-chat-gsm8k.yml"
     again = run("copy", GSM8K)
