@@ -27,6 +27,7 @@ _REQUEST_FIELDS = {
     "top_p": "which generation.top_p sets",
 }
 """What a request to a server holds anyway, and where it comes from."""
+_EXPONENTIAL = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]{1,2}")
 
 
 class OpenAIGeneration(GenerationConfig):
@@ -114,7 +115,7 @@ class OpenAIGeneration(GenerationConfig):
     @field_validator("extra_body")
     @classmethod
     def _extra_body_leaves_alone_what_the_backend_sets(cls, body: dict[str, Any]) -> dict[str, Any]:
-        return without("extra_body", body, _REQUEST_FIELDS)
+        return _with_numbers(without("extra_body", body, _REQUEST_FIELDS))
 
     @model_validator(mode="after")
     def _both_ways_to_give_chat_template_kwargs_agree(self) -> "OpenAIGeneration":
@@ -135,6 +136,15 @@ class OpenAIGeneration(GenerationConfig):
                     f"generation.extra_body.chat_template_kwargs sets {name}: {theirs!r}; remove one of the two"
                 )
         return self
+
+
+def _with_numbers(value: Any) -> Any:
+    """Return JSON values with numbers such as ``1e-2``, which YAML 1.1 takes for text without a point, as numbers."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and _EXPONENTIAL.fullmatch(value) else value
 
 
 def _base_url(url: str) -> str:

@@ -1,4 +1,5 @@
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from axolotl_sdft.config import (
@@ -242,6 +243,12 @@ def test_arguments_of_the_chat_template_shape_answers():
     assert told.shaping_answers() == plain.shaping_answers() | {"chat_template_kwargs": NO_THINKING}
     assert told.template_arguments == NO_THINKING
     assert plain.template_arguments == {}
+
+
+def test_a_field_of_a_request_written_with_an_exponent_is_a_number():
+    body = yaml.safe_load("{min_p: 1e-2, penalties: [2E0, 1.5e+1], stop: ['1e', 'e5', v1e5], user: 0e1f2}")
+    sent = {"min_p": 0.01, "penalties": [2.0, 15.0], "stop": ["1e", "e5", "v1e5"], "user": "0e1f2"}
+    assert generation_config(**SERVED, extra_body=body).request_fields == sent
 
 
 def test_a_request_is_the_same_whichever_key_gives_the_chat_templates_arguments():
