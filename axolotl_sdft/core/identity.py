@@ -10,9 +10,11 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from glob import glob
 from pathlib import Path
+from typing import Any
 
 from axolotl_sdft.core.errors import CheckpointError, first_line
 from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, read_json_file, shaping_files
@@ -63,6 +65,15 @@ def file_digests(paths: Iterable[Path]) -> list[str]:
         digests = list(threads.map(cache.digest, paths))
     cache.write()
     return digests
+
+
+def local_data_files(named: Any) -> list[str]:
+    """Return the files here that ``data_files`` names: a pattern, a list, or a mapping from splits to either."""
+    if isinstance(named, str):
+        return sorted(glob(named, recursive=True))
+    if isinstance(named, Mapping):
+        named = list(named.values())
+    return [file for part in named or [] for file in local_data_files(part)]
 
 
 def _adapter_settings(path: Path) -> str:

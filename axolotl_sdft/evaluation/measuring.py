@@ -38,7 +38,7 @@ from axolotl_sdft.evaluation.measures.likelihood import (
 )
 from axolotl_sdft.evaluation.measures.own_answers import JudgedAnswers
 from axolotl_sdft.evaluation.measures.speed import described_device, measure_speed, shared_by_shape
-from axolotl_sdft.evaluation.measures.task_scores import joined_results, task_kind, task_scores
+from axolotl_sdft.evaluation.measures.task_scores import joined_results, task_fingerprint, task_kind, task_scores
 from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
 from axolotl_sdft.inference.forwarding import free_memory
 from axolotl_sdft.inference.likelihood import ScoredIds
@@ -248,8 +248,9 @@ class Measuring:
                 )
                 return {"questions": list(scored[name].questions), "results": scored[name].results}
 
-            settings = alone.model_dump(mode="json", exclude_defaults=True)
-            found = self._value(model, f"task_{slug(task.task)}", settings, make)
+            own = task_fingerprint(task, config.include_path)
+            shaped_by = alone.model_dump(mode="json", exclude_defaults=True) | ({"files": own} if own else {})
+            found = self._value(model, f"task_{slug(task.task)}", shaped_by, make)
             if found is not None:
                 scores[task.task] = found["questions"]
                 self.task_kinds[task.task] = task_kind(found["results"])

@@ -11,7 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from axolotl_sdft.config.evaluation import LmEvalConfig, TaskConfig
+from axolotl_sdft.core.artifacts import fingerprint
 from axolotl_sdft.core.errors import ConfigError, DatasetError, MissingExtraError, first_line
+from axolotl_sdft.core.identity import file_digests, local_data_files
 from axolotl_sdft.core.terminal import progress
 from axolotl_sdft.evaluation.figures import Estimate
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
@@ -64,6 +66,29 @@ def check_tasks(config: LmEvalConfig) -> None:
         known = _known_metrics(manager, task.task)
         if known is not None:
             _chosen_metric(task, known)
+
+
+def task_fingerprint(task: TaskConfig, include_path: str | None) -> str:
+    """Return hex digits that change with task files of one's own, and with the local data that a task reads.
+
+    Empty where ``include_path`` names no task files.
+
+    Raises:
+        ConfigError, MissingExtraError: As for :func:`check_tasks`.
+        DatasetError: One of the files can't be read.
+    """
+    if include_path is None:
+        return ""
+    named = [(leaf.get("dataset_kwargs") or {}) for leaf in _leaves(_task_manager(include_path), task.task)]
+    data = [Path(file) for settings in named for file in local_data_files(settings.get("data_files"))]
+    own = [path for path in sorted(Path(include_path).rglob("*")) if "__pycache__" not in path.parts]
+    try:
+        return fingerprint(file_digests(path for path in (*own, *data) if path.is_file()))
+    except OSError as err:
+        raise DatasetError(
+            f"recovery_report.lm_eval.include_path is {include_path!r}, but a file of its tasks can't be read: "
+            f"{first_line(err)}"
+        ) from err
 
 
 def task_scores(

@@ -10,7 +10,6 @@ there.
 import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
-from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 from axolotl_sdft.config import SelfDistillationConfig, overridden
 from axolotl_sdft.core.artifacts import fingerprint
 from axolotl_sdft.core.errors import ConfigError, DatasetError, Explain, SdftError, first_line, keyed
-from axolotl_sdft.core.identity import file_digests
+from axolotl_sdft.core.identity import file_digests, local_data_files
 from axolotl_sdft.integrations.axolotl.blocks import fault_line, plain
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ def entry_fingerprint(entry: Any) -> str:
     inside = sorted(_files_of_rows(path)) if path.is_dir() else [path]
     named = {file.relative_to(path).as_posix() if path.is_dir() else file.name: file for file in inside}
     is_local = any(file.is_file() for file in inside)
-    named |= {file: Path(file) for file in _local_data_files(entry.get("data_files"))}
+    named |= {file: Path(file) for file in local_data_files(entry.get("data_files"))}
     files = {name: file for name, file in named.items() if file.is_file()}
     keys = {key: value for key, value in entry.items() if value is not None and not (is_local and key == "path")}
     try:
@@ -161,15 +160,6 @@ def _is_plain_card(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(3) != b"---"
-
-
-def _local_data_files(named: Any) -> list[str]:
-    """Return the files here that ``data_files`` names: a pattern, a list, or a mapping from splits to either."""
-    if isinstance(named, str):
-        return sorted(glob(named, recursive=True))
-    if isinstance(named, Mapping):
-        named = list(named.values())
-    return [file for part in named or [] for file in _local_data_files(part)]
 
 
 OVERRIDES_KEY = "sdft_datasets"

@@ -14,7 +14,13 @@ pytest.importorskip("lm_eval")
 from axolotl_sdft.config.evaluation import LmEvalConfig, TaskConfig
 from axolotl_sdft.core.errors import ConfigError, DatasetError, MissingExtraError
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
-from axolotl_sdft.evaluation.measures.task_scores import check_tasks, joined_results, results_table, task_scores
+from axolotl_sdft.evaluation.measures.task_scores import (
+    check_tasks,
+    joined_results,
+    results_table,
+    task_fingerprint,
+    task_scores,
+)
 from axolotl_sdft.evaluation.spec import ReportedModel
 
 QUESTIONS = [
@@ -130,6 +136,31 @@ def test_scores_are_those_of_the_harness(include_path, model, harness_results):
     for figure, questions, _ in scores.values():
         assert figure.value == pytest.approx(statistics.fmean(questions))
         assert figure.low <= figure.value <= figure.high
+
+
+def test_a_score_is_that_of_the_task_files_and_the_data_that_they_read_as_these_are_now(tmp_path):
+    rows, elsewhere = tmp_path / "tasks" / "rows.jsonl", tmp_path / "elsewhere.jsonl"
+    rows.parent.mkdir()
+    for path in (rows, elsewhere):
+        path.write_text("{}")
+    settings = _choices("tiny_elsewhere", elsewhere)
+    (rows.parent / "task.yaml").write_text(yaml.safe_dump(settings))
+
+    def told():
+        return task_fingerprint(TaskConfig(task="tiny_elsewhere"), str(rows.parent))
+
+    before = told()
+    (rows.parent / "__pycache__").mkdir()
+    (rows.parent / "__pycache__" / "utils.pyc").write_text("compiled")
+    assert told() == before
+    elsewhere.write_text('{"question": "changed"}')
+    with_data = told()
+    (rows.parent / "task.yaml").write_text(yaml.safe_dump(settings | {"doc_to_text": "{{question}}?"}))
+    assert len({before, with_data, told()}) == 3
+
+
+def test_a_task_of_the_harness_has_no_files_of_one_s_own():
+    assert task_fingerprint(TaskConfig(task="gsm8k"), None) == ""
 
 
 def test_the_harness_s_own_results_come_along_as_its_tools_read_them(include_path, model, harness_results):
