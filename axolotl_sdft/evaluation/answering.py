@@ -63,6 +63,12 @@ class Answering:
         calling = [target for target in self._spec.held_out if makes_calls(target.reference)]
         return [calling[place] for place in evenly_spaced(len(calling), ExactMatchConfig().num_samples)]
 
+    @cached_property
+    def unanswerable(self) -> dict[int, str]:
+        """Why the seed model can't answer a held-out prompt, by its place. No model is judged by these."""
+        written = self._held_out(self._spec.seed)
+        return {place: answer.error for place, answer in enumerate(written) if answer.error is not None}
+
     def general(self, model: ReportedModel) -> list[Written]:
         """Return the greedy answers to the general prompts; empty where the model can't be asked."""
         return self._written(model, "general_answers", self._general_targets, self._general_length)
@@ -72,16 +78,16 @@ class Answering:
         general = [written.answer for written in self.general(model)] if self._spec.has_answers else []
         if self._spec.has_answers:
             self._yours(model)  # while the model is loaded; shown later
-        held_out = [written.answer for written in self._held_out(model)]
+        held_out = [written.answer for written in self._answered(self._held_out(model))]
         forms = {}
         refusals: list[bool] = []
         if general:
             forms["general"], refusals = judged_form(general, self._general_targets)
         if held_out:
-            forms["held_out"], _ = judged_form(held_out, self.held_out_targets)
+            forms["held_out"], _ = judged_form(held_out, self._answerable)
         return JudgedAnswers(
             right=self._right(held_out),
-            tool_calls=judged_calls(held_out, self.held_out_targets) if held_out else [],
+            tool_calls=judged_calls(held_out, self._answerable) if held_out else [],
             pass_at=self._pass_at(model),
             repetition={prompts: repeats for prompts, repeats in forms.items() if repeats},
             refusals=refusals,
@@ -117,16 +123,24 @@ class Answering:
         length = self._answers_config.max_new_tokens
         return self._written(model, "held_out_answers", self.held_out_targets, length)
 
+    @property
+    def _answerable(self) -> list[Target]:
+        return self._answered(self.held_out_targets)
+
+    def _answered(self, of_prompts: Sequence[Any]) -> list[Any]:
+        """Return what there is of the held-out prompts that can be answered."""
+        return [one for place, one in enumerate(of_prompts) if place not in self.unanswerable]
+
     def _right(self, answers: Sequence[Answer]) -> list[bool]:
         if self._config.exact_match is None or not answers:
             return []
-        return answered_rightly(answers, self.held_out_targets, right_answer_checks(self._config.exact_match))
+        return answered_rightly(answers, self._answerable, right_answer_checks(self._config.exact_match))
 
     def _pass_at(self, model: ReportedModel) -> dict[int, Sequence[float]]:
         config = self._config.exact_match
         if config is None or not config.pass_at:
             return {}
-        targets = self.held_out_targets
+        targets = self._answerable
 
         def make() -> list[Any]:
             chats = [target.context for target in targets]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from typing import Any
@@ -109,6 +109,7 @@ class Measuring:
         speeds = shared_by_shape(self._speeds(models), {model.name: self._shape(model, footprints) for model in models})
         seed_rows = beside[self._spec.seed.name].rows(tasks[self._spec.seed.name])
         self._note_worthless_sources(seed_rows)
+        self.notes += self._left_out()
         return [
             dataclasses.replace(
                 self._model_figures(model, beside[model.name], tasks[model.name], seed_rows),
@@ -319,6 +320,27 @@ class Measuring:
         if seed_rows.tool_calls and not any(seed_rows.tool_calls):
             self.notes.append(
                 "tool calls: the seed model makes none of the references' calls, so no share of it can be told"
+            )
+
+    def _left_out(self) -> Iterator[str]:
+        """Say which held-out prompts are not answered, or not judged."""
+        exact_match, held_out = self._config.exact_match, self._config.held_out
+        unanswerable = list(self._answering.unanswerable.values())
+        if unanswerable:
+            yield (
+                f"held-out prompts: {len(unanswerable)} of {len(self._answering.held_out_targets)} are left out, which "
+                f"the seed model can't answer, such as: {unanswerable[0]}"
+            )
+        if exact_match is None:
+            return
+        references = [target.reference for target in self._spec.held_out]
+        num_empty = sum(not reference.strip() for reference in references)
+        if num_empty:
+            yield f"exact_match: {num_empty} of {len(references)} held-out rows are left out, whose answer is empty"
+        if exact_match.num_samples > held_out.num_samples:
+            yield (
+                f"recovery_report.exact_match.num_samples is {exact_match.num_samples}, but only "
+                f"{held_out.num_samples} held-out rows are read (held_out.num_samples); raise that, too"
             )
 
     def _load(self, model: ReportedModel) -> tuple[Any, Any]:

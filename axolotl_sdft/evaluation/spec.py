@@ -125,8 +125,7 @@ class RecoverySpec:
 
     @property
     def exact_match_targets(self) -> list[Target]:
-        """The held-out answers that the models are to find themselves."""
+        """The held-out answers that the models are to find themselves; an empty one can't be found."""
         assert self.config.exact_match is not None
-        return [
-            self.held_out[place] for place in evenly_spaced(len(self.held_out), self.config.exact_match.num_samples)
-        ]
+        targets = [target for target in self.held_out if target.reference.strip()]
+        return [targets[place] for place in evenly_spaced(len(targets), self.config.exact_match.num_samples)]

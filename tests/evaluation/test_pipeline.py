@@ -171,6 +171,26 @@ def test_right_answers_are_counted_and_a_seed_without_any_is_noted(spec):
     assert any(note.startswith("exact_match: the seed model answers none") for note in report.notes)
 
 
+def test_prompts_that_can_not_be_answered_count_for_no_model_and_are_noted(spec):
+    empty = Target(TARGETS[0].context, " ")
+    too_long = Target(({"role": "user", "content": "word " * 3000},), "It is long.")
+    sampled = {"pass_at": [1], "num_answers": 1, "max_new_tokens": 2, "checks": ["empty"]}
+    asked = with_settings(spec, exact_match=sampled, held_out={"num_samples": 40})
+    report = run_report(dataclasses.replace(asked, held_out=(empty, *TARGETS, too_long)))
+
+    for model in report.models:
+        assert (model.exact_match.rows, model.exact_match.value, model.pass_at["1"].rows) == (4, 1.0, 4)
+    assert any(
+        note.startswith("held-out prompts: 1 of 5 are left out, which the seed model can't answer, such as: the prompt")
+        for note in report.notes
+    )
+    assert "exact_match: 1 of 6 held-out rows are left out, whose answer is empty" in report.notes
+    assert (
+        "recovery_report.exact_match.num_samples is 50, but only 40 held-out rows are read (held_out.num_samples); "
+        "raise that, too"
+    ) in report.notes
+
+
 def test_what_models_write_is_judged_and_stands_side_by_side(spec):
     calling = Target(({"role": "user", "content": "Say 5."},), "[say(number=5)]")
     asked = with_settings(dataclasses.replace(spec, held_out=(*TARGETS, calling)), prompts=["What is a glacier?"])
