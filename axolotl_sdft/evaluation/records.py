@@ -20,12 +20,15 @@ KL_MEASURE = "KL to the seed model (nats per token)"
 
 
 def log_history(output_dir: Path) -> list[dict[str, Any]]:
-    """Return what the trainer logged, from the state file of a run that got furthest; empty where there is none."""
+    """Return what the trainer logged in the last training there; empty where there is no state file.
+
+    A checkpoint of a training before may have more steps, so the newest file counts. Where files were copied their
+    times tell little, so one that goes on from the newest is taken in its place.
+    """
     paths = [*output_dir.glob(_STATE_FILE), *output_dir.glob(f"checkpoint-*/{_STATE_FILE}")]
-    states = [state for path in paths if isinstance(state := _read(path).get("log_history"), list)]
-    if not states:
-        return []
-    return max(states, key=lambda history: max((_step(entry) for entry in history), default=0))
+    paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    states = [state for path in paths if isinstance(state := _read(path).get("log_history"), list) and state]
+    return max((state for state in states if state[: len(states[0])] == states[0]), key=len, default=[])
 
 
 def _step(entry: Mapping[str, Any]) -> int:

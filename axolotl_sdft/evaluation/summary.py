@@ -81,6 +81,8 @@ class RunSummary:
 
     def to_json(self) -> dict[str, Any]:
         """Return the account as JSON values: what was recorded of each stage, and the paths."""
+        from axolotl_sdft.evaluation.pipeline import finite
+
         made = self.artifacts
         pruned = read_json(made.pruned_dir / PROVENANCE_FILE) if made.pruned_dir is not None else None
         losses = TrainingLoss.of(made.output_dir)
@@ -90,7 +92,7 @@ class RunSummary:
             "layer_pruning": pruned and {key: value for key, value in pruned.items() if key != "scores"},
             "datasets": [{"path": str(folder), **read_summary(folder)} for folder in made.distilled_dirs],
             "trained_model": str(made.output_dir) if holds_model(made.output_dir) else None,
-            "training_loss": losses and asdict(losses),
+            "training_loss": losses and finite(asdict(losses)),
             "prompt": self.prompt,
             "answers": dict(self.answers),
         }

@@ -1,6 +1,7 @@
 """What is read from the files of a run: losses that were logged, and numbers of layers that were tried."""
 
 import json
+import os
 
 import pytest
 
@@ -26,6 +27,24 @@ def pruned(tmp_path):
         return tried_removals(tmp_path)
 
     return tell
+
+
+def written_at(time, path, *losses):
+    write(path, {"log_history": [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]})
+    os.utime(path, (time, time))
+
+
+def test_losses_are_those_of_the_last_training_however_many_steps_one_before_had(tmp_path):
+    written_at(1, tmp_path / "checkpoint-3/trainer_state.json", 9.0, 8.0, 7.0)
+    written_at(2, tmp_path / "checkpoint-1/trainer_state.json", 3.0)
+    written_at(3, tmp_path / "checkpoint-2/trainer_state.json", 3.0, 2.0)
+    assert training_curves("trained", tmp_path) == (Curve("trained", "loss", (1, 2), (3.0, 2.0)),)
+
+
+def test_of_one_training_the_state_that_got_furthest_counts_where_the_times_of_the_files_do_not_tell(tmp_path):
+    written_at(5, tmp_path / "checkpoint-2/trainer_state.json", 3.0, 2.0)
+    written_at(4, tmp_path / "checkpoint-3/trainer_state.json", 3.0, 2.0, 1.0)
+    assert training_curves("trained", tmp_path) == (Curve("trained", "loss", (1, 2, 3), (3.0, 2.0, 1.0)),)
 
 
 def test_losses_are_those_of_the_state_that_got_furthest(tmp_path):

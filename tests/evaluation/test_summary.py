@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from axolotl_sdft.evaluation.summary import Artifacts, RunSummary, TrainingLoss
+from axolotl_sdft.evaluation.summary import Artifacts, RunSummary, TrainingLoss, summarize_run
 
 CUT = {"removed": [2, 3], "applied": True, "reason": None}
 
@@ -50,6 +50,13 @@ def test_the_loss_is_told_by_the_means_of_the_first_and_the_last_fifth(tmp_path,
     history = [{"step": step, "loss": loss} for step, loss in enumerate(losses)]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [*history, {"train_runtime": 9.0}]}))
     assert TrainingLoss.of(tmp_path) == expected
+
+
+def test_a_loss_that_is_no_number_is_null_in_json(tmp_path):
+    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    losses = summarize_run(tmp_path).to_json()["training_loss"]
+    assert losses == {"first": 2.0, "last": None, "averaged": 1, "logged": 2}
 
 
 def test_where_nothing_is_logged_there_is_no_loss(tmp_path):
