@@ -122,8 +122,9 @@ def local_model_config(base_model: str) -> dict[str, Any] | None:
 
 
 def compute_dtype(raw: Mapping[str, Any]) -> str:
-    """Return the dtype that Axolotl trains in."""
-    if raw.get("bf16") or raw.get("bfloat16"):
+    """Return the dtype that Axolotl trains in, on a GPU that computes in bfloat16: ``bf16`` is ``auto`` unless set."""
+    bf16 = raw.get("bf16", "auto")
+    if raw.get("bfloat16") or (bf16 and not (bf16 == "auto" and raw.get("fp16"))):
         return "bfloat16"
     return "float16" if raw.get("fp16") or raw.get("float16") or raw.get("load_in_8bit") else "float32"
 

@@ -89,7 +89,8 @@ class TrainingNeed:
     def _targets(self) -> set[str] | None:
         """Return the full names of what LoRA adapts, by PEFT's rules; None for all."""
         targets = self.raw.get("lora_target_modules")
-        if self.raw.get("lora_target_linear") or not targets:
+        is_word = isinstance(targets, str) and targets.lower() == "all-linear"  # which PEFT takes for all layers
+        if self.raw.get("lora_target_linear") or not targets or is_word:
             return None
         names = [matrix.name for matrix in self.student.matrices]
         if isinstance(targets, str):

@@ -65,7 +65,7 @@ def test_lora_trains_its_own_weights_alone_in_float32():
 
 @pytest.mark.parametrize(
     ("targets", "count"),
-    [(["up", "down"], 2), (["mlp.up"], 1), (r"model\.layers\.[0]\.mlp\.(up|down)", 0.5), (None, 2)],
+    [(["up", "down"], 2), (["mlp.up"], 1), (r"model\.layers\.[0]\.mlp\.(up|down)", 0.5), ("all-linear", 2), (None, 2)],
 )
 def test_lora_adapts_what_peft_would_adapt(targets, count):
     parts = training(adapter="lora", lora_r=2, lora_target_modules=targets).parts
@@ -192,7 +192,12 @@ def test_the_gpus_are_read_from_the_description(needs, expected):
 
 @pytest.mark.parametrize(
     ("raw", "expected"),
-    [({"bf16": "auto"}, "bfloat16"), ({"fp16": True}, "float16"), ({"bf16": False}, "float32"), ({}, "float32")],
+    [
+        *((keys, "bfloat16") for keys in ({"bf16": "auto"}, {"bf16": True}, {"bf16": "full", "fp16": True}, {})),
+        *((keys, "float16") for keys in ({"fp16": True}, {"bf16": "auto", "fp16": True})),
+        ({"bf16": False, "load_in_8bit": True}, "float16"),
+        ({"bf16": False}, "float32"),
+    ],
 )
 def test_the_dtype_is_the_one_that_axolotl_trains_in(raw, expected):
     assert compute_dtype(raw) == expected
