@@ -85,6 +85,8 @@ def test_without_a_seed_training_is_given_one_so_that_it_holds_out_the_rows_of_t
         prepare(training, own_plugin=SDFTPlugin())
 
     assert training.seed == 42
+    # Rows that were prepared before, shuffled at random, must not be taken.
+    assert training.dataset_prepared_path == "last_run_prepared/seed-42"
     assert caplog.text.count("seed is not set, so it is set to 42") == 1
     # Axolotl splits off the last of the shuffled rows.
     last = Dataset.from_list(ROWS).shuffle(seed=training.seed)["output"][-3:]
@@ -97,7 +99,7 @@ def test_without_a_seed_training_is_given_one_so_that_it_holds_out_the_rows_of_t
 def test_a_seed_stays_as_it_is_where_it_is_set_or_nothing_of_the_plugin_is_on_or_split_off(cfg, keys):
     training = DictDefault(cfg | keys)
     prepare(training, own_plugin=SDFTPlugin())
-    assert training.seed == keys.get("seed")
+    assert (training.seed, training.dataset_prepared_path) == (keys.get("seed"), None)
 
 
 @pytest.fixture

@@ -49,11 +49,17 @@ def is_split(cfg: Any) -> bool:
 def settle_seed(cfg: Any) -> bool:
     """Let Axolotl split off the rows that are told here, also where ``seed`` is unset; tell whether it had to be set.
 
-    Without one Axolotl shuffles at random, so that nobody could say afterwards which rows were never trained on.
+    Without one Axolotl shuffles at random, so that nobody could say afterwards which rows were never trained on. It
+    splits rows that it finds prepared in the order in which they lie there, so those shuffled at random stay aside.
     """
+    from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
+
     if not is_split(cfg) or cfg.get("seed") is not None:
         return False
     cfg["seed"] = shuffle_seed(cfg)
+    if cfg.get("self_distillation") is None:  # else both parts lie apart before Axolotl prepares them
+        prepared = cfg.get("dataset_prepared_path") or DEFAULT_DATASET_PREPARED_PATH
+        cfg["dataset_prepared_path"] = str(Path(prepared) / f"seed-{cfg['seed']}")
     return True
 
 
