@@ -160,10 +160,18 @@ def _scripts(text: str) -> Counter[str]:
     return Counter(_script(letter) for letter in text if letter.isalpha())
 
 
+_SCRIPTS = {
+    **dict.fromkeys(("Cjk", "Ideographic"), "Chinese"),
+    **dict.fromkeys(("Hiragana", "Katakana", "Katakana-hiragana"), "Japanese"),
+}
+"""Scripts by how the names of their letters begin, where that is another word."""
+
+
 @lru_cache(maxsize=4096)
 def _script(letter: str) -> str:
-    name = unicodedata.name(letter, "unnamed").split()[0].capitalize()
-    return {"Cjk": "Chinese", "Hiragana": "Japanese", "Katakana": "Japanese"}.get(name, name)
+    name = unicodedata.name(letter, "unnamed").removeprefix("HALFWIDTH ").removeprefix("FULLWIDTH ")
+    script = name.split()[0].capitalize()
+    return _SCRIPTS.get(script, script)
 
 
 def _shares(scripts: Counter[str]) -> dict[str, float]:

@@ -38,6 +38,19 @@ def test_another_script_is_rejected(text: str, reference: str, reason: str):
     assert language(written(text), asked(reference=reference)) == reason
 
 
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("コーヒーとケーキをください。", "お茶とお菓子をください。"),
+        ("ｺｰﾋｰとｹｰｷをください。", "コーヒーとケーキをください。"),
+        ("時々人々は山々を見る。", "たまに人は山を見る。"),
+        ("Ｔｅａ ｉｓ ｄｒｕｎｋ ｈｏｔ．", "Tea is drunk hot."),  # noqa: RUF001
+    ],
+)
+def test_marks_and_widths_of_a_script_are_not_another_one(text: str, reference: str):
+    assert language(written(text), asked(reference=reference)) is None
+
+
 def test_a_script_of_the_instruction_may_be_quoted():
     text = f"Tea is a hot drink with lemon. {RUSSIAN[:12]}"
     assert language(written(text), asked(f"Translate: {RUSSIAN}", "Tea is drunk hot.")) is None
