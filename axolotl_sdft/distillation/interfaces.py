@@ -40,7 +40,10 @@ class RowLimit:
     """``sequence_len`` of the training."""
 
     count_tokens: Callable[[dict[str, Any]], int]
-    """Returns the tokens of a row in training. It raises whatever the training would raise for that row."""
+    """Returns the tokens of a row in training; of a longer one at least one token more than the most.
+
+    It raises whatever the training would raise for that row.
+    """
 
 
 Template: TypeAlias = Callable[[Target], Sequence[Message]]

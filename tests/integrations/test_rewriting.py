@@ -1,7 +1,6 @@
 """Axolotl's own loading of configurations and datasets around the hooks; a backend answers at once."""
 
 import json
-import re
 import shutil
 
 import pytest
@@ -285,7 +284,7 @@ def test_every_backend_may_run_the_code_that_the_configuration_trusts(cfg, backe
 
 # --- what training takes of the rows ---
 
-LONG = " ".join(f"word {number}" for number in range(200))  # more than 256 tokens
+LONG = " ".join(f"word {number}" for number in range(200))  # more than 256 tokens, fewer than 1024
 
 
 def say(monkeypatch, cfg, answers, **settings):
@@ -309,8 +308,8 @@ def test_an_answer_that_makes_its_row_longer_than_sequence_len_is_rejected(cfg, 
     (folder,) = tmp_path.glob("sdft_prepared/distilled-*")
     rows = load_from_disk(str(folder))
     assert [row["output"] for row in rows] == ["original pear 0", "So.", "Short."]
-    [why] = rows[0]["sdft_reasons"]
-    assert re.fullmatch(r"too_long: it makes the row \d{3} tokens long, and sequence_len is 256", why)
+    why = "too_long: it makes the row longer than sequence_len, which is 256 tokens"
+    assert rows[0]["sdft_reasons"] == [why]
     assert summary_of(folder)["rejections"] == {"too_long": 1}
     assert summary_of(folder)["rejected_attempts"] == {"too_long": 3}
 
@@ -327,6 +326,18 @@ def test_a_row_that_is_longer_than_sequence_len_from_the_start_is_left_alone(cfg
     assert summary_of(folder)["left_alone"] == {
         "its row has more tokens than sequence_len": {"answers": 1, "rows": 1, "way_out": way_out}
     }
+
+
+def test_conversations_have_the_same_limit(cfg, tmp_path, monkeypatch):
+    turns = [{"role": "user", "content": "pear"}, {"role": "assistant", "content": "original pear"}]
+    rows = [{"messages": [*turns, {**turns[0], "content": "more"}, {**turns[1], "content": "the rest"}]}]
+    (tmp_path / "pears.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    say(monkeypatch, cfg, {"original pear": [LONG], "the rest": ["So."]}, max_attempts=1)
+    cfg.datasets = [{"path": "pears.jsonl", "type": "chat_template"}]
+    (folder,) = rewrite(cfg)
+    [row] = load_from_disk(str(folder))
+    assert [message["content"] for message in row["messages"]] == ["pear", "original pear", "more", "So."]
+    assert row["sdft_reasons"] == ["too_long: it makes the row longer than sequence_len, which is 256 tokens", ""]
 
 
 def test_another_sequence_len_makes_another_dataset_of_the_same_answers(cfg, tmp_path, monkeypatch):

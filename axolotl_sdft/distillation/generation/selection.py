@@ -67,10 +67,9 @@ def rejection_by_calls(answer: Answer, target: Target) -> Rejection | None:
 
 def rejection_by_length(row: dict[str, Any], limit: RowLimit) -> Rejection | None:
     """Return why an answer is rejected that makes its row what it is, or None: training would leave the row out."""
-    num_tokens = limit.count_tokens(row)
-    if num_tokens <= limit.max_tokens:
+    if limit.count_tokens(row) <= limit.max_tokens:
         return None
-    return TOO_LONG, f"it makes the row {num_tokens} tokens long, and sequence_len is {limit.max_tokens}"
+    return TOO_LONG, f"it makes the row longer than sequence_len, which is {limit.max_tokens} tokens"
 
 
 def rejection_of(answer: Answer, target: Target, checks: Checks) -> Rejection | None:

@@ -33,7 +33,7 @@ def tokenizing_strategy(cfg: Any, entry: Any) -> Any:
 
 
 class _TokenCounter:
-    """Counts the tokens of a row; 0 where Axolotl splits it into as many sequences as it takes."""
+    """Counts the tokens of a row; where Axolotl splits a text into several sequences, those of the longest."""
 
     def __init__(self, cfg: Any, entry: Any) -> None:
         self._cfg, self._entry = cfg, entry
@@ -47,7 +47,7 @@ class _TokenCounter:
     def __call__(self, row: dict[str, Any]) -> int:
         if self._strategy is None:
             return 0
-        if self._strategy.supports_batched:
-            self._strategy.tokenize_prompt({name: [value] for name, value in row.items()})
-            return 0
-        return len(self._strategy.tokenize_prompt(dict(row))["input_ids"])
+        if not self._strategy.supports_batched:
+            return len(self._strategy.tokenize_prompt(dict(row))["input_ids"])
+        tokens = self._strategy.tokenize_prompt({name: [value] for name, value in row.items()})
+        return max(map(len, tokens.get("input_ids", ())), default=0)
