@@ -82,6 +82,12 @@ class ChatRows:
     system: str | None = "system"
     """Column of the system message of conversations that start without one."""
 
+    default_system: str | None = None
+    """System message that the type gives conversations without one."""
+
+    system_lead: str = ""
+    """What the type puts before a system message."""
+
     drops_system: bool = False
 
     tools: str | None = "tools"
@@ -243,8 +249,9 @@ class ChatRows:
         """Return the system message, with the functions of the row; none when there is nothing to say."""
         own = self._role(conversation[0]) == "system"
         said = text_of(conversation[0][self.content]) if own else row.get(self.system) if self.system else None
+        said = f"{self.system_lead}{said}" if isinstance(said, str) else self.default_system
         tools = parsed_tools(row.get(self.tools), self.tools) if self.tools else []
-        parts = [said] if isinstance(said, str) and not self.drops_system else []
+        parts = [said] if said is not None and not self.drops_system else []
         parts += [described_tools(tools)] if tools else []
         return [{"role": "system", "content": well_formed("\n\n".join(parts))}] if parts else []
 

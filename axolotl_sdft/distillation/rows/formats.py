@@ -10,7 +10,7 @@ from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.distillation.interfaces import RowFormat
 from axolotl_sdft.distillation.rows.chat import ChatRows, PromptCompletionRows
 from axolotl_sdft.distillation.rows.plain import CompletionRows, InstructionRows, SegmentRows
-from axolotl_sdft.distillation.rows.wordings import BUILT_IN, STYLES, user_defined_wording
+from axolotl_sdft.distillation.rows.wordings import BUILT_IN, LLAMA2_SYSTEM, STYLES, user_defined_wording
 from axolotl_sdft.plugins.registry import ROW_FORMATS, registry
 from axolotl_sdft.plugins.specifications import hookimpl
 
@@ -51,10 +51,16 @@ _STYLED_TYPES: dict[str, InstructionRows] = {  # may end in :chat, :instruct, ..
 _TLDR = "summarizetldr"  # may end in a style as well, which changes nothing
 
 _CHAT_ROLES = {"human": "user", "gpt": "assistant"}
+_OLD_CHATS = ChatRows("conversations", content="value", system=None, tools=None)
 _CHAT_TYPES: dict[str, ChatRows] = {
-    name: ChatRows("conversations", key, "value", {"human": "user", assistant: "assistant"}, system=None, tools=None)
-    for module, key, assistant in (("llama2_chat", "from", "gpt"), ("pygmalion", "role", "bot"))
-    for name in (module, f"{module}.load")
+    **dict.fromkeys(
+        ("llama2_chat", "llama2_chat.load"),
+        replace(_OLD_CHATS, role="from", roles=_CHAT_ROLES, default_system=LLAMA2_SYSTEM),
+    ),
+    **dict.fromkeys(
+        ("pygmalion", "pygmalion.load"),
+        replace(_OLD_CHATS, roles={"human": "user", "bot": "assistant"}, system_lead="Persona: "),
+    ),
 }
 
 PROMPT_COMPLETION = "trl.prompt_completion"

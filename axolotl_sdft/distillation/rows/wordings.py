@@ -217,3 +217,12 @@ BUILT_IN: Mapping[str, Wording] = {
     "bare": Wording("{instruction}", "{instruction}"),
 }
 """The wordings of Axolotl's own types; which type has which stands with the columns of each."""
+
+LLAMA2_SYSTEM = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe. "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    "Please ensure that your responses are socially unbiased and positive in nature.\n\n"
+    "If a question does not make any sense, or is not factually coherent, explain why instead of answering something "
+    "not correct. If you don't know the answer to a question, please don't share false information."
+)
+"""System message of ``llama2_chat`` for conversations without one."""

@@ -171,4 +171,19 @@ def test_a_replaced_turn_reads_back_and_changes_nothing_else(messages: list[dict
 def test_older_chat_types_have_fixed_names(kind: str, role: str, assistant: str):
     row = {"conversations": [{role: "human", "value": "Hi"}, {role: assistant, "value": "Hello."}]}
     target = resolve_row_format({"type": kind}).target(row, 0)
-    assert (target.context, target.reference) == ((says("user", "Hi"),), "Hello.")
+    assert (target.context[-1], target.reference) == (says("user", "Hi"), "Hello.")
+
+
+def test_the_system_message_of_an_older_chat_type_is_shown_as_it_is_trained():
+    turns = [{"role": "human", "value": "Hi"}, {"role": "bot", "value": "Hello."}]
+    pygmalion = resolve_row_format({"type": "pygmalion"})
+    assert pygmalion.target({"conversations": turns}, 0).context == (says("user", "Hi"),)
+    persona = {"conversations": [{"role": "system", "value": "A pirate."}, *turns]}
+    assert pygmalion.target(persona, 0).context[0] == says("system", "Persona: A pirate.")
+    llama2 = resolve_row_format({"type": "llama2_chat"})
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+    own = {"conversations": [{"from": "system", "value": "Be brief."}, *turns]}
+    assert llama2.target(own, 0).context[0] == says("system", "Be brief.")
+    default = llama2.target({"conversations": turns}, 0).context[0]
+    assert default["role"] == "system"
+    assert default["content"].startswith("You are a helpful, respectful and honest assistant.")

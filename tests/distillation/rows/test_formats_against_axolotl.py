@@ -311,3 +311,11 @@ def test_a_completion_keeps_its_prompt_and_goes_on_with_the_new_answer(prompt, a
     axolotl = strategy('{"type": "completion"}', tokenizer_dir)
     new = axolotl.tokenize_prompt({"text": [row_format.with_answer(row, 0, "New answer.")["text"]]})
     assert squeezed(tokenizer(tokenizer_dir).decode(new["labels"][0])) == squeezed(f"{prompt} New answer.")
+
+
+def test_the_system_message_of_llama2_chat_is_axolotls():
+    from axolotl.prompt_strategies.llama2_chat import Llama2ChatPrompter
+
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+    [system, _] = resolve_row_format({"type": "llama2_chat"}).target({"conversations": turns}, 0).context
+    assert Llama2ChatPrompter.system_prompt == f"[INST] <<SYS>>\n{system['content']}\n<</SYS>>\n\n"
