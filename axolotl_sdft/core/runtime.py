@@ -22,9 +22,14 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world_size() -> int:
+    """Return how many processes the launcher started on this machine, as far as it says so; else on all of them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def is_multi_node() -> bool:
     """Return whether the launcher started processes on other machines too."""
-    return world_size() > int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    return world_size() > local_world_size()
 
 
 def local_device() -> "torch.device":

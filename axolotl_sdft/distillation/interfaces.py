@@ -45,6 +45,9 @@ class RowLimit:
     It raises whatever the training would raise for that row.
     """
 
+    num_processes: int = 1
+    """How many processes may count at the same time."""
+
 
 Template: TypeAlias = Callable[[Target], Sequence[Message]]
 """Turns a target into the chat that asks the seed model to rewrite it."""

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from axolotl_sdft.config import SelfDistillationConfig
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, refuse_long_path
-from axolotl_sdft.core.errors import DatasetError, first_line
+from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.core.identity import model_identity
-from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.checks import resolve_checks
 from axolotl_sdft.distillation.checks.function_calls import function_call
-from axolotl_sdft.distillation.digest import DatasetDigest, all_rows, digest_dataset
+from axolotl_sdft.distillation.digest import DatasetDigest, digest_dataset
 from axolotl_sdft.distillation.generation.selection import SelectionPolicy
 from axolotl_sdft.distillation.interfaces import RowFormat, RowLimit, Template
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
@@ -32,6 +31,7 @@ from axolotl_sdft.distillation.rows.validation import (
     require_columns,
     require_text,
     require_whole_dataset,
+    row_lengths,
     shown_features,
     stored_rows,
 )
@@ -165,29 +165,19 @@ class DistillationSpec:
         Raises:
             DatasetError: A row can't be tokenized, which would stop the training.
         """
-        too_long = np.zeros(len(self.dataset), np.bool_)
-        if self.row_limit is None:
-            return too_long
-        for index, row in enumerate(all_rows(self.dataset)):
-            too_long[index] = self._num_tokens(index, row) > self.row_limit.max_tokens
+        limit = self.row_limit
+        if limit is None:
+            return np.zeros(len(self.dataset), np.bool_)
+        too_long: NDArray[np.bool_] = (
+            row_lengths(self.dataset, limit, self.dataset_config.get("type"), self.where) > limit.max_tokens
+        )
         if too_long.any():
             LOG.warning(
                 "%s: %d of %d rows have more tokens than sequence_len (%d) as they are, so the seed model is not asked "
                 "about them: training leaves them out, or cuts them off; raise sequence_len to train them",
-                *(self.where, too_long.sum(), len(too_long), self.row_limit.max_tokens),
+                *(self.where, too_long.sum(), len(too_long), limit.max_tokens),
             )
         return too_long
-
-    def _num_tokens(self, index: int, row: dict[str, Any]) -> int:
-        assert self.row_limit is not None
-        try:
-            return self.row_limit.count_tokens(row)
-        except Exception as err:  # whatever a template or a strategy raises
-            raise DatasetError(
-                f"{self.where}: Axolotl can't tokenize row {index} as type {self.dataset_config.get('type')!r} "
-                f"({type(err).__name__}: {first_line(err)}), which would stop the training after the rewriting: "
-                f"{shortened(repr(row), 200)}; correct or remove such rows, or set another type or chat_template"
-            ) from err
 
     def why_not_asked(self, index: int) -> LeftAlone | None:
         """Return why the seed model is asked about no answer of a row at all, or None."""

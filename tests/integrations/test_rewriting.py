@@ -11,6 +11,7 @@ from axolotl.utils.dict import DictDefault
 from datasets import load_from_disk
 
 from axolotl_sdft.core.errors import ConfigError, DatasetError, ServerError, UnknownNameError
+from axolotl_sdft.distillation.rows import validation
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
 from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, distillation_specs, rewrite_datasets
 from tests.distillation import echo_backend
@@ -328,16 +329,44 @@ def test_a_row_that_is_longer_than_sequence_len_from_the_start_is_left_alone(cfg
     }
 
 
+def turns(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
 def test_conversations_have_the_same_limit(cfg, tmp_path, monkeypatch):
-    turns = [{"role": "user", "content": "pear"}, {"role": "assistant", "content": "original pear"}]
-    rows = [{"messages": [*turns, {**turns[0], "content": "more"}, {**turns[1], "content": "the rest"}]}]
-    (tmp_path / "pears.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = {"messages": [*turns("pear", "original pear"), *turns("more", "the rest")]}
+    (tmp_path / "pears.jsonl").write_text(json.dumps(row))
     say(monkeypatch, cfg, {"original pear": [LONG], "the rest": ["So."]}, max_attempts=1)
     cfg.datasets = [{"path": "pears.jsonl", "type": "chat_template"}]
     (folder,) = rewrite(cfg)
     [row] = load_from_disk(str(folder))
     assert [message["content"] for message in row["messages"]] == ["pear", "original pear", "more", "So."]
     assert row["sdft_reasons"] == ["too_long: it makes the row longer than sequence_len, which is 256 tokens", ""]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_turns_of_a_conversation_are_counted_together(cfg, tmp_path, monkeypatch, caplog, num_processes):
+    monkeypatch.setattr(validation, "_FEW_ROWS", 2)
+    rows = [turns("pear 0", f"{LONG} original pear 0"), turns("pear 1", "original pear 1"), turns(LONG, "original")]
+    (tmp_path / "pears.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    say(monkeypatch, cfg, {"original pear 1": [f"{LONG} So."], "original": []}, max_attempts=1)
+    cfg.datasets = [{"path": "pears.jsonl", "type": "chat_template"}]
+    cfg.dataset_num_proc = num_processes
+    (folder,) = rewrite(cfg)
+    assert "datasets[0]: 2 of 3 rows have more tokens than sequence_len (256) as they are" in caplog.text
+    assert [row["messages"][-1]["content"] for row in load_from_disk(str(folder))] == [
+        *(f"{LONG} original pear 0", "original pear 1", "original")
+    ]
+    assert summary_of(folder)["rejections"] == {"too_long": 1}
+
+
+def test_a_long_text_that_axolotl_cuts_into_sequences_is_not_too_long(cfg, tmp_path, monkeypatch, caplog):
+    (tmp_path / "pears.jsonl").write_text(json.dumps({"start": "More words:", "text": f"More words: {LONG}"}))
+    say(monkeypatch, cfg, {LONG: [f"So. {LONG}"]})
+    cfg.datasets = [{"path": "pears.jsonl", "type": "completion", "prompt_field": "start"}]
+    (folder,) = rewrite(cfg)
+    assert "sequence_len" not in caplog.text
+    assert load_from_disk(str(folder))[0]["text"] == f"More words: So. {LONG}"
 
 
 def test_another_sequence_len_makes_another_dataset_of_the_same_answers(cfg, tmp_path, monkeypatch):
@@ -358,8 +387,8 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system 
     [(None, "object has no attribute"), ([{"role": "system", "content": "Be brief."}], "no system role")],
 )
 def test_a_row_that_axolotl_can_not_tokenize_is_named_before_anything_is_asked(before, why, cfg, tmp_path, monkeypatch):
-    turns = [{"role": "user", "content": "pear"}, {"role": "assistant", "content": "original pear"}]
-    rows = [{"messages": turns}, {"messages": before and [*before, *turns]}]
+    said = turns("pear", "original pear")
+    rows = [{"messages": said}, {"messages": before and [*before, *said]}]
     (tmp_path / "pears.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     say(monkeypatch, cfg, {"original pear": ["So."]})
     kind = {"type": "chat_template", "chat_template": "jinja", "chat_template_jinja": NO_SYSTEM}

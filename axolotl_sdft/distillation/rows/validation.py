@@ -5,7 +5,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.core.errors import DatasetError
+import numpy as np
+from numpy.typing import NDArray
+
+from axolotl_sdft.core.errors import DatasetError, first_line
+from axolotl_sdft.core.texts import shortened
+from axolotl_sdft.distillation.interfaces import RowLimit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,6 +23,7 @@ TOKENIZED = {"input_ids", "attention_mask", "labels"}
 SAYS_TOKENIZED = {"input_ids", "labels"}
 """Columns that show a person the same."""
 
+_FEW_ROWS = 1000  # that one process counts sooner than several start
 _PREFERENCE = {"chosen", "rejected"}
 
 
@@ -193,3 +199,39 @@ def require_columns(missing: Sequence[str], columns: Sequence[str], kind: Any, w
     raise DatasetError(
         f"{where} has no column {missing[0]!r}, which its type {kind!r} needs; its columns: {', '.join(columns)}{why}"
     )
+
+
+def row_lengths(dataset: "Dataset", limit: RowLimit, kind: Any, where: str) -> NDArray[np.int64]:
+    """Return the tokens of each row in training. Many rows are counted by several processes.
+
+    Raises:
+        DatasetError: A row can't be tokenized.
+    """
+    from datasets import Features, Value
+
+    counted = dataset.map(
+        _counted,
+        fn_kwargs={"limit": limit},
+        remove_columns=dataset.column_names,
+        features=Features({"num_tokens": Value("int64"), "fault": Value("string")}),
+        num_proc=limit.num_processes if limit.num_processes > 1 and len(dataset) > _FEW_ROWS else None,
+        keep_in_memory=True,
+        load_from_cache_file=False,
+        new_fingerprint="counted",  # what counts need not be something that can be hashed
+        desc=f"Counting the tokens of {where}",
+    )
+    faulty = [index for index, fault in enumerate(counted["fault"]) if fault is not None]
+    if faulty:
+        raise DatasetError(
+            f"{where}: Axolotl can't tokenize row {faulty[0]} as type {kind!r} ({counted['fault'][faulty[0]]}), which "
+            f"would stop the training after the rewriting (rows like that: {len(faulty)} of {len(dataset)}): "
+            f"{shortened(repr(dataset[faulty[0]]), 200)}; correct or remove them, or set another type or chat_template"
+        )
+    return np.asarray(counted["num_tokens"], np.int64)
+
+
+def _counted(row: Mapping[str, Any], limit: RowLimit) -> dict[str, Any]:
+    try:
+        return {"num_tokens": limit.count_tokens(dict(row)), "fault": None}
+    except Exception as err:  # whatever a template or a strategy raises
+        return {"num_tokens": 0, "fault": f"{type(err).__name__}: {first_line(err)}"}

@@ -3,13 +3,16 @@
 from functools import cached_property
 from typing import Any
 
+from axolotl_sdft.core.runtime import local_world_size
 from axolotl_sdft.distillation.interfaces import RowLimit
 from axolotl_sdft.integrations.axolotl import compat
 
 
 def row_limit(cfg: Any, entry: Any) -> RowLimit:
     """Return how long the rows of a dataset entry may be. Nothing is loaded before the first one is counted."""
-    return RowLimit(cfg.get("sequence_len") or compat.default_sequence_len(), _TokenCounter(cfg, entry))
+    max_tokens = cfg.get("sequence_len") or compat.default_sequence_len()
+    num_processes = (cfg.get("dataset_num_proc") or 1) // local_world_size()  # every rank counts
+    return RowLimit(max_tokens, _TokenCounter(cfg, entry), max(1, num_processes))
 
 
 def tokenizing_strategy(cfg: Any, entry: Any) -> Any:
@@ -48,6 +51,6 @@ class _TokenCounter:
         if self._strategy is None:
             return 0
         if not self._strategy.supports_batched:
-            return len(self._strategy.tokenize_prompt(dict(row))["input_ids"])
-        tokens = self._strategy.tokenize_prompt({name: [value] for name, value in row.items()})
-        return max(map(len, tokens.get("input_ids", ())), default=0)
+            return len(self._strategy.tokenize_prompt(dict(row)).get("input_ids", ()))
+        sequences = self._strategy.tokenize_prompt({name: [value] for name, value in row.items()})
+        return max(map(len, sequences.get("input_ids", ())), default=0)
