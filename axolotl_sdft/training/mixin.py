@@ -99,7 +99,7 @@ class DynSDPBMixin(StudentMixin):
         self._dynsdpb_memory.clear()
         self._dynsdpb_figures.clear()
         self._dynsdpb_predictions = None
-        self._found_layout = None
+        self._found_layout = self._found_own_mean = None
         self._dynsdpb_has_gradient = False
 
     def _save_rng_state(self, output_dir: str) -> None:

@@ -3,7 +3,9 @@
 Shapes: B rows, T positions, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,15 @@ import torch
 from torch import Tensor
 
 from axolotl_sdft.config import DynSDPBConfig
+from axolotl_sdft.core.errors import first_line
+from axolotl_sdft.training.batching import TOKEN_TYPES
 from axolotl_sdft.training.losses.dynsdpb import DynSDPBTerms
+from axolotl_sdft.training.losses.head import leaving_no_trace
 from axolotl_sdft.training.losses.labels import LabelLayout, label_layout, returned_logits
 from axolotl_sdft.training.support import errors_of, refuse_prompt_tuning
 from axolotl_sdft.training.teachers.prediction import ForwardOutputs, Predictions
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Parent
@@ -47,6 +54,7 @@ class StudentMixin(_Parent):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._found_layout: LabelLayout | None = None
+        self._found_own_mean: bool | None = None
         super().__init__(*args, **kwargs)
         with errors_of(self._block):
             refuse_prompt_tuning(self.model)
@@ -99,6 +107,8 @@ class StudentMixin(_Parent):
             num_items: The parent's count of tokens.
         """
         layout = self._label_layout(inputs)
+        if num_items is not None:
+            self._find_own_mean(inputs, layout)
         # A model compiled in place would be compiled anew for each hook.
         is_watched = getattr(model, "_compiled_call_impl", None) is None
         asks = return_outputs or self._asks_for_outputs or not is_watched
@@ -121,8 +131,22 @@ class StudentMixin(_Parent):
         return num_items is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func is not None)
 
     def _is_models_own_mean(self) -> bool:
-        is_models_own = self.label_smoother is None and self.compute_loss_func is None
-        return is_models_own and self._found_layout is not None and self._found_layout.has_own_mean
+        if not self._is_models_own_loss or self._found_layout is None:
+            return False
+        return self._found_layout.has_own_mean or bool(self._found_own_mean)
+
+    @property
+    def _is_models_own_loss(self) -> bool:
+        return self.label_smoother is None and self.compute_loss_func is None
+
+    def _find_own_mean(self, inputs: dict[str, Any], layout: LabelLayout) -> None:
+        """Find out once whether the model divides its loss by itself, where that can be asked and matters."""
+        has_parts = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
+        can_ask = self._is_models_own_loss and self.model_accepts_loss_kwargs and self._can_watch
+        if self._found_own_mean is None and has_parts and can_ask and not layout.has_own_mean:
+            with self.accelerator.autocast():
+                model = self.accelerator.unwrap_model(self.model)
+                self._found_own_mean = has_own_mean(model, inputs, layout.trained(inputs))
 
     def _mean_scale(self, num_items: Any) -> int:
         """Return by what the parent multiplies the mean of one micro-batch: it takes it for a share of the window's."""
@@ -147,6 +171,36 @@ class StudentMixin(_Parent):
         if self._is_window_mean(num_items) and num_items is not None:
             return loss.detach() * num_items / self._rank_scale(num_items)
         return loss.detach() * num_tokens / self._mean_scale(num_items)
+
+
+_PROBED_TOKENS = 16
+
+
+def has_own_mean(model: torch.nn.Module, inputs: Mapping[str, Any], trained_N: Tensor) -> bool | None:
+    """Whether a causal language model divides its loss by the tokens of the micro-batch, whatever count it is given.
+
+    The loss of a few tokens is computed for two counts. None where there are too few tokens to tell.
+
+    Args:
+        model: Without wrappers for several ranks.
+        inputs: A micro-batch; it names the kinds of tokens that some models must be given.
+        trained_N: Its trained tokens: those stand for text, not for pictures.
+    """
+    ids = trained_N[None, :_PROBED_TOKENS]
+    count = torch.tensor(ids.shape[1] - 1, device=ids.device)
+    if count < 1:
+        return None
+    given = {name: torch.zeros_like(ids) for name in TOKEN_TYPES if name in inputs} | {"input_ids": ids, "labels": ids}
+    losses = []
+    for num_items in (count, 2 * count):
+        with torch.no_grad(), leaving_no_trace(model):  # each time with the same random numbers
+            try:
+                outputs = model(**given, num_items_in_batch=num_items)
+            except Exception as err:  # whatever a model needs beside tokens
+                log.info("%s: how its loss is divided could not be asked (%s)", type(model).__name__, first_line(err))
+                return False
+        losses.append(float(outputs["loss"] if isinstance(outputs, dict) else outputs[0]))
+    return math.isclose(*losses, rel_tol=1e-3)
 
 
 _CE_SUM, _CE_TOKENS, _KL_TOKENS, *_TERM_PLACES = range(8)

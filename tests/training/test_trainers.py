@@ -15,7 +15,9 @@ from axolotl_sdft.config import DynSDPBConfig
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.training.batching import label_mask
 from axolotl_sdft.training.losses.dynsdpb import dynsdpb_loss
+from axolotl_sdft.training.student import has_own_mean
 from axolotl_sdft.training.trainers import DynSDPBTrainer, axolotl_trainer_class
+from tests.pruning.architectures import build, tiny_config
 from tests.training.micro_batches import (
     EPOCH,
     STATIC,
@@ -164,6 +166,45 @@ def test_the_logged_cross_entropy_does_not_depend_on_accumulation(tmp_path: Path
     one = train(trainer_class, make_llama(), [[batch]], tmp_path, dynsdpb=config)
     two = train(trainer_class, make_llama(), [halves], tmp_path, dynsdpb=config, gradient_accumulation_steps=2)
     assert train_logs(two)[0]["dynsdpb/ce"] == pytest.approx(train_logs(one)[0]["dynsdpb/ce"], rel=1e-5)
+
+
+class OwnMean(LlamaForCausalLM):
+    """Takes the mean of each micro-batch, as some models do, though it accepts the count of the whole step."""
+
+    def forward(self, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+
+def with_own_mean() -> OwnMean:
+    model = make_llama()
+    own = OwnMean(model.config)
+    own.load_state_dict(model.state_dict())
+    return own
+
+
+def test_a_model_that_averages_by_itself_is_distilled_as_it_averages(tmp_path: Path):
+    # The parent takes each mean for a share of the step's and adds up both, so half the rate makes the same steps.
+    epochs, settings = [EPOCH[:4]] * 2, {"gradient_accumulation_steps": 2, "dynsdpb": STATIC}
+    mean = train(DynSDPBMeanTrainer, make_llama(), epochs, tmp_path, learning_rate=0.3, **settings)
+    own = train(DynSDPBTrainer, with_own_mean(), epochs, tmp_path, learning_rate=0.15, **settings)
+    assert_same_parameters(own.model, mean.model, rtol=1e-4, atol=1e-6)
+    logged = [[entry["dynsdpb/ce"] for entry in train_logs(trainer)] for trainer in (own, mean)]
+    assert logged[0] == pytest.approx(logged[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "expected"),
+    [
+        ("llama", {}, False),
+        ("mixtral", {"output_router_logits": True, "router_aux_loss_coef": 100.0}, False),
+        ("mamba", {}, True),
+        ("modernbert-decoder", {}, True),
+    ],
+)
+def test_how_a_model_divides_its_loss_is_read_off_the_loss(family: str, settings: dict[str, Any], expected: bool):
+    model = build(tiny_config(family, **settings)).train()
+    assert has_own_mean(model, {}, torch.arange(3, 40)) is expected
+    assert has_own_mean(model, {}, torch.arange(3, 4)) is None
 
 
 def test_micro_batches_of_one_step_are_not_distilled_from_each_other(tmp_path: Path):
