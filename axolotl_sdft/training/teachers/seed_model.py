@@ -21,7 +21,12 @@ from axolotl_sdft.training.teachers.loading import load_own_teacher, plan_layers
 from axolotl_sdft.training.teachers.origin import SeedOrigin, origin_of, seed_config
 from axolotl_sdft.training.teachers.prediction import ForwardOutputs, Predictions
 from axolotl_sdft.training.teachers.previous_prediction import TeacherPrediction
-from axolotl_sdft.training.teachers.shared_layers import base_model_of, build_shared_teacher, unshareable_reason
+from axolotl_sdft.training.teachers.shared_layers import (
+    base_model_of,
+    build_shared_teacher,
+    changed_reason,
+    unshareable_reason,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -99,6 +104,7 @@ def _form(model: nn.Module, config: LogitDistillationConfig, origin: SeedOrigin 
     if reason is None and origin is not None and origin.needed:
         try:
             plan_layers(origin)
+            reason = changed_reason(model, origin)
         except SdftError as err:
             reason = str(err)
     if reason is None:

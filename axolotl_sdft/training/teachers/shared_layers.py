@@ -9,14 +9,19 @@ the student's modules are therefore none of its own, and it runs as the seed mod
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from axolotl_sdft.core.errors import CheckpointError, ConfigError
+from axolotl_sdft.core.model_folder import read_config
 from axolotl_sdft.inference.forwarding import free_memory
-from axolotl_sdft.pruning.checkpoint.tensor_files import find_layer_prefix
+from axolotl_sdft.pruning.checkpoint.architecture import num_extra_layers
+from axolotl_sdft.pruning.checkpoint.legacy_files import is_legacy
+from axolotl_sdft.pruning.checkpoint.tensor_files import StoredTensor, find_layer_prefix, read_checkpoint
 from axolotl_sdft.training.teachers.loading import load_layers
 from axolotl_sdft.training.teachers.origin import SeedOrigin, seed_config
 
@@ -24,6 +29,9 @@ LOG = logging.getLogger(__name__)
 
 CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
 """PEFT's ways of starting an adapter that take something out of the base weights."""
+
+
+_PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def base_model_of(model: Any) -> Any:
@@ -48,6 +56,53 @@ def unshareable_reason(model: nn.Module) -> str | None:
     if len(devices) > 1 or "meta" in devices:
         return f"the student's weights are on several devices ({', '.join(sorted(devices))})"
     return None
+
+
+def changed_reason(model: nn.Module, origin: SeedOrigin) -> str | None:
+    """Return why a pruned student's layers are no longer those of the seed model; None where they are.
+
+    The beginning of each weight is held against the seed model's checkpoint. What is quantized, or stored in another
+    form than it is loaded in, can't be.
+    """
+    if is_legacy(origin.seed_dir):
+        return None
+    weights = dict(_own_parameters(base_model_of(model)))
+    prefix = find_layer_prefix(weights, len(origin.kept))
+    for path, stored in groupby(_kept_tensors(origin), key=lambda pair: pair[1].file):
+        with safe_open(path, framework="pt") as file:
+            for name, tensor in stored:
+                weight = weights.get(prefix + name)
+                if weight is not None and _is_plain(weight, tensor) and not _begins_alike(weight, tensor, file):
+                    return (
+                        f"{prefix + name} is no longer as the seed model in {origin.seed_dir} has it (an adapter was "
+                        "merged into the student, or other weights were loaded)"
+                    )
+    return None
+
+
+def _kept_tensors(origin: SeedOrigin) -> Iterator[tuple[str, StoredTensor]]:
+    """Yield the stored tensors of unpatched layers that the student has, by their names there below the layers."""
+    stored, _ = read_checkpoint(origin.seed_dir)
+    num_extra = num_extra_layers(read_config(origin.seed_dir))
+    prefix = find_layer_prefix((tensor.name for tensor in stored), origin.num_layers, num_extra)
+    for tensor in sorted(stored, key=lambda tensor: str(tensor.file)):
+        number, _, rest = tensor.name.removeprefix(prefix).partition(".")
+        if not tensor.name.startswith(prefix) or not number.isdigit() or int(number) not in origin.kept:
+            continue
+        if (int(number), rest.rpartition(".")[0]) not in origin.patched:
+            yield f"{origin.kept.index(int(number))}.{rest}", tensor
+
+
+def _is_plain(weight: Tensor, stored: StoredTensor) -> bool:
+    is_float = stored.dtype in ("F32", "F16", "BF16") and weight.dtype in _PLAIN_DTYPES
+    return type(weight) is nn.Parameter and is_float and weight.dim() > 0 and tuple(weight.shape) == stored.shape
+
+
+def _begins_alike(weight: Tensor, stored: StoredTensor, file: Any) -> bool:
+    """Whether the first numbers are the same, in the precision of either, or in one that they went through between."""
+    beginning = (*(slice(0, 1) for _ in stored.shape[1:]), slice(None))
+    expected, found = file.get_slice(stored.name)[beginning], weight.detach()[beginning].cpu()
+    return any(torch.equal(found, expected.to(between).to(found.dtype)) for between in (expected.dtype, *_PLAIN_DTYPES))
 
 
 def build_shared_teacher(model: nn.Module, origin: SeedOrigin | None, trust_remote_code: bool = False) -> nn.Module:

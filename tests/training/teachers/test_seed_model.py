@@ -51,6 +51,19 @@ def test_removed_layers_that_can_not_be_loaded_apart_leave_a_teacher_of_its_own(
         planned(adapted(load(pruned), target_modules=["down_proj"]), teacher="shared")
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_student_that_an_adapter_was_merged_into_has_a_teacher_of_its_own(family: str, tmp_path: Path):
+    projection = {"llama": "v_proj", "gpt2": "c_attn"}[family]
+    pruned = prune(tmp_path, family)
+    student = adapted(adapted(load(pruned), target_modules=[projection]).merge_and_unload())
+    plan = plan_teacher(student, LogitDistillationConfig())
+    assert not plan.is_shared
+    assert f"{projection}.weight is no longer as the seed model in {tmp_path}/seed has it" in plan.reason
+    assert torch.equal(logits(plan.load(student)), logits(load(tmp_path / "seed").eval()))
+    with pytest.raises(ConfigError, match=r"teacher is shared, but .* is no longer as the seed model .*set it to own"):
+        planned(student, teacher="shared")
+
+
 def test_a_teacher_of_its_own_is_the_seed_model(pruned: Path):
     student = load(pruned)
     teacher = load_own_teacher(student, find_origin(pruned))

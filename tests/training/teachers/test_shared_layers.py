@@ -9,7 +9,7 @@ import torch
 
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.training.teachers.origin import find_origin
-from axolotl_sdft.training.teachers.shared_layers import build_shared_teacher
+from axolotl_sdft.training.teachers.shared_layers import build_shared_teacher, changed_reason
 from tests.training.teachers.students import IDS, adapted, load, logits, prune, prune_and_patch
 
 pytest.importorskip("peft")
@@ -39,6 +39,7 @@ def test_the_logits_are_those_of_the_seed_model_before_and_after_a_step(family: 
     teacher = teacher_of(student, pruned)
     expected = logits(load(tmp_path / "seed").eval())
     assert torch.equal(logits(teacher), expected)
+    assert changed_reason(student, find_origin(pruned)) is None
     optimizer = torch.optim.SGD([weight for weight in student.parameters() if weight.requires_grad], lr=0.5)
     kinds = {"token_type_ids": torch.zeros_like(IDS)} if family == "gemma3" else {}  # old versions train with them only
     before = logits(student, **kinds)
@@ -102,6 +103,7 @@ def test_a_patched_projection_comes_from_the_seed_checkpoint(family: str, tmp_pa
     student = adapted(load(pruned))
     teacher = teacher_of(student, pruned)
     assert torch.equal(logits(teacher), logits(load(tmp_path / "seed").eval()))
+    assert changed_reason(student, find_origin(pruned)) is None
     # Layers 0 and 2 are patched; of the seed model's six layers, 0, 2 and 5 are left.
     shared = {id(weight) for weight in student.parameters()}
     own = {name for name, weight in teacher.named_parameters() if id(weight) not in shared}
@@ -141,6 +143,7 @@ def test_layers_are_read_in_the_precision_that_the_students_have_by_now(tmp_path
         if "norm" in name:  # as trainers do for quantized models
             weight.data = weight.data.float()
     student.config.dtype = torch.bfloat16
+    assert changed_reason(student, find_origin(pruned)) is None
     teacher = teacher_of(adapted(student), pruned)
     kinds = {name: weight.dtype for name, weight in teacher.model.layers[2].named_parameters()}
     assert kinds["input_layernorm.weight"] == torch.float32
@@ -155,6 +158,7 @@ def test_a_quantized_student_has_a_teacher_quantized_alike(tmp_path: Path):
     pruned = prune(tmp_path, **sizes)
     four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     student = adapted(load(pruned, quantization_config=four_bits))
+    assert changed_reason(student, find_origin(pruned)) is None
     teacher = teacher_of(student, pruned)
     for layer in (1, 2):
         assert type(teacher.model.layers[layer].mlp.up_proj).__name__ == "Linear4bit"
