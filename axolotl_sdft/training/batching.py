@@ -221,6 +221,15 @@ def join_batches(
     } | media
 
 
+def filled_places(previous: Mapping[str, Any], new: Mapping[str, Any], joined: Mapping[str, Any]) -> Tensor:
+    """Return where :func:`join_batches` has filled up rows, [B, T], which packed rows don't tell."""
+    num_rows, length = _size(joined)
+    lengths = [num_tokens for part in (previous, new) for num_tokens in [_size(part)[1]] * _size(part)[0]]
+    if len(lengths) > num_rows:  # end to end
+        lengths = [length] * num_rows
+    return torch.arange(length) >= torch.tensor(lengths)[:, None]
+
+
 def _without_media(
     previous: Mapping[str, Any], new: Mapping[str, Any], sizes: tuple[torch.Size, torch.Size]
 ) -> tuple[dict[str, Any], dict[str, Any]]:

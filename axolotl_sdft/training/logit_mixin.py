@@ -160,7 +160,7 @@ class LogitDistillationMixin(StudentMixin):
             )
         with errors_of(_BLOCK):
             num_labels = int(self._logit_layout(inputs).mask(inputs).sum())
-            mask_BT = self._logit_layout(inputs).mask(self._logit_distilled(inputs))
+            mask_BT = self._logit_layout(inputs).mask(self._logit_distilled(inputs, self._filled_places))
             prediction = self._logit_get_teacher().predict(inputs, mask_BT)
             done = self._student_pass(
                 super().compute_loss,
@@ -219,11 +219,14 @@ class LogitDistillationMixin(StudentMixin):
             )
         return layout
 
-    def _logit_distilled(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Return a batch whose labels are the tokens that are distilled."""
+    def _logit_distilled(self, inputs: dict[str, Any], filled_BT: Tensor | None = None) -> dict[str, Any]:
+        """Return a batch whose labels are the tokens that are distilled; none where it was filled up."""
         if self.logit_distillation_config.tokens == "answers":
             return inputs
-        return {"labels": all_tokens(inputs, self._logit_pad_token())}
+        labels_BT = all_tokens(inputs, self._logit_pad_token())
+        if filled_BT is not None:
+            labels_BT = labels_BT.masked_fill(filled_BT.to(labels_BT.device), IGNORED_LABEL)
+        return {"labels": labels_BT}
 
     def _logit_pad_token(self) -> int | None:
         pad_id = getattr(self.processing_class, "pad_token_id", None)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from axolotl_sdft.config import DynSDPBConfig
+from axolotl_sdft.training.batching import filled_places
 from axolotl_sdft.training.losses.dynsdpb import StudentPrediction, distil
 from axolotl_sdft.training.noise import DriftMeter, warn_without_noise
 from axolotl_sdft.training.student import RunningFigures, StudentMixin
@@ -100,6 +101,7 @@ class DynSDPBMixin(StudentMixin):
         self._dynsdpb_figures.clear()
         self._dynsdpb_predictions = None
         self._found_layout = self._found_own_mean = None
+        self._filled_places = None
         self._dynsdpb_has_gradient = False
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -194,13 +196,16 @@ class DynSDPBMixin(StudentMixin):
 
     def _dynsdpb_join(self, previous: MicroBatch | None, inputs: dict[str, Any]) -> dict[str, Any]:
         if previous is None:
+            self._filled_places = None
             return dict(inputs)  # trainers take labels out of what they are given, but these will be needed again
         model_config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
         one_row = self._dynsdpb_joins_end_to_end or "flash" in str(getattr(model_config, "_attn_implementation", ""))
         pad_ids = (getattr(source, "pad_token_id", None) for source in (self.processing_class, model_config))
         # Which token fills the rows makes no difference, so any token of the vocabulary will do.
         pad_token_id = next((pad_id for pad_id in pad_ids if isinstance(pad_id, int) and pad_id >= 0), 0)
-        return self._label_layout(inputs).join(previous.inputs, inputs, pad_token_id, one_row=one_row)
+        joined = self._label_layout(inputs).join(previous.inputs, inputs, pad_token_id, one_row=one_row)
+        self._filled_places = filled_places(previous.inputs, inputs, joined)
+        return joined
 
     @property
     def _dynsdpb_joins_end_to_end(self) -> bool:

@@ -49,6 +49,9 @@ class StudentMixin(_Parent):
     _block = "dynsdpb"
     """The YAML block that errors name."""
 
+    _filled_places: Tensor | None = None
+    """Where the batch at hand was filled up when it was joined, [B, T]; None where it was not joined."""
+
     _asks_for_outputs = True
     """Whether the parent is asked for the outputs of its pass, rather than watched alone."""
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.training.batching import join_batches, label_mask
+from axolotl_sdft.training.batching import filled_places, join_batches, label_mask
 from tests.training.micro_batches import make_llama
 
 
@@ -60,6 +60,13 @@ def test_the_padding_of_packed_rows_is_a_packed_sample_of_its_own():
     joined = join_batches(packed(3, 2), packed(2), 9)
     assert joined["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
     assert "attention_mask" not in joined
+
+
+@pytest.mark.parametrize("one_row", [False, True])
+def test_where_rows_were_filled_up_is_told(one_row: bool):
+    previous, new = packed(3, 2), packed(2)
+    filled = filled_places(previous, new, join_batches(previous, new, 9, one_row=one_row))
+    assert filled.long().tolist() == ([[0] * 7] if one_row else [[0, 0, 0, 0, 0], [0, 0, 1, 1, 1]])
 
 
 def test_padding_where_there_was_none_brings_a_mask():

@@ -278,6 +278,19 @@ def test_beside_dynsdpb_the_seed_model_teaches_the_joined_batches(pruned: Path, 
     assert any((weights[name] - weight).abs().max() > 0 for name, weight in trainer.model.named_parameters())
 
 
+def test_what_fills_up_joined_rows_is_not_distilled(pruned: Path, tmp_path: Path):
+    # Nothing names a padding token, and packed rows come without a mask.
+    texts = [rows(length, seed=length) for length in (9, 4, 6)]
+    packed = [
+        {"input_ids": text["input_ids"], "labels": text["labels"], "position_ids": torch.arange(length)[None]}
+        for text, length in zip(texts, (9, 4, 6), strict=True)
+    ]
+    config = LogitDistillationConfig(alpha=0.6, tokens="all")
+    own = {"logit_distillation": config, "dynsdpb": DynSDPBConfig(alpha=0.0)}
+    runs = [train(Both, student(pruned), [epoch], tmp_path, **own) for epoch in (texts, packed)]
+    assert_same_parameters(runs[1].model, runs[0].model, rtol=1e-3, atol=1e-5)
+
+
 def test_the_other_order_is_refused(pruned: Path, tmp_path: Path):
     class Swapped(LogitDistillationMixin, DynSDPBMixin, Trainer):
         pass
