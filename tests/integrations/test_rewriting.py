@@ -12,8 +12,10 @@ from datasets import load_from_disk
 
 from axolotl_sdft.core.errors import ConfigError, DatasetError, ServerError, UnknownNameError
 from axolotl_sdft.distillation.rows import validation
+from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
 from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, distillation_specs, rewrite_datasets
+from axolotl_sdft.integrations.axolotl.tokenizing import tokenizing_strategy
 from tests.distillation import echo_backend
 from tests.distillation.echo_backend import EchoBackend
 
@@ -397,3 +399,28 @@ def test_a_row_that_axolotl_can_not_tokenize_is_named_before_anything_is_asked(b
     with pytest.raises(DatasetError, match=said):
         rewrite(cfg)
     assert echo_backend.ASKED == []
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_functions_are_shown_from_the_column_that_axolotl_reads(is_read, cfg, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(compat, "reads_field_tools", lambda: is_read)
+    turns = [{"role": "user", "content": "pear"}, {"role": "assistant", "content": "original pear"}]
+    rows = [{"messages": turns, "functions": [{"name": "weigh"}], "tools": [{"name": "peel"}]}]
+    (tmp_path / "pears.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg.datasets = [{"path": "pears.jsonl", "type": "chat_template", "field_tools": "functions"}]
+    check_distillation(cfg)
+    [(_, spec)] = distillation_specs(cfg)
+    shown = spec.row_format.target(spec.dataset[0], 0).context[0]["content"]
+    assert ("weigh" in shown, "peel" in shown) == (is_read, not is_read)
+    warned = "datasets[0].field_tools is 'functions', which this version of Axolotl does not read" in caplog.text
+    assert warned != is_read
+
+
+def test_whether_axolotl_reads_the_column_of_functions_is_told_by_what_it_trains(cfg, tiny_llama_dir):
+    template = "{{ tools | tojson }}" + TURNS.replace("{% for", "{%- for")
+    kind = {"type": "chat_template", "chat_template": "jinja", "chat_template_jinja": template}
+    strategy = tokenizing_strategy(cfg, {"path": "pears.jsonl", "field_tools": "functions", **kind})
+    turns = [{"role": "user", "content": "pear"}, {"role": "assistant", "content": "sweet"}]
+    named = {name: [{"type": "function", "function": {"name": f"in_{name}"}}] for name in ("functions", "tools")}
+    tokens = strategy.tokenize_prompt({"messages": turns, **named})["input_ids"]
+    assert ("in_functions" in strategy.tokenizer.decode(tokens)) == compat.reads_field_tools()

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import inspect
 import logging
 import os
 import sys
@@ -95,6 +96,13 @@ def validated(cfg: Any) -> Any:
     # On a Ray driver there is no GPU to ask; Axolotl itself leaves the capabilities out there.
     capabilities, env_capabilities = (None, None) if cfg.get("use_ray") else gpu_capabilities()
     return validate_config(DictDefault(copy.deepcopy(cfg.to_dict())), capabilities, env_capabilities)
+
+
+def reads_field_tools() -> bool:
+    """Tell whether ``chat_template`` reads functions from ``field_tools``; 0.19 takes the column ``tools``."""
+    from axolotl.prompt_strategies.chat_template import StrategyLoader
+
+    return "field_tools" in inspect.getsource(StrategyLoader)
 
 
 def default_sequence_len() -> int:

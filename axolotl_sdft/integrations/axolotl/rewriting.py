@@ -11,6 +11,7 @@ from axolotl_sdft.config import SelfDistillationConfig, TransformersGeneration
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, ensure_writable
 from axolotl_sdft.core.errors import ConfigError, error_context
 from axolotl_sdft.distillation.rows.formats import PROMPT_FIELD
+from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, read_blocks, seed_dir_of, seed_of
 from axolotl_sdft.integrations.axolotl.datasets import (
     OVERRIDE,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from axolotl_sdft.distillation.spec import DistillationSpec
 
 LOG = logging.getLogger(__name__)
+
+_FIELD_TOOLS = "field_tools"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ def check_distillation(cfg: Any) -> None:
     from axolotl_sdft.distillation.pipeline import refuse_separate_output
 
     checked = set()
-    specs = [spec for _, spec in distillation_specs(cfg)]
+    named = distillation_specs(cfg)
+    _warn_of_unread_tools(named)
+    specs = [spec for _, spec in named]
     if specs:
         refuse_separate_output(specs[0].root, is_finished=all(spec.is_finished for spec in specs))
     for spec in specs:
@@ -69,6 +74,17 @@ def check_distillation(cfg: Any) -> None:
         with closing(spec.backend_factory(spec.seed_dir, generation)) as backend:
             spec.check_backend(backend)
         checked.add(generation)
+
+
+def _warn_of_unread_tools(named: "list[tuple[Any, DistillationSpec]]") -> None:
+    for entry, spec in named:
+        column = entry.get(_FIELD_TOOLS)
+        if column not in (None, "tools") and not compat.reads_field_tools():
+            LOG.warning(
+                "%s.%s is %r, which this version of Axolotl does not read: functions are trained, and shown to the "
+                "seed model, from the column 'tools' alone; rename the column",
+                *(spec.where, _FIELD_TOOLS, column),
+            )
 
 
 def rewrite_datasets(cfg: Any, config: SelfDistillationConfig, only_if_done: bool = False) -> list[Path]:
@@ -168,13 +184,13 @@ def _dataset_sources(cfg: Any, named: list[tuple[str, Any, DatasetConfig]]) -> l
 def _spec(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str) -> "DistillationSpec":
     from axolotl_sdft.distillation.spec import DistillationSpec
 
-    kept = {PROMPT_FIELD: own.prompt_field} if own.prompt_field else {}
+    read = {**entry, PROMPT_FIELD: own.prompt_field} if own.prompt_field else dict(entry)
+    if not compat.reads_field_tools():
+        read.pop(_FIELD_TOOLS, None)
     seed_dir = seed_dir_of(cfg)
     settings = _ready(cfg, own.settings(), seed_dir, entry)
     with error_context(own_key(cfg, _index(where))):
-        return DistillationSpec(
-            rows, settings, seed_dir, {**entry, **kept}, seed_of(cfg)[0], where, row_limit(cfg, entry)
-        )
+        return DistillationSpec(rows, settings, seed_dir, read, seed_of(cfg)[0], where, row_limit(cfg, entry))
 
 
 def _ready(cfg: Any, config: SelfDistillationConfig, seed_dir: Path, entry: Any) -> SelfDistillationConfig:
