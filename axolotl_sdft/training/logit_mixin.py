@@ -1,9 +1,10 @@
 """Distillation from the unpruned seed model for any trainer that descends from ``transformers.Trainer``.
 
 The loss is ``(1 - alpha) * L + alpha * temperature^2 * D(seed, student)`` with the parent's loss ``L`` and a divergence
-``D`` of :mod:`axolotl_sdft.training.losses.divergences`, averaged over tokens as the parent averages its own. The
-teacher runs first, without gradient, on the batch that the parent is given; of what it predicts, only the hidden states
-of the distilled tokens are kept while the student runs.
+``D`` of :mod:`axolotl_sdft.training.losses.divergences`, averaged over tokens as the parent averages its own. What a
+mixture of experts adds for its routers is no part of ``L`` here, and stays whole. The teacher runs first, without
+gradient, on the batch that the parent is given; of what it predicts, only the hidden states of the distilled tokens are
+kept while the student runs.
 
 Shapes: B rows, T positions, N distilled tokens.
 """
@@ -31,6 +32,7 @@ from axolotl_sdft.training.teachers.shared_layers import base_model_of
 log = logging.getLogger(__name__)
 
 _BLOCK = "logit_distillation"
+_ROUTER_COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
 
 
 class LogitDistillationMixin(StudentMixin):
@@ -172,9 +174,12 @@ class LogitDistillationMixin(StudentMixin):
                 num_items=num_items_in_batch,
             )
             self._logit_check_gradient(done)
-            self._logit_figures.add_cross_entropy(self._loss_sum(done.loss, num_labels, num_items_in_batch), num_labels)
+            router_loss = self._logit_router_loss(done, num_items_in_batch)
+            ce_sum = self._loss_sum(done.loss - router_loss, num_labels, num_items_in_batch)
+            self._logit_figures.add_cross_entropy(ce_sum, num_labels)
             rows_N = mask_BT.flatten().nonzero().squeeze(1).to(done.loss.device)
-            loss = (1.0 - self.logit_distillation_config.alpha) * done.loss
+            alpha = self.logit_distillation_config.alpha
+            loss = (1.0 - alpha) * done.loss + alpha * router_loss
             if len(rows_N):
                 student = done.seen.student_prediction(rows_N, is_constant=False)
                 terms = distil(student, prediction, self._logit_comparison("logits"))
@@ -195,6 +200,19 @@ class LogitDistillationMixin(StudentMixin):
             count = num_items if self._logit_window_tokens is None else self._logit_window_tokens
             return total * self._rank_scale(num_items) / count
         return total * self._mean_scale(num_items) / terms.num_tokens
+
+    def _logit_router_loss(self, done: StudentPass, num_items: Any) -> Tensor:
+        """Return what a mixture of experts adds to the parent's loss to use its experts evenly, whatever the labels."""
+        outputs, nothing = done.outputs, torch.zeros_like(done.loss)
+        router_loss = outputs.get("aux_loss") if isinstance(outputs, dict) else None
+        if not self._is_models_own_loss or not torch.is_tensor(router_loss):
+            return nothing
+        base = base_model_of(self.accelerator.unwrap_model(self.model))
+        places = (base, base.config, base.config.get_text_config())
+        coefficients = (getattr(place, name, None) for place in places for name in _ROUTER_COEFFICIENTS)
+        coefficient = next((value for value in coefficients if value is not None), 0.0)
+        scale = self._rank_scale(num_items) if self.model_accepts_loss_kwargs else 1
+        return nothing + scale * coefficient * router_loss.to(done.loss)
 
     def _logit_comparison(self, storage: Any) -> DynSDPBConfig:
         """Return how predictions are compared, in the terms of the divergence that is shared with DynSDPB."""

@@ -241,6 +241,28 @@ def test_the_seed_model_teaches_through_kinds_of_heads_that_cap_or_scale(tmp_pat
     assert_same_parameters(trainer.model, reference.model, rtol=1e-3, atol=1e-5)
 
 
+class ByHandWithRouters(ByHand):
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        router_loss = model(**{name: value for name, value in inputs.items() if name != "labels"}).aux_loss
+        return super().compute_loss(model, inputs, *args, **kwargs) + 2.0 * router_loss
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_the_loss_of_routers_keeps_its_weight(tmp_path: Path, alpha: float):
+    pruned = prune(tmp_path, "mixtral", output_router_logits=True, router_aux_loss_coef=2.0)
+    settings = {"learning_rate": 0.05, "gradient_accumulation_steps": 2}
+    expected = by_hand(pruned, ByHandWithRouters, alpha=alpha)
+    reference = train(expected, load(pruned).train(), [EPOCH], tmp_path, **settings)
+    config = LogitDistillationConfig(alpha=alpha)
+    own = {"logit_distillation": config, **settings}
+    trainer = train(LogitDistillationTrainer, load(pruned).train(), [EPOCH], tmp_path, **own)
+    assert_same_parameters(trainer.model, reference.model, rtol=1e-3, atol=1e-5)
+    (first, *_), plain = train_logs(trainer), load(pruned, output_router_logits=False)
+    sums = [float(plain(**batch).loss) * int((batch["labels"][:, 1:] != -100).sum()) for batch in EPOCH[:2]]
+    num_labels = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in EPOCH[:2])
+    assert first["logit_distillation/ce"] == pytest.approx(sum(sums) / num_labels, rel=1e-4)
+
+
 def test_packed_rows_are_taught_sample_by_sample(pruned: Path, tmp_path: Path):
     pairs = [rows(7, 7, seed=seed) for seed in (1, 2, 3)]
     packed = []
