@@ -18,7 +18,8 @@ HIDDEN = "(a text that holds the servers' key in another form is not shown)"
 
 _SHORTEST_SECRET = 8
 _LONGEST_STAND_IN = 20  # characters of plain words that are no passphrase yet: `sk-no-key-required`
-_PLAIN_WORDS = re.compile(r"(?:[A-Z]+|[A-Z]?[a-z]+)(?:[-_.](?:[A-Z]+|[A-Z]?[a-z]+))*")
+# With `sk-` begin keys, but for that of llama.cpp, which stands for none.
+_PLAIN_WORDS = re.compile(r"(?!sk-(?!no-key))(?:[A-Z]+|[A-Z]?[a-z]+)(?:[-_.](?:[A-Z]+|[A-Z]?[a-z]+))*")
 _LONGEST_FRAGMENT = 16  # of a key that was split: as many equal characters are not a coincidence
 _HTTP_LIBRARIES = {"openai", "httpx", "httpcore", "httpx2", "httpcore2"}
 _BETWEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\\\"']")

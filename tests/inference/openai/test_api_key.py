@@ -75,7 +75,7 @@ def test_words_that_stand_for_no_key_are_left_alone(key, value):
     assert key(value).redacted(said) == said
 
 
-@pytest.mark.parametrize("value", ["correct-horse-battery-staple", "anything1", "aBcDeFgH", "12345678"])
+@pytest.mark.parametrize("value", ["correct-horse-battery-staple", "sk-wrong", "anything1", "aBcDeFgH", "12345678"])
 def test_a_passphrase_and_what_is_not_made_of_words_is_a_key(key, value):
     assert key(value).redacted(f"bad key {value}!") == f"bad key {REDACTED}!"
 
