@@ -24,6 +24,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
+    XLNetConfig,
 )
 
 from axolotl_sdft.config import DynSDPBConfig
@@ -279,6 +280,19 @@ def test_what_is_no_distribution_over_classes_is_refused(
     model = model_class(BertConfig(**sizes, intermediate_size=4, **config))
     with pytest.raises(ConfigError, match=f"dynsdpb: .*{message}"):
         label_layout(model, {"labels": torch.tensor(labels)})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LlamaConfig(), "pad_token_id of the llama is None.*set model.config.pad_token_id to the tokenizer's"),
+        (XLNetConfig(pad_token_id=0), "summary_type of the xlnet is 'last'.*train it without dynsdpb"),
+    ],
+)
+def test_a_class_that_can_not_be_read_off_joined_rows_is_refused(config: Any, message: str):
+    model = SimpleNamespace(loss_type="ForSequenceClassification", config=config)
+    with pytest.raises(ConfigError, match=f"dynsdpb: {message}"):
+        label_layout(model, {"labels": torch.tensor([0])})
 
 
 def test_an_encoder_with_a_decoder_is_refused():

@@ -193,6 +193,7 @@ def _sequence_layout(config: Any, labels: Any) -> LabelLayout:
             "distribution over classes, so there is nothing to distil; train it without dynsdpb, or split the range "
             "of the number into classes"
         )
+    _require_joinable_rows(config)
     if problem == "multi_label_classification":
         return PerLabel()
     if problem is None and torch.is_tensor(labels) and labels.is_floating_point():
@@ -202,6 +203,24 @@ def _sequence_layout(config: Any, labels: Any) -> LabelLayout:
             "numbers as labels"
         )
     return PerRow()
+
+
+def _require_joinable_rows(config: Any) -> None:
+    """Refuse a model that reads a row's class off its last token, but could not find that in joined rows."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    is_decoder = getattr(text, "model_type", None) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if is_decoder and getattr(text, "pad_token_id", None) is None:
+        raise ConfigError(
+            f"dynsdpb: pad_token_id of the {text.model_type} is None, so it can give a class to single rows only, but "
+            "dynsdpb joins the rows of two batches; set model.config.pad_token_id to the tokenizer's"
+        )
+    if getattr(text, "summary_type", None) == "last":
+        raise ConfigError(
+            f"dynsdpb: summary_type of the {text.model_type} is 'last', so it reads a class off the last place, where "
+            "padding is once a shorter batch is joined with a longer one; train it without dynsdpb"
+        )
 
 
 def _labels(inputs: Mapping[str, Any], num_dims: int, wanted: str) -> Tensor:
