@@ -93,7 +93,8 @@ def load_checkpoint(
     model, found = auto_class.from_pretrained(
         base_dir, trust_remote_code=trust_remote_code, output_loading_info=True, **settings
     )
-    if not any_head:  # a head that writes no text is often made anew
+    # A head that writes no text is often made anew, and a quantizer makes tensors of its own.
+    if not any_head and not config.get("quantization_config"):
         _refuse_holes(model, base_dir, found)
     if "device_map" not in settings and not config.get("quantization_config"):
         model = model.to(local_device())
@@ -220,10 +221,12 @@ def _adapted(base: Any, adapter_dir: Path, trust_remote_code: bool) -> Any:
     if adapted.active_peft_config.is_prompt_learning:
         return adapted
     told = adapted.load_adapter(adapter_dir, adapted.active_adapter)  # again, since only this says what did not fit
-    if unfit := sorted([*told.missing_keys, *told.unexpected_keys]):
+    # peft has no place either for the copies of embeddings that it saves beside resized ones.
+    unread = [key for key in told.unexpected_keys if "lora_" in key]
+    if unfit := sorted([*told.missing_keys, *unread]):
         raise CheckpointError(
             f"the adapter in {adapter_dir} does not fit its base model: it lacks {len(told.missing_keys)} of its "
-            f"tensors, and {len(told.unexpected_keys)} have no place, such as {unfit[0]}, so that the base model alone "
+            f"tensors, and {len(unread)} have no place, such as {unfit[0]}, so that the base model alone "
             "would answer there. Save the adapter anew, by the names of peft"
         )
     return adapted

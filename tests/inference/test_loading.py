@@ -5,7 +5,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_sdft.config import TransformersGeneration
 from axolotl_sdft.core.errors import CheckpointError, MissingExtraError
@@ -198,6 +198,21 @@ def test_an_adapter_whose_tensors_have_no_place_in_its_base_is_refused(tmp_path,
         CheckpointError, match=rf"the adapter in .* does not fit its base model: {told}, such as base_mo"
     ):
         load_checkpoint(tmp_path / "adapter", torch.float32)
+
+
+def test_an_adapter_with_resized_embeddings_of_its_own_fits(tmp_path, tiny_llama_dir):
+    base, tokenizer = load_checkpoint(tiny_llama_dir, torch.float32), AutoTokenizer.from_pretrained(tiny_llama_dir)
+    tokenizer.add_tokens(["<tool>"])
+    base.resize_token_embeddings(len(tokenizer))
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"], "task_type": "CAUSAL_LM"}
+    adapted = get_peft_model(base, LoraConfig(r=4, init_lora_weights=False, **settings)).eval()
+    adapted.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    ids = torch.tensor([TRIAL])
+    torch.testing.assert_close(
+        load_checkpoint(tmp_path, torch.float32)(input_ids=ids).logits, adapted(input_ids=ids).logits
+    )
 
 
 def test_memory_that_runs_out_while_the_seed_model_loads_is_told_with_the_way_out(tmp_path, monkeypatch):

@@ -138,12 +138,12 @@ def require_shared_vocabulary(tokenizer: Any, seed_tokenizer: Any, where: str) -
     """
     own, expected = tokenizer.get_vocab(), seed_tokenizer.get_vocab()
     names = {number: name for name, number in own.items()}
-    added = {number for each in (tokenizer, seed_tokenizer) for number in each.added_tokens_decoder}
+    added = {number for each in (tokenizer, seed_tokenizer) for number in getattr(each, "added_tokens_decoder", ())}
 
     def is_renamed(token: str, number: int) -> bool:
         return token not in own and number in added and names.get(number, token) not in expected
 
-    differing = (token for token, number in expected.items() if own.get(token) != number)
+    differing = (token for token in sorted(expected, key=expected.__getitem__) if own.get(token) != expected[token])
     token = next((token for token in differing if not is_renamed(token, expected[token])), None)
     if token is not None:
         raise CheckpointError(

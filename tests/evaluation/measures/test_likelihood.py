@@ -223,7 +223,7 @@ def test_a_reserved_token_under_another_name_is_the_same_token(tiny_llama_dir):
 
     require_shared_vocabulary(renamed, reserved, "model 'trained'")
     with pytest.raises(
-        CheckpointError, match=r"token '<\|reserved_1\|>' is number 4097 in the seed .*, 4096 in its own"
+        CheckpointError, match=r"token '<\|reserved_0\|>' is number 4096 in the seed .*, not there in its own"
     ):
         require_shared_vocabulary(other, reserved, "model 'trained'")
 
