@@ -46,7 +46,7 @@ def is_split(cfg: Any) -> bool:
     return bool(cfg.get("val_set_size")) and not cfg.get("test_datasets")
 
 
-def settle_seed(cfg: Any) -> bool:
+def set_missing_seed(cfg: Any) -> bool:
     """Let Axolotl split off the rows that are told here, also where ``seed`` is unset; tell whether it had to be set.
 
     Without one Axolotl shuffles at random, so that nobody could say afterwards which rows were never trained on. It

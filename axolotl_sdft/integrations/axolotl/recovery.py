@@ -279,7 +279,7 @@ def _sampled(
 def _notes_of_trained(
     cfg: Any, targets: list[Target], split_off: "list[tuple[str, Any, Dataset]] | None"
 ) -> Iterator[str]:
-    """Say how many held-out answers stand in ``datasets`` as well; of those split off, once more than they were."""
+    """Say how many held-out answers stand in ``datasets`` as well; each that was split off does so once."""
     if split_off is not None and cfg.get("dataset_exact_deduplication"):
         return
     try:
@@ -304,8 +304,9 @@ def _counted(named: "Iterable[tuple[str, Any, Dataset]]") -> "Counter[bytes]":
     counts: Counter[bytes] = Counter()
     for where, entry, rows in named:
         with suppress(DatasetError, UnknownNameError):
+            features = shown_features(rows)
             for picked in slices(stored_rows(rows, where)):
-                counts.update(map(_digest, _last_targets(picked, entry, where, rows.features)))
+                counts.update(map(_digest, _last_targets(picked, entry, where, features)))
     return counts
 
 

@@ -15,7 +15,7 @@ from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, empty_blocks, plain, read_blocks, seed_dir_of
 from axolotl_sdft.integrations.axolotl.calibration import calibration_sources, general_text, source_texts
 from axolotl_sdft.integrations.axolotl.datasets import check_overrides, rewritten_entry, take_out_overrides
-from axolotl_sdft.integrations.axolotl.held_out import is_split, rows_folder, settle_seed, split_off
+from axolotl_sdft.integrations.axolotl.held_out import is_split, rows_folder, set_missing_seed, split_off
 from axolotl_sdft.integrations.axolotl.layer_numbers import check_layer_numbers, translate_layer_numbers
 from axolotl_sdft.integrations.axolotl.pictures import check_pictures
 from axolotl_sdft.integrations.axolotl.pruned_base import (
@@ -54,7 +54,7 @@ def prepare(cfg: Any, own_plugin: object) -> None:
     blocks = read_blocks(cfg)
     check_overrides(cfg)
     take_out_overrides(cfg)
-    if not blocks.is_empty and settle_seed(cfg) and rank() == 0:
+    if not blocks.is_empty and set_missing_seed(cfg) and rank() == 0:
         LOG.info(
             "seed is not set, so it is set to %d: the rows that val_set_size (%s) splits off are then the same for "
             "every command, and a recovery report measures on rows that were not trained on",
