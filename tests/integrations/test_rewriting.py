@@ -401,6 +401,14 @@ def test_a_row_that_axolotl_can_not_tokenize_is_named_before_anything_is_asked(b
     assert echo_backend.ASKED == []
 
 
+def test_a_type_that_axolotl_can_not_prepare_is_named_before_anything_is_asked(cfg, monkeypatch):
+    say(monkeypatch, cfg, {})
+    cfg.tokenizer_config = "no-such-tokenizer"
+    with pytest.raises(ConfigError, match=r"can't prepare the training of rows of type 'alpaca' \(OSError: "):
+        rewrite(cfg)
+    assert echo_backend.ASKED == []
+
+
 @pytest.mark.parametrize("is_read", [False, True])
 def test_functions_are_shown_from_the_column_that_axolotl_reads(is_read, cfg, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(compat, "reads_field_tools", lambda: is_read)

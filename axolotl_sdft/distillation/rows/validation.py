@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from axolotl_sdft.core.errors import DatasetError, first_line
+from axolotl_sdft.core.errors import DatasetError, SdftError, first_line
 from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.interfaces import RowLimit
 
@@ -233,5 +233,7 @@ def row_lengths(dataset: "Dataset", limit: RowLimit, kind: Any, where: str) -> N
 def _counted(row: Mapping[str, Any], limit: RowLimit) -> dict[str, Any]:
     try:
         return {"num_tokens": limit.count_tokens(dict(row)), "fault": None}
+    except SdftError:  # of the type, not of the row
+        raise
     except Exception as err:  # whatever a template or a strategy raises
         return {"num_tokens": 0, "fault": f"{type(err).__name__}: {first_line(err)}"}

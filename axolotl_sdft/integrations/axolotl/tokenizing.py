@@ -4,6 +4,7 @@ from functools import cached_property
 from typing import Any
 
 from axolotl_sdft.core.runtime import local_world_size
+from axolotl_sdft.core.errors import ConfigError, first_line
 from axolotl_sdft.distillation.interfaces import RowLimit
 from axolotl_sdft.integrations.axolotl import compat
 
@@ -45,7 +46,13 @@ class _TokenCounter:
     def _strategy(self) -> Any:
         if self._cfg.get("processor_type"):  # which makes tokens of pictures as well
             return None
-        return tokenizing_strategy(self._cfg, self._entry)
+        try:
+            return tokenizing_strategy(self._cfg, self._entry)
+        except Exception as err:  # whatever a tokenizer or a type raises
+            raise ConfigError(
+                f"Axolotl can't prepare the training of rows of type {self._entry.get('type')!r} "
+                f"({type(err).__name__}: {first_line(err)}); correct the type, chat_template or the tokenizer's keys"
+            ) from err
 
     def __call__(self, row: dict[str, Any]) -> int:
         if self._strategy is None:
