@@ -19,6 +19,7 @@ from torch import Tensor
 
 from axolotl_sdft.config import DynSDPBConfig, LogitDistillationConfig
 from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.runtime import rank
 from axolotl_sdft.training.batching import IGNORED_LABEL
 from axolotl_sdft.training.losses.dynsdpb import DynSDPBTerms, distil
 from axolotl_sdft.training.losses.labels import LabelLayout, NextToken
@@ -27,7 +28,7 @@ from axolotl_sdft.training.student import RunningFigures, StudentMixin, StudentP
 from axolotl_sdft.training.support import errors_of, parent_of, refuse_parallelism, refuse_vain_distillation
 from axolotl_sdft.training.teachers.prediction import Predictions
 from axolotl_sdft.training.teachers.seed_model import SeedTeacher, TeacherPlan, plan_teacher
-from axolotl_sdft.training.teachers.shared_layers import base_model_of
+from axolotl_sdft.training.teachers.shared_layers import base_model_of, has_fresh_lora
 
 log = logging.getLogger(__name__)
 
@@ -124,12 +125,22 @@ class LogitDistillationMixin(StudentMixin):
         if self.logit_distillation_config.alpha == 0:
             log.info("logit_distillation.alpha is 0: no teacher is loaded, and training is as without the block")
         self._logit_is_on = self.logit_distillation_config.alpha > 0
+        if self.logit_distillation_config.alpha == 1 and self._logit_plan is not None:
+            self._logit_warn_without_difference(self._logit_plan)
         try:
             return super()._inner_training_loop(*args, **kwargs)
         finally:
             self._logit_is_on = self._logit_has_gradient = False
             self._logit_teacher = self._logit_reader = None
             self._logit_figures.clear()
+
+    def _logit_warn_without_difference(self, plan: TeacherPlan) -> None:
+        if rank() == 0 and plan.origin is None and has_fresh_lora(self.accelerator.unwrap_model(self.model)):
+            log.warning(
+                "logit_distillation.alpha is 1, but the model was not pruned and its adapter is new, so it says what "
+                "its teacher says: all that training follows are rounding errors, and noise such as dropout. Set alpha "
+                "below 1 for the labels to teach"
+            )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Return the micro-batches of one optimizer step, as the parent does, and count the tokens distilled in it."""

@@ -155,6 +155,20 @@ def test_a_student_that_equals_the_seed_model_has_nothing_to_learn_from_it(prune
     assert [entry["logit_distillation/agreement"] for entry in train_logs(trainer)] == [1.0] * 5
 
 
+def test_a_student_with_nothing_to_learn_is_warned_of(pruned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    def warnings_of(model: Any, alpha: float) -> list[str]:
+        caplog.clear()
+        config = LogitDistillationConfig(alpha=alpha)
+        train(LogitDistillationTrainer, model, [EPOCH[:1]], tmp_path, logit_distillation=config)
+        return [record.message for record in caplog.records if "what its teacher says" in record.message]
+
+    seed = pruned.parent / "seed"
+    assert len(warnings_of(student(seed), 1.0)) == 1
+    assert not warnings_of(student(seed), 0.9)
+    assert not warnings_of(student(pruned), 1.0)
+    assert not warnings_of(adapted(load(seed)), 1.0)  # its adapter has been trained before
+
+
 def test_without_pruning_the_model_is_held_near_itself(pruned: Path, tmp_path: Path):
     seed = pruned.parent / "seed"
     figures = {}

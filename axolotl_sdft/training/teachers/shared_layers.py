@@ -39,6 +39,13 @@ def base_model_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def has_fresh_lora(model: nn.Module) -> bool:
+    """Whether a model has LoRA adapters, none of which changes yet what it says."""
+    zero_at_start = (".lora_B.", ".lora_embedding_A.")
+    tensors = [tensor for name, tensor in model.named_parameters() if any(part in name for part in zero_at_start)]
+    return bool(tensors) and not any(bool(tensor.any()) for tensor in tensors)
+
+
 def unshareable_reason(model: nn.Module) -> str | None:
     """Return why a student's own layers are not those of the seed model while it is trained; None where they are."""
     for name, adapter in getattr(model, "peft_config", {}).items():
