@@ -3,8 +3,8 @@
 from functools import cached_property
 from typing import Any
 
-from axolotl_sdft.core.runtime import local_world_size
 from axolotl_sdft.core.errors import ConfigError, first_line
+from axolotl_sdft.core.runtime import local_world_size
 from axolotl_sdft.distillation.interfaces import RowLimit
 from axolotl_sdft.integrations.axolotl import compat
 
