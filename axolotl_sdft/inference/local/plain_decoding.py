@@ -92,7 +92,7 @@ class PlainDecoder:
                     eos_token_id=self._ends,
                     pad_token_id=rows[0].ids[0],
                     logits_processor=LogitsProcessorList([_Choosing(self._choose, rows, self._ends, self._stops)]),
-                    tokenizer=self._tokenizer,
+                    **({} if self._stops is None else {"tokenizer": self._tokenizer}),  # not every generate takes it
                     # What follows is left to the processor.
                     **{"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0},
                     **{"temperature": None, "top_p": None, "top_k": None},
