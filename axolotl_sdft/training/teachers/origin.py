@@ -17,6 +17,8 @@ from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PRUNED_KEY
 
 LOG = logging.getLogger(__name__)
 
+_NOWHERE = "is neither the folder of a model here nor in the Hub's cache"
+
 
 @dataclass(frozen=True)
 class SeedOrigin:
@@ -60,8 +62,7 @@ def origin_of(base: Any, seed_model: str | Path | None = None) -> SeedOrigin | N
             provenance it is the teacher, whatever the student was made from.
 
     Raises:
-        CheckpointError: The student is pruned, and its provenance, or the seed model, is gone or another one; or the
-            checkpoint that it was loaded from is gone, so that nothing tells.
+        CheckpointError: The student is pruned, and its provenance, or the seed model, is gone or another one.
     """
     name, _ = loaded_from(base)
     folder = checkpoint_folder(base)
@@ -69,15 +70,19 @@ def origin_of(base: Any, seed_model: str | Path | None = None) -> SeedOrigin | N
         return find_origin(folder, seed_model)
     if seed_model is not None:
         return _named_origin(seed_model)
-    if not name and getattr(base.config, PRUNED_KEY, None) is None:
+    if getattr(base.config, PRUNED_KEY, None) is None:
+        if name:
+            LOG.warning(
+                "logit_distillation: the student was loaded from %r, which %s, so it is taken for a model that was not "
+                "pruned; if it was (by cut_layers), pass seed_model to the trainer",
+                *(name, _NOWHERE),
+            )
         return None
-    fault = "was pruned, but doesn't say which checkpoint it was loaded from"
-    if name:
-        fault = f"was loaded from {name!r}, which is neither the folder of a model here nor in the Hub's cache"
+    fault = f"was loaded from {name!r}, which {_NOWHERE}" if name else "doesn't say which checkpoint it was loaded from"
     raise CheckpointError(
-        f"logit_distillation: the student {fault}, so which seed model it comes from can't be told; load it with "
-        "from_pretrained by its whole path or its Hub id, name the seed model (seed_model of the trainer in Python), "
-        "or remove the logit_distillation block"
+        f"logit_distillation: the student was pruned and {fault}, so which seed model it comes from can't be told; "
+        "load it with from_pretrained by its whole path or its Hub id, name the seed model (seed_model of the trainer "
+        "in Python), or remove the logit_distillation block"
     )
 
 

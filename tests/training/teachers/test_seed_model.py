@@ -179,17 +179,20 @@ def test_the_commit_that_the_student_was_loaded_at_tells(tmp_path: Path, hub_cac
     assert origin_of(student) is not None
 
 
-def test_a_student_whose_checkpoint_can_not_be_found_again_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_student_whose_checkpoint_can_not_be_found_again_is_pruned_where_its_settings_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     prune(tmp_path)
     monkeypatch.chdir(tmp_path)
     student = load("pruned")
     monkeypatch.chdir(tmp_path.parent)
-    with pytest.raises(CheckpointError, match=r"loaded from 'pruned', which is neither the folder of a model here nor"):
+    assert origin_of(student) is None
+    assert "loaded from 'pruned', which is neither the folder of a model here nor in the Hub's cache" in caplog.text
+    student.config.axolotl_sdft_pruning = "0123456789ab"
+    with pytest.raises(CheckpointError, match=r"was pruned and was loaded from 'pruned', which is neither the folder"):
         origin_of(student)
     student.config._name_or_path = student.name_or_path = ""
-    assert origin_of(student) is None
-    student.config.axolotl_sdft_pruning = "0123456789ab"
-    with pytest.raises(CheckpointError, match=r"was pruned, but doesn't say which checkpoint it was loaded from"):
+    with pytest.raises(CheckpointError, match=r"was pruned and doesn't say which checkpoint it was loaded from"):
         origin_of(student)
 
 
