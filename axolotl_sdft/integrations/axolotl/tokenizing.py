@@ -8,6 +8,9 @@ from axolotl_sdft.core.runtime import local_world_size
 from axolotl_sdft.distillation.interfaces import RowLimit
 from axolotl_sdft.integrations.axolotl import compat
 
+_DEMANDED = {"learning_rate": 1.0, "micro_batch_size": 1, "gradient_accumulation_steps": 1}
+"""Keys without which Axolotl takes no configuration, with values on which no token depends."""
+
 
 def row_limit(cfg: Any, entry: Any) -> RowLimit:
     """Return how long the rows of a dataset entry may be. Nothing is loaded before the first one is counted."""
@@ -23,7 +26,7 @@ def tokenizing_strategy(cfg: Any, entry: Any) -> Any:
     from axolotl.utils.dict import DictDefault
     from datasets import Dataset
 
-    validated = compat.validated(cfg)
+    validated = compat.validated(_whole(cfg))
     # Axolotl fills these in later.
     validated.base_model_config = validated.base_model_config or validated.base_model
     validated.tokenizer_config = validated.tokenizer_config or validated.base_model_config
@@ -34,6 +37,16 @@ def tokenizing_strategy(cfg: Any, entry: Any) -> Any:
         DictDefault(dict(entry)), load_tokenizer(validated), validated, base, Dataset.from_dict({}), style or None
     )
     return getattr(wrapper, "prompt_tokenizer", None)
+
+
+def _whole(cfg: Any) -> Any:
+    """Return a configuration with what Axolotl demands of a training; one for a stage alone may be without."""
+    from axolotl.utils.dict import DictDefault
+
+    unset = {key: value for key, value in _DEMANDED.items() if cfg.get(key) is None}
+    if cfg.get("batch_size"):  # which goes with one of the two sizes alone
+        unset.pop("gradient_accumulation_steps", None)
+    return DictDefault({**cfg.to_dict(), **unset})
 
 
 class _TokenCounter:
