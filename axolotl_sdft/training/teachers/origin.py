@@ -87,7 +87,10 @@ def origin_of(base: Any, seed_model: str | Path | None = None) -> SeedOrigin | N
 
 
 def loaded_from(base: Any) -> tuple[str, str | None]:
-    """Return the folder or Hub id that a model was loaded from, and the commit of the latter; no name for none."""
+    """Return the folder or Hub id that a model was loaded from, no name for none, and the commit of the latter.
+
+    transformers 5.20 no longer says the commit; then it is None.
+    """
     name = getattr(base.config, "_name_or_path", "") or getattr(base, "name_or_path", "")
     return str(name or ""), getattr(base.config, "_commit_hash", None)
 

@@ -174,6 +174,8 @@ def test_a_pruned_student_on_the_hub_without_provenance_is_refused(tmp_path: Pat
 def test_the_commit_that_the_student_was_loaded_at_tells(tmp_path: Path, hub_cache: Path):
     name = put_on_hub(prune(tmp_path), hub_cache, commit="a" * 40)
     student = load(name)
+    if getattr(student.config, "_commit_hash", None) is None:
+        pytest.skip("this transformers does not say which commit it has loaded")
     put_on_hub(tmp_path / "seed", hub_cache, commit="b" * 40)
     assert origin_of(load(name)) is None
     assert origin_of(student) is not None
