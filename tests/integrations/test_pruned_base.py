@@ -39,7 +39,7 @@ def config(tiny_llama_dir, tmp_path, monkeypatch):
         "plugins": ["axolotl_sdft.SDFTPlugin"],
         "datasets": [{"path": "rows.jsonl", "type": "alpaca"}],
         "output_dir": "out",
-        "layer_pruning": {"num_layers": 2, "calibration": CALIBRATION},
+        "layer_pruning": {"num_layers": 2, "patch": "none", "calibration": CALIBRATION},
         **{"micro_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 0.001, "num_epochs": 1},
     }
 
@@ -165,7 +165,10 @@ def test_settings_that_ask_for_another_checkpoint_are_refused_with_both_values(c
 def test_settings_that_ask_for_the_same_checkpoint_in_other_words_are_taken(config, run, train):
     pruned = train(config)
     dropped = json.loads((pruned / "provenance/layer_pruning.json").read_text())["drop_layers"]
-    same = [{"drop_layers": dropped[::-1]}, config["layer_pruning"] | {"num_layers": 0.34, "max_shard_size": "1GB"}]
+    same = [
+        {"drop_layers": dropped[::-1], "patch": "none"},
+        config["layer_pruning"] | {"num_layers": 0.34, "max_shard_size": "1GB"},
+    ]
     for block in same:
         assert run("inference", config | {"layer_pruning": block}).base_model == str(pruned)
     assert run("inference", config | {"base_model": str(Path("seed").absolute())}).base_model == str(pruned)
