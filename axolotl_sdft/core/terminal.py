@@ -198,6 +198,20 @@ def progress(description: str, total: int, unit: str, log: logging.Logger) -> It
 
 
 @contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Keep the datasets library's own bars off the screen."""
+    import datasets
+
+    was_enabled = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
 def tells_what_is_kept(text: Callable[[], str], log: logging.Logger) -> Iterator[None]:
     """Log, where Ctrl-C ends the block, what is kept and how to go on; on the main rank."""
     try:

@@ -2,8 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ from axolotl_sdft.core.callables import callable_name
 from axolotl_sdft.core.cards import public_name
 from axolotl_sdft.core.errors import DatasetError, SdftError, first_line
 from axolotl_sdft.core.safe_output import masked
+from axolotl_sdft.core.terminal import quiet_datasets
 from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.checks.form import empty
 from axolotl_sdft.distillation.checks.guarded import CHECK_FAILED
@@ -74,7 +75,7 @@ def build_dataset(spec: DistillationSpec, backend: Backend, judging: Judging, fo
     tally, is_kept = DatasetStats(), np.ones(len(spec.dataset), np.bool_)
     target = spec.dataset_dir
     with suppress(_NothingNewError), ExitStack() as stack:
-        stack.enter_context(_quiet_datasets())
+        stack.enter_context(quiet_datasets())
         folder = stack.enter_context(atomic_folder(spec.dataset_dir, lambda: target))
         # Inside the unfinished folder, so that what a kill leaves goes with it.
         scratch = stack.enter_context(TemporaryDirectory(dir=folder))
@@ -230,20 +231,6 @@ def _provenance(spec: DistillationSpec) -> dict[str, Any]:
 
 def _shown(rejections: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(rejections.items(), key=lambda item: -item[1]))
-
-
-@contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    """Keep the datasets library's own bars off the screen: this stage shows one of its own."""
-    import datasets
-
-    was_enabled = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            datasets.enable_progress_bars()
 
 
 def _template_names(spec: DistillationSpec) -> list[str]:

@@ -2,13 +2,17 @@
 
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from axolotl_sdft.core.errors import DatasetError, SdftError, first_line
+from axolotl_sdft.core.runtime import rank
+from axolotl_sdft.core.terminal import quiet_datasets
 from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.interfaces import RowLimit
 
@@ -209,17 +213,21 @@ def row_lengths(dataset: "Dataset", limit: RowLimit, kind: Any, where: str) -> N
     """
     from datasets import Features, Value
 
-    counted = dataset.map(
-        _counted,
-        fn_kwargs={"limit": limit},
-        remove_columns=dataset.column_names,
-        features=Features({"num_tokens": Value("int64"), "fault": Value("string")}),
-        num_proc=limit.num_processes if limit.num_processes > 1 and len(dataset) > _FEW_ROWS else None,
-        keep_in_memory=True,
-        load_from_cache_file=False,
-        new_fingerprint="counted",  # what counts need not be something that can be hashed
-        desc=f"Counting the tokens of {where}",
-    )
+    is_long = len(dataset) > _FEW_ROWS
+    if is_long and rank() == 0:
+        LOG.info("%s: counting the tokens of %d rows", where, len(dataset))
+    with nullcontext() if is_long and rank() == 0 and sys.stderr.isatty() else quiet_datasets():
+        counted = dataset.map(
+            _counted,
+            fn_kwargs={"limit": limit},
+            remove_columns=dataset.column_names,
+            features=Features({"num_tokens": Value("int64"), "fault": Value("string")}),
+            num_proc=limit.num_processes if is_long and limit.num_processes > 1 else None,
+            keep_in_memory=True,
+            load_from_cache_file=False,
+            new_fingerprint="counted",  # what counts need not be something that can be hashed
+            desc=f"Counting the tokens of {where}",
+        )
     faulty = [index for index, fault in enumerate(counted["fault"]) if fault is not None]
     if faulty:
         raise DatasetError(
