@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any, TypeAlias, get_args
+from typing import Annotated, Any, TypeAlias, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -53,7 +53,8 @@ class Block(BaseModel):
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """Yield the pydantic models that an annotation holds, such as those of ``list[A | B] | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    # Python 3.10 takes list[int] for a class.
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
         yield from models_in(argument)
