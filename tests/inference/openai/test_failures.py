@@ -192,7 +192,7 @@ def test_a_row_that_always_fails_on_a_server_that_is_well_fails_alone(backend_fo
 
 
 def test_when_one_server_dies_the_others_take_its_rows(backend_for, caplog):
-    with FakeServer(reply_s=0.01) as survivor, FakeServer(reply_s=0.01) as victim:
+    with FakeServer(reply_s=0.05) as survivor, FakeServer(reply_s=0.01) as victim:
         victim.fault = lambda text, number: victim.die_inside() if number == 5 else None
         answers = answers_of(backend_for(survivor, victim, concurrency=4, max_retries=3), prompts(80))
     assert answers == right_answers(80)
