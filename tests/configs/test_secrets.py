@@ -31,7 +31,7 @@ def found(raw, text=""):
         *((f"{name}_token", "Ab12-cd34.ef56") for name in ("sas", "huggingface", "wandb", "login", "tracking")),
         ("openai_key", "Ab12-cd34.ef56"),
         ("storage", f"DefaultEndpointsProtocol=https;AccountName=acme;AccountKey={'Eby8vdM0' * 4}==;Suffix=core"),
-        ("slack_url", "https://hooks.slack.com/services/T00000000/B00000000/XXXXabcdEFGHijkl12345678"),
+        ("slack_url", "https://hooks.slack.com/services/T00000000/B00000000/mnopabcdEFGHijkl12345678"),
     ],
 )
 def test_a_secret_is_found_by_its_name_its_form_or_in_an_address(key, value):

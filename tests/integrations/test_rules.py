@@ -76,7 +76,7 @@ def test_a_combination_that_can_not_work_is_refused_with_the_way_out(cfg, messag
 @pytest.mark.parametrize(
     ("cfg", "key"),
     [
-        ({"output_dir": "./work/../out"}, "output_dir"),
+        ({"output_dir": "./other/../out"}, "output_dir"),
         ({"output_dir": "other", "lora_model_dir": "out/"}, "lora_model_dir"),
         ({"output_dir": "other", "base_model": "out"}, "base_model"),
     ],
