@@ -5,7 +5,6 @@ which runs nothing itself, so everything forked from it finds the modules as the
 """
 
 import contextlib
-import gc
 import multiprocessing
 import os
 import socket
@@ -14,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.children import run_here, tail
+from tests.benchmarks.children import begin, run_here, tail
 
 _PRELOADED = (
     *("axolotl.cli.main", "axolotl.cli.train", "axolotl.cli.merge_lora", "axolotl.cli.evaluate"),
@@ -88,12 +87,8 @@ def _axolotl(words: list[str], folder: Path, log: Path, environment: dict[str, s
 def _rank(work: Callable[[Path], None], folder: Path, log: Path, environment: dict[str, str]) -> None:
     import torch
 
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for standard in (1, 2):
-        os.dup2(descriptor, standard)
-    os.environ.update(environment)
+    begin(log, environment)
     torch.set_num_threads(1)
-    gc.freeze()  # no search for garbage looks at what the imports have made
     work(folder)
 
 

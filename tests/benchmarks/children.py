@@ -71,19 +71,24 @@ def _fork(module: str, arguments: Sequence[str], log: Path, folder: Path | None,
     return child
 
 
-def run_here(module: str, arguments: list[str], log: Path, folder: Path | None, changes: dict[str, str]) -> None:
-    """Run a module's ``main`` in this process, a fork that is to do nothing else, and end it with the exit code."""
-    with suppress(PermissionError):
-        os.setpgid(0, 0)
+def begin(log: Path, changes: Mapping[str, str]) -> None:
+    """Make a fork ready: what it prints goes into a file, and no search for garbage looks at what the imports made."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
     sys.stdout, sys.stderr = (os.fdopen(os.dup(standard), "w", buffering=1) for standard in (1, 2))
     os.environ.update(changes)
+    gc.freeze()
+
+
+def run_here(module: str, arguments: list[str], log: Path, folder: Path | None, changes: dict[str, str]) -> None:
+    """Run a module's ``main`` in this process, a fork that is to do nothing else, and end it with the exit code."""
+    with suppress(PermissionError):
+        os.setpgid(0, 0)
+    begin(log, changes)
     if folder is not None:
         os.chdir(folder)
     sys.argv = [module, *arguments]
-    gc.freeze()  # no search for garbage looks at what the imports have made
     # To save a dataset the library starts interpreters of its own, which would import everything once more.
     multiprocess.context._concrete_contexts["spawn"] = multiprocess.get_context("fork")
     code = importlib.import_module(module).main()

@@ -5,7 +5,6 @@ traceback that ends it, and where it stands when it does not end go to a file of
 """
 
 import faulthandler
-import gc
 import logging
 import os
 import resource
@@ -22,6 +21,7 @@ from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.plugins.registry import registry
+from tests.benchmarks.children import begin
 from tests.distillation import echo_backend
 from tests.forks import server
 
@@ -62,9 +62,8 @@ def echo_spec(root, num_rows=NUM_ROWS):
 
 
 def _run(root, log, env, window_rows, max_file_bytes, started):
-    _write_to(log)
-    gc.freeze()  # no search for garbage looks at what the imports have made
-    os.environ.update(env)
+    begin(log, env)
+    _tell_where_it_stands()
     rounds._WINDOW_ROWS = window_rows
     ranks._MAX_POLL_S, ranks._LOOK_ASIDE_S, locks._HEARTBEAT_S = 0.02, 0.1, 0.1
     ranks._ARRIVAL_S, shared_folders._VISIBLE_S = PATIENCE_S, 0.1
@@ -80,12 +79,8 @@ def _run(root, log, env, window_rows, max_file_bytes, started):
         raise
 
 
-def _write_to(log):
-    """Send all that this process says to a file, and the stack of each thread whenever it is asked where it stands."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
+def _tell_where_it_stands():
+    """Log all that this process says, and the stack of each thread whenever it is asked."""
     faulthandler.enable(2)
     faulthandler.register(signal.SIGUSR1, 2)
     logging.basicConfig(level=logging.INFO, force=True)  # whatever the imports have set up
