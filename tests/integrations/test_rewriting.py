@@ -14,8 +14,8 @@ from axolotl_sdft.core.errors import ConfigError, DatasetError, ServerError, Unk
 from axolotl_sdft.distillation.rows import validation
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
+from axolotl_sdft.integrations.axolotl.compat import tokenizing_strategy
 from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, distillation_specs, rewrite_datasets
-from axolotl_sdft.integrations.axolotl.tokenizing import tokenizing_strategy
 from tests.distillation import echo_backend
 from tests.distillation.echo_backend import EchoBackend
 

@@ -24,12 +24,10 @@ from axolotl_sdft.integrations.axolotl.datasets import (
 )
 from axolotl_sdft.integrations.axolotl.held_out import is_split, parts_of, rows_folder
 from axolotl_sdft.integrations.axolotl.stream import REWRITING, announce
-from axolotl_sdft.integrations.axolotl.tokenizing import row_limit, tokenizing_strategy
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from axolotl_sdft.config import TransformersGeneration
     from axolotl_sdft.distillation.output.logits import TokenizedRow
     from axolotl_sdft.distillation.spec import DistillationSpec
 
@@ -160,7 +158,7 @@ def _general_sources(cfg: Any) -> Iterator[Source]:
 
     seed_dir, entry = seed_dir_of(cfg), DictDefault(ROW_FORMAT)
     settings = _ready(cfg, config, seed_dir, entry)
-    spec = general_spec(settings, seed_dir, seed_of(cfg)[0], row_limit(cfg, entry))
+    spec = general_spec(settings, seed_dir, seed_of(cfg)[0], compat.row_limit(cfg, entry))
     yield Source(entry, spec, training=spec.dataset.select([]))  # unanswered prompts are no rows to train on
 
 
@@ -190,7 +188,7 @@ def _spec(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str)
     seed_dir = seed_dir_of(cfg)
     settings = _ready(cfg, own.settings(), seed_dir, entry)
     with error_context(own_key(cfg, _index(where))):
-        return DistillationSpec(rows, settings, seed_dir, read, seed_of(cfg)[0], where, row_limit(cfg, entry))
+        return DistillationSpec(rows, settings, seed_dir, read, seed_of(cfg)[0], where, compat.row_limit(cfg, entry))
 
 
 def _ready(cfg: Any, config: SelfDistillationConfig, seed_dir: Path, entry: Any) -> SelfDistillationConfig:
@@ -276,7 +274,7 @@ def tokenized_rows(cfg: Any, entry: Any, dataset: Any) -> "Iterator[TokenizedRow
     """Yield the rows as Axolotl tokenizes them for training; those longer than ``sequence_len`` are left out."""
     from axolotl_sdft.distillation.output.logits import TokenizedRow
 
-    strategy, limit = tokenizing_strategy(cfg, entry), row_limit(cfg, entry).max_tokens
+    strategy, limit = compat.tokenizing_strategy(cfg, entry), compat.row_limit(cfg, entry).max_tokens
     for place, row in enumerate(dataset):
         tokens = strategy.tokenize_prompt(row)
         if len(tokens["input_ids"]) <= limit:
