@@ -21,6 +21,8 @@ export HF_HUB_OFFLINE := 1
 # `accelerate` gives a process one thread unless told otherwise.
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export AXOLOTL_DO_NOT_TRACK := 1
+# Images of containers often switch compiled files off; each of many processes would compile package and tests anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install model quickstart test test-newest test-oldest test-core matrix gpu lint types pytest docs notebooks clean
 
@@ -56,14 +58,16 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 # A file of tests at a time for each core; threads within a test would only get in each other's way.
+IN_PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
+
 pytest: $(STAMP) model
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_PARALLEL)
 
 # The newest TRL, transformers and PEFT, of which Axolotl pins older ones: all tests of the trainers, and of the core as far
 # as it goes without Axolotl.
 test-newest: $(NEWEST)/.installed
 	@test -f $(MODEL)/config.json || $(NEWEST)/bin/python example_configs/prepare_smollm2.py $(MODEL)
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile \
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/pytest $(IN_PARALLEL) \
 		tests/training tests/pruning tests/distillation tests/inference
 
 $(NEWEST)/.installed: pyproject.toml
@@ -83,7 +87,7 @@ OLDEST_TESTS := tests/core tests/config tests/plugins tests/inference tests/prun
   tests/evaluation tests/configs --ignore tests/pruning/checkpoint/test_every_architecture.py
 
 test-oldest: $(OLDEST)/.installed model
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(OLDEST_TESTS)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(IN_PARALLEL) $(OLDEST_TESTS)
 
 $(OLDEST)/.installed: pyproject.toml
 	$(call find_python,3.10) -m venv $(OLDEST)

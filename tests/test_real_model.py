@@ -58,14 +58,14 @@ def test_a_patch_of_the_cut_behind_the_attention_sinks_leads_nearer_to_the_seed(
     """Layer 11 gives the first token of each row an output a thousand times larger than all others."""
     model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
-    texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows]
+    texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows[:32]]
     batches = encode_texts(texts, smollm2_dir, CalibrationConfig(sequence_len=128))
     layers = range(12, 18)
 
     patch = fit_patch(model, batches, layers)
 
     (cut,) = patch.cuts
-    assert cut.num_sinks >= len(rows) * 0.8
+    assert cut.num_sinks >= len(texts) * 0.8
     assert 1 <= cut.num_directions <= 4
     assert patch.divergence_patched < 0.85 * patch.divergence_bare
     losses = []
@@ -83,10 +83,10 @@ def test_greedy_rewritten_answers_are_closer_to_the_model_than_the_originals(row
     config = SelfDistillationConfig(output_dir=str(tmp_path), generation=generation)
 
     distilled = distill_dataset(
-        Dataset.from_list(rows[:8]), config, seed_model=smollm2_dir, dataset_config={"type": "chat_template"}
+        Dataset.from_list(rows[:6]), config, seed_model=smollm2_dir, dataset_config={"type": "chat_template"}
     )
 
     (summary_file,) = tmp_path.glob("distilled-*/summary.json")
     gap = json.loads(summary_file.read_text())["gap"]
-    assert distilled["sdft_source"].count("distilled") >= 3
+    assert distilled["sdft_source"].count("distilled") >= 2
     assert gap["nats_per_token_after"] < gap["nats_per_token_before"]

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.core.errors import first_line
@@ -55,12 +56,19 @@ def token_costs(config: Mapping[str, Any], dtype: str) -> TokenCosts:
         dtype: Number format of weights and cache, such as ``bfloat16``.
     """
     try:
-        if _is_taken_over(config.get("model_type")):
-            return _measured_apart(config, dtype)
-        model = model_without_weights(config, dtype)
-        return _measured_apart(config, dtype) if _would_use_kernels(model) else _measured(model)
+        return _measured_once(json.dumps(config, sort_keys=True), dtype)
     except Exception as err:  # model code fails in many ways on tensors without content, and for custom code
         return TokenCosts(None, None, None, fault=first_line(err))
+
+
+@lru_cache(maxsize=64)
+def _measured_once(described: str, dtype: str) -> TokenCosts:
+    """Measure models of one shape once: a report asks for a pruned model and for each that was trained from it."""
+    config = json.loads(described)
+    if _is_taken_over(config.get("model_type")):
+        return _measured_apart(config, dtype)
+    model = model_without_weights(config, dtype)
+    return _measured_apart(config, dtype) if _would_use_kernels(model) else _measured(model)
 
 
 def _is_taken_over(model_type: str | None) -> bool:

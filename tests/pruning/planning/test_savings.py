@@ -4,6 +4,7 @@ import transformers
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.pruning.checkpoint.tensor_files import StoredTensor, read_checkpoint
 from axolotl_sdft.pruning.planning.savings import Footprint, active_parameters, number_format, read_savings
+from axolotl_sdft.pruning.planning.token_costs import _measured_once
 from tests.pruning.conftest import edit_config
 from tests.pruning.without_content import runs_without_content
 
@@ -45,6 +46,7 @@ def test_a_model_that_cannot_run_without_weights_is_estimated_from_its_matrices(
     def forward(*_args, **_kwargs):
         raise RuntimeError("needs content")
 
+    _measured_once.cache_clear()
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", forward)
     savings = read_savings(own_checkpoint, [0])
     assert savings.before.flops == 2 * (6 * (LAYER - 32) + 61 * 16)  # all matrices, embedding and head counted once

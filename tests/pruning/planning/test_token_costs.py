@@ -3,7 +3,8 @@
 import pytest
 import transformers
 
-from axolotl_sdft.pruning.planning.token_costs import TokenCosts, token_costs
+from axolotl_sdft.pruning.planning import token_costs as token_costs_module
+from axolotl_sdft.pruning.planning.token_costs import TokenCosts, _measured_once, token_costs
 from tests.pruning.without_content import keeps_states_in_caches, runs_without_content
 
 HIDDEN, INNER, VOCABULARY, LAYERS, HEAD_DIM = 16, 24, 100, 6, 8
@@ -16,6 +17,7 @@ SIZES = {
     "max_position_embeddings": 128,
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }
+MAMBA = transformers.MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=6, state_size=4, conv_kernel=4)
 HEAD = HIDDEN * VOCABULARY
 ANGLES = HEAD_DIM // 2
 
@@ -69,11 +71,10 @@ def test_latent_attention_keeps_the_latent_and_one_rotary_key():
 
 @keeps_states_in_caches
 def test_a_recurrent_model_keeps_a_state_that_does_not_grow():
-    config = transformers.MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=6, state_size=4, conv_kernel=4)
     inner = 2 * 16
     state, window = inner * 4, inner * 4
     projections = 16 * 2 * inner + inner * (1 + 4 + 4) + 1 * inner + inner * 16  # in, x, dt and out; dt has rank 1
-    costs = costs_of(config, "float32")
+    costs = costs_of(MAMBA, "float32")
     assert (costs.cache_bytes, costs.state_bytes) == (0, LAYERS * (state + window) * 4)
     assert costs.flops >= 2 * (LAYERS * projections + HEAD)
 
@@ -87,13 +88,19 @@ def test_a_class_that_a_kernel_package_registers_for_a_type_is_not_measured(monk
         def __init__(self, **settings):
             raise RuntimeError("0 active drivers")
 
-    config = transformers.MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=6, state_size=4, conv_kernel=4)
-    expected = costs_of(config)
+    expected = costs_of(MAMBA, "float32")
     monkeypatch.setitem(transformers.CONFIG_MAPPING._extra_content, "mamba", MambaConfig)
+    _measured_once.cache_clear()
 
     with pytest.raises(RuntimeError, match="active drivers"):
         transformers.AutoConfig.for_model("mamba")
-    assert costs_of(config) == expected
+    assert costs_of(MAMBA, "float32") == expected
+
+
+def test_models_of_one_shape_are_measured_once(monkeypatch):
+    expected = costs_of(transformers.LlamaConfig(**SIZES, num_key_value_heads=2))
+    monkeypatch.setattr(token_costs_module, "_measured", lambda _model: pytest.fail("measured again"))
+    assert costs_of(transformers.LlamaConfig(**SIZES, num_key_value_heads=2)) == expected
 
 
 @runs_without_content
