@@ -84,6 +84,10 @@ class LogitDistillationConfig(Block):
     adapter. ``own`` loads the whole seed model beside the student. ``auto``: shared where the student's layers are
     frozen and ``load_in_4bit`` and ``load_in_8bit`` are unset, else own; the log says which."""
 
+    seed_model: str | None = Field(None, min_length=1)
+    """Folder or Hub id of the seed model. Unset, what is recorded with the pruned checkpoint, and without such a record
+    the student as it is before training. A student without a record gets the named model as a teacher of its own."""
+
     load_in_4bit: bool = False
     """Quantize a teacher of its own to 4 bits (bitsandbytes, nf4). A shared one is as the student is."""
 

@@ -5,7 +5,7 @@ it is known what others need there, and is refused elsewhere.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,11 +15,12 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from axolotl_sdft.core.artifacts import read_json
-from axolotl_sdft.core.cards import CARD_FILE, is_hub_id, is_local
+from axolotl_sdft.core.cards import CARD_FILE, is_hub_id, is_local, public_name
 from axolotl_sdft.core.errors import ArtifactError, ConfigError, first_line
 from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, holds_model, is_adapter, shaping_files
 from axolotl_sdft.core.safe_output import looks_secret
 from axolotl_sdft.core.texts import texts_with_keys
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.distillation.output.card import published_card
 from axolotl_sdft.distillation.spec import SUMMARY_FILE
 from axolotl_sdft.evaluation.report.published import published_model_card, published_report
@@ -30,6 +31,8 @@ KINDS: tuple[Kind, ...] = ("checkpoint", "dataset", "report", "model")
 MERGED_FOLDERS = ("merged", "sdft_merged")
 """Where Axolotl merges an adapter, and where ``axolotl sdft-merge`` does, in ``output_dir``."""
 _BASE_KEYS = ("_name_or_path", "base_model_name_or_path")
+_DIGESTS = ("seed", "calibration_text", "general_text", "metric_code")
+"""Keys of a pruned checkpoint's record."""
 _LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _ROWS_FILE = "data/train-00000-of-00001.parquet"
 
@@ -155,6 +158,8 @@ def _model_files(
         name = path.relative_to(folder).as_posix()
         content = _public_json(path, base) if path.suffix == ".json" and _is_settings(name) else None
         yield name, path if content is None else content
+    if (folder / PROVENANCE_FILE).is_file():
+        yield PROVENANCE_FILE, _public_provenance(folder / PROVENANCE_FILE)
     for pattern in _LEGAL:
         yield from ((path.name, path) for path in sorted(folder.glob(pattern)))
     card = published_model_card(folder, artifacts, report_dir, base, licence)
@@ -197,12 +202,38 @@ def _public_json(path: Path, base: str | None) -> bytes | None:
     settings = read_json(path)
     replaced = {key: base or "" for key in _BASE_KEYS if isinstance(settings.get(key), str) and is_local(settings[key])}
     public = settings | replaced
-    for key, text in texts_with_keys(public):
-        if looks_secret(text, key.rpartition(".")[2]):
-            raise ArtifactError(f"{path}: {key} holds what looks like a key; take it out before publishing")
-        if is_local(text):
-            raise ArtifactError(f"{path}: {key} is {text!r}, a folder of this machine; take it out before publishing")
-    return None if not replaced else (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
+    for fault in _faults(public):
+        raise ArtifactError(f"{path}: {fault}; take it out before publishing")
+    return _json(public) if replaced else None
+
+
+def _public_provenance(path: Path) -> bytes:
+    """Return what tells which layers of which model are gone, so that this model can teach the checkpoint elsewhere.
+
+    Raises:
+        ArtifactError: It holds a key, or a folder of this machine where none is expected.
+    """
+    provenance = read_json(path)
+    public = provenance | {"seed_model": public_name(str(provenance["seed_model"]))}
+    public.pop("seed_dir", None)
+    if any(_faults(public.get("settings", {}))):  # such as a file of calibration text
+        del public["settings"]
+    for fault in _faults(public, digests=_DIGESTS):
+        raise ArtifactError(f"{path}: {fault}; take it out before publishing")
+    return _json(public)
+
+
+def _faults(settings: Any, digests: Collection[str] = ()) -> Iterator[str]:
+    """Yield what must not be published. What stands under ``digests`` looks like a key and is none."""
+    for key, text in texts_with_keys(settings):
+        if looks_secret(text, "digest" if key in digests else key.rpartition(".")[2]):
+            yield f"{key} holds what looks like a key"
+        elif is_local(text):
+            yield f"{key} is {text!r}, a folder of this machine"
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _checked(text: str, what: str) -> str:

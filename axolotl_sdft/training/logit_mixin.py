@@ -49,9 +49,9 @@ class LogitDistillationMixin(StudentMixin):
     Args:
         logit_distillation: The settings; when unset, those of a ``LogitDistillationSFTConfig`` given as ``args``, else
             the defaults.
-        seed_model: Where the seed model is, a folder or a Hub id; when unset, what is recorded with the pruned
-            checkpoint that the model was loaded from. A model without such a record gets it as a teacher of its own.
-            All other arguments are the parent's.
+        seed_model: Where the seed model is, a folder or a Hub id; when unset, what the settings name, else what is
+            recorded with the pruned checkpoint that the model was loaded from. A model without such a record gets it
+            as a teacher of its own. All other arguments are the parent's.
 
     Raises:
         SdftError: The student can't have the teacher that the settings ask for, or the seed model is gone.
@@ -101,10 +101,14 @@ class LogitDistillationMixin(StudentMixin):
         model = self.accelerator.unwrap_model(self.model)
         is_custom = type(base_model_of(model)).__module__.startswith("transformers_modules")
         self._logit_plan = plan_teacher(
-            model, self.logit_distillation_config, self._logit_seed_model, trust_remote_code=is_custom
+            model, self.logit_distillation_config, self._logit_named_seed(), trust_remote_code=is_custom
         )
         form = "shares the student's own layers" if self._logit_plan.is_shared else "is a model of its own"
         log.info("logit_distillation: the teacher %s (%s)", form, self._logit_plan.reason)
+
+    def _logit_named_seed(self) -> str | Path | None:
+        """Return where the seed model is said to be; None where only the student's record can tell."""
+        return self._logit_seed_model or self.logit_distillation_config.seed_model
 
     def _logit_complete(self, teacher: torch.nn.Module) -> torch.nn.Module:
         """Return the teacher as this trainer can run it."""

@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from pathlib import Path
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -81,11 +82,12 @@ class _LogitDistillationFromConfig(LogitDistillationMixin):
     def _logit_settings_are_known(self) -> bool:
         return self._logit_given is not None  # Axolotl sets its configuration once the trainer is made
 
-    def _logit_prepare(self) -> None:
-        cfg = getattr(self, "axolotl_cfg", None)
-        if self._logit_seed_model is None and cfg is not None and cfg.get("sdft_seed_model"):
-            self._logit_seed_model = resolve_seed(cfg["sdft_seed_model"], cfg.get("revision_of_model"))
-        super()._logit_prepare()
+    def _logit_named_seed(self) -> str | Path | None:
+        named = super()._logit_named_seed()
+        cfg = getattr(self, "axolotl_cfg", None) or {}
+        if named is not None or not cfg.get("sdft_seed_model"):
+            return named
+        return resolve_seed(cfg["sdft_seed_model"], cfg.get("revision_of_model"))
 
     def _logit_complete(self, teacher: nn.Module) -> nn.Module:
         return undo_lora_kernels(teacher, self.accelerator.unwrap_model(self.model))

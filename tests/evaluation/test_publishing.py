@@ -74,7 +74,10 @@ def text_of(upload, name):
 
 def test_a_checkpoint_is_its_own_files_with_licence_and_card_and_nothing_beside_them(made):
     upload = planned(made, "checkpoint")
-    assert set(upload.files) == {"config.json", "model.safetensors", "tokenizer.json", "LICENSE", "README.md"}
+    assert set(upload.files) == {
+        *("config.json", "model.safetensors", "tokenizer.json", "LICENSE", "README.md"),
+        "provenance/layer_pruning.json",
+    }
     assert json.loads(text_of(upload, "config.json")) == {"num_hidden_layers": 6, "_name_or_path": ""}
     assert upload.files["model.safetensors"] == made.pruned_dir / "model.safetensors"
 
@@ -89,6 +92,28 @@ def test_the_card_of_a_checkpoint_has_base_model_licence_layers_and_figures(made
     assert "## What was kept\n\n98 %" in card
     assert "Paste this" not in card
     assert "## Trained on" not in card
+
+
+@pytest.mark.parametrize(
+    ("recorded", "published"),
+    [
+        ({}, {}),
+        ({"seed_dir": "/home/me/.cache/hub/seed"}, {}),
+        ({"seed_model": "/data/seed-8B"}, {"seed_model": "seed-8B"}),
+        ({"settings": {"num_layers": 2}}, {"settings": {"num_layers": 2}}),
+        ({"settings": {"num_layers": 2, "calibration": {"path": "/data/texts.jsonl"}}}, {}),
+    ],
+)
+def test_the_record_of_the_pruning_goes_up_without_what_it_says_of_this_machine(made, recorded, published):
+    write(made.pruned_dir / "provenance" / "layer_pruning.json", PROVENANCE | recorded)
+    record = text_of(planned(made, "checkpoint"), "provenance/layer_pruning.json")
+    assert json.loads(record) == PROVENANCE | published
+
+
+def test_a_record_of_the_pruning_that_names_a_folder_elsewhere_is_refused(made):
+    write(made.pruned_dir / "provenance" / "layer_pruning.json", PROVENANCE | {"metric": "/home/me/metric.py:mine"})
+    with pytest.raises(ArtifactError, match=r"layer_pruning\.json: metric is '/home/me/metric\.py:mine', a folder of"):
+        planned(made, "checkpoint")
 
 
 def test_an_adapter_on_the_pruned_checkpoint_needs_that_on_the_hub(made):

@@ -11,8 +11,12 @@ from axolotl.utils.dict import DictDefault
 
 from axolotl_sdft import SDFTPlugin, cut_layers
 from axolotl_sdft.core.errors import CheckpointError
+from axolotl_sdft.core.identity import model_identity
+from axolotl_sdft.evaluation.publishing import plan_upload
+from axolotl_sdft.evaluation.summary import Artifacts
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.stages import prepare
+from axolotl_sdft.training.teachers.origin import find_origin
 from tests.training.teachers.students import put_on_hub
 
 
@@ -43,6 +47,8 @@ def test_a_seed_model_that_was_moved_is_named_before_training(pruned_dir, monkey
         CheckpointError, match=r"seed model that .*pruned was pruned from, .*seed, which is gone or was"
     ):
         prepared("train", monkeypatch, **config)
+    named = {"seed_model": str(pruned_dir.with_name("elsewhere"))}
+    prepared("train", monkeypatch, **config | {"logit_distillation": named})
     prepared("train", monkeypatch, **config | {"logit_distillation": {"alpha": 0}})
     prepared("merge-lora", monkeypatch, **config)
 
@@ -63,6 +69,39 @@ def test_a_pruned_model_named_by_its_hub_id_is_told_from_an_unpruned_one(pruned_
     shutil.rmtree(next((tmp_path / "hub").rglob("provenance")))
     with pytest.raises(CheckpointError, match=r"which was pruned, lacks provenance/layer_pruning.json"):
         prepared("train", monkeypatch, **config)
+
+
+def test_a_checkpoint_from_the_hub_is_taught_by_the_seed_model_that_its_published_record_names(
+    pruned_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    record = pruned_dir / "provenance/layer_pruning.json"
+    seed = put_on_hub(tmp_path / "seed", tmp_path / "hub", "some-org/seed")
+    known = {"seed_model": seed, "seed": model_identity(tmp_path / "seed"), "seed_dir": str(tmp_path / "seed")}
+    record.write_text(json.dumps(json.loads(record.read_text()) | known))
+    upload = plan_upload(Artifacts(tmp_path / "seed", pruned_dir, [], tmp_path / "out", seed), "checkpoint", tmp_path)
+    for name, content in upload.files.items():
+        path = tmp_path / "published" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    shutil.rmtree(tmp_path / "seed")
+
+    student = put_on_hub(tmp_path / "published", tmp_path / "hub", "some-org/pruned")
+    block = {"teacher": "shared"}
+    cfg = prepared("train", monkeypatch, base_model=student, adapter="lora", logit_distillation=block)
+
+    assert cfg.base_model == student
+    origin = find_origin(tmp_path / "published")
+    assert (origin.drop_layers, origin.seed_dir.parents[1].name) == ((2, 3), "models--some-org--seed")
+
+
+def test_a_named_seed_model_that_is_nowhere_is_refused_before_training(pruned_dir, tmp_path, monkeypatch):
+    block = {"seed_model": str(tmp_path / "nowhere")}
+    with pytest.raises(CheckpointError, match=r"nowhere, which is gone or was moved: .*logit_distillation.seed_model"):
+        prepared("train", monkeypatch, base_model=str(pruned_dir), logit_distillation=block)
+    shutil.rmtree(pruned_dir / "provenance")
+    with pytest.raises(CheckpointError, match=r"^logit_distillation.seed_model is .*nowhere', which is not a local"):
+        prepared("train", monkeypatch, base_model=str(pruned_dir), logit_distillation=block)
 
 
 @pytest.mark.parametrize(

@@ -393,16 +393,11 @@ def test_a_seed_model_that_is_gone_is_refused_before_training(
 def test_a_seed_model_that_was_moved_can_be_named(tmp_path: Path):
     pruned = prune(tmp_path)
     reference = train(LogitDistillationTrainer, student(pruned), [EPOCH], tmp_path, logit_distillation=HALF)
-    (tmp_path / "seed").rename(tmp_path / "elsewhere")
-    trainer = train(
-        LogitDistillationTrainer,
-        student(pruned),
-        [EPOCH],
-        tmp_path,
-        logit_distillation=HALF,
-        seed_model=tmp_path / "elsewhere",
-    )
-    assert_same_parameters(trainer.model, reference.model, rtol=0.0, atol=0.0)
+    moved = (tmp_path / "seed").rename(tmp_path / "elsewhere")
+    in_settings = HALF.model_copy(update={"seed_model": str(moved)})
+    for named in ({"logit_distillation": HALF, "seed_model": moved}, {"logit_distillation": in_settings}):
+        trainer = train(LogitDistillationTrainer, student(pruned), [EPOCH], tmp_path, **named)
+        assert_same_parameters(trainer.model, reference.model, rtol=0.0, atol=0.0)
 
 
 def test_a_shared_teacher_is_refused_where_the_student_is_trained_whole(pruned: Path, tmp_path: Path):

@@ -125,7 +125,10 @@ def _check_teacher(cfg: Any, config: LogitDistillationConfig) -> None:
         return
     from axolotl_sdft.training.teachers.origin import find_origin
 
-    origin = find_origin(cfg.base_model, seed_dir_of(cfg)) if cfg.get(SEED_KEY) else find_origin(seed_dir_of(cfg))
+    seed_dir = seed_dir_of(cfg)
+    is_pruned_here = bool(cfg.get(SEED_KEY))
+    named = config.seed_model or (seed_dir if is_pruned_here else None)
+    origin = find_origin(cfg.base_model if is_pruned_here else seed_dir, named)
     if config.teacher == "shared" and origin is not None:
         from axolotl_sdft.training.teachers.loading import plan_layers
 

@@ -157,7 +157,8 @@ def seed_folder(base: Any, origin: SeedOrigin | None) -> str | Path:
     if not name:
         raise CheckpointError(
             "logit_distillation: the model that is trained doesn't say which checkpoint it was loaded from, so its "
-            "seed model can't be loaded as teacher; load it with from_pretrained, or pass seed_model to the trainer"
+            "seed model can't be loaded as teacher; load it with from_pretrained, or name the seed model "
+            "(logit_distillation.seed_model)"
         )
     return name
 

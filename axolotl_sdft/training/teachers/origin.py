@@ -74,15 +74,15 @@ def origin_of(base: Any, seed_model: str | Path | None = None) -> SeedOrigin | N
         if name:
             LOG.warning(
                 "logit_distillation: the student was loaded from %r, which %s, so it is taken for a model that was not "
-                "pruned; if it was (by cut_layers), pass seed_model to the trainer",
+                "pruned; if it was (by cut_layers), name the seed model (logit_distillation.seed_model)",
                 *(name, _NOWHERE),
             )
         return None
     fault = f"was loaded from {name!r}, which {_NOWHERE}" if name else "doesn't say which checkpoint it was loaded from"
     raise CheckpointError(
         f"logit_distillation: the student was pruned and {fault}, so which seed model it comes from can't be told; "
-        "load it with from_pretrained by its whole path or its Hub id, name the seed model (seed_model of the trainer "
-        "in Python), or remove the logit_distillation block"
+        "load it with from_pretrained by its whole path or its Hub id, name the seed model "
+        "(logit_distillation.seed_model), or remove the logit_distillation block"
     )
 
 
@@ -127,14 +127,14 @@ def find_origin(student_dir: str | Path, seed_model: str | Path | None = None) -
         raise CheckpointError(
             f"logit_distillation needs the seed model, but {folder}, which was pruned, lacks {PROVENANCE_FILE}, so "
             "which layers were removed can't be told; start from the folder that axolotl prune-layers wrote, name the "
-            "seed model (seed_model of the trainer in Python), or remove the logit_distillation block"
+            "seed model (logit_distillation.seed_model), or remove the logit_distillation block"
         )
     return None
 
 
 def _named_origin(seed_model: str | Path, student_dir: Path | None = None) -> SeedOrigin | None:
     """Return the seed model that the caller names; None where the student is that model."""
-    seed_dir = resolve_seed(str(seed_model), key="seed_model")
+    seed_dir = resolve_seed(str(seed_model), key="logit_distillation.seed_model")
     if student_dir is not None and _is_same_model(student_dir, seed_dir):
         return None
     return SeedOrigin(seed_dir, num_layers=0, drop_layers=())
@@ -151,13 +151,14 @@ def _seed_dir(folder: Path, provenance: Mapping[str, Any], seed_model: str | Pat
     if seed_model is None and recorded.is_dir():
         return recorded.absolute()
     wanted = str(seed_model or provenance.get("seed_model"))
+    key = f"seed_model in {PROVENANCE_FILE}" if seed_model is None else "logit_distillation.seed_model"
     try:
-        return resolve_seed(wanted)
+        return resolve_seed(wanted, key=key)
     except SdftError as err:
         raise CheckpointError(
             f"logit_distillation needs the seed model that {folder} was pruned from, {wanted}, which is gone or was "
-            f"moved: {err}. Put it back, name its place as base_model beside the layer_pruning block (seed_model of "
-            "the trainer in Python), or remove the logit_distillation block"
+            f"moved: {err}. Put it back, name its place (logit_distillation.seed_model), or remove the "
+            "logit_distillation block"
         ) from err
 
 

@@ -79,7 +79,7 @@ def test_a_model_that_was_not_pruned_has_its_own_checkpoint_as_teacher(pruned: P
     teacher = load_own_teacher(student, None)
     assert torch.equal(logits(teacher), logits(load(pruned).eval()))
     student.config._name_or_path = ""
-    with pytest.raises(CheckpointError, match=r"doesn't say which checkpoint it was loaded from.*pass seed_model"):
+    with pytest.raises(CheckpointError, match=r"doesn't say which checkpoint it was loaded from.*name the seed model"):
         load_own_teacher(student, None)
 
 
