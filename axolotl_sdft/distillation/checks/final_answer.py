@@ -53,6 +53,22 @@ def stated_results(text: str, question: str = "") -> list[Result]:
     "The answer is 35. Check: 35 + 10 = 45" states 35 and then 45. An equation before the last cue is a step. Without a
     box or a cue, the last sentence with a number states it.
     """
+    results, end = _announced(text, question)
+    if end is not None:
+        results += _concluded(text[end:], question)
+    if results:
+        return results
+    last = _last_statement(text, question)
+    return [last] if last else []
+
+
+def announces_result(text: str) -> bool:
+    """Say whether a text marks its result: by a box, by ``####``, or by a cue such as "the answer is"."""
+    return bool(_announced(text, "")[0])
+
+
+def _announced(text: str, question: str) -> tuple[list[Result], int | None]:
+    """Return the results in boxes and behind cues, and where the last of the latter ends; None without any of them."""
     results = [box for box in (_read_box(text, place) for place in _boxes(text)) if box]
     end = None
     for cue in list(_CUE.finditer(text))[-_MAX_CUES:]:
@@ -62,12 +78,7 @@ def stated_results(text: str, question: str = "") -> list[Result]:
         if result is not None:
             results.append(result)
             end = cue.end() + passage_end(text, cue.end(), passage)
-    if end is not None:
-        results += _concluded(text[end:], question)
-    if results:
-        return results
-    last = _last_statement(text, question)
-    return [last] if last else []
+    return results, end
 
 
 def passage_end(text: str, start: int, passage: str) -> int:

@@ -80,7 +80,7 @@ def build_dataset(spec: DistillationSpec, backend: Backend, judging: Judging, fo
         # Inside the unfinished folder, so that what a kill leaves goes with it.
         scratch = stack.enter_context(TemporaryDirectory(dir=folder))
         with (folder / REJECTED_FILE).open("w", encoding="utf-8") as rejected:
-            figures = ReportFigures(int(spec.content.num_targets.sum()), rejected)
+            figures = ReportFigures(int(spec.content.num_targets.sum()), rejected, dict(spec.checks))
             distilled = _judged(spec, judging, tally, figures, is_kept, f"{scratch}/rows.arrow")
         if not tally.rejections:
             (folder / REJECTED_FILE).unlink()
@@ -98,6 +98,7 @@ def build_dataset(spec: DistillationSpec, backend: Backend, judging: Judging, fo
             "to_try_again": lacking,
             **_generation_figures(judging),
             "lengths": lengths(figures),
+            "unchecked_results": figures.unchecked.to_json(),
             "gap": gap.to_json(),
             "provenance": _provenance(spec),
         }

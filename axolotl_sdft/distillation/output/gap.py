@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -22,6 +22,7 @@ from axolotl_sdft.core.errors import PluginError, SdftError, first_line
 from axolotl_sdft.core.texts import evenly_spaced, words
 from axolotl_sdft.distillation.digest import as_rows
 from axolotl_sdft.distillation.generation.selection import REASONS_COLUMN, RowVerdict, Selection
+from axolotl_sdft.distillation.output.unchecked import UncheckedResults
 from axolotl_sdft.inference.interfaces import Backend, Target
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ LOG = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 256
 _NUM_WIDEST = 10
+_MOST_COMPARED = 400
 NUM_PAIRS = 20
 EXAMPLES_PER_CHECK = 2
 
@@ -69,10 +71,14 @@ class ReportFigures:
     Args:
         num_answers: How many trained answers all rows together hold.
         rejected: Takes each rejected answer as a line of JSON, whether it is shown or not.
+        checks: Names of the checks of the run.
     """
 
-    def __init__(self, num_answers: int, rejected: IO[str] | None = None) -> None:
+    def __init__(self, num_answers: int, rejected: IO[str] | None = None, checks: Collection[str] = ()) -> None:
         self._sampled = frozenset(evenly_spaced(num_answers, NUM_PAIRS))
+        self._compared = frozenset(evenly_spaced(num_answers, _MOST_COMPARED))
+        self.unchecked = UncheckedResults(checks)
+        """What the checks of the run did not look at, of evenly spaced answers that are trained."""
         self._rejected = rejected
         self._seen = 0
         self.pairs: list[Pair] = []
@@ -88,6 +94,8 @@ class ReportFigures:
         for turn, settlement in enumerate(verdict.settlements):
             if not is_dropped:
                 self._count_words(settlement)
+                if self._seen in self._compared and settlement.answer is not None:
+                    self.unchecked.add(settlement.answer, settlement.target)
             is_sampled = self._seen in self._sampled
             self._seen += 1
             others = self.examples.setdefault(settlement.rejections[-1][0], []) if settlement.answer is None else None

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from axolotl_sdft.distillation.generation.journal_files import StoredAnswer, Sto
 from axolotl_sdft.distillation.generation.judging import Judging
 from axolotl_sdft.distillation.generation.selection import Selection
 from axolotl_sdft.distillation.output.gap import gap_text, is_pure_sample, measure_answers
+from axolotl_sdft.distillation.output.unchecked import UncheckedResults, unchecked_sentences
 from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, targets_of
 from axolotl_sdft.inference.interfaces import Answer, Backend, Target
 
@@ -39,6 +40,9 @@ class PreviewedAnswer:
     answer: Answer
     """The one that is taken, or the last that was rejected."""
 
+    unchecked: str = ""
+    """What a check that the run lacks says against an answer that is taken, or an empty text."""
+
     @property
     def target(self) -> Target:
         """The original answer, after those before it as they will be trained."""
@@ -46,12 +50,13 @@ class PreviewedAnswer:
 
     @property
     def verdict(self) -> str:
-        """``accepted``, or the check that rejects it and why."""
+        """``accepted``, with what no check looks at, or the check that rejects it and why."""
         if self.settlement.answer is None:
             name, reason = self.settlement.rejections[-1]
             return f"rejected by {name}: {reason}"
         attempt = self.settlement.shown_attempt
-        return f"accepted at attempt {attempt + 1}" if attempt else "accepted"
+        accepted = f"accepted at attempt {attempt + 1}" if attempt else "accepted"
+        return f"{accepted}, though {self.unchecked}" if self.unchecked else accepted
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,9 @@ class Preview:
 
     gap_samples: int = 0
     """Of how many rows a full run measures it, if it has as many."""
+
+    unchecked_results: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Accepted answers with another result than their original, by the check that the run lacks."""
 
     is_pure_sample: bool = False
     """Whether the answers are drawn from all that the seed model might say, so that the gap need not fall."""
@@ -139,7 +147,8 @@ def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, di
         first = next(iter(before.values()))
         backend.answer_nll([(first, first.reference)])
     started = time.monotonic()
-    rows, shown = _rewritten(spec, backend, originals)
+    unchecked = UncheckedResults(dict(spec.checks))
+    rows, shown = _rewritten(spec, backend, originals, unchecked)
     seconds = time.monotonic() - started
     pairs = [(target, row_format.target(rows[index], turn)) for (index, turn), target in before.items()]
     started = time.monotonic()
@@ -153,7 +162,11 @@ def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, di
     ordered = tuple(sorted(shown, key=lambda one: (one.row, one.turn)))
     full_batch = _full_batch(spec, backend, len(shown))
     samples, is_pure = spec.config.gap_samples, is_pure_sample(spec.config.generation.model_dump())
-    return Preview(ordered, len(originals), seconds, gap, left_alone, full_batch, gap_seconds, samples, is_pure)
+    return Preview(
+        *(ordered, len(originals), seconds, gap, left_alone, full_batch, gap_seconds, samples),
+        unchecked_results=unchecked.to_json(),
+        is_pure_sample=is_pure,
+    )
 
 
 def _full_batch(spec: "DistillationSpec", backend: Backend, num_shown: int) -> tuple[int, float] | None:
@@ -189,7 +202,7 @@ class _Memory(dict[bytes, Answer]):
 
 
 def _rewritten(
-    spec: "DistillationSpec", backend: Backend, originals: dict[int, dict[str, Any]]
+    spec: "DistillationSpec", backend: Backend, originals: dict[int, dict[str, Any]], unchecked: UncheckedResults
 ) -> tuple[dict[int, dict[str, Any]], list[PreviewedAnswer]]:
     """Return the rows with their accepted answers in place, and what became of each answer."""
     row_format, rows, shown = spec.row_format, dict(originals), []
@@ -202,7 +215,8 @@ def _rewritten(
         for index, target in targets.items():
             settlement = spec.policy.select(judging.in_row(rows[index], turn), target)
             answer = settlement.answer or judging.answer(target, settlement.shown_attempt)
-            shown.append(PreviewedAnswer(index, turn, num_turns[index], settlement, answer))
+            doubt = unchecked.add(answer, settlement.target) if settlement.answer is not None else ""
+            shown.append(PreviewedAnswer(index, turn, num_turns[index], settlement, answer, doubt))
             if settlement.answer is not None:
                 rows[index] = row_format.with_answer(rows[index], turn, settlement.answer.text)
     return rows, shown
@@ -292,6 +306,7 @@ def preview_lines(previewed: Preview, where: str, num_rows: int) -> Iterator[str
         f"{where}: {previewed.num_accepted} of {total} answers accepted ({100 * previewed.num_accepted / total:.0f} %)"
         + (f", rejected: {rejected}" if rejected else "")
     )
+    yield from (printable(sentence) for sentence in unchecked_sentences(previewed.unchecked_results))
     if previewed.left_alone.answers:
         yield printable(f"left alone: {previewed.left_alone.named()}")
     if previewed.gap is not None:

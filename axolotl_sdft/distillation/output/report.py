@@ -17,6 +17,7 @@ from axolotl_sdft.core.pictures import Counts, expanded, histograms, note_on_pic
 from axolotl_sdft.core.texts import page_template
 from axolotl_sdft.distillation.output.card import is_unaided, publish_commands
 from axolotl_sdft.distillation.output.gap import Gap, ReportFigures, is_pure_sample
+from axolotl_sdft.distillation.output.unchecked import unchecked_sentences
 from axolotl_sdft.distillation.rows.left_alone import rewritten_of
 
 REPORT_FILE = "report.html"
@@ -27,6 +28,7 @@ _TEMPLATE_FILE = "report.html.jinja"
 _SHOWN_CHARS = 1600
 _LOW_ACCEPTANCE = 0.5
 _FEWEST_ANSWERS = 20  # of fewer a share says little
+_FEW_OTHER_RESULTS = 0.02  # some originals are wrong, and some results can't be read
 
 WAY_OUT = {
     "truncated": "raise generation.max_new_tokens, or choose a template that asks for less",
@@ -141,7 +143,11 @@ def advice_for(summary: Mapping[str, Any]) -> list[str]:
         summary: ``summary.json`` with its counts and the gap.
     """
     is_told_by_gap = not is_pure_sample(summary["provenance"]["settings"]["generation"])
-    return [*_about_acceptance(summary), *(_about_the_gap(summary.get("gap")) if is_told_by_gap else [])]
+    return [
+        *_about_acceptance(summary),
+        *unchecked_sentences({name: count for name, count in summary["unchecked_results"].items() if _tells(count)}),
+        *(_about_the_gap(summary.get("gap")) if is_told_by_gap else []),
+    ]
 
 
 def _about_acceptance(summary: Mapping[str, Any]) -> list[str]:
@@ -165,6 +171,10 @@ def _about_acceptance(summary: Mapping[str, Any]) -> list[str]:
             "knows"
         )
     return advice
+
+
+def _tells(count: Mapping[str, int]) -> bool:
+    return count["compared"] >= _FEWEST_ANSWERS and count["others"] > _FEW_OTHER_RESULTS * count["compared"]
 
 
 def _about_the_gap(gap: Mapping[str, Any] | None) -> list[str]:

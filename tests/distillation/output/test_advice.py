@@ -15,9 +15,11 @@ def summary(
     gap: dict | None = GOOD_GAP,
     generation: dict = GREEDY,
     max_attempts: int = 1,
+    unchecked: dict | None = None,
     **rejections: int,
 ) -> dict:
     told = {"turns": turns, "acceptance": accepted / turns, "rejections": rejections, "gap": gap}
+    told |= {"unchecked_results": unchecked or {}}
     settings = {"generation": generation, "max_attempts": max_attempts}
     return told | {"provenance": {"settings": settings}}
 
@@ -40,6 +42,19 @@ def test_few_accepted_answers_that_were_drawn_once_are_told_with_what_brings_mor
     assert said.startswith("answers drawn at temperature 1 fail more often than the most likely ones: max_attempts: 4")
     assert len(advice_for(summary(accepted=20, generation=drawn, max_attempts=4, truncated=80))) == 1
     assert advice_for(summary(accepted=60, generation=drawn, truncated=40)) == []
+
+
+def test_other_results_that_no_check_looks_at_are_told_with_the_check_that_would():
+    [said] = advice_for(summary(unchecked={"numeric_answer": {"compared": 100, "others": 3}}))
+    assert said == (
+        "3 of 100 accepted answers that were compared state another result than their original, and no check looks at "
+        "that: add numeric_answer to self_distillation.checks"
+    )
+
+
+@pytest.mark.parametrize(("compared", "others"), [(100, 2), (19, 19), (400, 0)])
+def test_a_few_other_results_may_be_those_of_wrong_originals(compared: int, others: int):
+    assert advice_for(summary(unchecked={"function_call": {"compared": compared, "others": others}})) == []
 
 
 def test_a_gap_that_grew_is_told_with_both_figures():

@@ -76,6 +76,23 @@ def test_a_rejected_answer_is_asked_for_again_as_the_settings_say(tmp_path, seed
 
 
 @pytest.mark.usefixtures("echo_plugin")
+def test_an_accepted_answer_with_another_result_is_shown_with_the_check_that_would_reject_it(tmp_path, seed_dir):
+    SCRIPT.clear()
+    SCRIPT.update({(0, 0, 0): Answer("16 clips.", "stop", 1), (1, 0, 0): Answer("It is 5.", "stop", 1)})
+    rows = Dataset.from_dict({"instruction": ["How many?"] * 2, "input": [""] * 2, "output": ["#### 72", "#### 5"]})
+
+    previewed = preview(task_of(tmp_path, seed_dir, rows, checks=("empty",), generation={"backend": "scripted"}), 2)
+
+    other, same = (one.verdict for one in previewed.answers)
+    assert other == "accepted, though numeric_answer would reject it: answer 16, reference 72"
+    assert same == "accepted"
+    assert list(preview_lines(previewed, "dataset", 2))[1] == (
+        "1 of 2 accepted answers that were compared state another result than their original, and no check looks at "
+        "that: add numeric_answer to self_distillation.checks"
+    )
+
+
+@pytest.mark.usefixtures("echo_plugin")
 def test_a_preview_counts_and_measures_its_answers(tmp_path, seed_dir):
     previewed = preview(task_of(tmp_path, seed_dir, alpaca_rows(9), checks=("no_seven",)), 9)
 
