@@ -34,6 +34,7 @@ REPORT_BYTES = 2**16
 _LIST_BYTES = 2**22  # longest list of models: hosted servers describe hundreds
 _LEAST_BYTES = 2**18
 _CONNECT_S = 10.0
+_LANE_SIZE = 32  # connections
 _KEEPALIVE_S = 2.0  # shorter than any server's own: a connection that both ends may close is a race
 _READABLE = {"", "identity", "gzip", "deflate"}
 _FAULT = "axolotl_sdft_fault"
@@ -124,10 +125,10 @@ class _BoundedClient(DefaultAsyncHttpxClient):
     """
 
     def __init__(self, key: ApiKey, trust_env: bool) -> None:
-        limits = _HTTP.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_S)
         # The SDK would follow redirects: one is told, never followed, since the key is for this server alone.
-        super().__init__(follow_redirects=False, trust_env=trust_env, limits=limits)
+        super().__init__(follow_redirects=False, trust_env=trust_env)
         self._key = key
+        self._lanes: list[_Lane] = []
 
     async def send(self, request: Any, **options: Any) -> Any:
         """Return a response, read as far as it is wanted; the rest is cut off with the connection."""
@@ -146,12 +147,24 @@ class _BoundedClient(DefaultAsyncHttpxClient):
         except RequestError as err:
             return _report(request, err, again=isinstance(err, TransientError))
 
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for lane in self._lanes:
+            await lane.aclose()
+        await super().aclose()
+
     async def _exchanged(self, request: Any, options: dict[str, Any]) -> Any:
-        response = await super().send(request, **options)
+        lane = self._free_lane()
+        lane.in_flight += 1
         try:
-            body = await _read_body(response, _most_bytes(request))
+            response = await lane.send(request, **options)
+            try:
+                body = await _read_body(response, _most_bytes(request))
+            finally:
+                await response.aclose()
         finally:
-            await response.aclose()
+            lane.in_flight -= 1
+        self.cookies.extract_cookies(response)  # the next request may go by another lane
         headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
         if response.is_success:
             _check_json(response, body)
@@ -162,6 +175,24 @@ class _BoundedClient(DefaultAsyncHttpxClient):
             headers[_AGAIN] = "false"
         told = {name: response.extensions[name] for name in ("reason_phrase",) if name in response.extensions}
         return _HTTP.Response(response.status_code, headers=headers, content=body, request=request, extensions=told)
+
+    def _free_lane(self) -> "_Lane":
+        lane = next((lane for lane in self._lanes if lane.in_flight < _LANE_SIZE), None)
+        if lane is None:
+            limits = _HTTP.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_S)
+            lane = _Lane(trust_env=self.trust_env, limits=limits)
+            self._lanes.append(lane)
+        return lane
+
+
+class _Lane(DefaultAsyncHttpxClient):
+    """Some of a client's connections.
+
+    For each request, HTTP clients look at all of their connections, twice. With hundreds in one pool that takes longer
+    than all the rest of a request, and one process could no longer keep a node of GPUs busy.
+    """
+
+    in_flight = 0
 
 
 def _report(request: Any, fault: RequestError, again: bool) -> Any:
