@@ -125,8 +125,9 @@ class _BoundedClient(DefaultAsyncHttpxClient):
     """
 
     def __init__(self, key: ApiKey, trust_env: bool) -> None:
+        self._certificates = _HTTP.create_ssl_context(trust_env=trust_env)  # read once: that takes 40 ms
         # The SDK would follow redirects: one is told, never followed, since the key is for this server alone.
-        super().__init__(follow_redirects=False, trust_env=trust_env)
+        super().__init__(follow_redirects=False, trust_env=trust_env, verify=self._certificates)
         self._key = key
         self._lanes: list[_Lane] = []
 
@@ -180,7 +181,7 @@ class _BoundedClient(DefaultAsyncHttpxClient):
         lane = next((lane for lane in self._lanes if lane.in_flight < _LANE_SIZE), None)
         if lane is None:
             limits = _HTTP.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_S)
-            lane = _Lane(trust_env=self.trust_env, limits=limits)
+            lane = _Lane(trust_env=self.trust_env, limits=limits, verify=self._certificates)
             self._lanes.append(lane)
         return lane
 
