@@ -211,7 +211,7 @@ def _rewritten(
     num_turns = {index: row_format.num_targets(row) for index, row in rows.items()}
     for turn in range(max(num_turns.values(), default=0)):
         targets = {index: row_format.target(row, turn) for index, row in rows.items() if num_turns[index] > turn}
-        _generate(spec, backend, turn, targets, judging, answers)
+        _generate(spec, backend, turn, rows, targets, judging, answers)
         for index, target in targets.items():
             settlement = spec.policy.select(judging.in_row(rows[index], turn), target)
             answer = settlement.answer or judging.answer(target, settlement.shown_attempt)
@@ -226,6 +226,7 @@ def _generate(
     spec: "DistillationSpec",
     backend: Backend,
     turn: int,
+    rows: dict[int, dict[str, Any]],
     targets: dict[int, Target],
     judging: Judging,
     answers: _Memory,
@@ -236,11 +237,12 @@ def _generate(
         prompts = []
         for index, target in targets.items():
             key = judging.key(target, attempt)
-            is_known = key in answers or key in keys.values()
-            if is_known or not _is_asked(spec, judging, target, attempt):
+            if key in answers or key in keys.values():
                 continue
-            keys[index, turn] = key
-            prompts.append(judging.prompt((index, turn), target, attempt))
+            made = spec.policy.select(judging.in_row(rows[index], turn), target, attempt)
+            if spec.policy.wants(made, attempt):
+                keys[index, turn] = key
+                prompts.append(judging.prompt((index, turn), target, attempt))
         if not prompts:
             continue
         for batch, given in backend.generate(backend.batches(prompts)):
@@ -252,10 +254,6 @@ def _generate(
                 f"backend {spec.config.generation.backend_name!r} ended without {len(keys)} of {len(prompts)} answers "
                 "it was asked for; generate() must yield every batch that it draws"
             )
-
-
-def _is_asked(spec: "DistillationSpec", judging: Judging, target: Target, attempt: int) -> bool:
-    return spec.policy.wants(spec.policy.select(judging.judged, target, attempt), attempt)
 
 
 _NOT_COUNTED = "not counted: loading the model, or starting its server"

@@ -5,6 +5,7 @@ from datasets import Dataset
 
 from axolotl_sdft.core.errors import PluginError
 from axolotl_sdft.distillation.generation.selection import Selection
+from axolotl_sdft.distillation.interfaces import RowLimit
 from axolotl_sdft.distillation.output.preview import Preview, PreviewedAnswer, answer_lines, preview, preview_lines
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.spec import DistillationSpec
@@ -20,6 +21,10 @@ def chat(*texts):
 
 def task_of(tmp_path, seed_dir, rows, kind="alpaca", **settings):
     return DistillationSpec(rows, echo_config(tmp_path, **settings), seed_dir, {"type": kind}, "seed")
+
+
+def at_most(max_words):
+    return RowLimit(max_words, lambda row: len(row["output"].split()))
 
 
 def shown_answer(prompt="What?", reference="It is.", rewritten="Yes, it is.", rejection=None, **places):
@@ -89,6 +94,22 @@ def test_an_accepted_answer_with_another_result_is_shown_with_the_check_that_wou
     assert list(preview_lines(previewed, "dataset", 2))[1] == (
         "1 of 2 accepted answers that were compared state another result than their original, and no check looks at "
         "that: add numeric_answer to self_distillation.checks"
+    )
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_an_answer_that_makes_its_row_too_long_is_asked_for_again_as_in_a_full_run(tmp_path, seed_dir):
+    ASKED.clear()
+    SCRIPT.clear()
+    SCRIPT.update({(0, 0, attempt): Answer(text, "stop", 1) for attempt, text in enumerate(("good " * 9, "good"))})
+    settings = {"checks": ("good",), "max_attempts": 2, "generation": {"backend": "scripted"}}
+    spec = replace(task_of(tmp_path, seed_dir, alpaca_rows(1), **settings), row_limit=at_most(4))
+
+    [shown] = preview(spec, 1).answers
+
+    assert (shown.verdict, shown.answer.text) == ("accepted at attempt 2", "good")
+    assert shown.settlement.rejections == (
+        ("too_long", "it makes the row longer than sequence_len, which is 4 tokens"),
     )
 
 
