@@ -6,7 +6,7 @@ dataset after the checks. So other rows or other checks generate only what was n
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -165,18 +165,22 @@ class DistillationSpec:
         Raises:
             DatasetError: A row can't be tokenized, which would stop the training.
         """
-        limit = self.row_limit
-        if limit is None:
-            return np.zeros(len(self.dataset), np.bool_)
-        too_long: NDArray[np.bool_] = (
-            row_lengths(self.dataset, limit, self.dataset_config.get("type"), self.where) > limit.max_tokens
-        )
-        if too_long.any():
+        too_long = self.too_long_among()
+        if self.row_limit is not None and too_long.any():
             LOG.warning(
                 "%s: %d of %d rows have more tokens than sequence_len (%d) as they are, so the seed model is not asked "
                 "about them: training leaves them out, or cuts them off; raise sequence_len to train them",
-                *(self.where, too_long.sum(), len(too_long), limit.max_tokens),
+                *(self.where, too_long.sum(), len(too_long), self.row_limit.max_tokens),
             )
+        return too_long
+
+    def too_long_among(self, indices: Sequence[int] | None = None) -> NDArray[np.bool_]:
+        """Return which of some rows training leaves out for their length as they are, without a word; None: of all."""
+        limit = self.row_limit
+        if limit is None:
+            return np.zeros(len(self.dataset) if indices is None else len(indices), np.bool_)
+        kind = self.dataset_config.get("type")
+        too_long: NDArray[np.bool_] = row_lengths(self.dataset, limit, kind, self.where, indices) > limit.max_tokens
         return too_long
 
     def why_not_asked(self, index: int) -> LeftAlone | None:

@@ -18,7 +18,7 @@ from axolotl_sdft.distillation.generation.judging import Judging
 from axolotl_sdft.distillation.generation.selection import Selection
 from axolotl_sdft.distillation.output.gap import gap_text, is_pure_sample, measure_answers
 from axolotl_sdft.distillation.output.unchecked import UncheckedResults, unchecked_sentences
-from axolotl_sdft.distillation.rows.left_alone import LeftAloneCounts, targets_of
+from axolotl_sdft.distillation.rows.left_alone import TOO_LONG_ROW, LeftAloneCounts, targets_of
 from axolotl_sdft.inference.interfaces import Answer, Backend, Target
 
 if TYPE_CHECKING:
@@ -122,17 +122,24 @@ def preview(spec: "DistillationSpec", num_rows: int) -> Preview:
     Raises:
         PluginError: The backend leaves out answers that it was asked for.
     """
-    indices = evenly_spaced(len(spec.dataset), num_rows)
-    originals = dict(zip(indices, as_rows(spec.dataset[indices]), strict=True))
+    originals, too_long = _rows_among(spec, evenly_spaced(len(spec.dataset), num_rows))
     backend = spec.backend_factory(spec.seed_dir, spec.config.generation)
     spec.check_backend(backend)
     try:
-        return _preview(spec, backend, originals)
+        return _preview(spec, backend, originals, too_long)
     finally:
         backend.close()
 
 
-def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, dict[str, Any]]) -> Preview:
+def _rows_among(spec: "DistillationSpec", indices: list[int]) -> tuple[dict[int, dict[str, Any]], set[int]]:
+    """Return some rows by their index, and the indices of those that are too long, about which nothing is asked."""
+    rows = zip(indices, as_rows(spec.dataset[indices]), strict=True)
+    return dict(rows), {index for index, is_long in zip(indices, spec.too_long_among(indices), strict=True) if is_long}
+
+
+def _preview(
+    spec: "DistillationSpec", backend: Backend, originals: dict[int, dict[str, Any]], too_long: set[int]
+) -> Preview:
     row_format = spec.row_format
     before = {
         (index, turn): row_format.target(row, turn)
@@ -148,8 +155,10 @@ def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, di
         backend.answer_nll([(first, first.reference)])
     started = time.monotonic()
     unchecked = UncheckedResults(dict(spec.checks))
-    rows, shown = _rewritten(spec, backend, originals, unchecked)
+    asked = {index: row for index, row in originals.items() if index not in too_long}
+    rewritten, shown = _rewritten(spec, backend, asked, unchecked)
     seconds = time.monotonic() - started
+    rows = originals | rewritten
     pairs = [(target, row_format.target(rows[index], turn)) for (index, turn), target in before.items()]
     started = time.monotonic()
     told = measure_answers(backend, pairs) if measures else None
@@ -157,8 +166,9 @@ def _preview(spec: "DistillationSpec", backend: Backend, originals: dict[int, di
     told = [both for both in told or [] if all(map(math.isfinite, both))]
     gap = (fmean(one for one, _ in told), fmean(other for _, other in told)) if told else None
     left_alone = LeftAloneCounts()
-    for row in originals.values():
-        left_alone.add(targets_of(row_format, row)[1])
+    for index, row in originals.items():
+        num_targets, reasons = targets_of(row_format, row)
+        left_alone.add([*([TOO_LONG_ROW] * num_targets if index in too_long else []), *reasons])
     ordered = tuple(sorted(shown, key=lambda one: (one.row, one.turn)))
     full_batch = _full_batch(spec, backend, len(shown))
     samples, is_pure = spec.config.gap_samples, is_pure_sample(spec.config.generation.model_dump())
@@ -180,12 +190,11 @@ def _full_batch(spec: "DistillationSpec", backend: Backend, num_shown: int) -> t
     if not num_shown or num_shown >= num_rows:
         return None
     judging = Judging.of(spec, _Memory())
-    places = list(evenly_spaced(len(spec.dataset), num_rows))
-    rows = zip(places, as_rows(spec.dataset[places]), strict=True)
+    rows, too_long = _rows_among(spec, evenly_spaced(len(spec.dataset), num_rows))
     prompts = [
         judging.prompt((index, 0), spec.row_format.target(row, 0), 0)
-        for index, row in rows
-        if spec.row_format.num_targets(row)
+        for index, row in rows.items()
+        if index not in too_long and spec.row_format.num_targets(row)
     ]
     LOG.info("%s: measuring the rate on %d further answers, as many as are written together", spec.where, len(prompts))
     started = time.monotonic()

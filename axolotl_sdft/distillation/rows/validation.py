@@ -205,14 +205,25 @@ def require_columns(missing: Sequence[str], columns: Sequence[str], kind: Any, w
     )
 
 
-def row_lengths(dataset: "Dataset", limit: RowLimit, kind: Any, where: str) -> NDArray[np.int64]:
+def row_lengths(
+    dataset: "Dataset", limit: RowLimit, kind: Any, where: str, indices: Sequence[int] | None = None
+) -> NDArray[np.int64]:
     """Return the tokens of each row in training. Many rows are counted by several processes.
+
+    Args:
+        dataset: Whose rows.
+        limit: Counts them.
+        kind: The type of the rows, as messages name it.
+        where: What messages call the dataset.
+        indices: Which rows; None: all.
 
     Raises:
         DatasetError: A row can't be tokenized.
     """
     from datasets import Features, Value
 
+    chosen = range(len(dataset)) if indices is None else indices
+    dataset = dataset if indices is None else dataset.select(indices)
     is_long = len(dataset) > _FEW_ROWS
     if is_long and rank() == 0:
         LOG.info("%s: counting the tokens of %d rows", where, len(dataset))
@@ -231,8 +242,9 @@ def row_lengths(dataset: "Dataset", limit: RowLimit, kind: Any, where: str) -> N
     faulty = [index for index, fault in enumerate(counted["fault"]) if fault is not None]
     if faulty:
         raise DatasetError(
-            f"{where}: Axolotl can't tokenize row {faulty[0]} as type {kind!r} ({counted['fault'][faulty[0]]}), which "
-            f"would stop the training after the rewriting (rows like that: {len(faulty)} of {len(dataset)}): "
+            f"{where}: Axolotl can't tokenize row {chosen[faulty[0]]} as type {kind!r} "
+            f"({counted['fault'][faulty[0]]}), which would stop the training after the rewriting (rows like that: "
+            f"{len(faulty)} of {len(dataset)}): "
             f"{shortened(repr(dataset[faulty[0]]), 200)}; correct or remove them, or set another type or chat_template"
         )
     return np.asarray(counted["num_tokens"], np.int64)

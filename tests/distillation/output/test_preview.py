@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from datasets import Dataset
 
-from axolotl_sdft.core.errors import PluginError
+from axolotl_sdft.core.errors import DatasetError, PluginError
 from axolotl_sdft.distillation.generation.selection import Selection
 from axolotl_sdft.distillation.interfaces import RowLimit
 from axolotl_sdft.distillation.output.preview import Preview, PreviewedAnswer, answer_lines, preview, preview_lines
@@ -111,6 +111,36 @@ def test_an_answer_that_makes_its_row_too_long_is_asked_for_again_as_in_a_full_r
     assert shown.settlement.rejections == (
         ("too_long", "it makes the row longer than sequence_len, which is 4 tokens"),
     )
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_a_row_that_is_too_long_from_the_start_is_left_alone_as_in_a_full_run(tmp_path, seed_dir, monkeypatch):
+    asked = []
+    answer = EchoBackend.answer
+    monkeypatch.setattr(EchoBackend, "answer", lambda self, prompt: asked.append(prompt) or answer(self, prompt))
+    rows = [{"instruction": f"{row}?", "output": "long " * (50 if row % 2 else 1)} for row in range(6)]
+    settings = {"generation": {"backend": "echo", "max_batch_size": 6}}
+    spec = replace(task_of(tmp_path, seed_dir, Dataset.from_list(rows), **settings), row_limit=at_most(40))
+
+    lines = list(preview_lines(preview(spec, 2), "dataset", 6))
+
+    assert lines[:2] == [
+        "dataset: 1 of 1 answers accepted (100 %)",
+        "left alone: its row has more tokens than sequence_len (1 row); raise sequence_len to train such rows",
+    ]
+    assert {prompt.key[0] for prompt in asked} == {0, 2, 4}  # those shown are 0 and 3; a full batch has all six
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_a_row_that_training_can_not_read_stops_a_preview_with_its_number(tmp_path, seed_dir):
+    def count(row):
+        if row["id"] == 6:
+            raise ValueError("no such role")
+        return 1
+
+    spec = replace(task_of(tmp_path, seed_dir, alpaca_rows(9)), row_limit=RowLimit(8, count))
+    with pytest.raises(DatasetError, match=r"can't tokenize row 6 as type 'alpaca' \(ValueError: no such role\)"):
+        preview(spec, 3)
 
 
 @pytest.mark.usefixtures("echo_plugin")
