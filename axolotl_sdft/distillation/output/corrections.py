@@ -17,7 +17,15 @@ from axolotl_sdft.distillation.checks.guarded import CHECK_FAILED
 from axolotl_sdft.distillation.digest import as_rows
 from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.judging import Judging
-from axolotl_sdft.distillation.generation.selection import FAILED, Judged, Rejection, RowVerdict, Selection, judge_row
+from axolotl_sdft.distillation.generation.selection import (
+    FAILED,
+    TOO_LONG,
+    Judged,
+    Rejection,
+    RowVerdict,
+    Selection,
+    judge_row,
+)
 from axolotl_sdft.inference.interfaces import Answer, Target
 
 if TYPE_CHECKING:
@@ -28,7 +36,9 @@ TRAIN_FIELD = "train"
 
 REQUEST = "Something in this answer is not right. Go through it again and give the corrected answer."
 
-_ABOUT_FORM = frozenset({FAILED, "empty", "truncated", "leak", "repetition", "refusal", "language", "length_ratio"})
+_ABOUT_FORM = frozenset(
+    {FAILED, TOO_LONG, "empty", "truncated", "leak", "repetition", "refusal", "language", "length_ratio"}
+)
 """Checks that say nothing about whether an answer is right: correcting such an attempt would teach nothing."""
 
 _ROWS_AT_ONCE = 256

@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from axolotl_sdft import SelfDistillationConfig
 from axolotl_sdft.core.errors import ArtifactError
+from axolotl_sdft.distillation.interfaces import RowLimit
 from axolotl_sdft.distillation.output.corrections import REQUEST, correction_rows, write_corrections
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.spec import DistillationSpec
@@ -30,11 +31,11 @@ def answer(text, finish_reason="stop"):
     return Answer(text, finish_reason, 1)
 
 
-def finished_task(tmp_path, seed_dir, rows, row_type=ALONE, **settings):
+def finished_task(tmp_path, seed_dir, rows, row_type=ALONE, row_limit=None, **settings):
     settings = {"template": "unaided", "checks": CHECKS, "max_attempts": 3} | settings
     generation = {"backend": "scripted", "temperature": 0.7}
     config = SelfDistillationConfig(output_dir=str(tmp_path / "out"), generation=generation, gap_samples=0, **settings)
-    spec = DistillationSpec(Dataset.from_list(rows), config, seed_dir, {"type": row_type}, "seed")
+    spec = DistillationSpec(Dataset.from_list(rows), config, seed_dir, {"type": row_type}, "seed", row_limit=row_limit)
     run_distillation(spec)
     return spec
 
@@ -69,6 +70,14 @@ def test_an_attempt_that_was_cut_off_or_is_empty_or_failed_is_not_corrected(tmp_
     script |= {(0, 0, 0): answer("It is", "length"), (0, 0, 1): answer(""), (0, 0, 2): answer("24")}
     script |= {(1, 0, 0): answer("", "length"), (1, 0, 1): answer("It is 7."), (1, 0, 2): answer("24")}
     rows = list(correction_rows(finished_task(tmp_path, seed_dir, [ROW, OTHER_ROW])))
+    assert [turns(row)[1][1] for row in rows] == ["It is 7."]
+
+
+def test_an_attempt_that_was_right_but_made_its_row_too_long_is_not_corrected(tmp_path, seed_dir, script):
+    script |= {(0, 0, 0): answer("Each of the 3 spiders has 8 legs, so it is 24."), (0, 0, 1): answer("It is 24.")}
+    script |= {(1, 0, 0): answer("It is 7."), (1, 0, 1): answer("It is 24.")}
+    six_words = RowLimit(6, lambda row: len(row["output"].split()))
+    rows = list(correction_rows(finished_task(tmp_path, seed_dir, [ROW, OTHER_ROW], row_limit=six_words)))
     assert [turns(row)[1][1] for row in rows] == ["It is 7."]
 
 
