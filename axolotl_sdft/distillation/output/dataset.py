@@ -80,7 +80,8 @@ def build_dataset(spec: DistillationSpec, backend: Backend, judging: Judging, fo
         # Inside the unfinished folder, so that what a kill leaves goes with it.
         scratch = stack.enter_context(TemporaryDirectory(dir=folder))
         with (folder / REJECTED_FILE).open("w", encoding="utf-8") as rejected:
-            figures = ReportFigures(int(spec.content.num_targets.sum()), rejected, dict(spec.checks))
+            num_asked = int(spec.content.num_targets[~spec.too_long].sum())
+            figures = ReportFigures(num_asked, rejected, dict(spec.checks))
             distilled = _judged(spec, judging, tally, figures, is_kept, f"{scratch}/rows.arrow")
         if not tally.rejections:
             (folder / REJECTED_FILE).unlink()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from axolotl_sdft.core.texts import duration
 from axolotl_sdft.distillation.generation.selection import RowVerdict, Selection
+from axolotl_sdft.distillation.interfaces import RowLimit
 from axolotl_sdft.distillation.output.gap import (
     EXAMPLES_PER_CHECK,
     NUM_PAIRS,
@@ -239,6 +240,18 @@ def test_samples_are_few_and_evenly_spread_however_many_rows_there_are(num_rows,
     assert [pair.row for pair in figures.pairs] == [place * num_rows // count for place in range(count)]
     assert all(len(pairs) <= EXAMPLES_PER_CHECK for pairs in figures.examples.values())
     assert sum(figures.words_before.values()) == num_rows
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_samples_are_spread_over_the_rows_that_were_asked_about(tmp_path, seed_dir):
+    rows = [{"instruction": f"{row}?", "output": "word " * (9 if row < 60 else 1)} for row in range(80)]
+    limit = RowLimit(8, lambda row: len(row["output"].split()))
+    config = echo_config(tmp_path, gap_samples=0)
+    spec = DistillationSpec(Dataset.from_list(rows), config, seed_dir, {"type": "alpaca"}, "seed", row_limit=limit)
+
+    page = Page((run_distillation(spec) / "report.html").read_text(encoding="utf-8"))
+
+    assert page.tags.count("article") == NUM_PAIRS  # all of the 20 short rows
 
 
 def test_all_rejected_answers_are_written_whether_they_are_shown_or_not():
