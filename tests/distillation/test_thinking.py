@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_sdft import SelfDistillationConfig
 from axolotl_sdft.config import OpenAIGeneration, TransformersGeneration, VLLMGeneration
-from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.errors import ConfigError, DatasetError
 from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.selection import rejection_of
 from axolotl_sdft.distillation.output.preview import preview
@@ -334,6 +334,22 @@ def test_an_answer_that_ends_within_its_thinking_part_is_truncated_whatever_the_
     assert reason.startswith("truncated: its thinking part has no end after 4 tokens; raise generation.max_new_tokens")
     assert reason.endswith("generation.chat_template_kwargs: {enable_thinking: false}")
     assert summary["rejections"] == {"truncated": 1}
+
+
+def test_an_answer_that_was_cut_off_in_a_thought_that_the_server_keeps_is_told_with_what_gives_it_room(
+    seed_dir, tmp_path
+):
+    # As llama.cpp, and vLLM with a reasoning parser, send it.
+    thought = {"role": "assistant", "content": None, "reasoning_content": "Okay, the user wants"}
+    with FakeServer(choice={"message": thought, "finish_reason": "length"}) as server:
+        settings = {"template": "unaided", "checks": (), "generation": {"backend": "openai", "base_urls": [server.url]}}
+        spec = spec_for(asked_and_answered("one"), seed_dir, tmp_path, **settings)
+        with pytest.raises(
+            DatasetError,
+            match=r"answered none of 1 prompts: empty 1 \(such as: cut off before any text; raise "
+            r"generation\.max_new_tokens, or turn thinking off .*: \{enable_thinking: false\}\)",
+        ):
+            run_distillation(spec)
 
 
 def test_a_later_turn_is_asked_after_the_answer_alone(script, seed_dir, tmp_path):

@@ -24,6 +24,11 @@ FAILED = "failed"
 TOO_LONG = "too_long"
 """What stands for it where an answer makes its row longer than training takes."""
 
+_ROOM_TO_ANSWER = (
+    "raise generation.max_new_tokens, or turn thinking off where the chat template can: "
+    "generation.chat_template_kwargs: {enable_thinking: false}"
+)
+
 Checks: TypeAlias = Sequence[tuple[str, AnswerCheck]]
 """Names and functions of checks, in order."""
 
@@ -46,12 +51,10 @@ def rejection_by_form(answer: Answer) -> Rejection | None:
     if answer.finish_reason == "error":
         return FAILED, one_line(answer.error or "no answer")
     if is_unfinished_thought(answer.text):
-        return truncated.__name__, (
-            f"its thinking part has no end after {answer.num_tokens} tokens; raise generation.max_new_tokens, or turn "
-            "thinking off where the chat template can: generation.chat_template_kwargs: {enable_thinking: false}"
-        )
+        return truncated.__name__, f"its thinking part has no end after {answer.num_tokens} tokens; {_ROOM_TO_ANSWER}"
     if is_blank(without_thinking(answer).text):
-        return empty.__name__, "no text"
+        was_cut_off = answer.finish_reason == "length"  # such as in a thought that a server keeps to itself
+        return empty.__name__, f"cut off before any text; {_ROOM_TO_ANSWER}" if was_cut_off else "no text"
     return None
 
 
