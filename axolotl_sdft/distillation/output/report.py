@@ -49,6 +49,13 @@ WAY_OUT = {
 }
 """By the name of the check that rejected an answer, or ``failed``, ``too_long``; keys are of ``self_distillation``."""
 
+_FAILED_FOR_GOOD = "see the reasons, such as a prompt that is too long: they would fail again, so none is tried again"
+
+
+def ways_out(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return :data:`WAY_OUT` for a dataset: what failed for good is not tried again, however often one starts."""
+    return WAY_OUT if summary["to_try_again"]["failed"] else WAY_OUT | {"failed": _FAILED_FOR_GOOD}
+
 
 def write_report(folder: Path, dataset_dir: Path, summary: dict[str, Any], figures: ReportFigures, gap: Gap) -> None:
     """Write the page into a folder.
@@ -72,7 +79,7 @@ def render_report(dataset_dir: Path, summary: dict[str, Any], figures: ReportFig
         rejected_file=REJECTED_FILE,
         summary=summary,
         rewritten=rewritten_of(summary),
-        way_out=WAY_OUT,
+        way_out=ways_out(summary),
         is_pure_sample=is_pure_sample(summary["provenance"]["settings"]["generation"]),
         is_unaided=is_unaided(summary["provenance"]["settings"]),
         provenance=summary["provenance"],
@@ -154,8 +161,9 @@ def _about_acceptance(summary: Mapping[str, Any]) -> list[str]:
     turns, acceptance = summary["turns"], summary["acceptance"]
     if turns < _FEWEST_ANSWERS or acceptance >= _LOW_ACCEPTANCE:
         return []
+    way_out = ways_out(summary)
     reasons = [
-        f"{name} {count}" + (f" ({WAY_OUT[name]})" if name in WAY_OUT else "")
+        f"{name} {count}" + (f" ({way_out[name]})" if name in way_out else "")
         for name, count in summary["rejections"].items()
     ]
     advice = [

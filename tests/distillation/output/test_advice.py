@@ -16,10 +16,11 @@ def summary(
     generation: dict = GREEDY,
     max_attempts: int = 1,
     unchecked: dict | None = None,
+    to_try_again: int = 0,
     **rejections: int,
 ) -> dict:
     told = {"turns": turns, "acceptance": accepted / turns, "rejections": rejections, "gap": gap}
-    told |= {"unchecked_results": unchecked or {}}
+    told |= {"unchecked_results": unchecked or {}, "to_try_again": {"failed": to_try_again, "not_judged": 0}}
     settings = {"generation": generation, "max_attempts": max_attempts}
     return told | {"provenance": {"settings": settings}}
 
@@ -34,6 +35,13 @@ def test_few_accepted_answers_are_told_with_a_way_out_for_each_reason():
     assert "truncated 50 (raise generation.max_new_tokens" in said
     assert "leak 25 (choose another template" in said
     assert said.endswith("of_a_plugin 5")
+
+
+def test_what_failed_for_good_is_not_said_to_be_tried_again():
+    [may_pass] = advice_for(summary(accepted=20, failed=80, to_try_again=1))
+    [stays] = advice_for(summary(accepted=20, failed=80))
+    assert "failed 80 (start again to have them tried again)" in may_pass
+    assert "failed 80 (see the reasons, such as a prompt that is too long: they would fail again" in stays
 
 
 def test_few_accepted_answers_that_were_drawn_once_are_told_with_what_brings_more():

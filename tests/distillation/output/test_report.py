@@ -98,7 +98,7 @@ def summary_of(figures, **changes):
         "package_versions": {"axolotl-sdft": "9.9"},
     }
     counts = {"rows": 3, "rows_distilled": 2, "rows_original": 1, "rows_dropped": 0, "turns": 3, "turns_distilled": 2}
-    counts |= {"turns_left_alone": 0, "left_alone": {}}
+    counts |= {"turns_left_alone": 0, "left_alone": {}, "to_try_again": {"failed": 0, "not_judged": 0}}
     counts |= {"acceptance": 0.6667, "attempts": 3, "generated_tokens": 99, "generation_seconds": 75.0}
     counts |= {"tokens_per_second": 1.3, "rejections": {"leak": 1}, "rejected_attempts": {"leak": 1}}
     return counts | {"lengths": lengths(figures), "gap": None, "advice": [], "provenance": provenance} | changes
