@@ -4,9 +4,12 @@ Each is a function of a target that returns a chat. It keeps the earlier turns o
 replaces the last user message by a request that holds the instruction and the original answer.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 from axolotl_sdft.config import ExampleConfig
+from axolotl_sdft.core.errors import ConfigError, UnknownNameError
+from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.interfaces import Template
 from axolotl_sdft.distillation.templates.prompts import (
     BUILT_IN,
@@ -22,6 +25,7 @@ from axolotl_sdft.plugins.specifications import hookimpl
 
 __all__ = ["BUILT_IN", "resolve_template", "template_sentences", "with_answer_prefix"]
 
+_NO_NAME = re.compile(r"[\s{/.]")  # as in a request with {reference}, or in the name of a file
 _DUMMY = Target(
     (
         {"role": "system", "content": "system"},
@@ -50,11 +54,24 @@ def resolve_template(template: str | Template, examples: Sequence[ExampleConfig]
 
     Raises:
         ConfigError: The Jinja text is broken, uses another variable, never shows the reference, or can't be rendered
-            for an example.
+            for an example; or the text is a request or a file's name, and no Jinja text.
         UnknownNameError: No template is registered under the name.
     """
     if not isinstance(template, str) or ("{{" not in template and "{%" not in template):
-        return with_examples(registry().resolve(TEMPLATES, template, YAML_KEY), examples)
+        return with_examples(_registered(template), examples)
     jinja = jinja_template(template)
     jinja(_DUMMY)  # what can't be rendered shows now, not hours later
     return with_examples(jinja, examples)
+
+
+def _registered(template: str | Template) -> Template:
+    try:
+        registered: Template = registry().resolve(TEMPLATES, template, YAML_KEY)
+    except UnknownNameError:
+        if isinstance(template, str) and _NO_NAME.search(template.strip()):
+            raise ConfigError(
+                f"{YAML_KEY} is {shortened(template)!r}, which is neither the name of a template nor a Jinja text; "
+                "write the request itself, with {{ instruction }} and {{ reference }} where they are to stand"
+            ) from None
+        raise
+    return registered

@@ -1,5 +1,7 @@
 """How the seed model is asked to rewrite an answer."""
 
+import re
+
 import pytest
 
 from axolotl_sdft.config import ExampleConfig
@@ -97,6 +99,20 @@ def test_a_text_can_not_reach_into_the_interpreter():
 def test_an_unknown_name_is_refused_with_the_known_ones_named():
     with pytest.raises(UnknownNameError, match=r"self_distillation\.template is 'refrence'.*known: .*mathematics"):
         resolve_template("refrence")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Rewrite: {reference}", "'Rewrite: {reference}'"),
+        ("Rewrite the answer in your own words.\n", "'Rewrite the answer in your own words.'"),
+        ("prompts/mine.jinja", "'prompts/mine.jinja'"),
+    ],
+)
+def test_a_request_that_is_no_jinja_text_is_refused_with_how_to_write_one(text: str, shown: str):
+    message = f"self_distillation.template is {shown}, which is neither the name of a template nor a Jinja text"
+    with pytest.raises(ConfigError, match=rf"^{re.escape(message)}.*{re.escape('{{ instruction }}')}"):
+        resolve_template(text)
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
