@@ -15,7 +15,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from axolotl_sdft.config import ExampleConfig
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.core.texts import shortened
+from axolotl_sdft.core.texts import shortened, words
 from axolotl_sdft.distillation.interfaces import Template
 from axolotl_sdft.inference.function_calls import is_calls_alone
 from axolotl_sdft.inference.interfaces import Message, Target
@@ -23,6 +23,7 @@ from axolotl_sdft.inference.interfaces import Message, Target
 LOG = logging.getLogger(__name__)
 
 _FEWEST_WORDS = 6  # shorter sentences may well be an answer's own
+_SENTENCE_END = re.compile("[\n.:\u3002\uff01\uff1a\uff1f]+")  # the last ones are those of Chinese and Japanese
 
 
 def template_sentences(template: Template) -> tuple[str, ...]:
@@ -41,8 +42,13 @@ def template_sentences(template: Template) -> tuple[str, ...]:
             *(type(err).__name__, err),
         )
         return ()
-    sentences = {" ".join(part.lower().split()) for text in texts for part in re.split(r"[\n.:]+", _plain_quotes(text))}
-    return tuple(sorted(sentence for sentence in sentences if len(sentence.split()) >= _FEWEST_WORDS))
+    sentences = {" ".join(part.lower().split()) for text in texts for part in _SENTENCE_END.split(_plain_quotes(text))}
+    return tuple(sorted(sentence for sentence in sentences if _num_words(sentence) >= _FEWEST_WORDS))
+
+
+def _num_words(sentence: str) -> int:
+    """Return how many words a sentence has; of Chinese and other scripts without spaces, one for two characters."""
+    return max(len(sentence.split()), len(words(sentence)) // 2)
 
 
 def _plain_quotes(text: str) -> str:

@@ -176,6 +176,20 @@ def test_the_wording_of_a_template_is_its_sentences_of_more_than_five_words_with
     assert template_sentences(template) == ("answer this with great care, please",)
 
 
+@pytest.mark.parametrize(
+    ("text", "wording"),
+    [
+        (  # Here is a reliable answer: ... Now answer the question above in your own words. Be brief.
+            "以下是可供参考的可靠答案\N{FULLWIDTH COLON}{{ reference }}\n请用你自己的话回答上面的问题。请简短。",
+            ("以下是可供参考的可靠答案", "请用你自己的话回答上面的问题"),
+        ),
+        ("ตอบคำถามข้างต้นด้วยคำพูดของคุณเอง {{ reference }}\nสั้นๆ", ("ตอบคำถามข้างต้นด้วยคำพูดของคุณเอง",)),
+    ],
+)
+def test_the_wording_is_told_in_scripts_without_spaces_as_well(text: str, wording: tuple[str, ...]):
+    assert template_sentences(resolve_template(text)) == wording
+
+
 def test_the_wording_includes_the_examples():
     example = ExampleConfig(instruction="Why?", reference="So.", answer="Because it has always been like that.")
     assert template_sentences(resolve_template("{{ reference }}", [example])) == (
