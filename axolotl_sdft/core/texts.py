@@ -9,6 +9,7 @@ from typing import Any
 
 # Scripts that write no spaces between words: each of their characters counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['\N{{RIGHT SINGLE QUOTATION MARK}}]\w+)?")
 
 # C0 but tab and line feed, C1, marks of writing direction, half surrogates.
@@ -57,6 +58,11 @@ def cut(text: str, length: int) -> str:
 def words(text: str) -> list[str]:
     """Return the words of a text, in the case in which they stand there; in Chinese, for one, the characters."""
     return _WORD.findall(text)
+
+
+def num_words(text: str) -> int:
+    """Return about how many words a text has: spaces tell them, and in Chinese, for one, two characters make one."""
+    return len(text.split()) + len(_UNSPACED_CHARACTER.findall(text)) // 2
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from axolotl_sdft.core.texts import shortened
+from axolotl_sdft.core.texts import num_words, shortened
 from axolotl_sdft.inference.interfaces import Answer, Target
 
 _GUIDE = r"(?:notes|guide|reference)"
@@ -138,7 +138,7 @@ def _is_known(words: str, known: str) -> bool:
 def _begins_with_instruction(text: str, target: Target) -> bool:
     first_line = text.strip().partition("\n")[0].strip()
     asked = [line.strip() for line in target.instruction.splitlines()]
-    return len(first_line.split()) > 3 and first_line in asked and first_line not in target.reference
+    return num_words(first_line) > 3 and first_line in asked and first_line not in target.reference
 
 
 def _plain_quotes(text: str) -> str:

@@ -15,7 +15,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from axolotl_sdft.config import ExampleConfig
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.core.texts import shortened, words
+from axolotl_sdft.core.texts import num_words, shortened
 from axolotl_sdft.distillation.interfaces import Template
 from axolotl_sdft.inference.function_calls import is_calls_alone
 from axolotl_sdft.inference.interfaces import Message, Target
@@ -43,12 +43,7 @@ def template_sentences(template: Template) -> tuple[str, ...]:
         )
         return ()
     sentences = {" ".join(part.lower().split()) for text in texts for part in _SENTENCE_END.split(_plain_quotes(text))}
-    return tuple(sorted(sentence for sentence in sentences if _num_words(sentence) >= _FEWEST_WORDS))
-
-
-def _num_words(sentence: str) -> int:
-    """Return how many words a sentence has; of Chinese and other scripts without spaces, one for two characters."""
-    return max(len(sentence.split()), len(words(sentence)) // 2)
+    return tuple(sorted(sentence for sentence in sentences if num_words(sentence) >= _FEWEST_WORDS))
 
 
 def _plain_quotes(text: str) -> str:

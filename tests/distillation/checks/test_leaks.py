@@ -159,6 +159,18 @@ def test_phrases_of_ones_own_are_leaks_unless_the_conversation_has_them():
     assert check(text, asked("Describe tea as per the source.")) is None
 
 
+@pytest.mark.parametrize(
+    ("first_line", "reason"),
+    [
+        ("冰和雪有什么不同", "begins with the instruction"),  # What is the difference between ice and snow
+        ("静夜思", None),  # a title of three characters
+        ("f(a.b)=c/d*e-g", None),
+    ],
+)
+def test_a_first_line_counts_as_the_instruction_from_four_words_on_in_any_script(first_line: str, reason: str | None):
+    assert leak(written(f"{first_line}\nA"), asked(f"Q\n{first_line}", "A")) == reason
+
+
 def test_an_answer_that_begins_with_the_instruction_is_a_leak():
     target = asked("Sort these drinks:\ntea and beer and milk", "beer, milk, tea")
     assert leak(written("tea and beer and milk\nbeer, milk, tea"), target) == "begins with the instruction"
