@@ -236,7 +236,9 @@ def _shown(rejections: Mapping[str, int]) -> str:
 
 
 def _template_names(spec: DistillationSpec) -> list[str]:
-    return [shortened(callable_name(template)) for template in spec.config.templates]
+    """Return a name for each template; texts that begin alike, and functions of one name, get their place behind it."""
+    names = [shortened(callable_name(template)) for template in spec.config.templates]
+    return [name if names.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(names, start=1)]
 
 
 def read_summary(dataset_dir: Path) -> dict[str, Any]:

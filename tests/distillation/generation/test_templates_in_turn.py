@@ -56,6 +56,18 @@ def test_the_next_template_asks_only_about_what_was_rejected_and_the_last_resort
     assert summary["attempts"] == 5
 
 
+def test_templates_that_begin_alike_are_counted_apart(tmp_path, seed_dir, says):
+    opening = "Answer the question in your own words, with this answer as a guide: {{ reference }}"
+    asked_with = f"{opening.removesuffix('{{ reference }}')}original"
+    says |= {f"{asked_with} 0 Be brief.": ["bad"], f"{asked_with} 0 Be kind.": ["good"]}
+    says |= {f"{asked_with} 1 Be brief.": ["good"]}
+
+    _, summary = rewritten(tmp_path, seed_dir, 2, template=(f"{opening} Be brief.", f"{opening} Be kind."))
+
+    shown = "Answer the question in your own words, with this answer a..."
+    assert summary["accepted_by_template"] == {f"{shown} (1)": 1, f"{shown} (2)": 1}
+
+
 def test_each_template_has_all_its_attempts_and_begins_with_its_first(tmp_path, seed_dir, says):
     says |= {"What 0?": ["bad", "bad"], "Hint: original 0": ["bad", "good at last"]}
     distilled, _ = rewritten(tmp_path, seed_dir, max_attempts=2)
