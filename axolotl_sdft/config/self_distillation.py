@@ -1,11 +1,13 @@
 """The settings of the self-distilled dataset."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from axolotl_sdft.config.backends import Generation, TransformersGeneration
 from axolotl_sdft.config.block import Block, CheckSetting, TemplateSetting, check_name
+from axolotl_sdft.core.artifacts import DEFAULT_ROOT
 
 
 class ExampleConfig(Block):
@@ -93,6 +95,11 @@ class SelfDistillationConfig(Block):
     def templates(self) -> tuple[Any, ...]:
         """The templates, in the order in which they are tried."""
         return self.template if isinstance(self.template, tuple) else (self.template,)
+
+    @property
+    def root(self) -> Path:
+        """The folder of ``output_dir``, written out in full."""
+        return Path(self.output_dir or DEFAULT_ROOT).expanduser().absolute()
 
     @field_validator("answer_prefix")
     @classmethod

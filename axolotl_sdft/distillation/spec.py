@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axolotl_sdft.config import SelfDistillationConfig
-from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, refuse_long_path
+from axolotl_sdft.core.artifacts import fingerprint, refuse_long_path
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.distillation.checks import resolve_checks
@@ -133,9 +133,8 @@ class DistillationSpec:
     @cached_property
     def root(self) -> Path:
         """Folder that holds the artifacts."""
-        root = Path(self.config.output_dir or DEFAULT_ROOT).absolute()
-        refuse_long_path(root, "self_distillation.output_dir")
-        return root
+        refuse_long_path(self.config.root, "self_distillation.output_dir")
+        return self.config.root
 
     @cached_property
     def policy(self) -> SelectionPolicy:

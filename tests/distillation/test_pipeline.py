@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -176,6 +177,19 @@ def test_settings_that_change_the_speed_alone_find_the_same_dataset(tmp_path, se
     ]
 
     assert specs[0].dataset_dir == specs[1].dataset_dir
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_a_tilde_in_output_dir_is_the_home_folder(tmp_path, seed_dir, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = echo_config(tmp_path).model_copy(update={"output_dir": "~/rewritten"})
+
+    distilled = distill_dataset(alpaca_rows(1), config, seed_model=seed_dir)
+
+    assert Path(distilled.cache_files[0]["filename"]).is_relative_to(tmp_path / "home" / "rewritten")
+    assert not (tmp_path / "~").exists()
 
 
 @pytest.mark.usefixtures("echo_plugin")

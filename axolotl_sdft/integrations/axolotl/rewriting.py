@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import SelfDistillationConfig, TransformersGeneration
-from axolotl_sdft.core.artifacts import DEFAULT_ROOT, ensure_writable
+from axolotl_sdft.core.artifacts import ensure_writable
 from axolotl_sdft.core.errors import ConfigError, error_context
 from axolotl_sdft.distillation.rows.formats import PROMPT_FIELD
 from axolotl_sdft.integrations.axolotl import compat
@@ -105,9 +105,8 @@ def rewrite_datasets(cfg: Any, config: SelfDistillationConfig, only_if_done: boo
         specs = [source.spec for source in sources if source.spec]
         num_done = sum(spec.is_done for spec in specs)
         announce(read_blocks(cfg), REWRITING, f"{num_done} of {len(specs)} datasets reused")
-    root = Path(config.output_dir or DEFAULT_ROOT).absolute()
     held_out = [
-        rewritten_entry(source.entry, rows_folder(source.held_out, root, "held-out"))
+        rewritten_entry(source.entry, rows_folder(source.held_out, config.root, "held-out"))
         for source in sources
         if source.held_out
     ]
@@ -119,7 +118,7 @@ def rewrite_datasets(cfg: Any, config: SelfDistillationConfig, only_if_done: boo
         elif source.training is None:
             entries.append(source.entry)
         elif len(source.training):
-            entries.append(rewritten_entry(source.entry, rows_folder(source.training, root, "kept")))
+            entries.append(rewritten_entry(source.entry, rows_folder(source.training, config.root, "kept")))
     cfg.datasets = entries
     if held_out:
         cfg.test_datasets, cfg.val_set_size = held_out, 0

@@ -79,8 +79,7 @@ def prepare(cfg: Any, own_plugin: object) -> None:
 def _name_folders_in_full(cfg: Any, blocks: Blocks) -> None:
     """Let Ray's workers, each of which runs in a folder of Ray's own, find what relative paths mean to the driver."""
     if blocks.self_distillation is not None:
-        root = Path(blocks.self_distillation.output_dir or DEFAULT_ROOT).absolute()
-        cfg["self_distillation"]["output_dir"] = str(root)
+        cfg["self_distillation"]["output_dir"] = str(blocks.self_distillation.root)
     seed = cfg.get(SEED_KEY)
     if seed and Path(seed).is_dir():
         cfg[SEED_KEY] = str(Path(seed).absolute())
