@@ -21,6 +21,7 @@ from axolotl_sdft.inference.chat_templates import render_chat, well_formed_chat
 from axolotl_sdft.inference.interfaces import Answer, Prompt, Target
 from axolotl_sdft.inference.openai.api_key import ApiKey, LogRedaction
 from axolotl_sdft.inference.openai.chat_protocol import (
+    MOST_BEGIN_TOKENS,
     ScoredText,
     ask_likelihood,
     chat_request,
@@ -202,12 +203,23 @@ class OpenAIBackend:
         except DatasetError as err:
             return Answer("", "error", 0, error=str(err), is_final=True)
         body = chat_request(self._config, server.model, prompt, server.refused_fields)
+        body["max_tokens"] = self._room(server, prompt)
         response = await server.ask("/chat/completions", body)
         if prompt.answer_prefix and self._chats_with is not None:
             require_going_on(response, self._num_prompt_tokens(prompt))
         return read_answer(
             response, server.accepts_model, self._count_tokens, prompt.answer_prefix, self._control_tokens
         )
+
+    def _room(self, server: Server, prompt: Prompt) -> int:
+        """Return how long an answer may be: no longer than there is room for, since a server refuses what is not."""
+        if not server.max_tokens or self._chats_with is None:
+            return self._config.max_new_tokens
+        try:
+            left = server.max_tokens - self._num_prompt_tokens(prompt) - MOST_BEGIN_TOKENS
+        except Exception:  # an odd text, on which the tokenizer fails; the server may read it
+            return self._config.max_new_tokens
+        return max(1, min(self._config.max_new_tokens, left))
 
     def _num_prompt_tokens(self, prompt: Prompt) -> int:
         from axolotl_sdft.inference.prompts import prompt_ids

@@ -40,8 +40,10 @@ _PASSING = frozenset(
         *("time_limit", "insufficient_system_resource", "overloaded", "not_finished", "in_progress", "pause_turn"),
     }
 )
-_MOST_BEGIN_TOKENS = 1  # some servers write the token that begins a text before a template that writes it too
 _OPTIONAL = {"logprobs", "min_p", "seed", "top_k"}
+
+MOST_BEGIN_TOKENS = 1
+"""Some servers write the token that begins a text before a template that writes it, too."""
 
 CANARY = Prompt((0, 0), ({"role": "user", "content": "Say yes."},), attempt=1)
 """A harmless prompt that any working server answers at once: where it fails, no row is to blame.
@@ -147,7 +149,7 @@ def require_going_on(body: Any, num_expected: int) -> None:
     """
     usage = body.get("usage") if isinstance(body, dict) else None
     counted = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    if isinstance(counted, int) and counted > num_expected + _MOST_BEGIN_TOKENS:
+    if isinstance(counted, int) and counted > num_expected + MOST_BEGIN_TOKENS:
         raise QuestionRefusedError(
             f"the server read {counted} tokens where the chat with answer_prefix has {num_expected}, so it did not go "
             "on behind the prefix, as vLLM and SGLang do; remove answer_prefix, or use such a server"

@@ -33,7 +33,7 @@ class Handshake:
         self._config, self._tokenizer = config, tokenizer
 
     async def __call__(self, server: Server, max_retries: int) -> None:
-        """Set a server's ``model``, ``names`` and ``refused_fields``.
+        """Set a server's ``model``, ``names``, ``max_tokens`` and ``refused_fields``.
 
         Raises:
             ConfigError: It refuses the key, serves other models, splits text into other tokens than the seed model, or
@@ -43,20 +43,26 @@ class Handshake:
         server.key.check()
         try:
             listed = _listed(await server.probe("/models", None, max_retries))
-            server.model, server.names = self._served_name(server, listed)
+            entry = self._served(server, listed)
+            server.model, server.names = self._names(entry)
+            server.max_tokens = _length(entry)
             await self._compare_tokens(server)
             await self._chat(server, max_retries)
         except EndpointError as err:
             raise ConfigError(_advice(server, err)) from err
 
-    def _served_name(self, server: Server, listed: list[dict[str, Any]]) -> tuple[str, set[str]]:
-        wanted = {self._config.model} if self._config.model else self._seed_names
+    def _names(self, entry: dict[str, Any]) -> tuple[str, set[str]]:
+        """Return the name by which a model of a server is asked for, and all under which it may sign."""
+        asked = self._config.model or entry["id"]
+        return asked, {form for name in (*_listed_names(entry), asked) for form in (name.lower(), _last_part(name))}
+
+    def _served(self, server: Server, listed: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what a server says of the seed model."""
         for entry in listed:
-            names = {name for name in (entry.get("id"), entry.get("root")) if isinstance(name, str) and name}
-            is_meant = self._config.model in names if self._config.model else _share_a_name(names, wanted)
+            names = _listed_names(entry)
+            is_meant = self._config.model in names if self._config.model else _share_a_name(names, self._seed_names)
             if is_meant and isinstance(entry.get("id"), str):
-                asked = self._config.model or entry["id"]
-                return asked, {form for name in (*names, asked) for form in (name.lower(), _last_part(name))}
+                return entry
         served = _few([entry.get("id") for entry in listed])
         if self._config.model:
             raise ConfigError(f"{_WHERE}.model is {self._config.model!r}, but {server.base_url} serves {served}")
@@ -115,6 +121,16 @@ def seed_names(model_dir: Path) -> set[str]:
 def _listed(body: Any) -> list[dict[str, Any]]:
     entries = body.get("data") if isinstance(body, dict) else body
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _listed_names(entry: dict[str, Any]) -> set[str]:
+    return {name for name in (entry.get("id"), entry.get("root")) if isinstance(name, str) and name}
+
+
+def _length(entry: dict[str, Any]) -> int:
+    """Return the longest prompt and answer together that a server takes, as vLLM and SGLang tell it; 0: unknown."""
+    length = entry.get("max_model_len")
+    return length if type(length) is int and length > 0 else 0
 
 
 def _few(names: Sequence[Any]) -> str:

@@ -50,6 +50,7 @@ class FakeServer:
         refused_fields: Fields of a chat request that it doesn't know.
         choice: Replaces parts of the answer's ``choices[0]``.
         usage: Whether it counts tokens, or the counts that it tells.
+        max_model_len: The longest prompt and answer together, as vLLM tells it in its list of models.
     """
 
     def __init__(
@@ -66,10 +67,12 @@ class FakeServer:
         refused_fields=(),
         choice=None,
         usage=True,
+        max_model_len=None,
     ):
         self.fault, self.model, self.root, self.key, self.reply_s = fault, model, root, key, reply_s
         self.tokenize, self.score, self.refused_fields = tokenize, score, refused_fields
         self.choice, self.usage, self.waits_for = choice or {}, usage, waits_for
+        self.max_model_len = max_model_len
         self.chats, self.times, self.headers = [], [], []
         self.in_flight = self.most_in_flight = 0
         self.port, self._is_dead = 0, False
@@ -153,7 +156,8 @@ class FakeServer:
         if self.key and headers.get("Authorization") != f"Bearer {self.key}":
             return _said(401, f"wrong key: {headers.get('Authorization')}")
         if path == "/v1/models":
-            return _json({"data": [{"id": self.model, "root": self.root or self.model}]})
+            told = {} if self.max_model_len is None else {"max_model_len": self.max_model_len}
+            return _json({"data": [{"id": self.model, "root": self.root or self.model} | told]})
         if path == "/tokenize" and self.tokenize:
             return _json({"tokens": self.tokenize(body["prompt"])})
         if path == "/v1/completions":

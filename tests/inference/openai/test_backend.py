@@ -78,6 +78,33 @@ def test_a_beginning_that_a_server_repeats_stands_there_once(backend_for):
     assert answer.text == "Well,\nwell."
 
 
+@pytest.mark.parametrize(
+    ("room", "asked_for"),
+    [
+        (65, 64),  # the longest answer, and a token that the server may put at the beginning
+        (41, 40),
+        (0, 1),  # the server says itself that the prompt is too long
+    ],
+)
+def test_no_more_is_asked_for_than_the_server_has_room_for(tiny_llama_dir, room, asked_for):
+    [prompt] = prompts(1)
+    num_prompt = len(prompt_ids(load_tokenizer(tiny_llama_dir), prompt.messages))
+    with FakeServer(model=tiny_llama_dir.name, max_model_len=num_prompt + room) as server:
+        backend = OpenAIBackend(tiny_llama_dir, OpenAIGeneration(base_urls=(server.url,), max_new_tokens=64))
+        answers_of(backend, [prompt])
+        backend.close()
+    assert server.chats[-1]["max_tokens"] == asked_for
+
+
+@pytest.mark.parametrize("told", [None, 0, -1, "4096", True])
+def test_a_server_that_tells_no_length_is_asked_for_the_longest_answer(tiny_llama_dir, told):
+    with FakeServer(model=tiny_llama_dir.name, max_model_len=told) as server:
+        backend = OpenAIBackend(tiny_llama_dir, OpenAIGeneration(base_urls=(server.url,), max_new_tokens=64))
+        answers_of(backend, prompts(1))
+        backend.close()
+    assert server.chats[-1]["max_tokens"] == 64
+
+
 def test_a_server_that_opens_another_turn_behind_the_beginning_is_found_out(tiny_llama_dir):
     tokenizer = load_tokenizer(tiny_llama_dir)
     meant = len(prompt_ids(tokenizer, BEGUN.messages))
