@@ -259,22 +259,35 @@ class OpenAIBackend:
     def answer_nll(self, targets: Sequence[tuple[Target, str]]) -> list[float] | None:
         """Return the mean negative log-likelihood per token of each text, or None when the servers don't tell.
 
-        They do where text completions echo the prompt with its log-probabilities, as in vLLM.
+        They do where text completions echo the prompt with its log-probabilities, as in vLLM. It is NaN where they
+        refuse one text, or the chat template does the context.
         """
-        values = [math.nan] * len(targets)
         if self._chats_with is None:
             LOG.info("the distribution gap is not measured: the seed model has no chat template to read answers in")
             return None
         texts = encode(self._tokenizer, targets, self._config.template_arguments)
-        # The first one alone shows whether the servers can do it at all.
-        for part in (texts[:1], texts[1:]):
-            with closing(self._dispatcher(self._ask_likelihood).run(part)) as told:
-                for text, value in told:
-                    if not isinstance(value, float):
-                        LOG.info("the distribution gap is not measured: %s", value or "the servers tell no likelihoods")
-                        return None
+        texts.sort(key=lambda text: len(text.ids))
+        # The shortest alone shows whether the servers can do it at all: what they refuse of others is for their length.
+        values, refusals = self._likelihoods(texts[:1])
+        if refusals:
+            LOG.info("the distribution gap is not measured: %s", refusals[0])
+            return None
+        others, refusals = self._likelihoods(texts[1:])
+        if refusals:
+            LOG.warning("%d answers are left out of the distribution gap: %s", len(refusals), refusals[0])
+        return [(values | others).get(index, math.nan) for index in range(len(targets))]
+
+    def _likelihoods(self, texts: Sequence[ScoredText]) -> tuple[dict[int, float], list[str]]:
+        """Return what is told of texts, by their index, and why nothing is told of others."""
+        values: dict[int, float] = {}
+        refusals: list[str] = []
+        with closing(self._dispatcher(self._ask_likelihood).run(texts)) as told:
+            for text, value in told:
+                if isinstance(value, float):
                     values[text.index] = value
-        return values
+                else:
+                    refusals.append(str(value or "the servers tell no likelihoods"))
+        return values, refusals
 
     async def _ask_likelihood(self, server: Server, text: ScoredText) -> float | None:
         try:
@@ -283,8 +296,13 @@ class OpenAIBackend:
             raise RefusedError(str(err)) from err
 
     def _scored_part(self, server: Server, text: ScoredText) -> ScoredText:
-        """Return what of a text is scored."""
-        return text
+        """Return what of a text is scored: where the server takes less, without its beginning."""
+        if not server.max_tokens:
+            return text
+        room = server.max_tokens - 1  # vLLM has no likelihoods without generating: one token, which needs room
+        num_answer = min(len(text.ids) - text.num_prompt_tokens, room - 1)
+        ids = text.ids[: text.num_prompt_tokens + num_answer][-room:]
+        return replace(text, ids=ids, num_prompt_tokens=len(ids) - num_answer)
 
     def _dispatcher(self, ask: Any) -> Dispatcher[Any, Any]:
         if not self._is_introduced:

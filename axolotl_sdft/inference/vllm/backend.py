@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from axolotl_sdft.config import OpenAIGeneration, VLLMGeneration
 from axolotl_sdft.core.errors import ConfigError, DatasetError, ServerError
 from axolotl_sdft.inference.interfaces import Answer, Prompt, Target, attempt_temperature, sampling_seed
 from axolotl_sdft.inference.openai.backend import OpenAIBackend, Request
-from axolotl_sdft.inference.openai.chat_protocol import ScoredText, read_completion
+from axolotl_sdft.inference.openai.chat_protocol import read_completion
 from axolotl_sdft.inference.openai.servers import Server
 from axolotl_sdft.inference.prompts import (
     end_ids,
@@ -157,12 +156,6 @@ class VLLMBackend(OpenAIBackend):
             "return_token_ids": True,  # the text would lack special tokens that mark a function call or a thought
             **(sampled if temperature > 0 else {}),
         }
-
-    def _scored_part(self, server: Server, text: ScoredText) -> ScoredText:
-        room = server.max_tokens - 1  # vLLM has no likelihoods without generating: one token, which needs room
-        num_answer = min(len(text.ids) - text.num_prompt_tokens, room - 1)
-        ids = text.ids[: text.num_prompt_tokens + num_answer][-room:]
-        return replace(text, ids=ids, num_prompt_tokens=len(ids) - num_answer)
 
     def close(self) -> None:
         """End the server and free its memory."""

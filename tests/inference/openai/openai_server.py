@@ -51,6 +51,7 @@ class FakeServer:
         choice: Replaces parts of the answer's ``choices[0]``.
         usage: Whether it counts tokens, or the counts that it tells.
         max_model_len: The longest prompt and answer together, as vLLM tells it in its list of models.
+        most_scored: Text completions of more tokens are refused.
     """
 
     def __init__(
@@ -68,11 +69,12 @@ class FakeServer:
         choice=None,
         usage=True,
         max_model_len=None,
+        most_scored=None,
     ):
         self.fault, self.model, self.root, self.key, self.reply_s = fault, model, root, key, reply_s
         self.tokenize, self.score, self.refused_fields = tokenize, score, refused_fields
         self.choice, self.usage, self.waits_for = choice or {}, usage, waits_for
-        self.max_model_len = max_model_len
+        self.max_model_len, self.most_scored = max_model_len, most_scored
         self.chats, self.times, self.headers = [], [], []
         self.in_flight = self.most_in_flight = 0
         self.port, self._is_dead = 0, False
@@ -161,6 +163,8 @@ class FakeServer:
         if path == "/tokenize" and self.tokenize:
             return _json({"tokens": self.tokenize(body["prompt"])})
         if path == "/v1/completions":
+            if self.most_scored is not None and len(body["prompt"]) > self.most_scored:
+                return _said(400, "too long")
             return _json({"choices": [{"logprobs": {"token_logprobs": self._scores(body["prompt"])}}]})
         if path == "/v1/chat/completions":
             return await self._chat(body)

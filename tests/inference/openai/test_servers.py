@@ -1,6 +1,7 @@
 """What is found out about servers before the first row is sent."""
 
 import contextlib
+import math
 import socket
 import traceback
 
@@ -239,6 +240,35 @@ def test_likelihoods_from_a_server_agree_with_the_transformers_backend(tiny_llam
             told = backend.answer_nll(targets)
     expected = TransformersBackend(tiny_llama_dir, TransformersGeneration(dtype="float32")).answer_nll(targets)
     assert told == pytest.approx(expected, abs=1e-4)
+
+
+def nll_from(server, seed_dir, texts):
+    config = OpenAIGeneration(backend="openai", base_urls=(server.url,))
+    with contextlib.closing(OpenAIBackend(seed_dir, config)) as backend:
+        return backend.answer_nll([(Target(({"role": "user", "content": "Hi"},), "unused"), text) for text in texts])
+
+
+def test_a_text_that_is_too_long_for_a_server_leaves_the_others_measured(tiny_llama_dir, caplog):
+    with FakeServer(model=tiny_llama_dir.name, score=lambda ids: [-0.5] * len(ids), most_scored=60) as server:
+        told = nll_from(server, tiny_llama_dir, ["long " * 60, "Hello", "long " * 70])
+    assert told == [pytest.approx(math.nan, nan_ok=True), 0.5, pytest.approx(math.nan, nan_ok=True)]
+    [left_out] = [record.message for record in caplog.records if "left out" in record.message]
+    assert left_out.startswith("2 answers are left out of the distribution gap: HTTP 400 ")
+
+
+def test_of_a_text_longer_than_a_server_takes_the_beginning_is_left_out(tiny_llama_dir):
+    scored = []
+
+    def score(ids):
+        scored.append(ids)
+        return [-0.5] * len(ids)
+
+    with FakeServer(model=tiny_llama_dir.name, score=score, max_model_len=20) as server:
+        assert nll_from(server, tiny_llama_dir, ["Hello to you"]) == [0.5]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    whole = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)["input_ids"]
+    whole += [*tokenizer("Hello to you")["input_ids"], tokenizer.eos_token_id]
+    assert scored == [whole[-19:]]  # a server makes a new token as well, which needs room
 
 
 def test_a_server_that_tells_no_likelihoods_leaves_the_gap_unmeasured(tiny_llama_dir):
