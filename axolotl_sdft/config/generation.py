@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from axolotl_sdft.config.block import Block
 from axolotl_sdft.core.callables import callable_name
+from axolotl_sdft.core.texts import shortened
 
 _MADE_BY_THE_TEMPLATE = "but the rewriting template makes the chat"
 _TOKENIZED_BY_THE_BACKEND = "but the backend turns the prompt into tokens"
@@ -99,6 +100,16 @@ class GenerationConfig(Block):
             return super().unknown_key(key)
         has_not = f"backend {_built_in_name(cls)}" if _built_in_name(cls) else "the backend of a plugin"
         return f"unknown key {key!r}: {has_not} has none; set backend: {' or '.join(named)}, or remove {key}"
+
+    @field_validator("chat_template")
+    @classmethod
+    def _chat_template_is_a_jinja_text(cls, template: str | None) -> str | None:
+        if template is not None and "{{" not in template and "{%" not in template:
+            raise ValueError(
+                f"chat_template is {shortened(template)!r}, which is no Jinja text; write the template itself, or name "
+                "one with the configuration's own chat_template, beside base_model"
+            )
+        return template
 
     @field_validator("chat_template_kwargs")
     @classmethod

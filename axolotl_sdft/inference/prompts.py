@@ -51,8 +51,14 @@ def is_mistral_common(tokenizer: Any) -> bool:
     return any(kind.__name__ == "MistralCommonBackend" for kind in type(tokenizer).__mro__)
 
 
-def require_chat_template(tokenizer: Any, model_dir: Path) -> None:
-    """Raise :class:`ConfigError` when the seed model has no chat template, or one that fails with a plain question."""
+def require_chat_template(tokenizer: Any, model_dir: Path, given: str | None = None) -> None:
+    """Raise :class:`ConfigError` when the seed model has no chat template; say where the one given is not used.
+
+    Args:
+        tokenizer: The seed model's, loaded with the template that is given.
+        model_dir: Folder of the seed model.
+        given: Jinja text of ``generation.chat_template``.
+    """
     if is_mistral_common(tokenizer):
         raise ConfigError(
             f"self_distillation: the tokenizer of the seed model {model_dir} is that of mistral-common (tekken.json), "
@@ -63,6 +69,12 @@ def require_chat_template(tokenizer: Any, model_dir: Path) -> None:
         raise ConfigError(
             f"self_distillation: the seed model {model_dir} has no chat template, so it can't be asked to "
             "rewrite; name an instruction-tuned base_model, or a template with chat_template: chatml or the like"
+        )
+    if given and tokenizer.chat_template != given:
+        LOG.warning(
+            "self_distillation.generation.chat_template is for seed models without one and has no effect, since %s has "
+            "a chat template of its own; change it there",
+            model_dir,
         )
 
 

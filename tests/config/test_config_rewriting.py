@@ -296,6 +296,12 @@ def test_arguments_of_the_chat_template_that_can_not_work_are_refused(settings, 
         generation_config(**settings)
 
 
+@pytest.mark.parametrize("text", ["chatml", "templates/mine.jinja"])
+def test_a_chat_template_that_is_no_jinja_text_is_refused(text):
+    with pytest.raises(ValidationError, match=f"chat_template is '{text}', which is no Jinja text; write the template"):
+        generation_config(chat_template=text)
+
+
 def test_what_a_server_takes_for_arguments_of_the_chat_template_is_sent_as_it_is():
     config = generation_config(**SERVED, extra_body={"chat_template_kwargs": "{}"})
     assert config.request_fields == {"chat_template_kwargs": "{}"}

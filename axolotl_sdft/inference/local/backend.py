@@ -70,7 +70,7 @@ class TransformersBackend:
 
     def check(self) -> None:
         """Raise ConfigError when the seed model has no chat template, or one that fails with the arguments given."""
-        require_chat_template(self._tokenizer, self._model_dir)
+        require_chat_template(self._tokenizer, self._model_dir, self._config.chat_template)
         require_template_arguments(self._tokenizer, self._model_dir, self._config.template_arguments)
 
     def load(self) -> None:

@@ -70,7 +70,7 @@ class VLLMBackend(OpenAIBackend):
                 adapter; or vLLM does not know one of ``vllm_args``.
             MissingExtraError: vLLM is not installed.
         """
-        require_chat_template(self._tokenizer, self._model_dir)
+        require_chat_template(self._tokenizer, self._model_dir, self._config.chat_template)
         require_template_arguments(self._tokenizer, self._model_dir, self._config.template_arguments)
         if (self._model_dir / "adapter_config.json").exists():
             raise ConfigError(

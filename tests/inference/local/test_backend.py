@@ -305,7 +305,9 @@ def test_of_a_conversation_too_long_to_be_scored_the_beginning_is_left_out(tiny_
     assert value == pytest.approx(-sum(picked) / num_answer, abs=1e-4)
 
 
-def test_a_seed_without_chat_template_takes_the_one_that_is_given_and_another_keeps_its_own(tiny_llama_dir, tmp_path):
+def test_a_seed_without_chat_template_takes_the_one_that_is_given_and_another_keeps_its_own(
+    tiny_llama_dir, tmp_path, caplog
+):
     shutil.copytree(tiny_llama_dir, tmp_path, dirs_exist_ok=True)
     (tmp_path / "chat_template.jinja").unlink()
     template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
@@ -318,6 +320,8 @@ def test_a_seed_without_chat_template_takes_the_one_that_is_given_and_another_ke
         [prompt] = prompts("Hi")
         tokenizer = AutoTokenizer.from_pretrained(folder)
         assert expected in tokenizer.decode(backend._prompt_ids(prompt.messages))
+    [said] = [record.message for record in caplog.records if "has no effect" in record.message]
+    assert said.endswith(f"since {tiny_llama_dir} has a chat template of its own; change it there")
 
 
 def test_the_tokenizer_of_mistral_common_is_refused_with_its_own_reason(tmp_path):
