@@ -8,7 +8,7 @@ import re
 
 from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.checks.math_worker import Allowance, import_math_verify
-from axolotl_sdft.distillation.checks.options import prepared_by
+from axolotl_sdft.distillation.checks.options import NOTHING_TO_COMPARE, prepared_by
 from axolotl_sdft.distillation.checks.results import (
     Result,
     may_hold_result,
@@ -158,7 +158,7 @@ def numeric_answer(answer: Answer, target: Target) -> str | None:
     """
     stated = stated_results(target.reference, target.instruction)
     if not stated:
-        return "the reference holds no number"
+        return f"{NOTHING_TO_COMPARE} number"
     expected = stated[-1]
     results = stated_results(answer.text, target.instruction)
     if not results:

@@ -8,6 +8,7 @@ from typing import Any
 
 from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.checks.fenced_code import fenced_blocks
+from axolotl_sdft.distillation.checks.options import NOTHING_TO_COMPARE
 from axolotl_sdft.inference.call_markup import call_marks
 from axolotl_sdft.inference.function_calls import (
     JSON_BEGIN,
@@ -107,7 +108,7 @@ def function_call(answer: Answer, target: Target, *, allow_text: bool = False) -
     """
     expected = find_calls(target.reference)
     if not expected:
-        return "the reference holds no call"
+        return f"{NOTHING_TO_COMPARE} call"
     by_value = _other_calls(answer, target, expected)
     if by_value is not None or allow_text or not is_calls_alone(target.reference):
         return by_value

@@ -20,6 +20,9 @@ YAML_KEY = "self_distillation.checks"
 TEMPLATE_SENTENCES = "template_sentences"
 """No option: a check with a parameter of this name is given the wording of the rewriting template."""
 
+NOTHING_TO_COMPARE = "the reference holds no"
+"""How a reason begins where the original answer lacks what a check compares: it tells nothing of the rewritten one."""
+
 _PREPARE = "prepare"
 _Check = TypeVar("_Check", bound=Callable[..., str | None])
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.core.errors import ArtifactError
 from axolotl_sdft.core.texts import is_blank, well_formed
 from axolotl_sdft.distillation.checks.guarded import CHECK_FAILED
+from axolotl_sdft.distillation.checks.options import NOTHING_TO_COMPARE
 from axolotl_sdft.distillation.digest import as_rows
 from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.judging import Judging
@@ -141,8 +142,9 @@ def refuse_existing(path: Path) -> None:
 
 def _wrong_attempt(settlement: Selection) -> int | None:
     """Return the first attempt that was rejected for what it says; None where there is none."""
-    for attempt, (name, _) in _rejected(settlement):
-        if name not in _ABOUT_FORM and not name.startswith(CHECK_FAILED):
+    for attempt, (name, reason) in _rejected(settlement):
+        is_about_form = name in _ABOUT_FORM or name.startswith(CHECK_FAILED)
+        if not is_about_form and not reason.startswith(NOTHING_TO_COMPARE):
             return attempt
     return None
 

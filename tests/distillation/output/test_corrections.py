@@ -81,6 +81,14 @@ def test_an_attempt_that_was_right_but_made_its_row_too_long_is_not_corrected(tm
     assert [turns(row)[1][1] for row in rows] == ["It is 7."]
 
 
+@pytest.mark.parametrize("check", ["numeric_answer", "function_call"])
+def test_an_attempt_that_has_nothing_to_be_compared_with_is_not_corrected(tmp_path, seed_dir, script, check):
+    script |= {(0, 0, number): answer("It is not, since others divide it.") for number in range(3)}
+    row = {"instruction": "Is every even number a prime?", "output": "No, most of them are not."}
+    spec = finished_task(tmp_path, seed_dir, [row], checks=(check,))
+    assert list(correction_rows(spec)) == []
+
+
 def test_with_all_candidates_made_a_wrong_one_after_a_right_one_is_corrected_too(tmp_path, seed_dir, script):
     script |= {(0, 0, 0): answer("24 legs"), (0, 0, 1): answer("It is 9."), (0, 0, 2): answer("24")}
     (row,) = correction_rows(finished_task(tmp_path, seed_dir, [ROW], selection="max_logprob"))
