@@ -5,10 +5,12 @@ replaces the last user message by a request that holds the instruction and the o
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from axolotl_sdft.config import ExampleConfig
-from axolotl_sdft.core.errors import ConfigError, UnknownNameError
+from axolotl_sdft.core.callables import callable_name
+from axolotl_sdft.core.errors import ConfigError, PluginError, UnknownNameError
 from axolotl_sdft.core.texts import shortened
 from axolotl_sdft.distillation.interfaces import Template
 from axolotl_sdft.distillation.templates.prompts import (
@@ -19,7 +21,7 @@ from axolotl_sdft.distillation.templates.prompts import (
     with_answer_prefix,
     with_examples,
 )
-from axolotl_sdft.inference.interfaces import Target
+from axolotl_sdft.inference.interfaces import Message, Target
 from axolotl_sdft.plugins.registry import TEMPLATES, registry
 from axolotl_sdft.plugins.specifications import hookimpl
 
@@ -56,6 +58,7 @@ def resolve_template(template: str | Template, examples: Sequence[ExampleConfig]
         ConfigError: The Jinja text is broken, uses another variable, never shows the reference, or can't be rendered
             for an example; or the text is a request or a file's name, and no Jinja text.
         UnknownNameError: No template is registered under the name.
+        PluginError: The function can't be called with a target. It raises the same where it returns no chat.
     """
     if not isinstance(template, str) or ("{{" not in template and "{%" not in template):
         return with_examples(_registered(template), examples)
@@ -74,4 +77,26 @@ def _registered(template: str | Template) -> Template:
                 "write the request itself, with {{ instruction }} and {{ reference }} where they are to stand"
             ) from None
         raise
-    return registered
+    is_built_in = registered in BUILT_IN.values()
+    return registered if is_built_in else _returning_chats(callable_name(template), registered)
+
+
+def _returning_chats(name: str, template: Template) -> Template:
+    """Return a template of somebody else's that refuses to hand on what is no chat, as a text alone."""
+
+    def template_with_chats(target: Target) -> list[Message]:
+        told = template(target)
+        messages = [] if isinstance(told, str | Mapping) or not isinstance(told, Iterable) else list(told)
+        if not messages or not all(map(_is_message, messages)):
+            raise PluginError(
+                f"{YAML_KEY}: the template {name} returned {shortened(repr(told))} for the instruction "
+                f"{shortened(target.instruction)!r}; it must return a list of messages, each a mapping of role and "
+                "content to texts"
+            )
+        return messages
+
+    return template_with_chats
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))

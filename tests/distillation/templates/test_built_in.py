@@ -1,11 +1,12 @@
 """How the seed model is asked to rewrite an answer."""
 
 import re
+from collections.abc import Iterator
 
 import pytest
 
 from axolotl_sdft.config import ExampleConfig
-from axolotl_sdft.core.errors import ConfigError, UnknownNameError
+from axolotl_sdft.core.errors import ConfigError, PluginError, UnknownNameError
 from axolotl_sdft.distillation.templates import BUILT_IN, resolve_template, template_sentences
 from axolotl_sdft.inference.interfaces import Message, Target
 
@@ -113,6 +114,27 @@ def test_a_request_that_is_no_jinja_text_is_refused_with_how_to_write_one(text: 
     message = f"self_distillation.template is {shown}, which is neither the name of a template nor a Jinja text"
     with pytest.raises(ConfigError, match=rf"^{re.escape(message)}.*{re.escape('{{ instruction }}')}"):
         resolve_template(text)
+
+
+@pytest.mark.parametrize(
+    "told", ["Rewrite: It is 42.", None, [], {"role": "user", "content": "Hi"}, [{"role": "user", "content": None}]]
+)
+def test_a_function_that_returns_no_chat_is_named_with_what_it_returned(told: object):
+    def mine(target: Target) -> object:
+        return told
+
+    template = resolve_template(mine)
+    with pytest.raises(
+        PluginError, match=r"template: the template mine returned .* for the instruction 'What is 6 \* 7"
+    ):
+        template(TARGET)
+
+
+def test_a_function_may_yield_its_messages():
+    def mine(target: Target) -> Iterator[Message]:
+        yield {"role": "user", "content": target.reference}
+
+    assert resolve_template(mine)(TARGET) == [{"role": "user", "content": "It is 42."}]
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
