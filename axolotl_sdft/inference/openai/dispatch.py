@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -66,7 +66,16 @@ async def _cancel_others() -> None:
 class _Job(Generic[ItemT]):
     item: ItemT
     tries: int = 0
-    """Failures that may be this item's own fault."""
+    """Failures at one server that may be this item's own fault."""
+
+    last: Server | None = None
+    """The one at which it failed last; another one is asked next where it has room."""
+
+    given_up: set[Server] = field(default_factory=set)
+    """Those that are well and will not answer it."""
+
+    fault: RefusedError | None = None
+    """Why, once there are such: one for which it is asked again in a later run, where there is any."""
 
 
 class Dispatcher(Generic[ItemT, ResultT]):
@@ -76,7 +85,7 @@ class Dispatcher(Generic[ItemT, ResultT]):
         background: Where the requests run.
         pool: The servers.
         ask: Sends an item to a server and returns the result, or raises a :class:`RequestError`.
-        max_retries: How often an item is asked again before it counts as refused.
+        max_retries: How often an item is asked again before a server has refused it; it is refused when all have.
     """
 
     def __init__(
@@ -136,19 +145,43 @@ class Dispatcher(Generic[ItemT, ResultT]):
 
     def _deal(self) -> None:
         """Send out what waits, as far as the servers take it."""
+        self._refuse_unanswerable()
         while True:
             if not self._waiting:
                 self._is_hungry = True
                 if not self._waiting:  # looked at again: an item may have come just before the flag was set
                     return
-            server = self._pool.pick()
-            if server is None:
+            taken = self._next()
+            if taken is None:
                 self._wait_for_servers()
                 return
+            job, server = taken
             server.in_flight += 1
-            task = asyncio.get_running_loop().create_task(self._serve(self._waiting.popleft(), server))
+            task = asyncio.get_running_loop().create_task(self._serve(job, server))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _next(self) -> tuple[_Job[ItemT], Server] | None:
+        """Take out the first item that some server takes now; None where none does."""
+        for job in self._waiting.copy():  # another thread adds to it
+            server = self._pool.pick(job.given_up, job.last)
+            if server is not None:
+                self._waiting.remove(job)
+                return job, server
+            if not job.given_up:  # then there is no room for any other item either
+                break
+        return None
+
+    def _refuse_unanswerable(self) -> None:
+        """Hand out as refused what no server is left for: each has given it up, or is dead.
+
+        One that a dead server may answer yet is asked again in a later run.
+        """
+        for job in self._waiting.copy():
+            if job.fault is not None and not self._pool.may_answer(job.given_up):
+                self._waiting.remove(job)
+                was_asked_everywhere = len(job.given_up) == len(self._pool.servers)
+                self._results.put((job.item, job.fault if was_asked_everywhere else RefusedError(str(job.fault))))
 
     def _wait_for_servers(self) -> None:
         end = self._pool.end()
@@ -182,15 +215,19 @@ class Dispatcher(Generic[ItemT, ResultT]):
         self._deal()
 
     async def _settle(self, job: _Job[ItemT], server: Server, sent_at: float, fault: RequestError) -> None:
-        """Put an item back that may succeed yet; hand out the others as refused."""
+        """Put an item back that may succeed yet, be it at another server; hand out the others as refused."""
+        job.last = server
         if isinstance(fault, RefusedError) and not isinstance(fault, EndpointError | BadRequestError):
-            self._results.put((job.item, fault))
-        elif await self._may_succeed(job, server, sent_at, fault):
-            self._waiting.appendleft(job)
-        else:
+            self._results.put((job.item, fault))  # what the model says to it, which is the same at every server
+            return
+        if not await self._may_succeed(job, server, sent_at, fault):
             tries = f" ({job.tries} times)" if job.tries > 1 else ""
             kind = QuestionRefusedError if isinstance(fault, BadRequestError) else RefusedError
-            self._results.put((job.item, kind(f"{fault}{tries}")))
+            if job.fault is None or isinstance(job.fault, QuestionRefusedError):
+                job.fault = kind(f"{fault}{tries}")
+            job.given_up.add(server)
+            job.tries = 0
+        self._waiting.appendleft(job)
 
     async def _may_succeed(self, job: _Job[ItemT], server: Server, sent_at: float, fault: RequestError) -> bool:
         """Say whether an item is to be asked again. Where the server may be to blame, it is looked at first."""

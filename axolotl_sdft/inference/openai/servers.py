@@ -122,11 +122,20 @@ class ServerPool:
         self._max_retries, self.shake_hands = max_retries, shake_hands
         self._nurses: set[asyncio.Task[None]] = set()
 
-    def pick(self) -> Server | None:
-        """Return the live server with the least in flight, or None when all have their fill or pause."""
+    def pick(self, given_up: Collection[Server] = (), last: Server | None = None) -> Server | None:
+        """Return the live server with the least in flight, or None when all have their fill or pause.
+
+        Args:
+            given_up: Those that are not asked.
+            last: One that is asked only where no other takes it.
+        """
         now = time.monotonic()
-        free = [server for server in self.servers if server.can_take(now)]
-        return min(free, key=lambda server: (server.in_flight, server.answered), default=None)
+        free = [server for server in self.servers if server.can_take(now) and server not in given_up]
+        return min(free, key=lambda server: (server is last, server.in_flight, server.answered), default=None)
+
+    def may_answer(self, given_up: Collection[Server]) -> bool:
+        """Say whether there is another server that is not dead."""
+        return any(server.state != "dead" for server in self.servers if server not in given_up)
 
     def pause_left_s(self) -> float | None:
         """Return the seconds until a pausing server can be asked again; None when none pauses."""

@@ -191,6 +191,36 @@ def test_a_row_that_always_fails_on_a_server_that_is_well_fails_alone(backend_fo
     assert server.texts().count("row 2") <= 20
 
 
+@pytest.mark.parametrize("fault", [Fault(400), Fault(413), Fault(404), Fault(500), Fault()])
+def test_what_a_server_will_not_answer_another_one_is_asked(backend_for, fault):
+    with (
+        FakeServer(reply_s=0.01) as server,
+        FakeServer(lambda text, _: None if text == CANARY_TEXT else fault) as other,
+    ):
+        answers = answers_of(backend_for(server, other, concurrency=2, max_retries=2), prompts(40))
+    assert answers == right_answers(40)
+    assert other.texts()
+
+
+def test_a_question_is_refused_for_good_when_all_servers_refuse_it(backend_for):
+    def refusing(text, number):
+        return Fault(400) if text == "row 1" else None
+
+    with FakeServer(refusing) as server, FakeServer(refusing) as other:
+        answers = answers_of(backend_for(server, other), prompts(3))
+    assert (answers[1].finish_reason, answers[1].is_final) == ("error", True)
+    assert [each.texts().count("row 1") for each in (server, other)] == [1, 1]
+
+
+def test_a_question_that_a_dead_server_may_answer_yet_is_asked_again_at_the_next_start(backend_for):
+    with FakeServer(lambda text, _: Fault(400) if text == "row 1" else None) as server, FakeServer() as dead:
+        backend = backend_for(server, dead, max_retries=0)
+        dead.die()
+        answers = answers_of(backend, prompts(3))
+    assert (answers[1].finish_reason, answers[1].is_final) == ("error", False)
+    assert answers | {1: None} == right_answers(3) | {1: None}
+
+
 def test_when_one_server_dies_the_others_take_its_rows(backend_for, caplog):
     with FakeServer(reply_s=0.05) as survivor, FakeServer(reply_s=0.01) as victim:
         victim.fault = lambda text, number: victim.die_inside() if number == 5 else None
