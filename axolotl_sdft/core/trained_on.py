@@ -15,7 +15,7 @@ from typing import Any
 
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError
-from axolotl_sdft.core.identity import file_digests
+from axolotl_sdft.core.identity import file_digests, model_identity
 from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, is_adapter, read_adapter_config, resolve_seed
 
 PROVENANCE_FOLDER = "provenance"
@@ -155,6 +155,38 @@ def pruning_marker(folder: Path) -> str | None:
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else None
     return config.get(PRUNED_KEY) if isinstance(config, dict) else None
+
+
+def seed_dir_of_pruned(folder: Path, needed_by: str, way_out: str, seed_model: str | Path | None = None) -> Path:
+    """Return the folder of the seed model that a checkpoint was pruned from.
+
+    Args:
+        folder: The pruned checkpoint, with its provenance.
+        needed_by: What needs the seed model, and ``way_out`` what else the user may do; both for the message.
+        seed_model: Where it is by now; None: where it was when the checkpoint was made.
+
+    Raises:
+        CheckpointError: It is gone, or another model has taken its place.
+    """
+    provenance = read_json(folder / PROVENANCE_FILE)
+    named, recorded = provenance.get("seed_model"), provenance.get("seed_dir")
+    is_there = recorded is not None and Path(str(recorded)).expanduser().is_dir()
+    wanted = str(seed_model or (recorded if is_there else named))
+    key = f"seed_model in {PROVENANCE_FILE}" if seed_model is None else f"{needed_by}.seed_model"
+    needs = f"{needed_by} needs the seed model that {folder} was pruned from"
+    try:
+        seed_dir = resolve_seed(wanted, key=key)
+    except CheckpointError as err:
+        raise CheckpointError(
+            f"{needs}, {wanted}, which is gone or was moved: {err}. Put it back, or {way_out}"
+        ) from err
+    expected = provenance.get("seed")
+    if expected is not None and model_identity(seed_dir) != expected:
+        raise CheckpointError(
+            f"{needs}, but {seed_dir} holds another model by now; put the previous one back, or prune this one "
+            "(axolotl prune-layers)"
+        )
+    return seed_dir
 
 
 def record_training(

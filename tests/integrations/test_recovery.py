@@ -258,6 +258,28 @@ def test_seed_pruned_named_and_trained_models_stand_in_this_order(cfg, tiny_llam
     )
 
 
+def test_a_base_model_that_was_pruned_before_stands_beside_the_seed_model_that_its_record_names(cfg, tiny_llama_dir):
+    pruned_dir = cut_layers(tiny_llama_dir, [1], "pruned").absolute()
+    cfg |= {"base_model": "pruned"}
+    models, _ = reported_models(DictDefault(cfg), RecoveryReportConfig())
+    assert [(model.name, model.folder) for model in models] == [("seed", tiny_llama_dir), ("pruned", pruned_dir)]
+    assert recovery_spec(DictDefault(cfg)).provenance["seed_model"] == str(tiny_llama_dir)
+
+    shutil.move("pruned/provenance", "elsewhere")
+    assert names_and_notes(cfg)[0] == ["seed"]
+
+
+def test_a_seed_model_that_was_pruned_itself_without_a_record_of_it_is_noted(cfg, tiny_llama_dir):
+    shutil.copytree(tiny_llama_dir, "merged")
+    settings = json.loads(Path("merged/config.json").read_text())
+    Path("merged/config.json").write_text(json.dumps(settings | {"axolotl_sdft_pruning": "0123456789ab"}))
+    note, _ = names_and_notes(cfg | {"base_model": "merged"})[1]
+    assert note == (
+        "seed: merged was pruned before, and nothing beside it names the unpruned model; all is measured against it as "
+        "it is"
+    )
+
+
 @pytest.mark.parametrize(("folder", "what"), [("nowhere", "is not a folder"), (".", "holds neither config.json nor")])
 def test_a_named_model_that_is_not_there_is_refused(cfg, folder, what):
     with pytest.raises(ConfigError, match=rf"recovery_report.models.plain is '{folder}', which {what}"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,8 @@ pytest.importorskip("axolotl")
 from axolotl.utils.dict import DictDefault
 from datasets import load_from_disk
 
-from axolotl_sdft.core.errors import ConfigError, DatasetError, ServerError, UnknownNameError
+from axolotl_sdft import cut_layers
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError, ServerError, UnknownNameError
 from axolotl_sdft.distillation.rows import validation
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
@@ -191,6 +193,20 @@ def test_a_seed_without_a_chat_template_is_asked_with_that_of_the_configuration(
     else:
         assert "<|im_start|>" in first
         assert second == "{{ messages }}"
+
+
+def test_where_the_base_model_was_pruned_before_the_seed_model_that_its_record_names_rewrites(cfg, tiny_llama_dir):
+    expected = [spec.dataset_dir for _, spec in distillation_specs(cfg)]
+    cfg.base_model = str(cut_layers(tiny_llama_dir, [1], "pruned"))
+    specs = [spec for _, spec in distillation_specs(cfg)]
+    assert {spec.seed_dir for spec in specs} == {tiny_llama_dir}
+    assert [spec.dataset_dir for spec in specs] == expected  # what was rewritten before the pruning is found again
+
+    (record,) = Path("pruned").rglob("layer_pruning.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"seed_model": "gone", "seed_dir": "gone"}))
+    message = r"the seed model that .*pruned was pruned from, gone, which is gone or was moved.* take provenance out of"
+    with pytest.raises(CheckpointError, match=message):
+        distillation_specs(cfg)
 
 
 def test_an_unknown_name_is_blamed_on_the_dataset_that_uses_it(cfg):

@@ -20,8 +20,11 @@ from axolotl_sdft.config import (
     yaml_path,
 )
 from axolotl_sdft.config.block import models_in
+from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.model_folder import folder_of, resolve_seed
 from axolotl_sdft.core.safe_output import masked
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PROVENANCE_FOLDER, seed_dir_of_pruned
 
 SEED_KEY = "sdft_seed_model"
 """Where the plugin keeps the seed model after ``base_model`` has become the pruned checkpoint."""
@@ -126,15 +129,37 @@ _FALLBACK = "tokenizer_default_fallback_"
 
 
 def seed_of(cfg: Any) -> tuple[str, str | None]:
-    """Return the seed model and its revision, whether or not ``base_model`` is the pruned checkpoint by now."""
+    """Return the seed model and its revision, whether ``base_model`` names it, or the checkpoint that it was pruned to
+    by now or before."""
+    if (pruned_dir := pruned_before(cfg)) is not None:
+        return str(read_json(pruned_dir / PROVENANCE_FILE).get("seed_model")), None
     return cfg.get(SEED_KEY) or cfg.base_model, cfg.get("revision_of_model")
 
 
 def seed_dir_of(cfg: Any) -> Path:
-    """Return the folder of the seed model; a Hub id is downloaded."""
-    from axolotl_sdft.core.model_folder import resolve_seed
+    """Return the folder of the seed model; a Hub id is downloaded.
 
+    Raises:
+        CheckpointError: It is nowhere, or is not the one any more that ``base_model`` was pruned from.
+    """
+    if (pruned_dir := pruned_before(cfg)) is not None:
+        way_out = f"take {PROVENANCE_FOLDER} out of that folder, and the pruned model counts as the seed model"
+        return seed_dir_of_pruned(pruned_dir, "this configuration", way_out)
     return resolve_seed(*seed_of(cfg))
+
+
+def base_dir_of(cfg: Any) -> Path:
+    """Return the folder of what ``base_model`` names now; a Hub id is downloaded."""
+    return resolve_seed(cfg.base_model, cfg.get("revision_of_model"))
+
+
+def pruned_before(cfg: Any) -> Path | None:
+    """Return the folder of a ``base_model`` that ``axolotl prune-layers`` wrote earlier; None for any other, and where
+    this configuration prunes it."""
+    if cfg.get("layer_pruning") is not None or cfg.get(SEED_KEY) or not cfg.get("base_model"):
+        return None
+    folder = folder_of(cfg.base_model, cfg.get("revision_of_model"), ("config.json", PROVENANCE_FILE))
+    return folder if folder is not None and (folder / PROVENANCE_FILE).is_file() else None
 
 
 def yaml_chat_template(cfg: Any, entry: Any = None) -> str | None:

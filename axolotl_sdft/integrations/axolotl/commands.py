@@ -17,7 +17,7 @@ from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.rows.left_alone import rewritten_of
 from axolotl_sdft.distillation.spec import SUMMARY_FILE
 from axolotl_sdft.evaluation.summary import Artifacts
-from axolotl_sdft.integrations.axolotl.blocks import Blocks, read_blocks, seed_dir_of, seed_of
+from axolotl_sdft.integrations.axolotl.blocks import Blocks, pruned_before, read_blocks, seed_dir_of, seed_of
 from axolotl_sdft.integrations.axolotl.datasets import check_overrides
 from axolotl_sdft.integrations.axolotl.pruned_base import output_dir_of, pruned_dir_of
 from axolotl_sdft.integrations.axolotl.rewriting import check_logits, distillation_specs, logit_lines
@@ -209,7 +209,9 @@ def find_artifacts(cfg: Any) -> Artifacts:
     pruning = blocks.layer_pruning
     return Artifacts(
         seed_dir=_seed_dir_if_there(cfg),
-        pruned_dir=None if pruning is None else pruned_dir_of(cfg, pruning, lambda: pruning_spec(cfg, pruning)),
+        pruned_dir=pruned_before(cfg)
+        if pruning is None
+        else pruned_dir_of(cfg, pruning, lambda: pruning_spec(cfg, pruning)),
         distilled_dirs=_distilled_dirs(cfg) if blocks.self_distillation is not None else [],
         output_dir=Path(cfg.get("output_dir") or "./model-out"),
         seed_name=seed_of(cfg)[0],

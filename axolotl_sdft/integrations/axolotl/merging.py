@@ -12,7 +12,7 @@ from axolotl_sdft.evaluation.merging.merge import OUTPUT_KEY, MergeTask, NamedMo
 from axolotl_sdft.evaluation.merging.sweep import Candidate, choice_lines, choose, sweep_lines
 from axolotl_sdft.evaluation.report.headline import SEED
 from axolotl_sdft.evaluation.spec import ReportedModel
-from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, read_blocks, seed_dir_of
+from axolotl_sdft.integrations.axolotl.blocks import base_dir_of, missing_chat_template, read_blocks, seed_dir_of
 from axolotl_sdft.integrations.axolotl.pruned_base import is_pruned_already, output_dir_of, pruned_dir_of
 from axolotl_sdft.integrations.axolotl.recovery import held_out, template_arguments
 from axolotl_sdft.integrations.axolotl.rules import check_plugin, check_rules
@@ -120,7 +120,7 @@ def _base_model(cfg: Any) -> NamedModel:
     """Return what training starts from: the pruned model where layers are pruned."""
     pruning = read_blocks(cfg).layer_pruning
     if pruning is None or is_pruned_already(cfg.base_model, pruning):
-        return NamedModel(cfg.base_model, seed_dir_of(cfg))
+        return NamedModel(cfg.base_model, base_dir_of(cfg))
     folder = pruned_dir_of(cfg, pruning, lambda: pruning_spec(cfg, pruning))
     if folder is None:
         raise ConfigError(

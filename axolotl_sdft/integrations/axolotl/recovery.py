@@ -15,7 +15,7 @@ from axolotl_sdft.core.errors import ConfigError, DatasetError, SdftError, Unkno
 from axolotl_sdft.core.model_folder import holds_model
 from axolotl_sdft.core.terminal import tells_what_is_kept
 from axolotl_sdft.core.texts import evenly_spaced
-from axolotl_sdft.core.trained_on import RECORD_FILE, recorded_held_out
+from axolotl_sdft.core.trained_on import RECORD_FILE, pruning_marker, recorded_held_out
 from axolotl_sdft.distillation.digest import encoded, slices
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, shown_features, stored_rows
@@ -158,7 +158,13 @@ def reported_models(cfg: Any, config: RecoveryReportConfig) -> tuple[list[Report
     """
     artifacts = find_artifacts(cfg)
     # All is measured against the seed model: where it is gone, this says so.
-    models, notes = [ReportedModel(SEED, artifacts.seed_dir or seed_dir_of(cfg))], []
+    seed_dir = artifacts.seed_dir or seed_dir_of(cfg)
+    models, notes = [ReportedModel(SEED, seed_dir)], []
+    if pruning_marker(seed_dir) is not None:
+        notes.append(
+            f"{SEED}: {artifacts.seed_name} was pruned before, and nothing beside it names the unpruned model; all is "
+            "measured against it as it is"
+        )
     if artifacts.pruned_dir is not None:
         models.append(ReportedModel(PRUNED, artifacts.pruned_dir))
     elif cfg.get("layer_pruning") is not None:

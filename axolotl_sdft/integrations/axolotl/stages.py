@@ -12,7 +12,17 @@ from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.core.runtime import is_launched, rank
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
 from axolotl_sdft.integrations.axolotl import compat
-from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, empty_blocks, plain, read_blocks, seed_dir_of
+from axolotl_sdft.integrations.axolotl.blocks import (
+    SEED_KEY,
+    Blocks,
+    base_dir_of,
+    empty_blocks,
+    plain,
+    pruned_before,
+    read_blocks,
+    seed_dir_of,
+    seed_of,
+)
 from axolotl_sdft.integrations.axolotl.calibration import calibration_sources, general_text, source_texts
 from axolotl_sdft.integrations.axolotl.datasets import check_overrides, rewritten_entry, take_out_overrides
 from axolotl_sdft.integrations.axolotl.held_out import is_split, rows_folder, set_missing_seed, split_off
@@ -104,12 +114,16 @@ def _refuse_swallowed() -> None:
 
 
 def _prepare_training(cfg: Any, blocks: Blocks) -> None:
+    if pruned_before(cfg) is not None:
+        LOG.info(
+            "base_model %s was pruned from %s, which is the seed model of this run", cfg.base_model, seed_of(cfg)[0]
+        )
     if blocks.dynsdpb is not None:
         check_pictures(cfg)
     if blocks.self_distillation is not None:
         check_distillation(cfg)
     if blocks.logit_distillation is not None:
-        check_student(cfg, blocks.logit_distillation, seed_dir_of(cfg))
+        check_student(cfg, blocks.logit_distillation, base_dir_of(cfg))
     if blocks.layer_pruning is not None:
         prune_base_model(cfg, blocks.layer_pruning)
     else:
@@ -124,10 +138,8 @@ def _check_teacher(cfg: Any, config: LogitDistillationConfig) -> None:
         return
     from axolotl_sdft.training.teachers.origin import find_origin
 
-    seed_dir = seed_dir_of(cfg)
-    is_pruned_here = bool(cfg.get(SEED_KEY))
-    named = config.seed_model or (seed_dir if is_pruned_here else None)
-    origin = find_origin(cfg.base_model if is_pruned_here else seed_dir, named)
+    named = config.seed_model or (seed_dir_of(cfg) if cfg.get(SEED_KEY) else None)
+    origin = find_origin(base_dir_of(cfg), named)
     if config.teacher == "shared" and origin is not None:
         from axolotl_sdft.training.teachers.loading import plan_layers
 

@@ -10,13 +10,14 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from axolotl_sdft.core.artifacts import read_json
-from axolotl_sdft.core.errors import CheckpointError, ConfigError, SdftError, first_line
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, first_line
 from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.core.model_folder import folder_of, read_config, resolve_seed
-from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PRUNED_KEY
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE, PRUNED_KEY, seed_dir_of_pruned
 
 LOG = logging.getLogger(__name__)
 
+_WAY_OUT = "name its place (logit_distillation.seed_model), or remove the logit_distillation block"
 _NOWHERE = "is neither the folder of a model here nor in the Hub's cache"
 
 
@@ -116,8 +117,7 @@ def find_origin(student_dir: str | Path, seed_model: str | Path | None = None) -
     provenance_file = folder / PROVENANCE_FILE
     if provenance_file.is_file():
         provenance = read_json(provenance_file)
-        seed_dir = _seed_dir(folder, provenance, seed_model)
-        _require_same_seed(folder, seed_dir, provenance)
+        seed_dir = seed_dir_of_pruned(folder, "logit_distillation", _WAY_OUT, seed_model)
         return SeedOrigin(
             seed_dir, provenance["num_layers_before"], tuple(provenance["drop_layers"]), tuple(_patched(provenance))
         )
@@ -144,32 +144,6 @@ def _is_same_model(first: Path, second: Path) -> bool:
     if first.resolve() == second.resolve():
         return True
     return read_config(first) == read_config(second) and model_identity(first) == model_identity(second)
-
-
-def _seed_dir(folder: Path, provenance: Mapping[str, Any], seed_model: str | Path | None) -> Path:
-    recorded = Path(str(provenance.get("seed_dir") or provenance.get("seed_model"))).expanduser()
-    if seed_model is None and recorded.is_dir():
-        return recorded.absolute()
-    wanted = str(seed_model or provenance.get("seed_model"))
-    key = f"seed_model in {PROVENANCE_FILE}" if seed_model is None else "logit_distillation.seed_model"
-    try:
-        return resolve_seed(wanted, key=key)
-    except SdftError as err:
-        raise CheckpointError(
-            f"logit_distillation needs the seed model that {folder} was pruned from, {wanted}, which is gone or was "
-            f"moved: {err}. Put it back, name its place (logit_distillation.seed_model), or remove the "
-            "logit_distillation block"
-        ) from err
-
-
-def _require_same_seed(folder: Path, seed_dir: Path, provenance: Mapping[str, Any]) -> None:
-    expected = provenance.get("seed")
-    if expected is None or model_identity(seed_dir) == expected:
-        return
-    raise CheckpointError(
-        f"logit_distillation needs the seed model that {folder} was pruned from, but {seed_dir} holds another model "
-        "by now; put the previous one back, or prune this one (axolotl prune-layers)"
-    )
 
 
 def _patched(provenance: Mapping[str, Any]) -> list[tuple[int, str]]:
