@@ -17,6 +17,7 @@ from axolotl_sdft.integrations.axolotl import stream
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
 from axolotl_sdft.integrations.axolotl.trackers import report_figures, send_figures
 from tests.training.micro_batches import EPOCH, make_llama
+from tests.training.teachers.students import put_on_hub
 
 PROVENANCE = {
     "drop_layers": [3, 4],
@@ -122,6 +123,20 @@ def test_the_figures_of_the_stages_reach_the_tracker_of_the_training(cfg, tmp_pa
         "train/sdft/gap_after": 1.5,
     }
     assert "train/train_loss" in logged  # in the same run as the training's own
+
+
+def test_a_seed_model_of_the_hub_is_there_when_training_has_ended(cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cfg.sdft_seed_model = put_on_hub(tmp_path / "seed", tmp_path / "hub")
+    assert "Seed model        gone" not in str(stream.RunSummary.of(stream.artifacts_of_run(cfg)))
+
+
+def test_a_base_model_that_was_pruned_before_stands_beside_its_seed_model_when_training_has_ended(cfg, tmp_path):
+    record = tmp_path / "pruned" / "provenance" / "layer_pruning.json"
+    record.write_text(json.dumps(PROVENANCE | {"seed_model": str(tmp_path / "seed")}))
+    cfg |= {"sdft_seed_model": None, "layer_pruning": None}
+    made = stream.artifacts_of_run(cfg)
+    assert (made.seed_dir, made.pruned_dir) == (tmp_path / "seed", tmp_path / "pruned")
 
 
 def test_figures_of_several_datasets_are_numbered(cfg, tmp_path):

@@ -3,7 +3,7 @@
 import logging
 import signal
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from axolotl_sdft.core.artifacts import read_json
-from axolotl_sdft.core.model_folder import holds_model
+from axolotl_sdft.core.errors import CheckpointError
+from axolotl_sdft.core.model_folder import folder_of, holds_model
 from axolotl_sdft.core.runtime import rank
 from axolotl_sdft.core.terminal import terminal_handlers
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE
@@ -19,7 +20,7 @@ from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.distillation.spec import SUMMARY_FILE
 from axolotl_sdft.evaluation.summary import Artifacts, RunSummary
 from axolotl_sdft.integrations.axolotl import compat
-from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks
+from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, pruned_before, seed_dir_of, seed_of
 from axolotl_sdft.integrations.axolotl.pruned_base import output_dir_of
 
 LOG = logging.getLogger(__name__)
@@ -55,15 +56,21 @@ def announce_training(blocks: Blocks) -> None:
 
 def artifacts_of_run(cfg: Any) -> Artifacts:
     """Return what a configuration that the stages have changed trains from and into."""
-    seed = cfg.get(SEED_KEY)
     folders = [Path(str(entry.get("path"))) for entry in cfg.get("datasets") or []]
-    seed_dir = Path(str(seed or cfg.base_model))
     return Artifacts(
-        seed_dir=seed_dir if seed_dir.is_dir() else None,
-        pruned_dir=Path(cfg.base_model) if seed else None,
+        seed_dir=_seed_dir_if_there(cfg),
+        pruned_dir=Path(cfg.base_model) if cfg.get(SEED_KEY) else pruned_before(cfg),
         distilled_dirs=[folder for folder in folders if (folder / SUMMARY_FILE).is_file()],
         output_dir=output_dir_of(cfg),
     )
+
+
+def _seed_dir_if_there(cfg: Any) -> Path | None:
+    if pruned_before(cfg) is None:
+        return folder_of(*seed_of(cfg), files=("config.json",))
+    with suppress(CheckpointError):
+        return seed_dir_of(cfg)
+    return None
 
 
 def stage_figures(artifacts: Artifacts) -> dict[str, float]:
