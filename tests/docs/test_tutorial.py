@@ -43,7 +43,7 @@ def axolotl_commands():
         for program, *words in commands(block) if block.language == "console" else []:
             if program == "axolotl":
                 # The launcher would import everything once more.
-                yield [*words, "--launcher", "python"] if words[0] == "train" else words
+                yield [*words, "--launcher", "python"] if words[0] in ("train", "inference") else words
 
 
 def test_the_looks_before_training_show_layers_and_rows(finished):

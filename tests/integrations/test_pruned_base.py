@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("axolotl")
 
+import axolotl.cli  # noqa: F401  its import sets up logging anew, which would take caplog's handler away in a test
 from axolotl.utils.dict import DictDefault
 from safetensors.numpy import save_file
 
@@ -209,6 +210,21 @@ def test_an_adapter_elsewhere_and_one_of_its_checkpoints_have_their_own_base(con
 
     for folder, expected in (("kept", first), ("out/checkpoint-2", first), ("out", second)):
         assert run("merge-lora", config | {"lora_model_dir": folder}).base_model == str(expected)
+
+
+@pytest.mark.parametrize("command", ["inference", "evaluate"])
+@pytest.mark.parametrize(("is_full", "option"), [(False, "lora_model_dir"), (True, "base_model")])
+def test_a_command_that_reads_no_trained_model_unless_told_to_says_so(
+    command, is_full, option, config, run, train, caplog
+):
+    run("train", config)
+    run(command, config)
+    assert "as it was before training" not in caplog.text  # nothing is trained yet
+    train(config, is_full=is_full)
+    run(command, config | {option: "out"})
+    assert "as it was before training" not in caplog.text
+    run(command, config)
+    assert f"to have the trained one, add --{option.replace('_', '-')} out" in caplog.text
 
 
 def test_weights_that_a_broken_training_did_not_replace_keep_their_base(config, run, train):

@@ -9,6 +9,7 @@ from axolotl_sdft.config import BLOCKS, LayerPruningConfig, LogitDistillationCon
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, read_json
 from axolotl_sdft.core.cards import CARD_FILE
 from axolotl_sdft.core.errors import ConfigError, SdftError
+from axolotl_sdft.core.model_folder import holds_model, is_adapter
 from axolotl_sdft.core.runtime import is_launched, rank
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
 from axolotl_sdft.integrations.axolotl import compat
@@ -149,9 +150,26 @@ def _check_teacher(cfg: Any, config: LogitDistillationConfig) -> None:
 def _prepare_use(cfg: Any, blocks: Blocks, command: str) -> None:
     if command == "quantize":
         _refuse_moved_adapter(cfg)
+    if command in ("inference", "evaluate") and rank() == 0:
+        _warn_of_model_that_is_not_read(cfg, command)
     take_pruned_base(cfg, blocks.layer_pruning, command)
     if blocks.self_distillation is not None and command == "evaluate":  # it never calls the hook that rewrites
         _take_rewritten_rows(cfg, blocks.self_distillation)
+
+
+def _warn_of_model_that_is_not_read(cfg: Any, command: str) -> None:
+    """Say where Axolotl takes the model as it was before training, since nothing names the trained one."""
+    folder, base = output_dir_of(cfg), Path(str(cfg.base_model)).expanduser().absolute()
+    if is_adapter(folder):
+        option, is_named = "--lora-model-dir", bool(cfg.get("lora_model_dir"))
+    else:
+        option, is_named = "--base-model", folder in (base, *base.parents)
+    if holds_model(folder) and not is_named:
+        LOG.warning(
+            "axolotl %s does not read what was trained into output_dir, but takes the model as it was before training; "
+            "to have the trained one, add %s %s",
+            *(command, option, cfg.get("output_dir") or "./model-out"),
+        )
 
 
 def _refuse_moved_adapter(cfg: Any) -> None:
