@@ -110,7 +110,10 @@ class InstructionRows:
 
 _NOT_SEGMENTS = LeftAlone("its segments are not a list of mappings with label and text")
 _NO_PROMPT = LeftAlone("no untrained text before it")
-_OTHER_BEGINNING = LeftAlone("its text does not begin with its prompt")
+_OTHER_BEGINNING = LeftAlone(
+    "its text does not begin with its prompt",
+    "name the column that the text begins with as `prompt_field`",
+)
 _NO_ANSWER = LeftAlone("nothing follows its prompt")
 _EMPTY_PROMPT = LeftAlone("its prompt is empty")
 

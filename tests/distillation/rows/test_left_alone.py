@@ -113,6 +113,12 @@ def test_rows_of_other_formats_tell_their_reasons(config, row, expected):
     assert expected in why.reason
 
 
+def test_a_running_text_that_begins_otherwise_than_its_prompt_tells_which_column_is_meant():
+    row_format = resolve_row_format({"type": "completion", "prompt_field": "title"})
+    [why] = row_format.left_alone({"title": "Ice", "text": "What is ice? Frozen water."})
+    assert why.way_out == "name the column that the text begins with as `prompt_field`"
+
+
 # Calls that are written as text
 
 
