@@ -114,7 +114,7 @@ class Dispatcher(Generic[ItemT, ResultT]):
         """
         ahead = _AHEAD * sum(server.concurrency for server in self._pool.servers)
         source, is_drained, open_items = iter(items), False, 0
-        self._pool.on_change = self._deal
+        self._pool.on_change = self._look_again
         try:
             while True:
                 # Two for each result, so that a fast server can't keep the queue from filling.
@@ -145,7 +145,6 @@ class Dispatcher(Generic[ItemT, ResultT]):
 
     def _deal(self) -> None:
         """Send out what waits, as far as the servers take it."""
-        self._refuse_unanswerable()
         while True:
             if not self._waiting:
                 self._is_hungry = True
@@ -163,6 +162,10 @@ class Dispatcher(Generic[ItemT, ResultT]):
 
     def _next(self) -> tuple[_Job[ItemT], Server] | None:
         """Take out the first item that some server takes now; None where none does."""
+        first = self._waiting[0]
+        if not first.given_up:
+            server = self._pool.pick(last=first.last)
+            return (self._waiting.popleft(), server) if server is not None else None
         for job in self._waiting.copy():  # another thread adds to it
             server = self._pool.pick(job.given_up, job.last)
             if server is not None:
@@ -172,16 +175,23 @@ class Dispatcher(Generic[ItemT, ResultT]):
                 break
         return None
 
-    def _refuse_unanswerable(self) -> None:
-        """Hand out as refused what no server is left for: each has given it up, or is dead.
+    def _look_again(self) -> None:
+        """Go on with the servers that are there now: one has come back, or has died."""
+        for job in self._waiting.copy():
+            if self._is_refused(job):
+                self._waiting.remove(job)
+        self._deal()
+
+    def _is_refused(self, job: _Job[ItemT]) -> bool:
+        """Hand out an item as refused if no server is left for it: each has given it up, or is dead.
 
         One that a dead server may answer yet is asked again in a later run.
         """
-        for job in self._waiting.copy():
-            if job.fault is not None and not self._pool.may_answer(job.given_up):
-                self._waiting.remove(job)
-                was_asked_everywhere = len(job.given_up) == len(self._pool.servers)
-                self._results.put((job.item, job.fault if was_asked_everywhere else RefusedError(str(job.fault))))
+        if job.fault is None or self._pool.may_answer(job.given_up):
+            return False
+        was_asked_everywhere = len(job.given_up) == len(self._pool.servers)
+        self._results.put((job.item, job.fault if was_asked_everywhere else RefusedError(str(job.fault))))
+        return True
 
     def _wait_for_servers(self) -> None:
         end = self._pool.end()
@@ -227,7 +237,8 @@ class Dispatcher(Generic[ItemT, ResultT]):
                 job.fault = kind(f"{fault}{tries}")
             job.given_up.add(server)
             job.tries = 0
-        self._waiting.appendleft(job)
+        if not self._is_refused(job):
+            self._waiting.appendleft(job)
 
     async def _may_succeed(self, job: _Job[ItemT], server: Server, sent_at: float, fault: RequestError) -> bool:
         """Say whether an item is to be asked again. Where the server may be to blame, it is looked at first."""
