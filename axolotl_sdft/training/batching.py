@@ -148,6 +148,7 @@ _PADDING = {"labels": IGNORED_LABEL, "shift_labels": IGNORED_LABEL, "attention_m
 _PADDING |= dict.fromkeys(TOKEN_TYPES, 0)
 _VARLEN_OFFSETS = ("cu_seq_lens_q", "cu_seq_lens_k")
 _VARLEN_LENGTHS = ("max_length_q", "max_length_k")
+_SAMPLE_NUMBERS = "seq_idx"
 
 
 def label_mask(inputs: Mapping[str, Any]) -> Tensor:
@@ -311,6 +312,9 @@ def _join_ends(name: str, first: Any, second: Any, size: torch.Size) -> Any:
         return torch.cat([first, second[1:] + first[-1]])
     if name in _VARLEN_LENGTHS:
         return max(first, second)
+    if name == _SAMPLE_NUMBERS:
+        # Each batch counts its samples from 0, and layers with a state take an equal number for the same sample.
+        return torch.cat([first, second + first.max() + 1], dim=1)
     if torch.is_tensor(second) and second.shape[:2] == size:
         return torch.cat([first, second], dim=1)
     if _is_one_setting(first, second):

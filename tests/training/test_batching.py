@@ -127,6 +127,14 @@ def test_packed_rows_can_be_joined_end_to_end():
     assert (joined["cu_seq_lens_q"].tolist(), joined["max_length_q"]) == ([0, 3, 5, 9], 4)
 
 
+def test_packed_samples_of_two_batches_never_have_one_number():
+    previous = packed(3, 2) | {"seq_idx": torch.tensor([[0, 0, 0, 1, 1]], dtype=torch.int32)}
+    new = packed(1, 2) | {"seq_idx": torch.tensor([[0, 1, 1]], dtype=torch.int32)}
+    joined = join_batches(previous, new, 0, one_row=True)
+    assert joined["seq_idx"].tolist() == [[0, 0, 0, 1, 1, 2, 3, 3]]
+    assert joined["seq_idx"].dtype == torch.int32  # kernels take no other
+
+
 def test_end_to_end_drops_a_mask_that_masks_nothing_and_leaves_padded_rows_apart():
     full, cut = batch(attention_mask=[[1, 2, 2]]), batch(attention_mask=[[1, 1, 0]])
     assert "attention_mask" not in join_batches(packed(1, 2) | full, packed(1, 2) | full, 0, one_row=True)
