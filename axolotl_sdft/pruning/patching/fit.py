@@ -6,7 +6,7 @@ A map is kept only if the model with it is nearer to the seed model on text that
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,7 +57,7 @@ def _never(_projection: Projection) -> str | None:
 
 def fit_patch(
     model: PreTrainedModel,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     drop_layers: Collection[int],
     *,
     ridge: float = RIDGE,
@@ -72,7 +72,8 @@ def fit_patch(
     Args:
         model: The unpruned model, on the device or devices where it is to run.
         batches: Calibration text as micro-batches of ``input_ids`` and ``attention_mask``, each [rows, tokens]. It
-            should hold at least eight times as many tokens as the hidden size.
+            should hold at least eight times as many tokens as the hidden size. A generator or a ``DataLoader`` is read
+            once.
         drop_layers: The removed layers, counted from 0.
         ridge: Weight of the ridge that pulls the map to the identity, as a share of the mean square of the outputs.
         hold_out: Fit on nine tenths of the rows only, and let the rest decide whether a map is kept. Otherwise every
@@ -92,9 +93,10 @@ def fit_patch(
     layers = decoder_layers(model)
     drop_layers = given_layers(drop_layers, "drop_layers")
     validate_drop_layers(drop_layers, len(layers), "drop_layers")
+    batches = list(batches)
     if not any(int(batch["input_ids"].numel()) for batch in batches):
         raise DatasetError("layer_pruning.calibration gave no token to fit a patch on; check its path, split and type")
-    fit_on, held_out = split_held_out(batches) if hold_out else (list(batches), [])
+    fit_on, held_out = split_held_out(batches) if hold_out else (batches, [])
     if hold_out and not held_out:
         return bare_patch(drop_layers, "the calibration holds a single row, which can't be fitted on and held out too")
     cuts = [cut_with_projection(model, cut, fit_on[0], refuse) for cut in neighbours(drop_layers)]

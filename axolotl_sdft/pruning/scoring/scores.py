@@ -1,6 +1,6 @@
 """What removing layers costs, and how a metric says so. No torch is imported here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -192,7 +192,7 @@ def metric_needs_block(metric: str | LayerMetric) -> bool:
 
 def score_layers(
     model: "PreTrainedModel",
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     metric: str | LayerMetric = "angular_distance",
     token_reduction: TokenReduction = "all",
     *,
@@ -208,7 +208,8 @@ def score_layers(
 
     Args:
         model: A decoder or encoder of transformers, on the device or devices where it is to run.
-        batches: Calibration text as micro-batches of ``input_ids`` and ``attention_mask``, each [rows, tokens].
+        batches: Calibration text as micro-batches of ``input_ids`` and ``attention_mask``, each [rows, tokens]; a
+            generator or a ``DataLoader`` is read once.
         metric: A registered name, or a function that is called as a registered one is.
         token_reduction: Average over all tokens, or over the last one of each row.
         num_layers: How many layers are to go; greedy metrics such as ``perplexity`` need it.
@@ -230,7 +231,7 @@ def score_layers(
     """
     measure, name = registry().resolve(METRICS, metric, _METRIC_KEY), callable_name(metric)
     options = ScoringOptions(token_reduction, num_layers, protect_first, protect_last, known, may_go)
-    scores = measure(model, batches, options)
+    scores = measure(model, list(batches), options)
     if not isinstance(scores, LayerScores):
         raise PluginError(f"metric {name!r} returned a {type(scores).__name__}; it must return LayerScores")
     if scores.removal_order and not metric_is_greedy(metric):

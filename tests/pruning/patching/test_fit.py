@@ -129,6 +129,11 @@ def test_a_single_row_can_not_be_fitted_on_and_held_out(seed):
     assert "a single row" in patch.cuts[0].reason
 
 
+def test_batches_that_can_be_read_only_once_are_fitted_on_as_a_list_is(seed):
+    of_list, of_generator = fit_patch(seed, text(), [3]), fit_patch(seed, iter(text()), [3])
+    assert torch.equal(of_generator.cuts[0].correction, of_list.cuts[0].correction)
+
+
 def test_the_model_comes_back_as_it_was(seed):
     ids = text()[0]["input_ids"]
     before, mode = logits(seed, ids), seed.training

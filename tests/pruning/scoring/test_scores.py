@@ -151,6 +151,13 @@ def test_calibration_without_a_token_is_refused(model, batches):
         score_layers(model, batches)
 
 
+@pytest.mark.parametrize("metric", ["angular_distance", "perplexity"])
+def test_batches_that_can_be_read_only_once_are_scored_as_a_list_is(model, metric):
+    of_list = score_layers(model, [padded(ROWS), padded(ROWS[:1])], metric, num_layers=2)
+    of_generator = score_layers(model, (padded(rows) for rows in (ROWS, ROWS[:1])), metric, num_layers=2)
+    assert of_generator == of_list
+
+
 def test_an_unknown_metric_is_refused_with_the_known_ones(model):
     with pytest.raises(
         UnknownNameError,
