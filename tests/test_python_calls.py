@@ -1,6 +1,8 @@
 """What the commands do, as calls from Python: short reprs, and the same figures."""
 
-from datasets import Dataset
+from itertools import count
+
+from datasets import Dataset, IterableDataset
 
 import axolotl_sdft
 from axolotl_sdft import (
@@ -39,6 +41,15 @@ def test_rows_of_a_dataset_become_calibration_batches(tiny_llama_dir):
     batches = calibration_batches(rows, tiny_llama_dir, config)
     assert [tuple(batch["input_ids"].shape) for batch in batches] == [(2, 16), (1, 16)]
     assert all((batch["attention_mask"] == 1).all() for batch in batches)
+
+
+def test_of_a_streamed_dataset_the_first_rows_are_calibrated_on(tiny_llama_dir):
+    endless = IterableDataset.from_generator(lambda: ({"text": f"{number} times"} for number in count()))
+    config = CalibrationConfig(num_samples=2)
+    (streamed,) = calibration_batches(endless, tiny_llama_dir, config)
+    stored = Dataset.from_list([{"text": "0 times"}, {"text": "1 times"}])
+    (expected,) = calibration_batches(stored, tiny_llama_dir, config)
+    assert streamed["input_ids"].tolist() == expected["input_ids"].tolist()
 
 
 def test_the_summary_of_a_run_that_made_nothing_says_where_it_looked(tmp_path):

@@ -37,13 +37,13 @@ def require_whole_dataset(dataset: Any, where: str) -> None:
 
     if isinstance(dataset, Dataset):
         return
-    if isinstance(dataset, IterableDataset | IterableDatasetDict):
+    if isinstance(dataset, DatasetDict | IterableDatasetDict):
+        raise DatasetError(f"{where} holds the splits {', '.join(dataset)}; pass one of them, such as dataset['train']")
+    if isinstance(dataset, IterableDataset):
         raise DatasetError(
             f"{where} is streamed, but rewriting goes through all rows several times and keeps what it has written by "
             "row; load it with streaming=False"
         )
-    if isinstance(dataset, DatasetDict):
-        raise DatasetError(f"{where} holds the splits {', '.join(dataset)}; pass one of them, such as dataset['train']")
     raise DatasetError(
         f"{where} is a {type(dataset).__name__}, not a datasets.Dataset; Dataset.from_list makes one of a list of rows"
     )

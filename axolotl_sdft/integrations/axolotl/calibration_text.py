@@ -22,7 +22,7 @@ from axolotl_sdft.distillation.rows.validation import (
 from axolotl_sdft.inference.chat_templates import apply_template, shows_questions
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
     from torch import Tensor
 
 _PLAIN_TYPES = ("completion", "pretrain")
@@ -268,7 +268,7 @@ def _rendered(messages: list[dict[str, Any]], tools: list[Any] | None, where: st
 
 
 def calibration_batches(
-    dataset: "Dataset",
+    dataset: "Dataset | IterableDataset",
     seed_model: str | Path,
     config: CalibrationConfig | None = None,
     *,
@@ -282,7 +282,8 @@ def calibration_batches(
     written in the model's chat template.
 
     Args:
-        dataset: The rows; ``num_samples`` of them are taken, spread evenly.
+        dataset: The rows; ``num_samples`` of them are taken, spread evenly. Of a streamed dataset, which may be
+            endless, the first are taken.
         seed_model: Folder or Hub id of the model that is scored, for its tokenizer.
         config: How many rows, of how many tokens; the defaults when unset.
         dataset_config: The row format, as an entry of Axolotl's ``datasets``. Unset, the columns tell it.
@@ -299,11 +300,20 @@ def calibration_batches(
     from axolotl_sdft.inference.prompts import load_tokenizer
     from axolotl_sdft.pruning.scoring.loading import encode_texts
 
-    require_whole_dataset(dataset, "dataset")
     settings = config or CalibrationConfig()
+    picked, features = _picked(dataset, settings.num_samples)
     seed_dir = resolve_seed(str(seed_model), revision)
-    rows = stored_rows(dataset, "dataset")
-    picked = [rows[place] for place in evenly_spaced(len(rows), settings.num_samples)]
     tokenizer = load_tokenizer(seed_dir, trust_remote_code=trust_remote_code)
-    texts = texts_of(picked, dataset_config or {}, "dataset", tokenizer, shown_features(rows))
+    texts = texts_of(picked, dataset_config or {}, "dataset", tokenizer, features)
     return encode_texts(texts, seed_dir, settings, trust_remote_code=trust_remote_code)
+
+
+def _picked(dataset: Any, count: int) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Return rows to calibrate on, and the types of their columns, which a stream does not tell."""
+    from datasets import IterableDataset
+
+    if isinstance(dataset, IterableDataset):
+        return list(dataset.take(count)), None
+    require_whole_dataset(dataset, "dataset")
+    rows = stored_rows(dataset, "dataset")
+    return [rows[place] for place in evenly_spaced(len(rows), count)], shown_features(rows)

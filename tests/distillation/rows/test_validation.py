@@ -5,7 +5,17 @@ from io import BytesIO
 
 import datasets
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Sequence, Value, load_dataset
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDatasetDict,
+    Sequence,
+    Value,
+    load_dataset,
+)
 
 from axolotl_sdft import SelfDistillationConfig, distill_dataset
 from axolotl_sdft.core.errors import DatasetError
@@ -20,6 +30,7 @@ ROWS = Dataset.from_dict({"instruction": ["Hi"], "output": ["Hello."]})
     [
         (ROWS.to_iterable_dataset(), "dataset is streamed, .* load it with streaming=False"),
         (DatasetDict(train=ROWS, test=ROWS), r"dataset holds the splits train, test; pass one of them, .*\['train'\]"),
+        (IterableDatasetDict(train=ROWS.to_iterable_dataset()), "dataset holds the splits train; pass one of them"),
         ([{"instruction": "Hi"}], "dataset is a list, not a datasets.Dataset; Dataset.from_list makes one"),
         (ROWS.select([]), "dataset has no rows"),
     ],
