@@ -29,13 +29,15 @@ def check_file(path: Path) -> list[Finding]:
     """
     file = read_yaml_file(path)
     raw = file.values
+    about_blocks = [*_block_findings(raw)]
+    told = {finding.key for finding in about_blocks}
     findings = [
         *(fault(repeated.key, repeated.sentence()) for repeated in file.repeated),
         *_description_findings(file.text),
         *secret_findings(raw, file.text),
         *place_findings(raw, file.text, path.parent),
-        *_block_findings(raw),
-        *_schema_findings(raw),
+        *about_blocks,
+        *(finding for finding in _schema_findings(raw) if finding.key not in told),
     ]
     return sorted(dict.fromkeys(findings), key=lambda finding: finding.level != "fault")
 
@@ -81,9 +83,7 @@ def _block_findings(raw: Mapping[str, Any]) -> Iterator[Finding]:
     from axolotl_sdft.integrations.axolotl.rules import check_rules
 
     plugins = raw.get("plugins") or []
-    if not isinstance(plugins, list):
-        yield fault("plugins", f"is {plugins!r}, which is not a list; write it as [{_PLUGIN}]")
-    elif _PLUGIN not in plugins:
+    if isinstance(plugins, list) and _PLUGIN not in plugins:
         yield fault("plugins", f"{_PLUGIN} is not listed, so Axolotl would drop the blocks without a word; add it")
     for line in empty_blocks(raw):
         yield _fault_of(line)

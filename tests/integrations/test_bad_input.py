@@ -8,9 +8,12 @@ import pytest
 pytest.importorskip("axolotl.cli")  # it sets up logging, which must not happen while a test listens
 
 from axolotl.utils.dict import DictDefault
+from datasets import Dataset
 
 from axolotl_sdft import SDFTPlugin
 from axolotl_sdft.core.errors import SdftError
+from axolotl_sdft.integrations.axolotl.compat import row_limit
+from axolotl_sdft.integrations.axolotl.held_out import parts_of
 from axolotl_sdft.integrations.axolotl.stages import prepare
 
 
@@ -132,3 +135,42 @@ def test_a_folder_that_can_not_be_written(cfg, tmp_path, block):
 def test_a_fault_that_axolotl_finds_itself_stops_before_pruning(cfg):
     with pytest.raises(ValueError, match="micro_batch_size"):
         prepare(DictDefault(cfg.to_dict() | {"micro_batch_size": "many", "layer_pruning": {"num_layers": 2}}), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"datasets": {"path": "rows.jsonl", "type": "alpaca"}},
+            r"datasets is {'path': 'rows.jsonl', 'type': 'alpaca'}, which is not a list of datasets; write each with a",
+        ),
+        ({"datasets": ["rows.jsonl"]}, r"datasets is \['rows.jsonl'\], which is not a list of datasets"),
+        ({"test_datasets": "rows.jsonl"}, r"test_datasets is 'rows.jsonl', which is not a list of datasets"),
+        ({"base_model": ["a", "b"]}, r"base_model is \['a', 'b'\], which is not a text"),
+        ({"revision_of_model": 7654321}, r"revision_of_model is 7654321, which is not a text; write one, in quotes"),
+        ({"output_dir": 2026}, r"output_dir is 2026, which is not a text; write one, in quotes"),
+        (
+            {"plugins": "axolotl_sdft.SDFTPlugin"},
+            r"plugins is 'axolotl_sdft.SDFTPlugin', which is not a list; write it as \[axolotl_sdft.SDFTPlugin\]",
+        ),
+        ({"seed": "none"}, r"seed is 'none', which is not a whole number"),
+        ({"val_set_size": "5 %"}, r"val_set_size is '5 %', which is not a fraction such as 0.05"),
+        (
+            {"context_parallel_size": "two", "dynsdpb": {}},
+            r"context_parallel_size is 'two', which is not a whole number",
+        ),
+    ],
+)
+def test_a_value_of_another_kind_than_axolotl_takes(cfg, changes, message):
+    refused(cfg, message, **({"layer_pruning": {"num_layers": 2}} | changes))
+
+
+def test_numbers_in_quotes_are_read_as_axolotl_reads_them(cfg):
+    written = {"val_set_size": "0", "seed": "7", "sequence_len": "64", "dataset_num_proc": "2", "dynsdpb": {}}
+    changed = DictDefault(cfg.to_dict() | written | {"context_parallel_size": "1", "tensor_parallel_size": "1"})
+
+    prepare(changed, own_plugin=SDFTPlugin())
+    (rows,) = parts_of(changed, [("datasets[0]", changed.datasets[0], Dataset.from_list([{"output": "a"}]))])
+
+    assert (len(rows.training), rows.held_out) == (1, None)
+    assert row_limit(changed, changed.datasets[0]).max_tokens == 64

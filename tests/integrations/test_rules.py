@@ -150,7 +150,7 @@ def test_an_adapter_that_is_trained_on_is_refused_by_its_own_configuration(tmp_p
         check(**cfg)
 
 
-@pytest.mark.parametrize("plugins", [None, [], ["axolotl.integrations.liger.LigerPlugin"], "axolotl_sdft.SDFTPlugin"])
+@pytest.mark.parametrize("plugins", [None, [], ["axolotl.integrations.liger.LigerPlugin"]])
 def test_blocks_that_training_would_drop_since_the_plugin_is_not_listed_are_named(plugins):
     cfg = {"base_model": "seed", "plugins": plugins, "layer_pruning": {"num_layers": 2}, "dynsdpb": {}}
     message = r"^layer_pruning, dynsdpb are without effect in `axolotl train`: .*Add it, plugins: \[axolotl_sdft"

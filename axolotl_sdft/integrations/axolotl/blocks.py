@@ -1,13 +1,13 @@
 """Reads the blocks out of an Axolotl configuration, and which model it starts from, before and after pruning."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from axolotl_sdft.config import (
     BLOCKS,
@@ -66,14 +66,32 @@ class Blocks:
         return [name for name in STAGES if getattr(self, name) is not None]
 
 
+_TEXT = (TypeAdapter(str), "a text; write one, in quotes where it looks like a number")
+_NUMBER = (TypeAdapter(int), "a whole number")
+_ENTRIES = (TypeAdapter(list[dict[Any, Any]]), "a list of datasets; write each with a dash, as - path: rows.jsonl")
+_READ_EARLY: Mapping[str, tuple[TypeAdapter[Any], str]] = {
+    **dict.fromkeys(
+        ("base_model", "revision_of_model", "output_dir", "lora_model_dir", "dataset_prepared_path"), _TEXT
+    ),
+    **dict.fromkeys(("seed", "sequence_len", "dataset_num_proc"), _NUMBER),
+    **dict.fromkeys(("context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size"), _NUMBER),
+    **dict.fromkeys(("datasets", "test_datasets"), _ENTRIES),
+    "plugins": (TypeAdapter(list[str]), "a list; write it as [axolotl_sdft.SDFTPlugin]"),
+    "val_set_size": (TypeAdapter(float), "a fraction such as 0.05, or a number of rows"),
+}
+"""Keys of Axolotl that are read before it validates a configuration, with the kinds of value that it takes there."""
+
+
 def read_blocks(cfg: Mapping[str, Any]) -> Blocks:
     """Return the blocks of a configuration, raw or validated.
 
     Raises:
-        ConfigError: A block is wrong; one line per fault, each with its dotted key and value. Or a top-level key is a
-            block's name misspelt, which Axolotl would drop without a word.
+        ConfigError: A block is wrong, or a key of Axolotl that a stage reads holds a value of another kind; one line
+            per fault, each with its dotted key and value. Or a top-level key is a block's name misspelt, which Axolotl
+            would drop without a word.
     """
-    faults = [
+    faults = [*_kind_faults(cfg)]
+    faults += [
         f"{key} is not a key of Axolotl or its plugins; did you mean {near[0]!r}?"
         for key in cfg
         if key not in BLOCKS and key != SEED_KEY and (near := difflib.get_close_matches(str(key), BLOCKS, 1, 0.85))
@@ -88,6 +106,16 @@ def read_blocks(cfg: Mapping[str, Any]) -> Blocks:
     if faults:
         raise ConfigError("\n".join(faults))
     return Blocks(**blocks)  # type: ignore[arg-type]
+
+
+def _kind_faults(cfg: Mapping[str, Any]) -> Iterator[str]:
+    for key, (adapter, kind) in _READ_EARLY.items():
+        value = cfg.get(key)
+        try:
+            if value is not None:
+                adapter.validate_python(value)
+        except ValidationError:
+            yield f"{key} is {masked(plain(value), key)!r}, which is not {kind}"
 
 
 def empty_blocks(cfg: Mapping[str, Any]) -> list[str]:

@@ -147,8 +147,8 @@ def _listed(cfg: Mapping[str, Any]) -> list[str]:
 
 def row_limit(cfg: Any, entry: Any) -> RowLimit:
     """Return how long the rows of a dataset entry may be. Nothing is loaded before the first one is counted."""
-    max_tokens = cfg.get("sequence_len") or default_sequence_len()
-    num_processes = (cfg.get("dataset_num_proc") or 1) // local_world_size()  # every rank counts
+    max_tokens = int(cfg.get("sequence_len") or default_sequence_len())
+    num_processes = int(cfg.get("dataset_num_proc") or 1) // local_world_size()  # every rank counts
     return RowLimit(max_tokens, _TokenCounter(cfg, entry), max(1, num_processes))
 
 

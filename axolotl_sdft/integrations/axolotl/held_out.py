@@ -43,7 +43,7 @@ _CHAT_KEYS = (
 
 def is_split(cfg: Any) -> bool:
     """Whether validation rows are to be split off ``datasets``."""
-    return bool(cfg.get("val_set_size")) and not cfg.get("test_datasets")
+    return bool(float(cfg.get("val_set_size") or 0)) and not cfg.get("test_datasets")
 
 
 def set_missing_seed(cfg: Any) -> bool:
@@ -161,17 +161,17 @@ def _places(cfg: Any, sizes: list[int], digests: list[bytes] | None) -> tuple[li
     split_cfg = DictDefault({**{key: cfg.get(key) for key in named}, **settings})
     ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
     places = [Dataset.from_dict({"place": range(end - size, end)}) for size, end in zip(sizes, ends, strict=True)]
-    size = cfg["val_set_size"]
+    size = float(cfg["val_set_size"])
     num_rows = sum(sizes)
     try:
         merged = merge_datasets(places, split_cfg)
         if digests is not None:
             merged = merged.select(_firsts(digests[place] for place in merged["place"]))
             num_rows = len(merged)
-        training, held_out = create_train_validation_split(merged, split_cfg, int(size) if size > 1 else float(size))
+        training, held_out = create_train_validation_split(merged, split_cfg, int(size) if size > 1 else size)
     except (TypeError, ValueError) as err:
         raise ConfigError(
-            f"val_set_size is {size!r}, which can't be split off the {num_rows} rows of datasets ({err}); set a "
+            f"val_set_size is {size:g}, which can't be split off the {num_rows} rows of datasets ({err}); set a "
             "fraction such as 0.05, a smaller number of rows, or 0"
         ) from err
     return list(training["place"]), list(held_out["place"])

@@ -52,7 +52,7 @@ def check_plugin(cfg: Mapping[str, Any], blocks: Blocks) -> None:
     """
     named = blocks.named_stages
     plugins = cfg.get("plugins")
-    if not named or (isinstance(plugins, list | tuple) and any(str(name) in _OWN_PLUGIN for name in plugins)):
+    if not named or any(name in _OWN_PLUGIN for name in plugins or ()):
         return
     found = f"is {plugins!r}, which lacks it" if plugins else "is not set"
     raise ConfigError(
@@ -147,7 +147,7 @@ def _trainer_faults(cfg: Mapping[str, Any], block: str, other_trainers: Mapping[
         if cfg.get(key):
             yield f"{block} and {key} ({cfg[key]!r}) each define the training loss; remove one of the two"
     yield from filter(None, (prompt_tuning_fault(key, kind, block) for key, kind in _adapters(cfg)))
-    size = cfg.get("context_parallel_size") or cfg.get("sequence_parallel_degree") or 1
+    size = int(cfg.get("context_parallel_size") or cfg.get("sequence_parallel_degree") or 1)
     if size > 1:
         yield (
             f"{block} matches the tokens of whole sequences, but context_parallel_size is {size}, which gives each "
@@ -208,7 +208,7 @@ def _what_cuts_up_the_head(cfg: Mapping[str, Any]) -> str | None:
 def _what_cuts_up_the_layers(cfg: Mapping[str, Any]) -> str | None:
     """Return the setting by which no process holds whole layers; None where each does."""
     found = next((key for key in ("fsdp", "fsdp_config") if cfg.get(key)), None)
-    if found is None and (cfg.get("tensor_parallel_size") or 1) > 1:
+    if found is None and int(cfg.get("tensor_parallel_size") or 1) > 1:
         found = "tensor_parallel_size"
     return found or ("deepspeed (ZeRO stage 3)" if _zero_stage(cfg.get("deepspeed")) == 3 else None)
 
