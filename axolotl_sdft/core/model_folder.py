@@ -42,6 +42,8 @@ _SUPERSEDED = {
     ),
     "adapter_model.bin": ("adapter_model.safetensors",),
 }
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+_ADAPTER_WEIGHTS = ("adapter_model*.safetensors", "adapter_model*.bin")
 _INDEXES = (".safetensors.index.json", ".bin.index.json")
 _FOLDERS = {TEMPLATES_FOLDER: "*.jinja", DECODING_FOLDER: "*.py"}
 
@@ -139,7 +141,15 @@ def is_adapter(folder: Path) -> bool:
 
 
 def holds_model(folder: Path) -> bool:
-    """Tell whether a folder holds a model, whole or as an adapter."""
+    """Tell whether a folder holds a model, whole or as an adapter: its settings, and weights.
+
+    Axolotl writes settings and tokenizer before it trains; a training that stopped leaves those alone.
+    """
+    weights = _ADAPTER_WEIGHTS if is_adapter(folder) else _WEIGHTS
+    return _holds_settings(folder) and any(path.is_file() for pattern in weights for path in folder.glob(pattern))
+
+
+def _holds_settings(folder: Path) -> bool:
     return (folder / "config.json").is_file() or is_adapter(folder)
 
 
@@ -184,7 +194,7 @@ def _modules(folder: Path) -> Iterator[str]:
     """Yield the modules in the folders inside, which custom code may import; folders of other models are left out."""
     for place, folders, names in os.walk(folder):
         inside = Path(place).relative_to(folder)
-        folders[:] = [name for name in folders if not name.startswith(".") and not holds_model(Path(place, name))]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _holds_settings(Path(place, name))]
         for name in folders:
             own_path(folder, (inside / name).as_posix())
         if inside.parts:

@@ -218,7 +218,8 @@ def _path_facts(artifacts: Artifacts) -> Iterator[Fact]:
         yield "Pruned model", _shown(artifacts.pruned_dir)
     for folder in artifacts.distilled_dirs:
         yield "Distilled dataset", f"{_shown(folder)}, see {REPORT_FILE} in it"
-    yield "Trained model", _shown(artifacts.output_dir)
+    none_yet = "" if holds_model(artifacts.output_dir) else " (holds no model yet)"
+    yield "Trained model", f"{_shown(artifacts.output_dir)}{none_yet}"
 
 
 def _shown(path: Path) -> str:

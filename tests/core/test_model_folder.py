@@ -2,7 +2,7 @@ import pytest
 
 from axolotl_sdft.core.artifacts import write_json
 from axolotl_sdft.core.errors import CheckpointError
-from axolotl_sdft.core.model_folder import indexed_files, own_path, read_json_file, shaping_files
+from axolotl_sdft.core.model_folder import holds_model, indexed_files, own_path, read_json_file, shaping_files
 
 
 @pytest.fixture
@@ -11,6 +11,27 @@ def model(tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "is_model"),
+    [
+        (["config.json", "model-00001-of-00002.safetensors"], True),
+        (["config.json", "model.safetensors.index.json"], True),
+        (["config.json", "pytorch_model.bin"], True),
+        (["adapter_config.json", "adapter_model.safetensors"], True),
+        (["config.json", "adapter_config.json", "adapter_model.bin"], True),
+        # What Axolotl writes before it trains
+        (["config.json", "tokenizer.json", "sdft_trained_on.json"], False),
+        (["config.json", "adapter_config.json", "tokenizer.json"], False),
+        (["config.json", "training_args.bin"], False),
+        (["model.safetensors"], False),
+    ],
+)
+def test_a_model_is_settings_with_weights(tmp_path, names, is_model):
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    assert holds_model(tmp_path) == is_model
 
 
 def test_pickled_weights_count_only_where_no_safetensors_are_read_instead(model):

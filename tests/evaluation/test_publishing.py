@@ -241,6 +241,12 @@ def test_what_was_not_made_is_refused_with_the_way_to_make_it(tmp_path, kind, wa
         plan_upload(Artifacts(None, None, [], tmp_path), kind, tmp_path / "recovery_report")
 
 
+def test_what_a_training_that_stopped_has_left_is_not_published(made):
+    (made.output_dir / "adapter_model.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"holds no trained model yet; run: axolotl train CONFIG"):
+        planned(made, "model", base_repo="org/pruned")
+
+
 def test_the_lines_list_files_with_sizes_and_the_card(made):
     lines = list(planned(made, "checkpoint").lines())
     assert lines[0] == f"checkpoint: {made.pruned_dir}"

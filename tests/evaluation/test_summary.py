@@ -38,6 +38,15 @@ def test_without_a_patch_nothing_is_said_of_one(told):
     assert not [line for line in told(None) if line.startswith("Patch")]
 
 
+def test_a_training_that_stopped_before_it_saved_weights_has_made_no_model_yet(tmp_path):
+    summary = RunSummary.of(Artifacts(None, None, [], tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert str(summary).endswith("(holds no model yet)")
+
+    (tmp_path / "model.safetensors").touch()
+    assert str(summary).endswith(tmp_path.name)
+
+
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [

@@ -108,6 +108,7 @@ def trained(cfg):
     cfg |= {"val_set_size": 0.3, "seed": 42, "dynsdpb": {}, "output_dir": "out"}
     record_start(DictDefault(cfg))
     Path("out/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": cfg["base_model"]}))
+    Path("out/adapter_model.safetensors").touch()
     return cfg
 
 
@@ -252,6 +253,7 @@ def test_seed_pruned_named_and_trained_models_stand_in_this_order(cfg, tiny_llam
     cut_layers(tiny_llama_dir, [2], "plain")
     Path("out").mkdir()
     Path("out/adapter_config.json").write_text("{}")
+    Path("out/adapter_model.safetensors").touch()
     assert names_and_notes(cfg, models={"original rows": "plain"}) == (
         ["seed", "pruned", "original rows", "trained"],
         [],
@@ -280,7 +282,9 @@ def test_a_seed_model_that_was_pruned_itself_without_a_record_of_it_is_noted(cfg
     )
 
 
-@pytest.mark.parametrize(("folder", "what"), [("nowhere", "is not a folder"), (".", "holds neither config.json nor")])
+@pytest.mark.parametrize(
+    ("folder", "what"), [("nowhere", "is not a folder"), (".", "holds no weights with their config.json")]
+)
 def test_a_named_model_that_is_not_there_is_refused(cfg, folder, what):
     with pytest.raises(ConfigError, match=rf"recovery_report.models.plain is '{folder}', which {what}"):
         names_and_notes(cfg, models={"plain": folder})

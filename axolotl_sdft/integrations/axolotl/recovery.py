@@ -180,7 +180,7 @@ def reported_models(cfg: Any, config: RecoveryReportConfig) -> tuple[list[Report
 def _named_model(name: str, folder: str) -> ReportedModel:
     path = Path(folder).expanduser()
     if not holds_model(path):
-        what = "holds neither config.json nor adapter_config.json" if path.is_dir() else "is not a folder"
+        what = "holds no weights with their config.json or adapter_config.json" if path.is_dir() else "is not a folder"
         raise ConfigError(
             f"recovery_report.models.{name} is {folder!r}, which {what}; name a folder with a checkpoint or a LoRA "
             "adapter, or remove the entry"
