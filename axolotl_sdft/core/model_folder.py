@@ -145,8 +145,13 @@ def holds_model(folder: Path) -> bool:
 
     Axolotl writes settings and tokenizer before it trains; a training that stopped leaves those alone.
     """
-    weights = _ADAPTER_WEIGHTS if is_adapter(folder) else _WEIGHTS
-    return _holds_settings(folder) and any(path.is_file() for pattern in weights for path in folder.glob(pattern))
+    return _holds_settings(folder) and bool(weight_files(folder))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a model's weights, or of an adapter's, in no order; an index counts as one."""
+    patterns = _ADAPTER_WEIGHTS if is_adapter(folder) else _WEIGHTS
+    return [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
 
 
 def _holds_settings(folder: Path) -> bool:

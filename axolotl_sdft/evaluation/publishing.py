@@ -5,6 +5,7 @@ it is known what others need there, and is refused elsewhere.
 """
 
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.cards import CARD_FILE, is_hub_id, is_local, public_name
 from axolotl_sdft.core.errors import ArtifactError, ConfigError, first_line
-from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, holds_model, is_adapter, shaping_files
+from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, holds_model, is_adapter, shaping_files, weight_files
 from axolotl_sdft.core.safe_output import looks_secret
 from axolotl_sdft.core.texts import texts_with_keys
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE
@@ -25,6 +26,8 @@ from axolotl_sdft.distillation.output.card import published_card
 from axolotl_sdft.distillation.spec import SUMMARY_FILE
 from axolotl_sdft.evaluation.report.published import published_model_card, published_report
 from axolotl_sdft.evaluation.summary import Artifacts
+
+LOG = logging.getLogger(__name__)
 
 Kind = Literal["checkpoint", "dataset", "report", "model"]
 KINDS: tuple[Kind, ...] = ("checkpoint", "dataset", "report", "model")
@@ -147,7 +150,21 @@ def _model_folder(artifacts: Artifacts, kind: Kind) -> Path:
     found = [folder for folder in places if holds_model(folder)]
     if not found:
         raise ArtifactError(f"{artifacts.output_dir} holds no trained model yet; run: axolotl train CONFIG")
+    _warn_of_newer_weights(found[0], artifacts.output_dir)
     return found[0]
+
+
+def _warn_of_newer_weights(merged: Path, output_dir: Path) -> None:
+    """Say where a merge seems to be of an earlier training than that whose weights lie beside it."""
+    newest = [
+        max((path.stat().st_mtime_ns for path in weight_files(folder)), default=0) for folder in (merged, output_dir)
+    ]
+    if merged != output_dir and newest[1] > newest[0]:
+        LOG.warning(
+            "%s is older than the weights in %s, and may be a merge of an earlier training; merge again (axolotl "
+            "merge-lora CONFIG, axolotl sdft-merge CONFIG), or delete it to publish what was trained",
+            *(merged, output_dir),
+        )
 
 
 def _model_files(

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -132,6 +133,18 @@ def test_what_was_merged_is_published_in_the_place_of_the_adapter(made):
     upload = planned(made, "model")
     assert upload.source == made.output_dir / "merged"
     assert "# seed-8B without 2 of its 8 layers, trained\n" in upload.card
+
+
+@pytest.mark.parametrize(("trained_at", "is_told"), [(50, False), (150, True)])
+def test_a_merge_that_is_older_than_what_was_trained_since_is_told(made, caplog, trained_at, is_told):
+    write(made.output_dir / "merged" / "config.json", {"num_hidden_layers": 6})
+    write(made.output_dir / "merged" / "model.safetensors", "merged")
+    os.utime(made.output_dir / "merged" / "model.safetensors", (100, 100))
+    os.utime(made.output_dir / "adapter_model.safetensors", (trained_at, trained_at))
+
+    assert planned(made, "model").source == made.output_dir / "merged"
+
+    assert ("may be a merge of an earlier training; merge again" in caplog.text) == is_told
 
 
 @pytest.mark.parametrize(
