@@ -108,7 +108,7 @@ def schema_findings(raw: Mapping[str, Any]) -> list[Finding]:
     from axolotl.utils.dict import DictDefault
 
     manager, plugins = PluginManager.get_instance(), raw.get("plugins")
-    for name in plugins if isinstance(plugins, list) else []:
+    for name in map(str, plugins if isinstance(plugins, list) else []):
         reason = "see above"
         try:
             manager.register(name)

@@ -101,8 +101,12 @@ def test_a_good_configuration_has_no_findings(found):
         ),
         ({"comment": "dynsdpb:\n"}, "fault: dynsdpb: is empty, which counts as not set; write dynsdpb: {}"),
         ({"recovery_report": {"exact_match": None}}, "fault: recovery_report.exact_match: is empty"),
-        ({"plugins": 3}, "fault: plugins: is 3, which is not a list; write it as [axolotl_sdft.SDFTPlugin]"),
+        ({"plugins": 3}, "fault: plugins: is 3, which is not a list of names; write it as [axolotl_sdft.SDFTPlugin]"),
         ({"plugins": "axolotl_sdft.SDFTPlugin"}, "fault: plugins: is 'axolotl_sdft.SDFTPlugin', which is not a list"),
+        (
+            {"plugins": [{"axolotl_sdft.SDFTPlugin": None}]},
+            "fault: plugins: is [{'axolotl_sdft.SDFTPlugin': None}], which is not a list of names",
+        ),
         ({"rl": "dpo"}, "fault: self_distillation: rewrites supervised answers"),
         ({"api_key": "abc"}, "fault: api_key: holds what looks like a key"),
         ({"wandb_key": "0" * 40}, "fault: wandb_key: holds what looks like a key"),

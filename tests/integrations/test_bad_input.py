@@ -151,7 +151,7 @@ def test_a_fault_that_axolotl_finds_itself_stops_before_pruning(cfg):
         ({"output_dir": 2026}, r"output_dir is 2026, which is not a text; write one, in quotes"),
         (
             {"plugins": "axolotl_sdft.SDFTPlugin"},
-            r"plugins is 'axolotl_sdft.SDFTPlugin', which is not a list; write it as \[axolotl_sdft.SDFTPlugin\]",
+            r"plugins is 'axolotl_sdft.SDFTPlugin', which is not a list of names; write it as \[axolotl_sdft",
         ),
         ({"seed": "none"}, r"seed is 'none', which is not a whole number"),
         ({"val_set_size": "5 %"}, r"val_set_size is '5 %', which is not a fraction such as 0.05"),

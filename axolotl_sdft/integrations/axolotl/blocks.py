@@ -76,7 +76,7 @@ _READ_EARLY: Mapping[str, tuple[TypeAdapter[Any], str]] = {
     **dict.fromkeys(("seed", "sequence_len", "dataset_num_proc"), _NUMBER),
     **dict.fromkeys(("context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size"), _NUMBER),
     **dict.fromkeys(("datasets", "test_datasets"), _ENTRIES),
-    "plugins": (TypeAdapter(list[str]), "a list; write it as [axolotl_sdft.SDFTPlugin]"),
+    "plugins": (TypeAdapter(list[str]), "a list of names; write it as [axolotl_sdft.SDFTPlugin]"),
     "val_set_size": (TypeAdapter(float), "a fraction such as 0.05, or a number of rows"),
 }
 """Keys of Axolotl that are read before it validates a configuration, with the kinds of value that it takes there."""
