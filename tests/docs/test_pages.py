@@ -103,7 +103,7 @@ def shown(page):
 def test_the_reference_shows_types_and_plain_defaults(site):
     text = shown(site / "reference.html")
     assert "What it costs to remove layers; a lower cost is a less important block or layer." in text
-    assert "batches: Sequence[Batch]," in text
+    assert "batches: Iterable[Batch]," in text
     assert "protect_first: int = 0" in text
     assert not re.findall(r":class:|Field\(|ByteSize\(|= _\w+", text)
 

@@ -198,6 +198,7 @@ def test_the_end_shows_a_table_the_paths_and_the_next_commands(cfg, caplog):
     caplog.set_level(logging.INFO)
     Path(cfg.output_dir).mkdir()
     (Path(cfg.output_dir) / "adapter_config.json").write_text("{}")
+    (Path(cfg.output_dir) / "adapter_model.safetensors").touch()
     stream.log_results(cfg)
     lines = caplog.records[-1].getMessage().split("\n")
     assert lines[0] == "done"
