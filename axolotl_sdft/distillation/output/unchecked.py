@@ -13,13 +13,13 @@ from axolotl_sdft.distillation.checks.guarded import GuardedCheck
 from axolotl_sdft.inference.function_calls import is_calls_alone
 from axolotl_sdft.inference.interfaces import Answer, Target
 
-_COMPARING = ((numeric_answer, announces_result), (function_call, is_calls_alone))
-"""Checks that compare results, each with what tells whether an original has such a result."""
-
-_WHAT_THEY_DO = {
-    numeric_answer.__name__: "state another result than their original",
-    function_call.__name__: "make other calls than their original, or say more",
+_COMPARING = {
+    numeric_answer: (announces_result, "state another result than their original"),
+    function_call: (is_calls_alone, "make other calls than their original, or say more"),
 }
+"""Checks that compare results: what tells whether an original has such a result, and what answers do that fail."""
+
+_WHAT_THEY_DO = {check.__name__: done for check, (_, done) in _COMPARING.items()}
 
 
 class UncheckedResults:
@@ -35,7 +35,7 @@ class UncheckedResults:
     def __init__(self, checks: Collection[str]) -> None:
         self._comparing = [
             (has_result, GuardedCheck(check.__name__, check))
-            for check, has_result in _COMPARING
+            for check, (has_result, _) in _COMPARING.items()
             if check.__name__ not in checks
         ]
         self._compared: Counter[str] = Counter()
