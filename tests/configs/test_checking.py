@@ -1,4 +1,5 @@
 import re
+import sys
 
 import pytest
 import yaml
@@ -218,6 +219,14 @@ class TestAgainstAxolotl:
     )
     def test_a_key_that_it_drops_or_refuses_is_a_finding(self, found, changes, line):
         assert any(each.startswith(line) for each in found(**changes)), found(**changes)
+
+    def test_a_rule_that_lacks_a_package_leaves_the_rest_unchecked_and_says_so(self, found, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ring_flash_attn", None)
+
+        findings = found(context_parallel_size=2, attn_implementation="flash_attention_2")
+
+        line = "advice: Axolotl: not all its rules were checked, for want of a package: context_parallel_size > 1"
+        assert any(each.startswith(line) for each in findings), findings
 
     def test_what_ships_has_no_fault_but_what_a_user_has_to_prepare(self):
         faults = {
