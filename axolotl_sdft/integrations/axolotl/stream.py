@@ -58,14 +58,15 @@ def artifacts_of_run(cfg: Any) -> Artifacts:
     """Return what a configuration that the stages have changed trains from and into."""
     folders = [Path(str(entry.get("path"))) for entry in cfg.get("datasets") or []]
     return Artifacts(
-        seed_dir=_seed_dir_if_there(cfg),
+        seed_dir=_seed_dir_here(cfg),
         pruned_dir=Path(cfg.base_model) if cfg.get(SEED_KEY) else pruned_before(cfg),
         distilled_dirs=[folder for folder in folders if (folder / SUMMARY_FILE).is_file()],
         output_dir=output_dir_of(cfg),
     )
 
 
-def _seed_dir_if_there(cfg: Any) -> Path | None:
+def _seed_dir_here(cfg: Any) -> Path | None:
+    """Return the seed model's folder if it is on this machine; the end of a run downloads nothing for its table."""
     if pruned_before(cfg) is None:
         return folder_of(*seed_of(cfg), files=("config.json",))
     with suppress(CheckpointError):
