@@ -90,11 +90,19 @@ def _block_findings(raw: Mapping[str, Any]) -> Iterator[Finding]:
     try:
         blocks = read_blocks(raw)
         check_overrides(raw)
-        check_rules(raw, blocks, other_trainers={})
+        check_rules(raw, blocks, _other_trainers(raw) if blocks.trainer_blocks else {})
     except SdftError as err:
         yield from _findings_of(err)
         return
     yield from _name_findings(raw, blocks)
+
+
+def _other_trainers(raw: Mapping[str, Any]) -> dict[str, str]:
+    if find_spec("axolotl") is None:
+        return {}
+    from axolotl_sdft.configs.findings import trainers_of_plugins
+
+    return trainers_of_plugins(raw, _PLUGIN)
 
 
 def _name_findings(raw: Mapping[str, Any], blocks: "Blocks") -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from axolotl_sdft.config.block import models_in
 from axolotl_sdft.core.errors import first_line
 from axolotl_sdft.core.safe_output import is_secret_name, looks_secret
 from axolotl_sdft.core.texts import leaves_with_keys
+from axolotl_sdft.integrations.axolotl.compat import fsdp_name, other_trainers
 from axolotl_sdft.integrations.axolotl.datasets import OVERRIDE
 
 
@@ -103,19 +104,11 @@ def schema_findings(raw: Mapping[str, Any]) -> list[Finding]:
 
     The plugins that the configuration lists are imported, since they bring keys of their own; none of their hooks runs.
     """
-    from axolotl.integrations.base import PluginManager
     from axolotl.utils.config import merge_input_args, validate_config
     from axolotl.utils.dict import DictDefault
 
-    manager, plugins = PluginManager.get_instance(), raw.get("plugins")
-    for name in map(str, plugins if isinstance(plugins, list) else []):
-        reason = "see above"
-        try:
-            manager.register(name)
-        except Exception as err:  # whatever importing a plugin raises
-            reason = first_line(err)
-        if name not in manager.plugins:  # Axolotl 0.19 logs that a plugin is missing, and goes on
-            return [fault("plugins", f"{name} can't be loaded here ({reason}), so Axolotl's keys were not checked")]
+    for name, reason in load_plugins(raw).items():
+        return [fault("plugins", f"{name} can't be loaded here ({reason}), so Axolotl's keys were not checked")]
     schema = merge_input_args()[1]
     findings = list(_unknown_keys(raw, (schema,), ""))
     try:
@@ -128,6 +121,43 @@ def schema_findings(raw: Mapping[str, Any]) -> list[Finding]:
     except Exception as err:  # whatever a rule of Axolotl's or of another plugin raises
         findings.append(fault("Axolotl", first_line(err)))
     return findings
+
+
+def load_plugins(raw: Mapping[str, Any]) -> dict[str, str]:
+    """Import the plugins that a configuration lists, and return why, by the names of those that can't be."""
+    from axolotl.integrations.base import PluginManager
+
+    manager, plugins = PluginManager.get_instance(), raw.get("plugins")
+    reasons = {}
+    for name in map(str, plugins if isinstance(plugins, list) else []):
+        if name in manager.plugins:
+            continue
+        reason = "see above"
+        try:
+            manager.register(name)
+        except Exception as err:  # whatever importing a plugin raises
+            reason = first_line(err)
+        if name not in manager.plugins:  # Axolotl 0.19 logs that a plugin is missing, and goes on
+            reasons[name] = reason
+    return reasons
+
+
+def trainers_of_plugins(raw: Mapping[str, Any], own_plugin: str) -> dict[str, str]:
+    """Return the trainer classes that the other plugins of a configuration bring, by plugin, as far as they tell.
+
+    Args:
+        raw: The configuration.
+        own_plugin: The name of the package's own plugin.
+    """
+    from axolotl.integrations.base import PluginManager
+    from axolotl.utils.dict import DictDefault
+
+    load_plugins(raw)
+    own = PluginManager.get_instance().plugins.get(own_plugin)
+    try:
+        return other_trainers(DictDefault(copy.deepcopy(dict(raw))), own)
+    except Exception:  # whatever a plugin raises where its own keys are wrong, which the schema tells
+        return {}
 
 
 def _refusal(error: Any) -> Finding:
@@ -143,8 +173,9 @@ def _unknown_keys(value: Mapping[str, Any], schemas: tuple[type[BaseModel], ...]
     known = _fields(schemas)
     for name, item in value.items():
         key = f"{where}.{name}" if where else str(name)
-        if name in known:
-            nested = tuple(model for annotation in known[name] for model in models_in(annotation))
+        read_as = fsdp_name(str(name)) if where == "fsdp_config" else str(name)
+        if read_as in known:
+            nested = tuple(model for annotation in known[read_as] for model in models_in(annotation))
             yield from _nested(item, nested, key)
         elif name not in BLOCKS and name != OVERRIDE:
             yield _unknown(key, str(name), known)

@@ -18,6 +18,7 @@ from axolotl_sdft.configs.memory import (
     unknown_parts,
     weight_bytes,
 )
+from axolotl_sdft.integrations.axolotl.compat import fsdp_name
 from axolotl_sdft.pruning.planning.model_shape import ModelShape
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class TrainingNeed:
         return {name for name in names if any(f".{name}".endswith(f".{target}") for target in targets)}
 
     def _is_checkpointed(self) -> bool:
-        fsdp = self.raw.get("fsdp_config") or {}
+        fsdp = {fsdp_name(str(name)): value for name, value in (self.raw.get("fsdp_config") or {}).items()}
         return bool(self.raw.get("gradient_checkpointing") or fsdp.get("activation_checkpointing"))
 
     def _largest_of_the_moment(self) -> dict[str, int]:

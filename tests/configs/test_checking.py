@@ -1,5 +1,6 @@
 import re
 import sys
+from importlib.metadata import version
 
 import pytest
 import yaml
@@ -219,6 +220,24 @@ class TestAgainstAxolotl:
     )
     def test_a_key_that_it_drops_or_refuses_is_a_finding(self, found, changes, line):
         assert any(each.startswith(line) for each in found(**changes)), found(**changes)
+
+    def test_a_key_of_fsdp_config_with_the_prefix_of_older_versions_is_known(self, found):
+        # As Axolotl's own examples have it; it reads them without the prefix.
+        names = ("fsdp_version", "fsdp_offload_params", "fsdp_state_dict_type", "fsdp_activation_checkpointing")
+
+        findings = found(fsdp_config=dict.fromkeys(names) | {"fsdp_zzz": 1})
+
+        assert [each for each in findings if "fsdp_config." in each] == [
+            f"advice: fsdp_config.fsdp_zzz: Axolotl {version('axolotl')} does not know this key and drops it"
+        ]
+
+    def test_a_trainer_of_another_plugin_is_refused_as_a_run_refuses_it(self, found):
+        diffusion = "axolotl.integrations.diffusion.DiffusionPlugin"
+
+        findings = found(plugins=[*GOOD["plugins"], diffusion], dynsdpb={})
+
+        line = f"dynsdpb: and the plugin {diffusion} (DiffusionTrainer) each bring a trainer; remove one of the two"
+        assert f"fault: {line}" in findings
 
     def test_a_rule_that_lacks_a_package_leaves_the_rest_unchecked_and_says_so(self, found, monkeypatch):
         monkeypatch.setitem(sys.modules, "ring_flash_attn", None)

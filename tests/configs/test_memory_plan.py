@@ -118,8 +118,9 @@ def test_a_shared_teacher_holds_the_removed_layers_and_one_of_its_own_the_whole_
     assert "teacher" not in training(logit_distillation={"alpha": 0}).parts
 
 
-def test_sharded_training_divides_weights_gradients_and_states_in_float32():
-    parts = training(num_gpus=2, fsdp_config={"activation_checkpointing": True}).parts
+@pytest.mark.parametrize("key", ["activation_checkpointing", "fsdp_activation_checkpointing"])
+def test_sharded_training_divides_weights_gradients_and_states_in_float32(key):
+    parts = training(num_gpus=2, fsdp_config={key: True}).parts
     assert parts["weights"] == parts["gradients"] == 4 * 590 // 2
     assert parts["optimizer"] == 2 * 4 * 590 // 2
     assert parts["layers gathered for the pass"] == 2 * (2 * 130 + 70)

@@ -141,6 +141,11 @@ def other_trainers(cfg: Any, own_plugin: object) -> dict[str, str]:
     return found
 
 
+def fsdp_name(name: str) -> str:
+    """Return the name under which Axolotl reads a key of ``fsdp_config``: the prefix ``fsdp_`` is an older spelling."""
+    return name if name == "fsdp_version" else name.removeprefix("fsdp_")
+
+
 def _listed(cfg: Mapping[str, Any]) -> list[str]:
     return [str(name) for name in cfg.get("plugins") or []]
 
