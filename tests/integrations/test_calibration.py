@@ -84,6 +84,61 @@ def test_rows_without_a_type_are_known_by_their_columns(row, tmp_path, tiny_llam
     assert "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause.<|im_end|>" in read
 
 
+ASKED, GOOD, BAD = QUESTION[0], QUESTION[1], {"role": "assistant", "content": "No."}
+GOOD_TEXT, BAD_TEXT = "Because.", "No."
+
+
+@pytest.mark.parametrize(
+    ("entry", "row"),
+    [
+        ({"type": "chat_template.default"}, {"messages": [ASKED], "chosen": GOOD, "rejected": BAD}),
+        ({"type": "chat_template.default"}, {"messages": "Why?", "chosen": GOOD_TEXT, "rejected": BAD_TEXT}),
+        (
+            {"type": "chat_template.default", "field_messages": "talk", "field_chosen": "good"},
+            {"talk": [ASKED], "good": [GOOD], "bad": [BAD]},
+        ),
+        (
+            {
+                "type": "chat_template.default",
+                "field_messages": "conversations",
+                "message_property_mappings": {"role": "from", "content": "value"},
+                "roles": {"user": ["human"], "assistant": ["gpt"]},
+            },
+            {"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": {"from": "gpt", "value": "No."}},
+        ),
+        ({"type": "chat_template.argilla_chat"}, {"chosen": QUESTION, "rejected": [ASKED, BAD]}),
+        ({"type": "chatml.intel"}, {"question": "Why?", "chosen": GOOD_TEXT, "rejected": BAD_TEXT}),
+        ({"type": "llama3.ultra"}, {"prompt": "Why?", "chosen": QUESTION, "rejected": [ASKED, BAD]}),
+        ({"type": "bradley_terry.chat_template"}, {"input": "Why?", "chosen": GOOD_TEXT, "rejected": BAD_TEXT}),
+        ({"type": "chatml.argilla"}, {"instruction": "Why?", "completion": GOOD_TEXT, "label": True}),
+        ({}, {"prompt": "Why?", "chosen": GOOD_TEXT, "rejected": BAD_TEXT}),
+        ({}, {"prompt": [ASKED], "chosen": [GOOD], "rejected": [BAD]}),
+    ],
+    ids=str,
+)
+def test_of_preferences_the_prompt_and_the_chosen_answer_are_read(entry, row, tmp_path, tiny_llama_dir):
+    cfg = {"rl": "dpo", "datasets": [entry | {"path": write_rows(tmp_path / "rows.jsonl", [row])}]}
+    (read,) = texts(cfg, tiny_llama_dir)
+    assert "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause.<|im_end|>" in read
+    assert "No." not in read
+
+
+def test_preferences_keep_their_system_message(tmp_path, tiny_llama_dir):
+    row = {"system": "Be brief.", "question": "Why?", "chosen": "Because.", "rejected": "No."}
+    (read,) = texts(
+        {"datasets": [{"path": write_rows(tmp_path / "rows.jsonl", [row]), "type": "chatml.intel"}]}, tiny_llama_dir
+    )
+    assert "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>" in read
+
+
+def test_supervised_rows_beside_columns_of_preferences_are_read_by_their_type(tmp_path, tiny_llama_dir):
+    row = {"instruction": "Why?", "input": "", "output": "Because.", "chosen": "Tea.", "rejected": "No."}
+    cfg = {"datasets": [{"path": write_rows(tmp_path / "rows.jsonl", [row]), "type": "alpaca"}]}
+    (read,) = texts(cfg, tiny_llama_dir)
+    assert "Because." in read
+    assert "Tea." not in read
+
+
 @pytest.mark.parametrize(
     ("entry", "row"),
     [
@@ -206,7 +261,7 @@ def test_without_a_chat_template_the_messages_are_joined(tmp_path, bare_seed):
     ("row", "entry", "message"),
     [
         (
-            {"chosen": "a", "rejected": "b"},
+            {"chosen": "a", "rejected": "b"},  # and no prompt
             {"type": "dpo"},
             r"datasets\[0\]\.type is 'dpo', whose rows can't be read",
         ),
