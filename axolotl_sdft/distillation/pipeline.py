@@ -131,21 +131,21 @@ def run_distillation(spec: DistillationSpec) -> Path:
         LOG.info("%s: using the distilled dataset %s", spec.where, found)
         return found
     if found is None:
-        return _made(spec, None)
+        return _made(spec)
     lacking = read_summary(found)["to_try_again"]
     LOG.info(
         "%s: %s lacks %d answers that failed and %d that could not be judged; they are tried again",
         *(spec.where, found, lacking["failed"], lacking["not_judged"]),
     )
     try:
-        return _made(spec, found)
+        return _made(spec)
     except SdftError as err:
         LOG.warning("%s: they could not be tried again (%s); using %s as it is", spec.where, err, found)
         return found
 
 
-def _made(spec: DistillationSpec, found: Path | None) -> Path:
-    """Return the folder of the dataset, made anew unless ``found`` is still all that can be had."""
+def _made(spec: DistillationSpec) -> Path:
+    """Return the folder of the dataset, made anew unless one that lacks answers is still all that can be had."""
     ensure_writable(spec.root, "self_distillation.output_dir")
     ensure_writable(spec.answers_dir, "self_distillation.output_dir")
     meeting = spec.root / f".{spec.dataset_dir.name}.ranks"
@@ -164,7 +164,7 @@ def _made(spec: DistillationSpec, found: Path | None) -> Path:
         writer = stack.enter_context(journal.writer(group.run_id))
         judging = Judging.of(spec, journal, writer)
         Generation(spec, backend, journal, judging, group).run(writer)
-        built = _build(spec, backend, journal, judging, found) if group.rank == 0 else None
+        built = _build(spec, backend, journal, judging) if group.rank == 0 else None
         names = group.reach("built the dataset", built.name if built else "")
         return spec.root / names[0]
 
@@ -176,8 +176,12 @@ def _kept(spec: DistillationSpec) -> str:
     )
 
 
-def _build(spec: DistillationSpec, backend: Backend, journal: Journal, judging: Judging, found: Path | None) -> Path:
+def _build(spec: DistillationSpec, backend: Backend, journal: Journal, judging: Judging) -> Path:
     """Build the dataset from the answers, all of which are there. One process at a time is here."""
+    found = spec.finished_dir  # looked at again: another run may have ended just before this one got the lock
+    if found == spec.dataset_dir:
+        LOG.info("%s: using the distilled dataset %s, which another run has just made", spec.where, found)
+        return found
     if model_identity(spec.seed_dir) != spec.seed_fingerprint:
         raise ArtifactError(
             f"{spec.where}: the seed model in {spec.seed_dir} was changed while it wrote the answers in "

@@ -158,6 +158,7 @@ class PruningRun:
         )
 
     def _make(self) -> None:
+        self._refuse_what_is_there()  # again: others may have filled the folder while this process waited for it
         scores = self.scores()
         plan = self._planned(scores)
         cut = plan_checkpoint(self.spec.seed_dir, plan.drop_layers)

@@ -6,6 +6,7 @@ from datasets import Dataset
 
 from axolotl_sdft import SelfDistillationConfig, distill_dataset
 from axolotl_sdft.core.errors import DatasetError, UnknownNameError
+from axolotl_sdft.distillation import pipeline
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.spec import DistillationSpec
 
@@ -126,6 +127,24 @@ def test_other_checks_on_the_same_rows_generate_nothing_again(tmp_path, seed_dir
 
     assert log.read_text() == generated
     assert second["sdft_source"].count("original") == 1
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_a_dataset_that_another_run_finishes_just_before_this_one_begins_is_used(tmp_path, seed_dir, monkeypatch):
+    rows, config = alpaca_rows(5), echo_config(tmp_path)
+    begin, others = pipeline.together, iter([True])
+
+    def after_another_run(*args):
+        if next(others, False):
+            distill_dataset(rows, config, seed_model=seed_dir)
+        return begin(*args)
+
+    monkeypatch.setattr(pipeline, "together", after_another_run)
+
+    distilled = distill_dataset(rows, config, seed_model=seed_dir)
+
+    assert distilled["output"] == [f"2 messages, the last ends in {index}" for index in range(5)]
+    assert len(list((tmp_path / "out").glob("distilled-*"))) == 1
 
 
 @pytest.mark.usefixtures("echo_plugin")

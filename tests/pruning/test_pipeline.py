@@ -178,6 +178,23 @@ def test_a_checkpoint_that_another_process_makes_meanwhile_is_used(checkpoint, t
     assert run_of(checkpoint(), tmp_path, {"num_layers": 2}, no_batches).run() == folder
 
 
+def test_a_folder_that_others_filled_while_one_waited_for_it_is_refused_before_scoring(
+    checkpoint, tmp_path, monkeypatch
+):
+    output = {"output_dir": str(tmp_path / "out")}
+    waiting = run_of(checkpoint(), tmp_path, output | {"num_layers": 2}, no_batches)
+    wait = pipeline.find_or_make
+
+    def after_others(*args):
+        monkeypatch.setattr(pipeline, "find_or_make", wait)
+        run_of(checkpoint(), tmp_path, output | {"drop_layers": (1,), "patch": "none"}, no_batches).run()
+        return wait(*args)
+
+    monkeypatch.setattr(pipeline, "find_or_make", after_others)
+    with pytest.raises(ArtifactError, match=r"layer_pruning\.output_dir: .*out is there, but .*differs in settings"):
+        waiting.run()
+
+
 def test_the_plan_alone_writes_no_checkpoint_and_agrees_with_the_run(checkpoint, tmp_path):
     pruning = run_of(checkpoint(), tmp_path / "root", {"num_layers": 3, "metric": "block_influence", "patch": "none"})
     plan = pruning.plan()

@@ -108,6 +108,7 @@ class MergeTask:
         return self.output_dir
 
     def _make(self) -> None:
+        self._refuse_what_is_there()  # again: others may have filled the folder while this process waited for it
         with atomic_folder(self.output_dir) as folder:
             self._plan.write(folder)
             write_json(folder / MERGE_FILE, self._provenance())

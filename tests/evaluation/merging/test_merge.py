@@ -8,7 +8,7 @@ import torch
 
 from axolotl_sdft.core import artifacts
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError
-from axolotl_sdft.evaluation.merging import checkpoints
+from axolotl_sdft.evaluation.merging import checkpoints, merge
 from axolotl_sdft.evaluation.merging.merge import MERGE_FILE, merge_models
 from tests.evaluation.merging.references import save_variant, tensors_of, two_models
 from tests.pruning.conftest import save_tiny_model, snapshot
@@ -39,6 +39,19 @@ def test_another_ratio_in_the_same_folder_is_refused_by_the_setting_that_differs
     merge_models(*pair, tmp_path / "merged")
     with pytest.raises(ArtifactError, match=r"merge\.output_dir: .* its sdft_merge\.json differs in ratio; delete"):
         merge_models(*pair, tmp_path / "merged", ratio=0.6)
+
+
+def test_a_folder_that_another_merge_filled_while_one_waited_for_it_says_what_differs(pair, tmp_path, monkeypatch):
+    wait = merge.find_or_make
+
+    def after_another(*args):
+        monkeypatch.setattr(merge, "find_or_make", wait)
+        merge_models(*pair, tmp_path / "merged", ratio=0.6)
+        return wait(*args)
+
+    monkeypatch.setattr(merge, "find_or_make", after_another)
+    with pytest.raises(ArtifactError, match=r"merge\.output_dir: .* its sdft_merge\.json differs in ratio; delete"):
+        merge_models(*pair, tmp_path / "merged")
 
 
 def test_models_trained_further_are_another_merge(pair, tmp_path):
