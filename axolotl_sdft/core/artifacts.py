@@ -184,11 +184,34 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file that takes the place of ``path`` when the block ends: a reader sees the old or the new one.
+
+    Raises:
+        ArtifactError: The disk refuses; what was there before stays, and nothing else is left behind.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            os.replace(Path(folder) / path.name, path)
+    except OSError as err:
+        if isinstance(err, ArtifactError):
+            raise
+        raise ArtifactError(
+            f"{path} can't be written ({err.strerror or err}); make room there, or name another folder"
+        ) from err
+
+
 def replace_json(path: Path, value: Any) -> None:
-    """Write a file anew beside the old one, then let it take its place: a reader sees one or the other."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        write_json(Path(folder) / path.name, value)
-        os.replace(Path(folder) / path.name, path)
+    """Write a value as JSON as :func:`replacing` does.
+
+    Raises:
+        ArtifactError: The disk refuses.
+    """
+    with replacing(path) as temporary:
+        write_json(temporary, value)
 
 
 def read_json(path: Path) -> Any:

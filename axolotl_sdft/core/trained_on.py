@@ -4,16 +4,14 @@ A record beside the trained model says so; ``adapter_config.json`` does where no
 belongs to what it was trained on: no training data and no seed model is read here, and nothing is made.
 """
 
-import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.core.artifacts import read_json
+from axolotl_sdft.core.artifacts import read_json, replace_json
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError
 from axolotl_sdft.core.identity import file_digests, model_identity
 from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, is_adapter, read_adapter_config, resolve_seed
@@ -231,7 +229,7 @@ def record_training(
     if replaced is not None:
         record["replaced"] = replaced
     if pruned_dir is not None or held_out or replaced is not None or (output_dir / RECORD_FILE).exists():
-        _write_whole(output_dir / RECORD_FILE, record)
+        replace_json(output_dir / RECORD_FILE, record)
 
 
 def recorded_held_out(folder: Path) -> tuple[dict[str, Any], ...]:
@@ -362,14 +360,3 @@ def _relative(path: Path, start: Path) -> str:
 
 def _joined(start: Path, path: str) -> Path:
     return Path(os.path.normpath(start / path))
-
-
-def _write_whole(path: Path, value: Mapping[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
-    except OSError as err:
-        raise ArtifactError(f"{path} can't be written ({err.strerror or err}); name another output_dir") from err

@@ -1,13 +1,12 @@
 """The figures of a recovery report, and the files that keep each one that was measured. Imports no torch."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from axolotl_sdft.core.artifacts import fingerprint, write_json
+from axolotl_sdft.core.artifacts import fingerprint, replace_json
 from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.core.trained_on import weights_dir
 from axolotl_sdft.evaluation.spec import ReportedModel
@@ -237,21 +236,10 @@ class FigureStore:
 
     def keep(self, measure: str, shaped_by: Any, value: Any) -> None:
         """Write a value; its file is there whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self._path(measure, shaped_by), {"measure": measure, "shaped_by": shaped_by, "value": value})
+        replace_json(self._path(measure, shaped_by), {"measure": measure, "shaped_by": shaped_by, "value": value})
 
     def _path(self, measure: str, shaped_by: Any) -> Path:
         return self.folder / f"{measure}-{fingerprint([_FORMAT, measure, shaped_by])}.json"
-
-
-def write_whole(path: Path, content: Any) -> None:
-    """Write a text, or another value as JSON, so that a reader finds the old file or the new one and never a part."""
-    temporary = path.with_name(f".{path.name}.unfinished")
-    if isinstance(content, str):
-        temporary.write_text(content, encoding="utf-8")
-    else:
-        write_json(temporary, content)
-    os.replace(temporary, path)
 
 
 def model_fingerprint(model: ReportedModel) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.core.artifacts import ensure_writable, package_versions
+from axolotl_sdft.core.artifacts import ensure_writable, package_versions, replacing, write_json
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.core.model_folder import slug
 from axolotl_sdft.core.safe_output import masked
 from axolotl_sdft.core.trained_on import weights_dir
-from axolotl_sdft.evaluation.figures import ModelFigures, RecoveryReport, write_whole
+from axolotl_sdft.evaluation.figures import ModelFigures, RecoveryReport
 from axolotl_sdft.evaluation.records import training_curves, tried_removals
 from axolotl_sdft.evaluation.spec import RecoverySpec
 
@@ -134,18 +134,20 @@ def write_report(report: RecoveryReport, folder: Path) -> dict[str, Path]:
     """Write page, figures and model card section into a folder; return their paths by what they are.
 
     Beside them, ``lm_eval`` holds a folder for each model with a results file as lm-evaluation-harness writes it.
+
+    Raises:
+        ArtifactError: The disk refuses.
     """
     from axolotl_sdft.evaluation.report.model_card import model_card_section
     from axolotl_sdft.evaluation.report.page import render_page
 
-    folder.mkdir(parents=True, exist_ok=True)
     files = {
         "report": (REPORT_FILE, render_page(report)),
         "figures": (JSON_FILE, finite(report.to_json())),
         "model card section": (CARD_FILE, model_card_section(report)),
     }
     for name, content in files.values():
-        write_whole(folder / name, content)
+        _write_whole(folder / name, content)
     paths = {what: folder / name for what, (name, _) in files.items()}
     harness = {f"lm_eval results of {name}": _write_harness(name, report, folder) for name in report.harness}
     return paths | harness
@@ -156,9 +158,17 @@ def _write_harness(name: str, report: RecoveryReport, folder: Path) -> Path:
     results = report.harness[name]
     measured = datetime.datetime.fromtimestamp(results.get("date") or 0.0)
     path = folder / HARNESS_FOLDER / slug(name) / f"results_{measured.isoformat().replace(':', '-')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, finite(results))
+    _write_whole(path, finite(results))
     return path
+
+
+def _write_whole(path: Path, content: Any) -> None:
+    """Write a text, or another value as JSON."""
+    with replacing(path) as temporary:
+        if isinstance(content, str):
+            temporary.write_text(content, encoding="utf-8")
+        else:
+            write_json(temporary, content)
 
 
 def finite(value: Any) -> Any:

@@ -265,5 +265,4 @@ def _unit(num_tokens: int | None) -> str:
 
 
 def _keep(folder: Path, answers: Mapping[str, str]) -> None:
-    folder.mkdir(exist_ok=True)
     replace_json(folder / ANSWERS_FILE, dict(answers))

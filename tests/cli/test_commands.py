@@ -136,6 +136,30 @@ def test_without_matplotlib_the_table_comes_and_a_line_names_the_extra(config_fi
     assert "no pictures: pictures of the scores need matplotlib; install 'axolotl-sdft[plots]'" in printed
 
 
+def test_pictures_that_can_not_be_written_cost_neither_the_table_nor_the_path_of_the_checkpoint(config_file):
+    run("prune-layers", config_file, "--dry-run")
+    (picture,) = Path("sdft_prepared").glob("*/least_cost-drop2.png")
+    picture.unlink()
+    picture.mkdir()
+
+    result = run("prune-layers", config_file)
+
+    assert result.exit_code == 0, result.output
+    assert "The cheapest block of each length" in result.output
+    assert re.search(r"no pictures: .*least_cost-drop2\.png can't be written \(Is a directory\)", result.output)
+    assert Path(result.output.rpartition("pruned checkpoint: ")[2].strip(), "config.json").is_file()
+
+
+def test_a_place_for_corrections_that_can_not_be_had_is_refused_before_anything_is_rewritten(config_file):
+    Path("taken").touch()
+
+    result = run("self-distill", config_file, "--corrections", "taken/wrong.jsonl")
+
+    assert result.exit_code == 1
+    assert "Error: --corrections: can't write to taken (File exists); name another folder" in result.output
+    assert not Path("sdft_prepared").exists()
+
+
 def test_a_base_model_that_these_settings_have_pruned_is_left_alone(config_file):
     pruned = run("prune-layers", config_file).output.rpartition("pruned checkpoint: ")[2].strip()
     write_config(**yaml.safe_load(config_file.read_text()) | {"base_model": pruned})

@@ -22,6 +22,8 @@ from axolotl_sdft.core.artifacts import (
     fingerprint,
     package_versions,
     read_json,
+    replace_json,
+    replacing,
     write_json,
 )
 from axolotl_sdft.core.errors import ArtifactError, ConfigError
@@ -212,6 +214,30 @@ def test_json_comes_back_as_it_was_written_and_stays_readable(tmp_path):
     write_json(tmp_path / "summary.json", value)
     assert read_json(tmp_path / "summary.json") == value
     assert '\n  "reason": "größer",\n' in (tmp_path / "summary.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_file_stays_as_it_was_where_what_replaces_it_is_not_finished(tmp_path, error):
+    def write_half(temporary):
+        temporary.write_text("new and ha")
+        raise error("stop")
+
+    (tmp_path / "report.html").write_text("old")
+    with pytest.raises(error, match="stop"), replacing(tmp_path / "report.html") as temporary:
+        write_half(temporary)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.html": "old"}
+
+
+def test_a_file_that_can_not_take_its_place_is_named_with_the_cause_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / "report.html").mkdir()
+    (tmp_path / "taken").touch()
+    with pytest.raises(
+        ArtifactError, match=r"report\.html can't be written \(Is a directory\); make room there, or name"
+    ):
+        replace_json(tmp_path / "report.html", {})
+    with pytest.raises(ArtifactError, match=r"figures\.json can't be written \((File exists|Not a directory)\)"):
+        replace_json(tmp_path / "taken" / "figures.json", {})
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["report.html", "taken"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from axolotl_sdft import cut_layers
 from axolotl_sdft.config import RecoveryReportConfig
-from axolotl_sdft.core.errors import CheckpointError, ConfigError, UnknownNameError
+from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError, UnknownNameError
 from axolotl_sdft.core.model_folder import slug
 from axolotl_sdft.evaluation import measuring
 from axolotl_sdft.evaluation.figures import FigureStore, ModelFigures, SpeedFigures, model_fingerprint
@@ -361,6 +361,14 @@ def test_a_figure_file_that_is_broken_is_measured_anew(tmp_path):
     (path,) = tmp_path.iterdir()
     path.write_text(path.read_text()[:20])
     assert store.find("held_out", {"rows": 1}) is None
+
+
+def test_figures_that_can_not_be_kept_stop_the_report_with_the_file_and_the_cause(spec):
+    spec.output_dir.mkdir(parents=True)
+    (spec.output_dir / "figures").touch()
+
+    with pytest.raises(ArtifactError, match=r"figures/held_out-\w+\.json can't be written \((File|Not)"):
+        run_report(spec)
 
 
 def test_models_are_freed_before_the_speed_is_measured(spec, monkeypatch):

@@ -5,12 +5,12 @@ which alone is trained. With the template ``unaided`` the attempts are what the 
 """
 
 import json
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from axolotl_sdft.core.artifacts import replacing
 from axolotl_sdft.core.errors import ArtifactError
 from axolotl_sdft.core.texts import is_blank, well_formed
 from axolotl_sdft.distillation.checks.guarded import CHECK_FAILED
@@ -118,19 +118,11 @@ def write_corrections(spec: "DistillationSpec", path: Path) -> int:
         ArtifactError: The file exists already, or can't be written.
     """
     refuse_existing(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
     count = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("w", encoding="utf-8") as file:
-            for row in correction_rows(spec):
-                file.write(well_formed(json.dumps(row, ensure_ascii=False)) + "\n")
-                count += 1
-        os.replace(unfinished, path)
-    except OSError as err:
-        raise ArtifactError(f"{path} can't be written: {err.strerror or err}; name another file") from err
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        for row in correction_rows(spec):
+            file.write(well_formed(json.dumps(row, ensure_ascii=False)) + "\n")
+            count += 1
     return count
 
 

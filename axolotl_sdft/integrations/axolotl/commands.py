@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.config import LayerPruningConfig
-from axolotl_sdft.core.artifacts import read_json
-from axolotl_sdft.core.errors import CheckpointError, ConfigError, MissingExtraError
+from axolotl_sdft.core.artifacts import ensure_writable, read_json
+from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError, MissingExtraError
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, trained_on
 from axolotl_sdft.distillation.output.corrections import refuse_existing, write_corrections
 from axolotl_sdft.distillation.output.dataset import read_summary
@@ -117,7 +117,7 @@ def _prune(cfg: Any, dry_run: bool) -> PrunedAlone:
         return PrunedAlone(spec, table, pruned_dir)
     try:
         return PrunedAlone(spec, table, pruned_dir, tuple(table.draw(spec.scores_dir)))
-    except MissingExtraError as err:
+    except (MissingExtraError, ArtifactError) as err:
         return PrunedAlone(spec, table, pruned_dir, why_no_pictures=str(err))
 
 
@@ -185,6 +185,7 @@ def _numbered(path: Path | None, count: int) -> list[Path | None]:
     files = [path] if count == 1 else [path.with_stem(f"{path.stem}-{number}") for number in range(count)]
     for file in files:
         refuse_existing(file)
+        ensure_writable(file.parent, "--corrections")
     return [*files]
 
 

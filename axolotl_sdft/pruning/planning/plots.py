@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import LayerPruningConfig
+from axolotl_sdft.core.artifacts import replacing
 from axolotl_sdft.core.errors import MissingExtraError
 from axolotl_sdft.pruning.planning.plan import PruningPlan, best_plans, cost_text, is_measured
 from axolotl_sdft.pruning.scoring.scores import LayerScores
@@ -38,10 +39,11 @@ def write_plots(
         plan: The removed layers.
         scores: What chose them.
         config: For the protected layers.
-        folder: An existing folder.
+        folder: Made where it is missing.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        ArtifactError: The disk refuses.
     """
     if not is_measured(scores):
         return []
@@ -57,7 +59,8 @@ def write_plots(
     elif scores.block_costs and not scores.contiguous:  # longer blocks play no part, and need not be there
         figures[f"layers-{choice}.png"] = _bars(name, plan, scores)
     for file, figure in figures.items():
-        figure.savefig(folder / file, dpi=_DPI)
+        with replacing(folder / file) as picture:
+            figure.savefig(picture, dpi=_DPI)
     return sorted(folder / file for file in figures)
 
 

@@ -65,12 +65,12 @@ class PruningTable:
 
         Raises:
             MissingExtraError: matplotlib is not installed.
+            ArtifactError: The disk refuses.
         """
         from axolotl_sdft.pruning.planning.plots import write_plots
 
         if self.scores is None:
             return []
-        Path(folder).mkdir(parents=True, exist_ok=True)
         return write_plots(self.model_name, self.plan, self.scores, self.config, Path(folder))
 
 
