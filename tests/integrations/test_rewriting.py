@@ -1,6 +1,7 @@
 """Axolotl's own loading of configurations and datasets around the hooks; a backend answers at once."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 pytest.importorskip("axolotl")
 
+import datasets
 from axolotl.utils.dict import DictDefault
 from datasets import load_from_disk
 
@@ -228,6 +230,33 @@ def test_servers_that_are_gone_after_rewriting_do_not_keep_the_rows_from_being_t
     monkeypatch.setattr(EchoBackend, "check", is_gone)
 
     check_distillation(before)
+
+
+@pytest.fixture
+def caching():
+    """What the datasets library does with what it makes of rows, as it was before once the test has ended."""
+    yield datasets.is_caching_enabled
+    datasets.enable_caching()
+
+
+def test_rows_in_a_folder_that_can_only_be_read_are_trained_on_without_a_cache_there(
+    cfg, tiny_llama_dir, monkeypatch, caching
+):
+    cfg.val_set_size = 0.2
+    rewrite(DictDefault(cfg))
+    before = sorted(Path("sdft_prepared").rglob("*"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # of root, no chmod would take the right to write
+
+    training, held_out = loaded_by_axolotl(cfg, tiny_llama_dir)
+
+    assert (len(training), len(held_out)) == (16, 4)
+    assert sorted(Path("sdft_prepared").rglob("*")) == before
+    assert not caching()
+
+
+def test_rows_in_a_folder_of_ones_own_leave_the_caches_of_axolotl_where_they_are(cfg, caching):
+    rewrite(cfg)
+    assert caching()
 
 
 def test_a_block_that_leaves_every_dataset_alone_is_refused(cfg):

@@ -7,8 +7,10 @@ Axolotl validates, and keeps them under a key that the plugin declares; every co
 there.
 """
 
+import logging
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,8 @@ from axolotl_sdft.integrations.axolotl.blocks import fault_line, plain
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+LOG = logging.getLogger(__name__)
 
 # Keys of a dataset entry that choose rows: done with once the rows have been rewritten into a folder of their own.
 _CONSUMED = (
@@ -121,6 +125,23 @@ def rewritten_entry(entry: Any, folder: Path) -> Any:
 
     kept = {key: value for key, value in entry.items() if key not in _CONSUMED and value is not None}
     return DictDefault({**kept, "path": str(folder)})
+
+
+def keep_caches_out(entries: Iterable[Any]) -> None:
+    """Let Axolotl's tokenizing leave its caches in temporary files where a folder of rewritten rows can only be read.
+
+    The datasets library puts a cache beside the rows, and fails where it can't: somebody else may own them.
+    """
+    import datasets
+
+    shut = [path for entry in entries if (path := str(entry.get("path"))) and not _may_hold_caches(Path(path))]
+    if shut and datasets.is_caching_enabled():
+        LOG.info("%s can only be read: what Axolotl makes of rows is kept in temporary files", shut[0])
+        datasets.disable_caching()
+
+
+def _may_hold_caches(path: Path) -> bool:
+    return not (path / "dataset_info.json").is_file() or os.access(path, os.W_OK)
 
 
 def entry_fingerprint(entry: Any) -> str:

@@ -18,6 +18,7 @@ from axolotl_sdft.integrations.axolotl.datasets import (
     DatasetConfig,
     dataset_config,
     dataset_entries,
+    keep_caches_out,
     load_rows,
     own_key,
     rewritten_entry,
@@ -119,6 +120,7 @@ def rewrite_datasets(cfg: Any, config: SelfDistillationConfig, only_if_done: boo
             entries.append(source.entry)
         elif len(source.training):
             entries.append(rewritten_entry(source.entry, rows_folder(source.training, config.root, "kept")))
+    keep_caches_out([*entries, *held_out])
     cfg.datasets = entries
     if held_out:
         cfg.test_datasets, cfg.val_set_size = held_out, 0

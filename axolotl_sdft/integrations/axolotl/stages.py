@@ -25,7 +25,12 @@ from axolotl_sdft.integrations.axolotl.blocks import (
     seed_of,
 )
 from axolotl_sdft.integrations.axolotl.calibration import calibration_sources, general_text, source_texts
-from axolotl_sdft.integrations.axolotl.datasets import check_overrides, rewritten_entry, take_out_overrides
+from axolotl_sdft.integrations.axolotl.datasets import (
+    check_overrides,
+    keep_caches_out,
+    rewritten_entry,
+    take_out_overrides,
+)
 from axolotl_sdft.integrations.axolotl.held_out import is_split, rows_folder, set_missing_seed, split_off
 from axolotl_sdft.integrations.axolotl.layer_numbers import check_layer_numbers, translate_layer_numbers
 from axolotl_sdft.integrations.axolotl.pictures import check_pictures
@@ -216,6 +221,7 @@ def _take_recorded_rows(cfg: Any, num_added: int) -> bool:
     if test_dirs:
         tests = [rewritten_entry(entry, folder) for entry, folder in zip(entries, test_dirs, strict=True)]
         cfg.test_datasets, cfg.val_set_size = tests, 0
+    keep_caches_out([*cfg.datasets, *(cfg.get("test_datasets") or [])])
     return True
 
 

@@ -67,7 +67,12 @@ class ScoreCache:
         Raises:
             ArtifactError: The folder can't be written, or holds a broken file.
         """
-        ensure_writable(self.folder.parent, "layer_pruning (its scores)")
+
+        def is_ready() -> bool:
+            return _serve(self.read(), num_layers)
+
+        if not is_ready():  # else the folder may be one that can only be read
+            ensure_writable(self.folder.parent, "layer_pruning (its scores)")
 
         def write() -> None:
             scores = make(self.read())
@@ -78,7 +83,7 @@ class ScoreCache:
                 write_json(folder / SCORES_FILE, scores.to_json())
                 write_json(folder / SCORING_FILE, self.provenance | _versions())
 
-        find_or_make(self.folder, write, lambda: _serve(self.read(), num_layers))
+        find_or_make(self.folder, write, is_ready)
         scores = self.read()
         if scores is None:
             raise ArtifactError(f"{self.folder / SCORES_FILE} vanished while it was read; run again")

@@ -37,6 +37,19 @@ def test_another_number_of_layers_loads_no_model_again(checkpoint, tmp_path, loa
     assert loads == ["load_for_scoring"]
 
 
+def test_scores_that_serve_are_read_where_nothing_can_be_written(checkpoint, tmp_path, monkeypatch):
+    pruning = run_of(checkpoint(), tmp_path, {"num_layers": 2})
+    scores = pruning.scores()
+
+    def refuse(*_args):
+        raise ArtifactError("can't write")
+
+    monkeypatch.setattr(measure, "ensure_writable", refuse)
+    assert pruning.scores() == scores
+    with pytest.raises(ArtifactError, match="can't write"):
+        run_of(checkpoint(), tmp_path, {"num_layers": 2, "metric": "block_influence"}, no_batches).scores()
+
+
 def test_the_scores_say_what_they_were_made_from(checkpoint, tmp_path):
     pruning = run_of(checkpoint(), tmp_path, {"num_layers": 2})
     assert pruning.scores() == LayerScores.from_json(read(pruning.spec.scores_dir, "scores.json"))
