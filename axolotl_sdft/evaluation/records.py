@@ -13,7 +13,7 @@ from axolotl_sdft.core.errors import SdftError
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.evaluation.figures import Curve, TriedRemoval
 
-_STATE_FILE = "trainer_state.json"
+STATE_FILE = "trainer_state.json"
 _DRAWN = ("loss", "eval_loss")
 
 KL_MEASURE = "KL to the seed model (nats per token)"
@@ -25,7 +25,7 @@ def log_history(output_dir: Path) -> list[dict[str, Any]]:
     A checkpoint of a training before may have more steps, so the newest file counts. Where files were copied their
     times tell little, so one that goes on from the newest is taken in its place.
     """
-    paths = [*output_dir.glob(_STATE_FILE), *output_dir.glob(f"checkpoint-*/{_STATE_FILE}")]
+    paths = [*output_dir.glob(STATE_FILE), *output_dir.glob(f"checkpoint-*/{STATE_FILE}")]
     paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     states = [state for path in paths if isinstance(state := _read(path).get("log_history"), list) and state]
     return max((state for state in states if state[: len(states[0])] == states[0]), key=len, default=[])

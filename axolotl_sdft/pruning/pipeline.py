@@ -85,7 +85,7 @@ class PruningRun:
     def _kept(self) -> str:
         scores = self.spec.scores_dir / SCORES_FILE
         kept = f"the scores are kept in {scores}" if scores.is_file() else "no scores were finished"
-        return f"{kept}, and no checkpoint was begun; to go on, start the same command again"
+        return f"{kept}, and no checkpoint was made; to go on, start the same command again"
 
     def run(self) -> Path:
         """Return the folder of the pruned checkpoint, made unless it is there. Of several processes one makes it.
@@ -171,10 +171,10 @@ class PruningRun:
             LOG.warning("%s", warning)
         with tells_what_is_kept(self._kept, LOG):
             patch = self._patch(cut)
-        with atomic_folder(self.spec.output_dir) as folder:
-            write_cut(cut, folder, self.spec.config.max_shard_size, self._provenance(plan, scores), patch)
-            if scores is not None:
-                write_json(folder / PROVENANCE_FOLDER / SCORES_FILE, scores.to_json())
+            with atomic_folder(self.spec.output_dir) as folder:
+                write_cut(cut, folder, self.spec.config.max_shard_size, self._provenance(plan, scores), patch)
+                if scores is not None:
+                    write_json(folder / PROVENANCE_FOLDER / SCORES_FILE, scores.to_json())
         LOG.info(
             "pruned %s: dropped %s of %d layers (%s), %.1fM parameters before, %.1fM after: %s",
             self.spec.seed_name,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 from pathlib import Path
 
@@ -179,19 +180,52 @@ def test_a_tracker_that_fails_is_told_and_stops_nothing(tmp_path, caplog, monkey
     assert "the figures could not be sent to no_such_tracker" in caplog.text
 
 
-def test_a_training_that_is_stopped_says_what_is_kept_before_axolotl_ends_it(cfg, caplog):
-    (Path(cfg.output_dir) / "checkpoint-10").mkdir(parents=True)
+def interrupt(cfg, send=lambda: signal.raise_signal(signal.SIGINT)):
+    """Send Ctrl-C to this process while it trains, and return the signals that Axolotl's own handler got."""
     called = []
     before = signal.signal(signal.SIGINT, lambda number, frame: called.append(number))
     try:
         callback = stream.StageCallback(cfg, trainer=None)
         callback.on_train_begin(TrainingArguments(cfg.output_dir, report_to="none", use_cpu=True), None, None)
-        signal.raise_signal(signal.SIGINT)
+        send()
     finally:
         callback.on_train_end(None, None, None)
         signal.signal(signal.SIGINT, before)
-    assert called == [signal.SIGINT]
+    return called
+
+
+def save_checkpoint(cfg, step, is_whole=True):
+    folder = Path(cfg.output_dir) / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    if is_whole:
+        (folder / "trainer_state.json").touch()
+
+
+def test_a_training_that_is_stopped_says_what_is_kept_before_axolotl_ends_it(cfg, caplog):
+    save_checkpoint(cfg, 10)
+    assert interrupt(cfg) == [signal.SIGINT]
     assert f"To go on: axolotl train my.yml --resume-from-checkpoint {cfg.output_dir}/checkpoint-10" in caplog.text
+
+
+def test_a_checkpoint_that_is_being_saved_just_then_is_not_named_to_go_on_from(cfg, caplog):
+    save_checkpoint(cfg, 10)
+    save_checkpoint(cfg, 20, is_whole=False)
+    interrupt(cfg)
+    assert f"--resume-from-checkpoint {cfg.output_dir}/checkpoint-10" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system starts processes anew")
+def test_processes_that_load_data_do_not_say_it_again(cfg, caplog):
+    def send_to_a_fork():
+        child = os.fork()
+        if child == 0:
+            signal.raise_signal(signal.SIGINT)
+            os._exit("stopped:" in caplog.text)
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    statuses = []
+    interrupt(cfg, send_to_a_fork)
+    assert statuses == [0]
 
 
 def test_the_end_shows_a_table_the_paths_and_the_next_commands(cfg, caplog):

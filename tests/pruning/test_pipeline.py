@@ -345,12 +345,21 @@ def test_ctrl_c_while_layers_are_scored_says_that_nothing_is_kept_yet(checkpoint
     monkeypatch.setattr(pipeline, "measured_scores", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_of(checkpoint(), tmp_path, {"num_layers": 2}).run()
-    assert "stopped: no scores were finished, and no checkpoint was begun; to go on, start the same" in caplog.text
+    assert "stopped: no scores were finished, and no checkpoint was made; to go on, start the same" in caplog.text
 
 
 def test_ctrl_c_while_the_patch_is_fitted_says_that_the_scores_are_kept(checkpoint, tmp_path, caplog, monkeypatch):
     pruning = run_of(checkpoint(), tmp_path, {"num_layers": 2})
     monkeypatch.setattr(PruningRun, "_fitted_patch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pruning.run()
+    assert f"stopped: the scores are kept in {pruning.spec.scores_dir}" in caplog.text
+    assert not pruning.spec.output_dir.exists()
+
+
+def test_ctrl_c_while_the_layers_are_cut_says_that_the_scores_are_kept(checkpoint, tmp_path, caplog, monkeypatch):
+    pruning = run_of(checkpoint(), tmp_path, {"num_layers": 2, "patch": "none"})
+    monkeypatch.setattr(pipeline, "write_cut", stopped)
     with pytest.raises(KeyboardInterrupt):
         pruning.run()
     assert f"stopped: the scores are kept in {pruning.spec.scores_dir}" in caplog.text

@@ -1,6 +1,7 @@
 """What a training run says in Axolotl's stream of log lines: each stage as it begins, what is kept, what came of it."""
 
 import logging
+import os
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -18,6 +19,7 @@ from axolotl_sdft.core.terminal import terminal_handlers
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.distillation.spec import SUMMARY_FILE
+from axolotl_sdft.evaluation.records import STATE_FILE
 from axolotl_sdft.evaluation.summary import Artifacts, RunSummary
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import SEED_KEY, Blocks, pruned_before, seed_dir_of, seed_of
@@ -146,8 +148,11 @@ class StageCallback(TrainerCallback):
         if not callable(handler) or handler is signal.default_int_handler:
             return
 
+        trains = os.getpid()
+
         def explain(number: int, frame: Any) -> None:
-            LOG.warning("%s", kept_in_training(self._cfg))
+            if os.getpid() == trains:  # processes that load data are forks, and get Ctrl-C as well
+                LOG.warning("%s", kept_in_training(self._cfg))
             handler(number, frame)
 
         signal.signal(signal.SIGINT, explain)
@@ -156,7 +161,9 @@ class StageCallback(TrainerCallback):
 def kept_in_training(cfg: Any) -> str:
     """Return what remains of a training that is stopped now, and how to go on."""
     folder = output_dir_of(cfg)
-    saved = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime_ns)
+    # The trainer writes its state last: one that is being saved just now can't be resumed from.
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{STATE_FILE}")]
+    saved = sorted(whole, key=lambda path: path.stat().st_mtime_ns)
     reused = "the pruned checkpoint and the rewritten rows are found again"
     if not saved:
         return f"stopped: Axolotl saves the model as it is to {folder}; no checkpoint is there to resume from; {reused}"
