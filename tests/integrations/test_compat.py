@@ -5,25 +5,39 @@ from pathlib import Path
 import click
 import pytest
 
-from axolotl_sdft.integrations.axolotl.compat import other_trainers, running_command
+from axolotl_sdft.integrations.axolotl.compat import ending_quietly, other_trainers, running_command
 
 pytest.importorskip("axolotl")
 
 from axolotl.integrations.base import BasePlugin, PluginManager
 
 
-def test_a_launched_process_knows_its_command_from_the_module_it_runs(tmp_path):
-    package = tmp_path / "axolotl" / "cli"
+def launch(folder, script):
+    """Run a script as a launcher runs `axolotl merge-lora`."""
+    package = folder / "axolotl" / "cli"
     package.mkdir(parents=True)
-    for folder in (package, package.parent):
-        (folder / "__init__.py").touch()
-    script = "from axolotl_sdft.integrations.axolotl.compat import running_command; print(running_command())"
-    (package / "merge_lora.py").write_text(script)
+    for path in (package, package.parent):
+        (path / "__init__.py").touch()
+    (package / "merge_lora.py").write_text(f"from axolotl_sdft.integrations.axolotl import compat\n{script}")
     repository = Path(__file__).parents[2]
-    environment = {"PYTHONPATH": f"{tmp_path}:{repository}", "PATH": ""}
+    environment = {"PYTHONPATH": f"{folder}:{repository}", "PATH": ""}
     command = [sys.executable, "-m", "axolotl.cli.merge_lora"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_launched_process_knows_its_command_from_the_module_it_runs(tmp_path):
+    done = launch(tmp_path, "print(compat.running_command())")
     assert done.stdout.strip() == "merge-lora"
+
+
+def test_ctrl_c_ends_a_launched_process_with_what_was_said_and_no_traceback(tmp_path):
+    done = launch(tmp_path, "with compat.ending_quietly():\n    print('kept')\n    raise KeyboardInterrupt")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "kept\n", "")
+
+
+def test_ctrl_c_reaches_whoever_has_called_the_plugin_in_a_process_of_their_own():
+    with pytest.raises(KeyboardInterrupt), ending_quietly():
+        raise KeyboardInterrupt
 
 
 def test_a_command_that_runs_in_process_is_known_from_click():

@@ -9,7 +9,8 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,7 @@ from axolotl_sdft.core.runtime import local_world_size
 from axolotl_sdft.distillation.interfaces import RowLimit
 
 _MAKING = ("train", "preprocess")
+_INTERRUPTED = 130  # what a shell says of a program that Ctrl-C has ended
 
 _DEMANDED = {"learning_rate": 1.0, "micro_batch_size": 1, "gradient_accumulation_steps": 1}
 """Keys without which Axolotl takes no configuration, with values on which no token depends."""
@@ -30,11 +32,33 @@ def running_command() -> str | None:
     """
     import click
 
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is not None and spec.name.startswith("axolotl.cli.") and not spec.name.endswith(".main"):
-        return spec.name.rpartition(".")[2].replace("_", "-")
+    launched = _launched_command()
+    if launched is not None:
+        return launched
     context = click.get_current_context(silent=True)
     return context.info_name if context is not None else None
+
+
+def _launched_command() -> str | None:
+    """Return the command that a launcher started this process for; None where click or nobody did."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.name.startswith("axolotl.cli.") and not spec.name.endswith(".main"):
+        return str(spec.name).rpartition(".")[2].replace("_", "-")
+    return None
+
+
+@contextmanager
+def ending_quietly() -> Iterator[None]:
+    """Let Ctrl-C end a process that a launcher started without a traceback, as click does for any other command.
+
+    What was said to be kept would be lost above a traceback through layers of the model.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if _launched_command() is None:
+            raise
+        raise SystemExit(_INTERRUPTED) from None
 
 
 def option(name: str) -> Any:

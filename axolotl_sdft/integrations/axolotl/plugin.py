@@ -15,6 +15,7 @@ from axolotl_sdft.config import (
 )
 from axolotl_sdft.core.errors import MissingExtraError
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
+from axolotl_sdft.integrations.axolotl.compat import ending_quietly
 from axolotl_sdft.integrations.axolotl.rewriting import rewrite_datasets
 from axolotl_sdft.integrations.axolotl.stages import add_model_card, prepare, record_start
 from axolotl_sdft.integrations.axolotl.stream import StageCallback, announce_training, log_results
@@ -60,7 +61,8 @@ class SDFTPlugin(BasePlugin):
 
     def register(self, cfg: Any) -> None:
         """Check the configuration and swap in the pruned checkpoint: every command that loads a model comes here."""
-        prepare(cfg, self)
+        with ending_quietly():
+            prepare(cfg, self)
 
     def get_input_args(self) -> str:
         """Return the class that declares the plugin's keys."""
@@ -70,7 +72,8 @@ class SDFTPlugin(BasePlugin):
         """Swap in the distilled datasets; returning None lets Axolotl tokenize them as any other."""
         config = read_blocks(cfg).self_distillation
         if config is not None:
-            rewrite_datasets(cfg, config)
+            with ending_quietly():
+                rewrite_datasets(cfg, config)
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Record what this training starts from: only training comes here, just before it writes anything."""
