@@ -65,9 +65,18 @@ def ensure_writable(folder: Path, yaml_key: str) -> None:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"0")
     except OSError as err:
-        raise ArtifactError(
-            f"{yaml_key}: can't write to {folder} ({err.strerror or err}); name another folder"
-        ) from err
+        cause = _in_the_way(folder) or err.strerror or err
+        raise ArtifactError(f"{yaml_key}: can't write to {folder} ({cause}); name another folder") from err
+
+
+def _in_the_way(folder: Path) -> str | None:
+    """Return what stands where a folder or one above it would be, such as a link to a disk that is gone; else None."""
+    for path in (folder, *folder.parents):
+        if os.path.exists(path):  # unlike the methods of Path, it raises nothing where one may not look
+            return None if os.path.isdir(path) else f"{path} is not a folder"
+        if os.path.islink(path):
+            return f"{path} is a link to {os.readlink(path)}, which is not there"
+    return None
 
 
 def ensure_free_space(folder: Path, num_bytes: int, yaml_key: str) -> None:
@@ -90,7 +99,7 @@ def atomic_folder(target: Path, final: Callable[[], Path] | None = None) -> Iter
     Raises:
         ArtifactError: ``target`` exists already, or the disk refuses.
     """
-    if target.exists():
+    if os.path.lexists(target):
         raise ArtifactError(f"{target} exists already; delete it or name another folder")
     try:
         _remove_abandoned(target)

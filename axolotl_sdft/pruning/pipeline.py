@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -146,7 +147,7 @@ class PruningRun:
 
     def _refuse_what_is_there(self) -> None:
         path = self.spec.output_dir / PROVENANCE_FILE
-        if not self.spec.output_dir.exists():
+        if not os.path.lexists(self.spec.output_dir):  # a link to what is gone can't be replaced by a folder either
             return
         differing = self.spec.differing(read_json(path)) if path.is_file() else None
         if differing == []:  # another process has just made it

@@ -156,7 +156,7 @@ def test_a_place_for_corrections_that_can_not_be_had_is_refused_before_anything_
     result = run("self-distill", config_file, "--corrections", "taken/wrong.jsonl")
 
     assert result.exit_code == 1
-    assert "Error: --corrections: can't write to taken (File exists); name another folder" in result.output
+    assert "Error: --corrections: can't write to taken (taken is not a folder); name another folder" in result.output
     assert not Path("sdft_prepared").exists()
 
 

@@ -186,7 +186,7 @@ def test_a_writable_folder_is_created_and_left_empty(tmp_path):
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_folder_that_can_not_be_made_is_refused_with_key_folder_and_cause(tmp_path, place):
     (tmp_path / "file").touch()
-    message = rf"layer_pruning\.output_dir: can't write to .*{place} \((File exists|Not a directory)\); name another"
+    message = rf"layer_pruning\.output_dir: can't write to .*{place} \(.*/file is not a folder\); name another"
     with pytest.raises(ArtifactError, match=message):
         ensure_writable(tmp_path / place, "layer_pruning.output_dir")
 
@@ -198,6 +198,20 @@ def test_a_folder_that_is_there_but_takes_no_files_is_refused(tmp_path, monkeypa
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(ArtifactError, match=r"output_dir: can't write to .* \(Read-only file system\); name another"):
         ensure_writable(tmp_path, "self_distillation.output_dir")
+
+
+@pytest.mark.parametrize("inside", ["", "deep/down"])
+def test_a_link_to_a_disk_that_is_gone_is_named_where_a_folder_would_be_behind_it(tmp_path, inside):
+    (tmp_path / "link").symlink_to("/scratch/gone")
+    message = r"key: can't write to .* \(.*/link is a link to /scratch/gone, which is not there\); name another folder"
+    with pytest.raises(ArtifactError, match=message):
+        ensure_writable(tmp_path / "link" / inside, "key")
+
+
+def test_a_link_to_what_is_gone_is_refused_as_a_target_before_anything_is_written(tmp_path):
+    (tmp_path / "pruned").symlink_to("/scratch/gone")
+    with pytest.raises(ArtifactError, match="pruned exists already"), atomic_folder(tmp_path / "pruned"):
+        pytest.fail("begun")
 
 
 def test_too_little_free_space_is_refused_with_both_sizes(tmp_path, monkeypatch):

@@ -171,6 +171,14 @@ def test_a_folder_that_no_pruning_made_is_refused(checkpoint, tmp_path):
     assert snapshot(tmp_path / "out") == ["thesis.tex"]
 
 
+def test_a_link_to_what_is_gone_is_refused_before_scoring(checkpoint, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    with pytest.raises(
+        ArtifactError, match=r"out is there, but .*its provenance/layer_pruning\.json is missing; delete"
+    ):
+        run_of(checkpoint(), tmp_path, {"num_layers": 2, "output_dir": str(tmp_path / "out")}, no_batches).run()
+
+
 def test_a_checkpoint_that_another_process_makes_meanwhile_is_used(checkpoint, tmp_path, monkeypatch):
     folder = run_of(checkpoint(), tmp_path, {"num_layers": 2}).run()
     answers = iter([False, True])

@@ -1,6 +1,7 @@
 """The stage: finds the merge of two models, or makes it. torch comes with making it."""
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -168,7 +169,7 @@ class MergeTask:
 
     def _refuse_what_is_there(self) -> None:
         path = self.output_dir / MERGE_FILE
-        if not self.output_dir.exists():
+        if not os.path.lexists(self.output_dir):  # a link to what is gone can't be replaced by a folder either
             return
         differing = self._differing(read_json(path)) if path.is_file() else None
         if differing == []:  # another process has just made it

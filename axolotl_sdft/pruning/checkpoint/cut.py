@@ -1,6 +1,7 @@
 """Writes a checkpoint without some of its layers, straight from file to file. No tensor is built, no torch imported."""
 
 import dataclasses
+import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -138,7 +139,7 @@ def cut_layers(
     if patch is not None:
         require_same_layers(patch, dropped)
     target = Path(output_dir).expanduser().absolute()
-    if target.exists():  # before a download
+    if os.path.lexists(target):  # before a download
         raise ArtifactError(f"{target} exists already; delete it or name another folder")
     folder, origin = _found(source_dir)
     with _planning(folder, dropped) as (cut, pruned_config):

@@ -68,6 +68,13 @@ def test_a_folder_of_something_else_is_left_alone(pair, tmp_path):
         merge_models(*pair, tmp_path / "merged")
 
 
+def test_a_link_to_what_is_gone_is_refused_before_anything_is_merged(pair, tmp_path, monkeypatch):
+    (tmp_path / "merged").symlink_to(tmp_path / "gone")
+    monkeypatch.setattr(checkpoints, "_write_merged", lambda *_: pytest.fail("written"))
+    with pytest.raises(ArtifactError, match=r"its sdft_merge\.json is missing; delete the folder or name another one"):
+        merge_models(*pair, tmp_path / "merged")
+
+
 def test_a_full_disk_is_told_before_anything_is_written(pair, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(artifacts.shutil, "disk_usage", lambda _: usage._replace(free=10))
