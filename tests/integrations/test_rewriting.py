@@ -15,6 +15,7 @@ from datasets import load_from_disk
 
 from axolotl_sdft import cut_layers
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError, ServerError, UnknownNameError
+from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.rows import validation
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import read_blocks
@@ -251,6 +252,20 @@ def test_rows_in_a_folder_that_can_only_be_read_are_trained_on_without_a_cache_t
 
     assert (len(training), len(held_out)) == (16, 4)
     assert sorted(Path("sdft_prepared").rglob("*")) == before
+    assert not caching()
+
+
+def test_rows_for_validation_go_elsewhere_where_those_of_a_colleague_can_only_be_read(cfg, monkeypatch, caching):
+    cfg.val_set_size, cfg.self_distillation = 0.2, {**TOP, "output_dir": "team"}
+    for _, spec in distillation_specs(cfg):  # as `axolotl self-distill` does, which makes no other rows
+        run_distillation(spec)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+    rewritten = rewrite(cfg)
+
+    assert [folder.parent.name for folder in rewritten] == ["team", "team"]
+    assert {Path(entry.path).parent for entry in cfg.test_datasets} == {Path("sdft_prepared").absolute()}
+    assert len(outputs(cfg.test_datasets)) == 4
     assert not caching()
 
 

@@ -15,12 +15,13 @@ because datasets come and go, name ``test_datasets`` instead; then each dataset 
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.core.artifacts import atomic_folder, find_or_make
+from axolotl_sdft.core.artifacts import DEFAULT_ROOT, atomic_folder, find_or_make
 from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.distillation.digest import all_rows, encoded
 from axolotl_sdft.distillation.rows.chat import ChatRows
@@ -223,9 +224,15 @@ def _reader(entry: Any, where: str) -> tuple[Any, Callable[[dict[str, Any]], Any
 
 
 def rows_folder(rows: "Dataset", root: Path, name: str) -> Path:
-    """Return a folder with these rows as they are, named by their content; made unless it is there."""
+    """Return a folder with these rows as they are, named by their content; made unless it is there.
+
+    Where ``root`` can only be read, such as rewritten rows of somebody else, it is made where such folders are by
+    default.
+    """
     target = root / rows_name(rows, name)
-    root.mkdir(parents=True, exist_ok=True)
+    if not target.exists() and root.is_dir() and not os.access(root, os.W_OK):
+        target = Path(DEFAULT_ROOT).absolute() / target.name
+    target.parent.mkdir(parents=True, exist_ok=True)
 
     def make() -> None:
         with atomic_folder(target) as folder:
