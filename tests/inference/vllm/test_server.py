@@ -175,11 +175,13 @@ def test_while_it_starts_the_log_tells_how_far_it_is(tmp_path, monkeypatch, capl
 
 @pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize("way_out", [signal.SIGKILL, signal.SIGINT, None])
-def test_a_run_that_ends_in_any_way_leaves_no_process_behind(way_out):
+def test_a_run_that_ends_in_any_way_leaves_no_process_behind(way_out, tmp_path):
     # A process that was started in the background may ignore Ctrl-C.
     script = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{ONE_SERVER}"
     script += "time.sleep(120)" if way_out else ""
-    run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    environment = os.environ | {"TMPDIR": str(tmp_path)}  # the log of a server that nobody has closed stays
+    run = subprocess.Popen([sys.executable, "-c", script], env=environment, **streams)
     line = next(line for line in run.stdout if line.startswith("server:"))
     pids = json.loads(line.removeprefix("server:"))["pids"]
     if way_out:
