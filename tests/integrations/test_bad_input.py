@@ -132,6 +132,16 @@ def test_a_folder_that_can_not_be_written(cfg, tmp_path, block):
     refused(cfg, rf"{block}.output_dir: can't write to .*file.*name another folder", **{block: settings})
 
 
+def test_an_output_dir_that_can_not_be_written_stops_before_pruning(cfg, tmp_path):
+    (tmp_path / "out").symlink_to("/scratch/gone")
+    pruning = {"num_layers": 2}
+    message = (
+        r"^output_dir: can't write to .*/out \(.*/out is a link to /scratch/gone, which is not there\); name another"
+    )
+    refused(cfg, message, output_dir="out", layer_pruning=pruning)
+    assert not list(tmp_path.glob("sdft_prepared/*"))
+
+
 def test_a_fault_that_axolotl_finds_itself_stops_before_pruning(cfg):
     with pytest.raises(ValueError, match="micro_batch_size"):
         prepare(DictDefault(cfg.to_dict() | {"micro_batch_size": "many", "layer_pruning": {"num_layers": 2}}), None)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import BLOCKS, LayerPruningConfig, LogitDistillationConfig, SelfDistillationConfig
-from axolotl_sdft.core.artifacts import DEFAULT_ROOT, fingerprint, read_json
+from axolotl_sdft.core.artifacts import DEFAULT_ROOT, ensure_writable, fingerprint, read_json
 from axolotl_sdft.core.cards import CARD_FILE
 from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.core.model_folder import holds_model, is_adapter
@@ -245,6 +245,7 @@ def prune_base_model(cfg: Any, config: LayerPruningConfig) -> None:
     check_layer_numbers(cfg, spec.counted_config, spec.seed_dir)
     if not spec.is_done:
         compat.validate_early(cfg)
+        ensure_writable(output_dir_of(cfg), "output_dir")  # where Axolotl opens its log, but only after this
     pruned_dir = run_pruning(spec)
     provenance = read_json(pruned_dir / PROVENANCE_FILE)
     translate_layer_numbers(cfg, provenance["drop_layers"], provenance["num_layers_before"])
