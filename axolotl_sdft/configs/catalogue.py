@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from axolotl_sdft.core.artifacts import replacing
 from axolotl_sdft.core.errors import ArtifactError, UnknownNameError
 
 FOLDER = "example_configs"
@@ -130,14 +131,11 @@ def copy_config(config: SharedConfig, destination: Path, force: bool = False) ->
             raise ArtifactError(f"{path} is there already with other content; name another folder, or use --force")
     for inside in named:
         text = text.replace(f"{FOLDER}/{inside}", inside)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for path, source in beside.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, path)
-        target.write_text(text, encoding="utf-8")
-    except OSError as err:
-        raise ArtifactError(f"{target} can't be written: {err}") from err
+    for path, source in beside.items():
+        with replacing(path) as copy:
+            shutil.copyfile(source, copy)
+    with replacing(target) as copy:
+        copy.write_text(text, encoding="utf-8")
     return [target, *beside]
 
 

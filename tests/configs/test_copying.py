@@ -1,3 +1,6 @@
+import errno
+import shutil
+
 import pytest
 import yaml
 
@@ -59,6 +62,19 @@ def test_data_that_is_there_with_other_content_is_kept_and_nothing_is_written(tm
 def test_two_copies_share_the_same_data(tmp_path):
     copy_config(find_config(WITH_DATA), tmp_path / "one.yml")
     assert copy_config(find_config(WITH_DATA), tmp_path / "two.yml")[0].is_file()
+
+
+def test_a_copy_that_fills_the_disk_leaves_no_half_of_a_file(tmp_path, monkeypatch):
+    def copy_half(source, target):
+        target.write_bytes(source.read_bytes()[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", copy_half)
+
+    with pytest.raises(ArtifactError, match=r"function_calls.jsonl can't be written \(No space left on device\)"):
+        copy_config(find_config(WITH_DATA), tmp_path / "mine.yml")
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_folder_that_can_not_be_made_is_told(tmp_path):
