@@ -287,6 +287,30 @@ def test_training_that_resumes_by_itself_looks_at_the_newest_checkpoint(config, 
         run("train", config | {"auto_resume_from_checkpoints": True})
 
 
+@pytest.mark.parametrize(
+    ("other", "was"),
+    [
+        ({"layer_pruning": None}, "was not pruned, but layer_pruning is set"),
+        ({"layer_pruning": {"num_layers": 3, "patch": "none"}}, "was pruned with other settings than"),
+    ],
+)
+@pytest.mark.parametrize(
+    "resumed", [{"resume_from_checkpoint": "out/checkpoint-2"}, {"auto_resume_from_checkpoints": True}]
+)
+def test_training_does_not_go_on_from_a_full_checkpoint_of_other_layers(config, run, train, other, was, resumed):
+    earlier = {key: value for key, value in (config | other).items() if value is not None}
+    train(earlier, is_full=True)
+    Path("out/checkpoint-2").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(f"out/{name}", f"out/checkpoint-2/{name}")
+    assert run("train", earlier | resumed).output_dir == "out"
+
+    train(config, weight=2.0, is_full=True)
+    (key,) = resumed
+    with pytest.raises(ConfigError, match=rf"{key} \(.*checkpoint-2\) holds a model that {was}.*; put the config"):
+        run("train", config | resumed)
+
+
 def test_a_fully_trained_model_is_known_by_its_record_and_used_as_it_is_when_named(config, run, train):
     pruned = train(config, is_full=True)
     write_rows(7)

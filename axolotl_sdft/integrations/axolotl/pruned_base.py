@@ -22,6 +22,7 @@ from axolotl_sdft.pruning.planning.plan import num_dropped
 from axolotl_sdft.pruning.spec import PruningSpec, shaping_settings
 
 _WAYS_OUT = "put the configuration back as it was, name another output_dir, or train again (axolotl train)"
+_OTHER_START = "put the configuration back as it was, or train anew into another output_dir"
 
 
 def output_dir_of(cfg: Mapping[str, Any]) -> Path:
@@ -50,7 +51,7 @@ def recorded_base(cfg: Mapping[str, Any], config: LayerPruningConfig, key: str, 
     """
     trained = trained_on(folder)
     if trained is None:
-        _check_marker(config, key, folder)
+        _check_marker(config, key, folder, _WAYS_OUT)
         return None
     more_places = (_default_place(trained), *_named_place(config))
     if trained.provenance is None:  # without it, nothing can be compared
@@ -151,7 +152,10 @@ def refuse_other_start(cfg: Mapping[str, Any], spec: PruningSpec | None) -> None
             _refuse_other_base(cfg, key, folder, is_adapter_loaded=True)
             continue
         trained = trained_on(folder)
-        if trained is None or _is_same(trained, spec):
+        if trained is None:
+            _check_marker(spec.config, key, folder, _OTHER_START)
+            continue
+        if _is_same(trained, spec):
             continue
         raise ConfigError(
             f"{key} ({folder}) goes on from a model that was trained on {trained.name}, but training would start from "
@@ -239,13 +243,17 @@ def _flat(settings: Mapping[str, Any], start: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_marker(config: LayerPruningConfig, key: str, folder: Path) -> None:
+def _check_marker(config: LayerPruningConfig, key: str, folder: Path, way_out: str) -> None:
     """Refuse a fully trained model without a record whose pruning was another one, or that was not pruned."""
     is_full_model = (folder / "config.json").is_file() and not is_adapter(folder)
     if not is_full_model or pruning_marker(folder) == fingerprint(shaping_settings(config)):
         return
-    was = "was pruned with other settings" if pruning_marker(folder) else "was not pruned by layer_pruning"
-    raise ConfigError(f"{key} ({folder}) holds a model that {was} than the configuration asks for; {_WAYS_OUT}")
+    was = (
+        "was pruned with other settings than the configuration asks for"
+        if pruning_marker(folder)
+        else "was not pruned, but layer_pruning is set"
+    )
+    raise ConfigError(f"{key} ({folder}) holds a model that {was}; {way_out}")
 
 
 def _refuse_other_base(cfg: Mapping[str, Any], key: str, folder: Path, is_adapter_loaded: bool) -> None:
