@@ -17,7 +17,7 @@ from axolotl_sdft.core.terminal import tells_what_is_kept
 from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.judging import Judging
 from axolotl_sdft.distillation.generation.rounds import Generation
-from axolotl_sdft.distillation.output.dataset import build_dataset, read_summary
+from axolotl_sdft.distillation.output.dataset import build_dataset, read_summary, refuse_damaged_rows
 from axolotl_sdft.distillation.rows.validation import require_whole_dataset, shown_features
 from axolotl_sdft.distillation.spec import DistillationSpec
 from axolotl_sdft.inference.interfaces import Backend
@@ -118,15 +118,32 @@ def refuse_separate_output(root: Path, *, is_finished: bool) -> None:
     refuse_separate_folders(root, "self_distillation.output_dir", _SEPARATE, is_finished=is_finished)
 
 
+def refuse_damaged_dataset(spec: DistillationSpec) -> None:
+    """Raise :class:`ArtifactError` where the distilled dataset is there, but not all of it."""
+    found = spec.finished_dir
+    if found is None:
+        return
+    way_out = f"put its files back; or delete the folder and start again: the answers are kept in {spec.answers_dir}"
+    try:
+        summary = read_summary(found)
+    except ArtifactError as err:
+        raise ArtifactError(f"{err}; {way_out}") from err
+    refuse_damaged_rows(found, summary["rows"] - summary["rows_dropped"], way_out)
+
+
 def run_distillation(spec: DistillationSpec) -> Path:
     """Return the folder of the distilled dataset, made unless it is there.
 
     Under several ranks all of them call this; each generates its share, one builds the dataset. Answers that
     failed, and those that a check could not judge, are tried again by each call until they are there: the dataset
     is then made anew, in another folder.
+
+    Raises:
+        ArtifactError: It is there, but a file of it is missing or damaged.
     """
     found = spec.finished_dir
     refuse_separate_output(spec.root, is_finished=spec.is_finished)
+    refuse_damaged_dataset(spec)
     if found == spec.dataset_dir:
         LOG.info("%s: using the distilled dataset %s", spec.where, found)
         return found

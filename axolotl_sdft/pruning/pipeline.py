@@ -23,6 +23,7 @@ from axolotl_sdft.pruning.checkpoint.cut import (
     write_cut,
 )
 from axolotl_sdft.pruning.checkpoint.layer_pattern import pattern_warning
+from axolotl_sdft.pruning.checkpoint.tensor_files import refuse_damaged_checkpoint
 from axolotl_sdft.pruning.patching.record import LayerPatch, bare_patch, patch_lines
 from axolotl_sdft.pruning.planning.plan import (
     PruningPlan,
@@ -93,11 +94,13 @@ class PruningRun:
 
         Raises:
             ArtifactError: The folder holds something else, or can't be written.
+            CheckpointError: It is there, but a file of it is missing or damaged.
             SdftError: The seed model can't be cut, or the settings can't work.
         """
         is_done = self.spec.is_done
         refuse_separate_folders(self.spec.output_dir.parent, "layer_pruning.output_dir", _SEPARATE, is_finished=is_done)
         if is_done:
+            refuse_damaged_checkpoint(self.spec.output_dir)
             LOG.info("using the pruned checkpoint %s", self.spec.output_dir)
             return self.spec.output_dir
         self._refuse_what_is_there()

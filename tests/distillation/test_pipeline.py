@@ -1,11 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 
 from axolotl_sdft import SelfDistillationConfig, distill_dataset
-from axolotl_sdft.core.errors import DatasetError, UnknownNameError
+from axolotl_sdft.core.errors import ArtifactError, DatasetError, UnknownNameError
 from axolotl_sdft.distillation import pipeline
 from axolotl_sdft.distillation.pipeline import run_distillation
 from axolotl_sdft.distillation.spec import DistillationSpec
@@ -236,3 +237,43 @@ def test_zero_rows_and_missing_columns_are_refused_before_anything_is_written(tm
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path, seed_dir, settings, message):
     with pytest.raises(UnknownNameError, match=message):
         DistillationSpec(alpaca_rows(1), echo_config(tmp_path, **settings), seed_dir, {"type": "alpaca"}, "seed")
+
+
+def rows_file(folder):
+    return folder / "data-00000-of-00001.arrow"
+
+
+def first_rows(folder):
+    other = folder / "other"
+    load_from_disk(str(folder)).select(range(2)).save_to_disk(other)
+    rows_file(other).rename(rows_file(folder))
+
+
+DAMAGES = {
+    "rows gone": (lambda folder: rows_file(folder).unlink(), "FileNotFoundError"),
+    "rows empty": (lambda folder: rows_file(folder).write_bytes(b""), "ArrowInvalid"),
+    "rows cut off": (
+        lambda folder: rows_file(folder).write_bytes(rows_file(folder).read_bytes()[:900]),
+        "Error|Invalid",
+    ),
+    "fewer rows": (first_rows, "it holds 2 of the 3 rows"),
+    "state gone": (lambda folder: (folder / "state.json").unlink(), "FileNotFoundError"),
+    "summary cut off": (lambda folder: (folder / "summary.json").write_text("{"), "summary.json can't be read"),
+}
+
+
+@pytest.mark.usefixtures("echo_plugin")
+@pytest.mark.parametrize(("damage", "told"), DAMAGES.values(), ids=DAMAGES)
+def test_a_distilled_dataset_of_which_a_file_is_damaged_or_gone_is_refused_with_the_way_to_have_it_again(
+    tmp_path, seed_dir, damage, told
+):
+    spec = DistillationSpec(alpaca_rows(3), echo_config(tmp_path), seed_dir, {"type": "alpaca"}, "seed")
+    folder = run_distillation(spec)
+    before = rows_file(folder).read_bytes()
+    damage(folder)
+    way_out = rf"delete the folder and start again: the answers are kept in .*{spec.answers_dir.name}"
+    with pytest.raises(ArtifactError, match=rf"{folder.name}.*({told}).*; put its files back; or {way_out}"):
+        run_distillation(spec)
+
+    shutil.rmtree(folder)
+    assert rows_file(run_distillation(spec)).read_bytes() == before

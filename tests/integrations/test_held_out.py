@@ -10,7 +10,7 @@ from datasets import Dataset, load_from_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.errors import ArtifactError, ConfigError
 from axolotl_sdft.integrations.axolotl.held_out import is_split, parts_of, rows_folder, split_rows
 
 
@@ -224,3 +224,11 @@ def test_rows_are_kept_in_a_folder_that_is_named_by_their_content(tmp_path):
     assert rows_folder(rows(1, 3), tmp_path, "held-out") == folder
     assert folder.stat().st_mtime_ns == stamp
     assert rows_folder(rows(1, 4), tmp_path, "held-out") != folder
+
+
+def test_a_folder_of_rows_that_was_emptied_is_not_taken_for_the_rows(tmp_path):
+    folder = rows_folder(rows(1, 3), tmp_path, "held-out")
+    for path in folder.iterdir():
+        path.unlink()
+    with pytest.raises(ArtifactError, match=r"held-out-\w+ is damaged \(FileNotFoundError: .*; delete the folder and"):
+        rows_folder(rows(1, 3), tmp_path, "held-out")

@@ -104,6 +104,14 @@ def test_after_the_data_changed_each_command_takes_what_was_trained_on_and_makes
     assert everything(".") == before
 
 
+def test_a_checkpoint_whose_weights_were_deleted_since_is_told_at_once(config, run, train):
+    pruned = train(config)
+    (pruned / "model.safetensors").unlink()
+    for command in ("merge-lora", "evaluate", "train"):
+        with pytest.raises(CheckpointError, match=rf"the pruned checkpoint .*{pruned.name} is damaged: .* no weights"):
+            run(command, config)
+
+
 def test_only_training_makes_another_checkpoint_of_changed_data(config, run, train):
     first = train(config)
     write_rows(7)

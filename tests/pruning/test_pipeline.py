@@ -73,6 +73,29 @@ def test_run_again_finds_it_without_scoring(checkpoint, tmp_path):
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
 
 
+def cut_off(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "it holds no weights"),
+        (cut_off, r"model.safetensors is truncated: it has \d+ bytes of"),
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+    ],
+    ids=["weights gone", "weights cut off", "config gone"],
+)
+def test_a_pruned_checkpoint_of_which_a_file_is_damaged_or_gone_is_refused_before_anything_is_made(
+    checkpoint, tmp_path, damage, told
+):
+    folder = run_of(checkpoint(), tmp_path, {"drop_layers": [1]}).run()
+    damage(folder)
+    with pytest.raises(CheckpointError, match=rf"{folder.name} is damaged: .*{told}.*or delete the folder and run axo"):
+        run_of(checkpoint(), tmp_path, {"drop_layers": [1]}).run()
+
+
 def test_an_adapter_beside_whole_weights_is_refused_before_anything_is_scored(own_checkpoint, tmp_path):
     (own_checkpoint / "adapter_config.json").write_text("{}")
     with pytest.raises(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from axolotl_sdft.core.artifacts import atomic_folder, package_versions, read_json, write_json
 from axolotl_sdft.core.callables import callable_name
 from axolotl_sdft.core.cards import public_name
-from axolotl_sdft.core.errors import DatasetError, SdftError, first_line
+from axolotl_sdft.core.errors import ArtifactError, DatasetError, SdftError, first_line
 from axolotl_sdft.core.safe_output import masked
 from axolotl_sdft.core.terminal import quiet_datasets
 from axolotl_sdft.core.texts import shortened
@@ -244,3 +244,26 @@ def _template_names(spec: DistillationSpec) -> list[str]:
 def read_summary(dataset_dir: Path) -> dict[str, Any]:
     """Return the counts of a distilled dataset."""
     return read_json(dataset_dir / SUMMARY_FILE)
+
+
+def refuse_damaged_rows(folder: Path, num_rows: int, way_out: str) -> None:
+    """Refuse a folder of rows of which a file is missing or damaged. The rows are mapped into memory, and not read.
+
+    Axolotl would end with an error that names no folder, or take whatever else lies there for the rows.
+
+    Args:
+        folder: Made before, and perhaps moved, copied in part or tidied up since.
+        num_rows: So many rows were written.
+        way_out: What the user can do, for the message.
+
+    Raises:
+        ArtifactError: The rows are not all there.
+    """
+    from datasets import load_from_disk
+
+    try:
+        found = len(load_from_disk(str(folder)))
+    except Exception as err:  # of files that end somewhere, pyarrow raises errors of many kinds
+        raise ArtifactError(f"{folder} is damaged ({type(err).__name__}: {first_line(err)}); {way_out}") from err
+    if found != num_rows:
+        raise ArtifactError(f"{folder} is damaged: it holds {found:,} of the {num_rows:,} rows; {way_out}")

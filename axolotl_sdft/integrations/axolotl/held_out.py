@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, atomic_folder, find_or_make
 from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.distillation.digest import all_rows, encoded
+from axolotl_sdft.distillation.output.dataset import refuse_damaged_rows
 from axolotl_sdft.distillation.rows.chat import ChatRows
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.validation import stored_rows
@@ -228,6 +229,9 @@ def rows_folder(rows: "Dataset", root: Path, name: str) -> Path:
 
     Where ``root`` can only be read, such as rewritten rows of somebody else, it is made where such folders are by
     default.
+
+    Raises:
+        ArtifactError: It is there, but a file of it is missing or damaged.
     """
     target = root / rows_name(rows, name)
     if not target.exists() and root.is_dir() and not os.access(root, os.W_OK):
@@ -238,7 +242,8 @@ def rows_folder(rows: "Dataset", root: Path, name: str) -> Path:
         with atomic_folder(target) as folder:
             rows.save_to_disk(folder)
 
-    find_or_make(target, make, target.exists)
+    if not find_or_make(target, make, target.exists):
+        refuse_damaged_rows(target, len(rows), "delete the folder and start again, which makes it anew")
     return target
 
 

@@ -57,7 +57,7 @@ def check_distillation(cfg: Any) -> None:
 
     Where the rewritten rows are there already, no server is asked and no folder is written to: both may be gone by now.
     """
-    from axolotl_sdft.distillation.pipeline import refuse_separate_output
+    from axolotl_sdft.distillation.pipeline import refuse_damaged_dataset, refuse_separate_output
 
     checked = set()
     named = distillation_specs(cfg)
@@ -66,6 +66,7 @@ def check_distillation(cfg: Any) -> None:
     if specs:
         refuse_separate_output(specs[0].root, is_finished=all(spec.is_finished for spec in specs))
     for spec in specs:
+        refuse_damaged_dataset(spec)
         generation = spec.config.generation
         if spec.is_done or generation in checked:
             continue

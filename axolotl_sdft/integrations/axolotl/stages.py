@@ -48,6 +48,7 @@ from axolotl_sdft.integrations.axolotl.rules import check_rules
 from axolotl_sdft.integrations.axolotl.stream import PRUNING, announce
 from axolotl_sdft.integrations.axolotl.student_rules import check_student
 from axolotl_sdft.plugins.registry import METRICS, registry
+from axolotl_sdft.pruning.checkpoint.tensor_files import refuse_damaged_checkpoint
 from axolotl_sdft.pruning.scoring.scores import metric_needs_text
 
 if TYPE_CHECKING:
@@ -256,8 +257,8 @@ def take_pruned_base(cfg: Any, config: LayerPruningConfig | None, command: str) 
     """Point ``base_model`` to the checkpoint that the trained model started from. Makes nothing.
 
     Raises:
-        SdftError: The configuration says otherwise by now, or the checkpoint is gone; or nothing is trained yet, and
-            the checkpoint that the configuration asks for is not there.
+        SdftError: The configuration says otherwise by now, or the checkpoint is gone or damaged; or nothing is trained
+            yet, and the checkpoint that the configuration asks for is not there.
     """
     is_adapter_loaded = command == "merge-lora" or bool(cfg.get("lora_model_dir"))
     if config is None:
@@ -270,6 +271,7 @@ def take_pruned_base(cfg: Any, config: LayerPruningConfig | None, command: str) 
     base = recorded_base(cfg, config, *trained_dir_of(cfg))
     if base is None:
         base = finished_base(cfg, lambda: pruning_spec(cfg, config), command)
+    refuse_damaged_checkpoint(base)
     LOG.info("using the pruned checkpoint %s", base)
     _swap_base_model(cfg, base)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.core.errors import CheckpointError, first_line
-from axolotl_sdft.core.model_folder import indexed_files, own_path
+from axolotl_sdft.core.model_folder import indexed_files, own_path, read_config
 
 _OTHER_MODALITIES = re.compile(r"(^|[._])(vision|visual|image|vit|audio|speech|video)")
 
@@ -110,6 +110,22 @@ def read_checkpoint(folder: Path) -> tuple[list[StoredTensor], dict[str, str]]:
         tensors += [tensor for tensor in stored if names is None or tensor.name in names]
         metadata |= file_metadata
     return tensors, metadata
+
+
+def refuse_damaged_checkpoint(folder: Path) -> None:
+    """Refuse a pruned checkpoint that is there, but not all of it. Headers alone are read.
+
+    Raises:
+        CheckpointError: ``config.json`` or a weight file is missing or damaged.
+    """
+    try:
+        read_config(folder)
+        read_checkpoint(folder)
+    except CheckpointError as err:
+        raise CheckpointError(
+            f"the pruned checkpoint {folder} is damaged: {err}. Put its files back; or delete the folder and run "
+            "axolotl prune-layers or axolotl train, which make it anew"
+        ) from err
 
 
 def read_header(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
