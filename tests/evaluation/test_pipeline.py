@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from axolotl_sdft import cut_layers
 from axolotl_sdft.config import RecoveryReportConfig
@@ -141,6 +142,24 @@ def test_a_model_that_can_not_be_measured_becomes_a_note_and_the_others_keep_the
     assert report.models[1].general is not None
     assert report.models[2].general is None
     assert any(note.startswith("trained: general: not measured: ") for note in report.notes)
+
+
+def test_a_model_that_diverged_in_training_is_noted_and_the_others_keep_their_figures(spec, tmp_path):
+    diverged = Path(shutil.copytree(spec.models[1].folder, tmp_path / "diverged"))
+    weights = load_file(diverged / "model.safetensors")
+    save_file({name: tensor.fill_(math.nan) for name, tensor in weights.items()}, diverged / "model.safetensors")
+    spec = with_settings(spec, exact_match={"max_new_tokens": 4, "pass_at": [1], "num_answers": 2})
+
+    report = run_report(dataclasses.replace(spec, models=(*spec.models, ReportedModel("trained", diverged))))
+
+    assert [bool(model.general and model.exact_match and model.pass_at) for model in report.models] == [
+        True,
+        True,
+        False,
+    ]
+    assert any(
+        note.startswith("trained: sampled answers: not measured: the model predicts no") for note in report.notes
+    )
 
 
 def test_an_adapter_without_its_base_is_left_out_with_a_note(spec, tmp_path):

@@ -17,8 +17,8 @@ from axolotl_sdft.inference.loading import context_length, load_seed_model
 from axolotl_sdft.inference.local.decoding import ContinuousDecoder
 from axolotl_sdft.inference.local.plain_decoding import PlainDecoder
 from axolotl_sdft.inference.local.sequence_cache import use_grouped_attention, use_plain_attention
-from axolotl_sdft.inference.local.sequences import ActiveSequence, TokenChooser, new_sequence
-from axolotl_sdft.inference.local.support import unsupported_reason
+from axolotl_sdft.inference.local.sequences import NOT_FINITE, ActiveSequence, TokenChooser, new_sequence
+from axolotl_sdft.inference.local.support import predicts_numbers, unsupported_reason
 from axolotl_sdft.inference.prompts import (
     answer_ids,
     end_ids,
@@ -74,7 +74,11 @@ class TransformersBackend:
         require_template_arguments(self._tokenizer, self._model_dir, self._config.template_arguments)
 
     def load(self) -> None:
-        """Load the model now rather than with the first answer."""
+        """Load the model now rather than with the first answer.
+
+        Raises:
+            CheckpointError: It can't be loaded, or predicts no numbers.
+        """
         _ = self._decoder
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
@@ -167,6 +171,8 @@ class TransformersBackend:
         if reason is not None and is_grouped:
             use_plain_attention(self._model)
             reason = unsupported_reason(self._model, trial_ids)
+        if reason is not None and not predicts_numbers(self._model, trial_ids):
+            raise CheckpointError(NOT_FINITE)
         return reason
 
     @cached_property

@@ -136,11 +136,11 @@ class _Choosing(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter_(1, chosen_B1, 0.0)
 
     def _ending(self, input_ids: Tensor, choices: list[Choice]) -> list[Choice]:
-        """Return the choices, with an end behind an answer that one of the stop strings ends."""
-        if self._stops is None or not self._ends:
+        """Return the choices, with an end for a row that failed, and behind an answer that a stop string ends."""
+        if not self._ends:
             return choices
-        stopped = self._stops(input_ids, None).tolist()
+        stopped = [False] * len(choices) if self._stops is None else self._stops(input_ids, None).tolist()
         return [
-            (self._ends[0], 0.0) if is_stopped and row.new_ids else choice
+            (self._ends[0], 0.0) if row.error is not None or (is_stopped and row.new_ids) else choice
             for row, is_stopped, choice in zip(self._rows, stopped, choices, strict=True)
         ]

@@ -87,6 +87,11 @@ def new_sequence(
 Choice: TypeAlias = tuple[int, float]
 """A token and its log-probability under the model, in nats; 0 where nothing is sampled."""
 
+NOT_FINITE = (
+    "the model predicts no numbers (NaN): its weights are broken, or overflow in their dtype; try dtype: bfloat16 or "
+    "float32"
+)
+
 _MOST_LIKELY = (
     1024  # tokens that nearly always hold top_p of the probability, so that the vocabulary need not be sorted
 )
@@ -106,11 +111,18 @@ class TokenChooser:
         self._top_p, self._repetition_penalty, self._top_k = top_p, repetition_penalty, top_k
 
     def __call__(self, logits_BV: Tensor, rows: Sequence[ActiveSequence]) -> list[Choice]:
-        """Return one choice per row. Each sampled row draws one number from its own source of chance."""
+        """Return one choice per row. Each sampled row draws one number from its own source of chance.
+
+        A row whose prediction is not a number fails.
+        """
         scores_BV = logits_BV
         if self._repetition_penalty != 1.0:
             scores_BV = _penalized(logits_BV.float(), rows, self._repetition_penalty)
-        chosen_B = scores_BV.max(-1).indices  # several times faster than argmax in bfloat16 on a CPU
+        highest_B, chosen_B = scores_BV.max(-1)  # several times faster than argmax in bfloat16 on a CPU
+        if not bool(highest_B.isfinite().all()):
+            for row, is_finite in zip(rows, highest_B.isfinite().tolist(), strict=True):
+                if not is_finite and not row.is_done:
+                    row.fail(NOT_FINITE)
         if not any(row.temperature > 0 for row in rows):
             return [(token, 0.0) for token in chosen_B.tolist()]
         sampled_B = self._sampled(scores_BV.float(), rows)
@@ -147,7 +159,8 @@ def _nucleus(probability_BV: Tensor, top_p: float, top_k: int | None) -> tuple[T
 def _inverse_distribution(weight_BK: Tensor, drawn_B: Tensor) -> Tensor:
     """Return the place, [B], where the cumulated weights first reach the share of their sum that was drawn."""
     cumulated_BK = weight_BK.cumsum(-1, dtype=_cumulating_dtype(weight_BK))
-    return torch.searchsorted(cumulated_BK, (drawn_B * cumulated_BK[:, -1])[:, None])[:, 0]
+    place_B = torch.searchsorted(cumulated_BK, (drawn_B * cumulated_BK[:, -1])[:, None])[:, 0]
+    return place_B.clamp(max=weight_BK.shape[1] - 1)  # beyond the last lies what is not a number
 
 
 def _cumulating_dtype(values: Tensor) -> torch.dtype:

@@ -52,6 +52,17 @@ def unsupported_reason(model: Any, ids: Sequence[int]) -> str | None:
     return _unfit_by_settings(model) or _unfit_by_cache(model.config) or _unfit_by_trial(model, list(ids))
 
 
+@torch.inference_mode()
+def predicts_numbers(model: Any, ids: Sequence[int]) -> bool:
+    """Tell whether a model predicts numbers behind some text; also where only decoding can tell."""
+    ids_BT = torch.tensor([list(ids)], device=input_device(model))
+    try:
+        logits_V = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits[0, -1]
+    except Exception:  # model code of any origin
+        return True
+    return bool(logits_V.max().isfinite())  # a token that is ruled out has a score of minus infinity
+
+
 def _unfit_by_settings(model: Any) -> str | None:
     for name, nothing in _UNSUPPORTED.items():
         value = getattr(model.generation_config, name, None)

@@ -338,3 +338,11 @@ def test_a_seed_without_chat_template_is_refused_without_loading_weights(tiny_ll
 
     with pytest.raises(ConfigError, match=r"has no chat template.*instruction-tuned base_model"):
         backend_for(tmp_path).check()
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}])
+def test_a_model_whose_weights_are_not_numbers_is_refused_before_it_is_asked(tiny_llama_dir, settings):
+    broken = backend_for(tiny_llama_dir, max_new_tokens=4, **settings)
+    broken._model.model.norm.weight.data.fill_(math.nan)
+    with pytest.raises(CheckpointError, match=r"the model predicts no numbers \(NaN\): .*; try dtype: bfloat16 or"):
+        broken.load()

@@ -1,3 +1,4 @@
+import math
 import re
 from random import Random
 
@@ -194,3 +195,17 @@ def test_another_failure_of_the_model_is_not_taken_for_a_lack_of_memory(make):
 
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         list(make(model).run(rows_of()))
+
+
+@pytest.mark.parametrize("make", [decoder, plain_decoder])
+def test_where_a_model_predicts_no_numbers_all_rows_fail_at_once(make):
+    model = tiny_model("llama")
+    model.lm_head.weight.data.fill_(math.nan)
+    num_steps = []
+    model.register_forward_pre_hook(lambda *_: num_steps.append(1))
+
+    written = list(make(model).run(rows_of(lengths=(9, 9, 9))))
+
+    assert [row.new_ids for row in written] == [[]] * 3
+    assert all("predicts no numbers (NaN)" in row.error for row in written)
+    assert len(num_steps) <= 2

@@ -36,6 +36,20 @@ def test_without_temperature_the_most_likely_token_is_taken():
     assert TokenChooser()(logits([0.2, 0.5, 0.3], [0.6, 0.1, 0.3]), [row(), row()]) == [(1, 0.0), (0, 0.0)]
 
 
+@pytest.mark.parametrize("broken", [[math.nan] * 3, [0.1, math.nan, 0.2], [0.0, math.inf, 0.0], [-math.inf] * 3])
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}, {"top_p": 0.9, "top_k": 2}])
+def test_a_row_whose_prediction_is_no_number_fails_and_the_others_go_on(broken, settings):
+    greedy, sampled, whole, ended = row(), row(1.0, Drawn(0.5)), row(1.0, Drawn(0.0)), row()
+    ended.append(2, 0.0, {2})
+    scores = torch.tensor([broken, broken, [5.0, -math.inf, -math.inf], broken])
+
+    chosen = TokenChooser(**settings)(scores, [greedy, sampled, whole, ended])
+
+    assert chosen[2] == (0, 0.0)
+    assert [bool(each.error) for each in (greedy, sampled, whole, ended)] == [True, True, False, False]
+    assert "the model predicts no numbers (NaN)" in greedy.error
+
+
 @pytest.mark.parametrize(
     ("drawn", "token"),
     # What is left of 1 falls into (0, 0.2], (0.2, 0.2], (0.2, 0.7] or (0.7, 1]: token 1 is never drawn.
