@@ -77,6 +77,8 @@ class Measuring:
         self._store = FigureStore(spec.output_dir / FIGURES_FOLDER)
         self._resampler = Resampler(spec.config.bootstrap_samples)
         self._loaded: dict[str, tuple[Any, Any]] = {}
+        self._unloadable: dict[str, tuple[type[SdftError], str]] = {}
+        self._not_measured: dict[tuple[str, str], list[str]] = {}  # measures, by the model's name and the reason
         self._answering = Answering(spec, lambda: self._tokenizer, self._load, self._value)
         self.notes: list[str] = []
         """What could not be measured, and why."""
@@ -109,6 +111,10 @@ class Measuring:
         speeds = shared_by_shape(self._speeds(models), {model.name: self._shape(model, footprints) for model in models})
         seed_rows = beside[self._spec.seed.name].rows(tasks[self._spec.seed.name])
         self._note_worthless_sources(seed_rows)
+        self.notes += [
+            f"{name}: {', '.join(measures)}: not measured: {reason}"
+            for (name, reason), measures in self._not_measured.items()
+        ]
         self.notes += self._left_out()
         return [
             dataclasses.replace(
@@ -149,7 +155,8 @@ class Measuring:
         try:
             self.fingerprints[model.name] = model_fingerprint(model)
         except SdftError as err:
-            self._note(model, str(err), err)
+            self._warn(model, str(err), err)
+            self.notes.append(f"{model.name}: {err}")
         return model.name in self.fingerprints
 
     def _footprint(self, model: ReportedModel) -> Footprint | None:
@@ -299,17 +306,20 @@ class Measuring:
         try:
             value = make()
         except SdftError as err:
-            self._note(model, f"{_spoken(measure)}: not measured: {err}", err)
+            measures = self._not_measured.setdefault((model.name, str(err)), [])
+            if not measures:
+                self._warn(model, f"{_spoken(measure)}: not measured: {err}", err)
+            if _spoken(measure) not in measures:
+                measures.append(_spoken(measure))
             return None
         self._store.keep(measure, shaped_by, value)
         return value
 
-    def _note(self, model: ReportedModel, text: str, err: SdftError) -> None:
-        """Note what is wrong with a model; with the seed model, nothing is left to compare."""
+    def _warn(self, model: ReportedModel, text: str, err: SdftError) -> None:
+        """Say what is wrong with a model; with the seed model, nothing is left to compare."""
         if model == self._spec.seed:
             raise err
         LOG.warning("%s: %s", model.name, text)
-        self.notes.append(f"{model.name}: {text}")
 
     def _note_worthless_sources(self, seed_rows: MeasuredRows) -> None:
         if seed_rows.exact_match and not any(seed_rows.exact_match):
@@ -344,19 +354,34 @@ class Measuring:
             )
 
     def _load(self, model: ReportedModel) -> tuple[Any, Any]:
-        """Return a model and its tokenizer. Beside the seed model, one other is kept at a time."""
+        """Return a model and its tokenizer. Beside the seed model, one other is kept at a time.
+
+        Raises:
+            SdftError: It can't be loaded. This is tried once: it may take minutes, and each measure asks for it.
+        """
+        if model.name in self._unloadable:
+            kind, reason = self._unloadable[model.name]
+            raise kind(reason)
         if model.name not in self._loaded:
             for name in [name for name in self._loaded if self._spec.seed.name not in (name, model.name)]:
                 del self._loaded[name]
             free_memory()
-            self._loaded[model.name] = load_model(
-                model,
-                self._config.dtype,
-                **self._config.placement,
-                trust_remote_code=self._spec.trust_remote_code,
-                chat_template=self._spec.chat_template,
-            )
+            try:
+                self._loaded[model.name] = self._loaded_anew(model)
+            except SdftError as err:
+                # Not the error itself, which holds on to what was loaded of the model.
+                self._unloadable[model.name] = type(err), str(err)
+                raise
         return self._loaded[model.name]
+
+    def _loaded_anew(self, model: ReportedModel) -> tuple[Any, Any]:
+        return load_model(
+            model,
+            self._config.dtype,
+            **self._config.placement,
+            trust_remote_code=self._spec.trust_remote_code,
+            chat_template=self._spec.chat_template,
+        )
 
     def _unload(self) -> None:
         self._loaded.clear()

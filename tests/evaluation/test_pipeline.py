@@ -131,17 +131,26 @@ def test_an_adapter_is_known_by_its_own_scale_and_its_base_but_not_by_where_that
     assert fingerprint_of("c", moved, lora_alpha=16) != first
 
 
-def test_a_model_that_can_not_be_measured_becomes_a_note_and_the_others_keep_their_figures(spec, tmp_path):
+def test_a_model_that_can_not_be_loaded_becomes_one_note_and_the_others_keep_their_figures(
+    spec, tmp_path, monkeypatch, caplog
+):
     broken = tmp_path / "broken"
     shutil.copytree(spec.models[1].folder, broken)
     (weights,) = broken.glob("*.safetensors")
     weights.write_bytes(b"nonsense")
+    known, loaded = measuring.load_model, []
+    monkeypatch.setattr(
+        measuring, "load_model", lambda model, *args, **kw: loaded.append(model.name) or known(model, *args, **kw)
+    )
 
     report = run_report(dataclasses.replace(spec, models=(*spec.models, ReportedModel("trained", broken))))
 
     assert report.models[1].general is not None
     assert report.models[2].general is None
-    assert any(note.startswith("trained: general: not measured: ") for note in report.notes)
+    [note] = [note for note in report.notes if "not measured" in note]
+    assert note.startswith("trained: held out, general, general answers: not measured: recovery_report: the model 'tr")
+    assert loaded.count("trained") == 1
+    assert caplog.text.count("trained: held out: not measured") == 1
 
 
 def test_a_model_that_diverged_in_training_is_noted_and_the_others_keep_their_figures(spec, tmp_path):
@@ -157,9 +166,8 @@ def test_a_model_that_diverged_in_training_is_noted_and_the_others_keep_their_fi
         True,
         False,
     ]
-    assert any(
-        note.startswith("trained: sampled answers: not measured: the model predicts no") for note in report.notes
-    )
+    told = "trained: general answers, held out answers, sampled answers: not measured: the model predicts no numbers"
+    assert any(note.startswith(told) for note in report.notes)
 
 
 def test_an_adapter_without_its_base_is_left_out_with_a_note(spec, tmp_path):
