@@ -11,7 +11,7 @@ from axolotl_sdft.config import OpenAIGeneration
 from axolotl_sdft.core.errors import DatasetError
 from axolotl_sdft.inference.interfaces import Answer, FinishReason, Prompt, Target, attempt_temperature, sampling_seed
 from axolotl_sdft.inference.openai.api_key import HIDDEN, REDACTED
-from axolotl_sdft.inference.openai.faults import QuestionRefusedError, TransientError, fault_in
+from axolotl_sdft.inference.openai.faults import QuestionRefusedError, TransientError, fault_in, message_in
 from axolotl_sdft.inference.openai.servers import Server
 from axolotl_sdft.inference.reasoning import framed
 
@@ -195,7 +195,7 @@ def _first_choice(body: Any) -> dict[str, Any]:
     choices = body.get("choices") if isinstance(body, dict) else None
     listed = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
     if not listed:
-        raise TransientError(f"no answer in the response, but {_kind(body)}")
+        raise TransientError(f"no answer in the response, but {message_in(body) or _kind(body)}")
     choice = next((choice for choice in listed if choice.get("index") == 0), listed[0])  # one was asked for
     fault = fault_in(choice)
     if fault is not None:

@@ -24,7 +24,7 @@ LONGEST_RETRY_AFTER_S = 3600.0
 
 _SHOWN_CHARACTERS = 300
 _LONGEST_REASON = 2 * _SHOWN_CHARACTERS
-_SAID_UNDER = ("error", "message", "detail")
+_SAID_UNDER = ("error", "message", "detail", "msg")
 
 
 class RequestError(Exception):
@@ -148,6 +148,12 @@ def fault_in(body: Any) -> str | None:
     return f"an error: {_message(error)}" if error else None
 
 
+def message_in(body: Any) -> str | None:
+    """Return what a response says that holds nothing of what was asked for, or None: gateways do so with status 200."""
+    said = _message(body) if isinstance(body, dict) and not body.keys().isdisjoint(_SAID_UNDER) else ""
+    return f"the message: {said}" if said else None
+
+
 def _target(location: str, redacted: Callable[[str], str]) -> str:
     """Return where a redirect points, without passwords and query."""
     start, _, rest = location.partition("?")[0].partition("#")[0].rpartition("@")
@@ -157,7 +163,7 @@ def _target(location: str, redacted: Callable[[str], str]) -> str:
 
 def _message(error: Any, redacted: Callable[[str], str] = str) -> str:
     """Return the message in the body of a refusal, wherever this kind of server puts it."""
-    while isinstance(error, dict) and (key := next((key for key in _SAID_UNDER if key in error), None)):
+    while isinstance(error, dict) and (key := next((key for key in _SAID_UNDER if error.get(key)), None)):
         error = error[key]
     if error is None:
         return ""

@@ -14,7 +14,14 @@ from axolotl_sdft.inference.openai.chat_protocol import (
     read_answer,
     refused_fields,
 )
-from axolotl_sdft.inference.openai.faults import AuthError, EndpointError, RefusedError, RequestError
+from axolotl_sdft.inference.openai.faults import (
+    AuthError,
+    EndpointError,
+    RefusedError,
+    RequestError,
+    TransientError,
+    message_in,
+)
 from axolotl_sdft.inference.openai.servers import Server
 
 _WHERE = "self_distillation.generation"
@@ -119,8 +126,18 @@ def seed_names(model_dir: Path) -> set[str]:
 
 
 def _listed(body: Any) -> list[dict[str, Any]]:
+    """Return what a server says of each of its models.
+
+    Raises:
+        TransientError: It says something else in the place of a list.
+    """
     entries = body.get("data") if isinstance(body, dict) else body
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    if isinstance(entries, list):
+        return [entry for entry in entries if isinstance(entry, dict)]
+    said = message_in(body)
+    if said is not None:
+        raise TransientError(f"no list of models in the response, but {said}")
+    return []
 
 
 def _listed_names(entry: dict[str, Any]) -> set[str]:

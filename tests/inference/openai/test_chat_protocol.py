@@ -161,6 +161,21 @@ def test_a_response_of_another_form_is_no_answer(body):
         read(body)
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"message": "quota exceeded"}, "quota exceeded"),
+        ({"detail": [{"loc": ["model"], "msg": "unknown"}]}, r".*unknown"),
+        ({"detail": {"error": {"message": "no backend"}}, "choices": []}, "no backend"),
+        ({"code": 500, "msg": "404 NOT_FOUND", "success": False}, "404 NOT_FOUND"),
+        ({"error": None, "message": "quota exceeded"}, "quota exceeded"),
+    ],
+)
+def test_what_a_gateway_says_in_the_place_of_an_answer_is_told(body, told):
+    with pytest.raises(TransientError, match=f"^no answer in the response, but the message: {told}"):
+        read(body)
+
+
 def test_a_piece_of_a_stream_is_no_answer():
     with pytest.raises(TransientError, match="a piece of a stream"):
         read({"choices": [{"delta": {"content": "Half"}, "finish_reason": "stop"}]})

@@ -14,7 +14,8 @@ from axolotl_sdft.core.errors import CheckpointError, ConfigError, ServerError
 from axolotl_sdft.inference.interfaces import Prompt, Target
 from axolotl_sdft.inference.local.backend import TransformersBackend
 from axolotl_sdft.inference.openai.backend import OpenAIBackend
-from axolotl_sdft.inference.openai.handshake import _few
+from axolotl_sdft.inference.openai.faults import TransientError
+from axolotl_sdft.inference.openai.handshake import _few, _listed
 from tests.inference.openai.openai_server import FakeServer, Fault
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -73,6 +74,12 @@ def test_a_server_of_another_model_is_refused_with_what_it_serves(check):
     )
     with FakeServer(model="llama") as server, pytest.raises(ConfigError, match=message):
         check(server)
+
+
+def test_what_a_gateway_says_in_the_place_of_its_models_is_told():
+    with pytest.raises(TransientError, match=r"^no list of models in the response, but the message: log in first$"):
+        _listed({"message": "log in first", "code": 0})
+    assert _listed({"object": "list"}) == []
 
 
 def test_of_a_server_with_many_models_or_long_names_a_few_are_told(check):
