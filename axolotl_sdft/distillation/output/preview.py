@@ -303,9 +303,8 @@ def preview_lines(previewed: Preview, where: str, num_rows: int) -> Iterator[str
     """
     if not previewed.answers:
         reasons = previewed.left_alone.named()
-        yield printable(
-            f"{where}: none of the {previewed.num_rows} rows holds an answer to rewrite: {reasons}; or show more rows"
-        )
+        more = ". Show more rows to see whether others do" if previewed.num_rows < num_rows else ""
+        yield printable(f"{where}: none of the {previewed.num_rows} rows holds an answer to rewrite: {reasons}{more}")
         return
     total = len(previewed.answers)
     rejected = ", ".join(f"{name} {count}" for name, count in previewed.rejections.most_common())

@@ -261,5 +261,14 @@ def test_rows_without_an_answer_to_rewrite_are_said_to_have_none(tmp_path, seed_
     previewed = preview(task_of(tmp_path, seed_dir, rows, "chat_template"), 1)
     assert list(preview_lines(previewed, "dataset", 3)) == [
         "dataset: none of the 1 rows holds an answer to rewrite: no answer in it that its type trains (1 row); check "
-        "the type and the field names; or show more rows"
+        "the type and the field names. Show more rows to see whether others do"
+    ]
+
+
+@pytest.mark.usefixtures("echo_plugin")
+def test_where_all_rows_are_shown_none_of_which_holds_an_answer_no_more_can_be(tmp_path, seed_dir):
+    rows = Dataset.from_list([chat("a", "<think>Well, "), chat("b", "<think>Hm, ")])
+    previewed = preview(task_of(tmp_path, seed_dir, rows, "chat_template"), 2)
+    assert list(preview_lines(previewed, "dataset", 2)) == [
+        "dataset: none of the 2 rows holds an answer to rewrite: its thinking part has no end (2 rows)"
     ]
