@@ -1,5 +1,6 @@
 """A short account, for a person, of what the stages made."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from axolotl_sdft.core.artifacts import read_json
+from axolotl_sdft.core.errors import DatasetError, SdftError, error_context, failure
 from axolotl_sdft.core.model_folder import holds_model
 from axolotl_sdft.core.terminal import fact_lines
 from axolotl_sdft.core.texts import shortened
@@ -16,6 +18,8 @@ from axolotl_sdft.distillation.output.gap import gap_text, is_pure_sample
 from axolotl_sdft.distillation.output.report import REPORT_FILE
 from axolotl_sdft.distillation.rows.left_alone import reasons_named
 from axolotl_sdft.evaluation.records import log_history
+
+LOG = logging.getLogger(__name__)
 
 _SHOWN_CHARS = 400
 
@@ -47,9 +51,16 @@ class RunSummary:
 
     @classmethod
     def of(cls, artifacts: Artifacts, prompt: str | None = None, max_new_tokens: int = 48) -> "RunSummary":
-        """Return the account; with a prompt, each model answers it greedily, which takes a while."""
-        models = _models(artifacts) if prompt is not None else ()
-        answers = {name: answer_of(folder, prompt, max_new_tokens) for name, folder in models if prompt is not None}
+        """Return the account; with a prompt, each model answers it greedily, which takes a while.
+
+        A model that can't is left out with a warning.
+        """
+        answers: dict[str, str] = {}
+        for name, folder in _models(artifacts) if prompt is not None else ():
+            try:
+                answers[name] = answer_of(folder, str(prompt), max_new_tokens)
+            except SdftError as err:
+                LOG.warning("the %s model can't answer the prompt: %s", name, err)
         return cls(artifacts, prompt, answers)
 
     def __repr__(self) -> str:
@@ -199,16 +210,26 @@ def _models(artifacts: Artifacts) -> Iterator[tuple[str, Path]]:
 
 
 def answer_of(model_dir: Path, prompt: str, max_new_tokens: int) -> str:
-    """Return a model's greedy answer to a prompt; a folder with a LoRA adapter loads with its base model."""
+    """Return a model's greedy answer to a prompt; a folder with a LoRA adapter loads with its base model.
+
+    Raises:
+        SdftError: The model can't be loaded or asked, or the prompt leaves no room for an answer.
+    """
     from axolotl_sdft.config import TransformersGeneration
-    from axolotl_sdft.inference.backends import transformers_backend
+    from axolotl_sdft.core.runtime import compute_dtype, local_device
     from axolotl_sdft.inference.interfaces import Prompt
+    from axolotl_sdft.inference.loading import load_checkpoint
+    from axolotl_sdft.inference.local.backend import TransformersBackend
 
     greedy = TransformersGeneration(max_new_tokens=max_new_tokens, temperature=0.0)
-    backend = transformers_backend(model_dir, greedy)
+    with error_context(failure(f"{model_dir} can't be loaded", None)):
+        model = load_checkpoint(model_dir, compute_dtype(greedy.dtype, local_device()))
+    backend = TransformersBackend(model_dir, greedy, model)
     batches = backend.batches([Prompt((0, 0), ({"role": "user", "content": prompt},))])
     answer = next(iter(backend.generate(batches)))[1][0]
     backend.close()
+    if answer.error is not None:
+        raise DatasetError(answer.error)
     return answer.text
 
 

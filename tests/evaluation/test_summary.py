@@ -1,6 +1,8 @@
 """What a person is told of a pruned checkpoint."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +47,23 @@ def test_a_training_that_stopped_before_it_saved_weights_has_made_no_model_yet(t
 
     (tmp_path / "model.safetensors").touch()
     assert str(summary).endswith(tmp_path.name)
+
+
+def test_a_model_that_is_damaged_is_left_out_of_the_answers_under_its_own_name(tiny_llama_dir, tmp_path, caplog):
+    trained = Path(shutil.copytree(tiny_llama_dir, tmp_path / "trained"))
+    (trained / "model.safetensors").write_bytes(b"nonsense")
+    summary = RunSummary.of(Artifacts(tiny_llama_dir, None, [], trained), "Hello", max_new_tokens=4)
+    assert list(summary.answers) == ["seed"]
+    [warning] = [record.getMessage() for record in caplog.records if "can't answer" in record.getMessage()]
+    assert warning.startswith(
+        f"the trained model can't answer the prompt: {trained} can't be loaded (SafetensorError: "
+    )
+
+
+def test_a_prompt_without_room_for_an_answer_is_told_as_the_reason(tiny_llama_dir, tmp_path, caplog):
+    summary = RunSummary.of(Artifacts(tiny_llama_dir, None, [], tmp_path), "word " * 3000, max_new_tokens=4)
+    assert summary.answers == {}
+    assert "the seed model can't answer the prompt: the prompt has 30" in caplog.text
 
 
 @pytest.mark.parametrize(
