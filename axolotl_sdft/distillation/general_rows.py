@@ -23,6 +23,10 @@ NO_REFERENCE = "(None: the seed model writes this answer itself.)"
 """Stands where other rows have their original answer. It is never shown to the model, and never trained."""
 
 _CHECKS = ("empty", "truncated", "repetition")
+_IF_REJECTED = (
+    "nothing stands in their place; where answers are cut off, raise self_distillation.generation.max_new_tokens; "
+    "where they run in circles, lower generation.temperature; or remove general_rows"
+)
 _MIN_NEW_TOKENS = 256  # general answers are longer than those of most tasks, and one that is cut off is left out
 
 
@@ -65,7 +69,15 @@ def general_spec(
         DatasetError: ``general_rows`` is 0.
     """
     return DistillationSpec(
-        general_prompts(config.general_rows), answering(config), seed_dir, ROW_FORMAT, seed_name, KEY, row_limit
+        general_prompts(config.general_rows),
+        answering(config),
+        seed_dir,
+        ROW_FORMAT,
+        seed_name,
+        KEY,
+        row_limit,
+        if_rejected=_IF_REJECTED,
+        if_unanswered="To train without such rows, remove general_rows",
     )
 
 

@@ -66,6 +66,14 @@ class DistillationSpec:
     row_limit: RowLimit | None = None
     """How long a row may be to be trained; None where that is not known."""
 
+    if_rejected: str = "self_distillation.on_reject is drop; set on_reject: original, other checks, or another template"
+    """What is said where all rows are rejected and left out: why that ends the run, and what to do."""
+
+    if_unanswered: str = (
+        "To train these rows as they are, set self_distillation: {enabled: false} in their entry of datasets"
+    )
+    """What else to do where the seed model answers no prompt."""
+
     features: Any = field(init=False, repr=False)
     """Types of the columns as the dataset came; rows themselves are read as they are stored."""
 

@@ -53,6 +53,25 @@ def test_a_prompt_without_a_good_answer_is_left_out(tmp_path, seed_dir, monkeypa
     assert NO_REFERENCE not in str(rows[:])
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (
+            Answer("and so on, and", "length", 4),
+            r"all 3 rows were rejected \(truncated 3\) and .*raise .*max_new_tokens;",
+        ),
+        (Answer("", "stop", 0), "the seed model answered none of 3 prompts"),
+    ],
+)
+def test_where_no_answer_is_good_the_ways_out_are_those_of_such_rows(tmp_path, seed_dir, monkeypatch, answer, told):
+    monkeypatch.setattr(echo_backend.AskedBackend, "answer", lambda self, prompt: answer)
+    asked_once = config(tmp_path, generation={"backend": "asked"}, max_attempts=1)
+    with pytest.raises(DatasetError, match=rf"general_rows: {told}.*remove general_rows") as caught:
+        distill_general_rows(asked_once, seed_model=seed_dir)
+    assert "on_reject" not in str(caught.value)
+    assert "entry of datasets" not in str(caught.value)
+
+
 def test_what_is_for_the_task_alone_does_not_count(tmp_path, seed_dir):
     plain = distill_general_rows(config(tmp_path), seed_model=seed_dir)
     task = {

@@ -189,10 +189,7 @@ def _is_answered(tally: DatasetStats) -> bool:
 
 
 def _all_dropped(spec: DistillationSpec, tally: DatasetStats) -> str:
-    return (
-        f"{spec.where}: all {tally.rows} rows were rejected ({_shown(tally.rejections)}) and "
-        "self_distillation.on_reject is drop; set on_reject: original, other checks, or another template"
-    )
+    return f"{spec.where}: all {tally.rows} rows were rejected ({_shown(tally.rejections)}) and {spec.if_rejected}"
 
 
 def _unanswered(spec: DistillationSpec, tally: DatasetStats) -> str:
@@ -203,8 +200,7 @@ def _unanswered(spec: DistillationSpec, tally: DatasetStats) -> str:
     return (
         f"{spec.where}: the seed model answered none of {tally.turns} prompts: {told}. Correct what this names, such "
         f"as self_distillation.generation, the server or the rows, and start again; {spec.answers_dir} keeps the "
-        "answers as they came, delete it to have empty ones made anew. To train these rows as they are, set "
-        "self_distillation: {enabled: false} in their entry of datasets"
+        f"answers as they came, delete it to have empty ones made anew. {spec.if_unanswered}"
     )
 
 
