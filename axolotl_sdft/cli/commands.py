@@ -327,11 +327,14 @@ def check_config(file: Path, as_json: bool) -> None:
 
     Exits with 1 if there is a fault; advice alone leaves it at 0.
     """
+    from axolotl_sdft.config.yaml_file import read_yaml_file
     from axolotl_sdft.configs.checking import check_file, check_memory
 
+    content = read_yaml_file(file)  # once: a pipe has nothing to say a second time
+    folder = file.parent if file.is_file() else Path()
     with result_alone() if as_json else contextlib.nullcontext(echo) as show:
-        plan, about_memory = check_memory(file)
-        findings = [*check_file(file), *about_memory]
+        plan, about_memory = check_memory(content)
+        findings = [*check_file(content, folder), *about_memory]
         memory = [*plan.lines()] if plan is not None else []
         if as_json:
             told = [asdict(finding) for finding in findings]

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.config.yaml_file import read_yaml_file
+from axolotl_sdft.config.yaml_file import YamlFile
 from axolotl_sdft.configs.catalogue import REQUIRED_KEYS, read_description
 from axolotl_sdft.configs.findings import Finding, advice, fault, secret_findings
 from axolotl_sdft.configs.memory_plan import MemoryPlan, memory_plan
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 _PLUGIN = "axolotl_sdft.SDFTPlugin"
 
 
-def check_file(path: Path) -> list[Finding]:
+def check_file(file: YamlFile, folder: Path) -> list[Finding]:
     """Return all that keeps a configuration from being of use to others, faults first.
 
     Nothing is loaded from the Hub, and no stage runs.
 
-    Raises:
-        ConfigError: The file is not UTF-8, not YAML, or holds no keys.
+    Args:
+        file: What stands in it.
+        folder: Where it lies.
     """
-    file = read_yaml_file(path)
     raw = file.values
     about_blocks = [*_block_findings(raw)]
     told = {finding.key for finding in about_blocks}
@@ -35,25 +35,21 @@ def check_file(path: Path) -> list[Finding]:
         *(fault(repeated.key, repeated.sentence()) for repeated in file.repeated),
         *_description_findings(file.text),
         *secret_findings(raw, file.text),
-        *place_findings(raw, file.text, path.parent),
+        *place_findings(raw, file.text, folder),
         *about_blocks,
         *(finding for finding in _schema_findings(raw) if finding.key not in told),
     ]
     return sorted(dict.fromkeys(findings), key=lambda finding: finding.level != "fault")
 
 
-def check_memory(path: Path) -> tuple[MemoryPlan | None, list[Finding]]:
+def check_memory(file: YamlFile) -> tuple[MemoryPlan | None, list[Finding]]:
     """Return what a configuration needs in memory, and which stages do not fit the GPU that its description names.
 
     Nothing is loaded from the Hub: the model's ``config.json`` must be in a local folder or in the Hub's cache. Without
     it, or where the blocks are wrong, there is no plan; a finding says why.
-
-    Raises:
-        ConfigError: The file is not UTF-8, not YAML, or holds no keys.
     """
     from axolotl_sdft.integrations.axolotl.blocks import read_blocks
 
-    file = read_yaml_file(path)
     try:
         plan = memory_plan(file.values, read_blocks(file.values), read_description(file.text).get("needs", ""))
     except SdftError as err:

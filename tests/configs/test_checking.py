@@ -7,6 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from axolotl_sdft.config.yaml_file import read_yaml_file
 from axolotl_sdft.configs import checking
 from axolotl_sdft.configs.catalogue import shared_configs
 from axolotl_sdft.configs.checking import check_file
@@ -28,6 +29,10 @@ GOOD = {
 }
 
 
+def lines_of(path):
+    return [finding.line() for finding in check_file(read_yaml_file(path), path.parent)]
+
+
 @pytest.fixture
 def found(tmp_path, monkeypatch):
     """What a check of the good configuration finds once some of it has changed, as its lines."""
@@ -36,7 +41,7 @@ def found(tmp_path, monkeypatch):
     def find(header=HEADER, comment="", **changes):
         config = {key: value for key, value in (GOOD | changes).items() if value is not None}
         (tmp_path / "mine.yml").write_text(header + comment + yaml.safe_dump(config))
-        lines = [finding.line() for finding in check_file(tmp_path / "mine.yml")]
+        lines = lines_of(tmp_path / "mine.yml")
         return [line for line in lines if line != WITHOUT_AXOLOTL]
 
     return find
@@ -171,20 +176,20 @@ def test_faults_come_before_advice(found):
 def test_without_axolotl_the_check_says_what_it_left_out(found, tmp_path, monkeypatch):
     monkeypatch.setattr(checking, "find_spec", lambda name: None)
     assert found() == []
-    assert [finding.line() for finding in check_file(tmp_path / "mine.yml")] == [WITHOUT_AXOLOTL]
+    assert lines_of(tmp_path / "mine.yml") == [WITHOUT_AXOLOTL]
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "", "just text"])
 def test_a_file_without_keys_is_refused(tmp_path, text):
     (tmp_path / "mine.yml").write_text(text)
     with pytest.raises(ConfigError, match="holds no keys"):
-        check_file(tmp_path / "mine.yml")
+        lines_of(tmp_path / "mine.yml")
 
 
 def test_a_file_that_is_not_yaml_is_refused(tmp_path):
     (tmp_path / "mine.yml").write_text("a: [1")
     with pytest.raises(ConfigError, match="is not valid YAML"):
-        check_file(tmp_path / "mine.yml")
+        lines_of(tmp_path / "mine.yml")
 
 
 @given(st.from_regex(r"[A-Za-z0-9_.-]{1,20}/[A-Za-z0-9_.-]{1,20}", fullmatch=True))
@@ -251,7 +256,7 @@ class TestAgainstAxolotl:
         faults = {
             (config.name, finding.line())
             for config in shared_configs()
-            for finding in check_file(config.path)
+            for finding in check_file(read_yaml_file(config.path), config.path.parent)
             if finding.level == "fault" and not finding.message.startswith(f"'{MADE_BY_MAKE}'")
         }
         # A script writes LIMA's rows.

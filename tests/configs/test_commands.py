@@ -1,5 +1,6 @@
 """The commands as a person types them."""
 
+import os
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -96,6 +97,18 @@ def test_check_fails_where_there_is_a_fault():
     assert result.exit_code == 1
     assert "fault: output_dir: '/scratch/sdft/llama-2-7b-chat-gsm8k' is a folder of this machine" in result.output
     assert result.output.splitlines()[-1] == "llama-2-7b-chat-gsm8k.yml: 1 to mend before others can use it"
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="pipes have no path here")
+def test_check_reads_a_pipe_as_it_reads_the_file():
+    run("copy", GSM8K)
+    path = Path("llama-2-7b-chat-gsm8k.yml")
+    readable, writable = os.pipe()
+    os.write(writable, path.read_bytes())
+    os.close(writable)
+    piped = run("check", f"/dev/fd/{readable}")
+    os.close(readable)
+    assert piped.output.replace(f"/dev/fd/{readable}", path.name) == run("check", path.name).output
 
 
 def test_help_names_the_four_commands():
