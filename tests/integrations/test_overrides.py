@@ -124,3 +124,17 @@ def test_an_error_names_the_dataset_only_where_its_own_block_has_set_the_key():
     own = error_context(own_key(cfg_with({"template": "codes"}), 0))
     with pytest.raises(DatasetError, match=r"^datasets\[0\] has no rows"), own:
         raise DatasetError("datasets[0] has no rows")
+
+
+@pytest.mark.parametrize("kept", [5, "notes", {"template": "notes"}])
+def test_the_plugins_own_key_in_another_form_is_refused_with_where_the_blocks_belong(kept):
+    cfg = cfg_with(None) | {OVERRIDES_KEY: kept}
+    with pytest.raises(ConfigError, match=r"^sdft_datasets is .*, but the plugin sets this key itself; remove it, and"):
+        check_overrides(DictDefault(cfg))
+
+
+def test_datasets_behind_those_of_the_plugins_own_key_have_their_own_blocks():
+    cfg = cfg_with({"template": "code"}, {"template": "unaided"})
+    cfg[OVERRIDES_KEY] = [{"template": "self_data"}]
+    check_overrides(cfg)
+    assert [dataset_config(cfg, index).template for index in (0, 1)] == ["self_data", "unaided"]

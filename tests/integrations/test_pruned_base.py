@@ -112,6 +112,13 @@ def test_a_checkpoint_whose_weights_were_deleted_since_is_told_at_once(config, r
             run(command, config)
 
 
+def test_the_seed_model_that_the_plugin_names_itself_does_not_switch_the_pruning_off(config, run):
+    with pytest.raises(
+        ConfigError, match=r"sdft_seed_model is 'seed', but the plugin sets .*which seed is not; remove"
+    ):
+        run("train", config | {"sdft_seed_model": "seed"})
+
+
 def test_only_training_makes_another_checkpoint_of_changed_data(config, run, train):
     first = train(config)
     write_rows(7)

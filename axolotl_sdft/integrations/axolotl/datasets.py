@@ -277,9 +277,15 @@ def _merged(cfg: Mapping[str, Any], index: int) -> tuple[DatasetConfig | None, l
 
 def _overrides(cfg: Mapping[str, Any]) -> list[Any]:
     kept = cfg.get(OVERRIDES_KEY)
-    if kept is None:
-        kept = [entry.get(OVERRIDE) for entry in _entries(cfg)]
-    return [{} if own is None else plain(own) for own in kept]
+    if kept is not None and not isinstance(kept, list):
+        raise ConfigError(
+            f"{OVERRIDES_KEY} is {kept!r}, but the plugin sets this key itself; remove it, and write a block "
+            f"{OVERRIDE} below each entry of datasets that is to be rewritten in another way"
+        )
+    own = [entry.get(OVERRIDE) for entry in _entries(cfg)]
+    if kept is not None:
+        own = [*kept, *own[len(kept) :]]
+    return [{} if block is None else plain(block) for block in own]
 
 
 def _entries(cfg: Mapping[str, Any], key: str = "datasets") -> list[Any]:

@@ -78,6 +78,11 @@ def prepare(cfg: Any, own_plugin: object) -> None:
             *(cfg.seed, cfg.val_set_size),
         )
     if cfg.get(SEED_KEY):  # a Ray worker gets the configuration that its driver has prepared
+        if blocks.layer_pruning is not None and not (Path(cfg.base_model) / PROVENANCE_FILE).is_file():
+            raise ConfigError(
+                f"{SEED_KEY} is {cfg[SEED_KEY]!r}, but the plugin sets this key itself, once base_model is the pruned "
+                f"checkpoint, which {cfg.base_model} is not; remove the key"
+            )
         return
     for empty in empty_blocks(cfg):
         LOG.warning("%s", empty)
