@@ -207,6 +207,13 @@ class LayerPruningConfig(Block):
     def _num_layers_is_a_count_or_a_fraction(cls, value: Any) -> Any:
         return None if value is None else parse_num_layers(value)
 
+    @field_validator("drop_layers", mode="before")
+    @classmethod
+    def _drop_layers_are_no_mask(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and any(isinstance(layer, bool) for layer in value):
+            raise ValueError(f"drop_layers is {value}, which is a mask; name the numbers of the layers to remove")
+        return value
+
     @model_validator(mode="after")
     def _one_key_says_what_goes(self) -> "LayerPruningConfig":
         shown = {

@@ -249,6 +249,7 @@ def test_a_yaml_list_of_layers_keeps_its_order():
         ({"num_layers": 2, "drop_layers": [3, 4]}, r"both num_layers \(2\) and drop_layers \(\[3, 4\]\) are set"),
         ({}, r"set num_layers .* or drop_layers"),
         ({"drop_layers": []}, "drop_layers is empty; name at least one layer, or remove the layer_pruning block"),
+        ({"drop_layers": [True, False]}, r"drop_layers is \[True, False\], which is a mask; name the numbers of the"),
         ({"drop_layers": [3, -1]}, "drop_layers holds -1; layers count from 0"),
         ({"drop_layers": [3, 4, 3]}, r"drop_layers names a layer twice: \[3, 4, 3\]"),
         (

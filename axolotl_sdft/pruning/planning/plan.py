@@ -104,6 +104,9 @@ def given_layers(drop_layers: Collection[int], key: str) -> tuple[int, ...]:
         raise ConfigError(f"{key} is {drop_layers!r}, which is not a list of layer numbers ({err})") from err
     if not layers:
         raise ConfigError(f"{key} is empty; name the layers to remove")
+    # A mask would be taken for layers 0 and 1.
+    if any(str(getattr(layer, "dtype", type(layer).__name__)).endswith("bool") for layer in drop_layers):
+        raise ConfigError(f"{key} is {drop_layers!r}, which is a mask; name the numbers of the layers to remove")
     return layers
 
 

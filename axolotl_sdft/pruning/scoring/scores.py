@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from axolotl_sdft.core.callables import callable_identity, callable_name
-from axolotl_sdft.core.errors import PluginError
+from axolotl_sdft.core.errors import ConfigError, PluginError
 from axolotl_sdft.plugins.registry import METRICS, registry
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def score_layers(
     Raises:
         UnknownNameError: No plugin registers the metric.
         PluginError: The metric can't be called as a metric is, or returned something else than scores.
-        ConfigError: The metric needs ``num_layers``.
+        ConfigError: The metric needs ``num_layers``, or it is not a whole number.
         CheckpointError: The layers can't be found in the model, or it is not of a kind that the metric can measure.
 
     Example:
@@ -230,6 +230,8 @@ def score_layers(
         >>> scores.block_costs[3][5]  # of removing layers 3 and 4
     """
     measure, name = registry().resolve(METRICS, metric, _METRIC_KEY), callable_name(metric)
+    if num_layers is not None and not hasattr(num_layers, "__index__"):
+        raise ConfigError(f"num_layers is {num_layers!r}, which is not a number of layers; write one such as 6")
     options = ScoringOptions(token_reduction, num_layers, protect_first, protect_last, known, may_go)
     scores = measure(model, list(batches), options)
     if not isinstance(scores, LayerScores):

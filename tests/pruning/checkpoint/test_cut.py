@@ -203,6 +203,8 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(checkpoint, tmp_
         ((), r"drop_layers is empty; name the layers to remove"),
         ((1.5, 2), r"drop_layers is \(1\.5, 2\), which is not a list of layer numbers \('float' object"),
         (2, r"drop_layers is 2, which is not a list of layer numbers"),
+        ([False, True, True], r"drop_layers is \[False, True, True\], which is a mask; name the numbers of the layers"),
+        (torch.tensor([False, True]), r"drop_layers is tensor\(\[False,  True\]\), which is a mask"),
     ],
 )
 def test_layers_that_are_not_there_or_all_of_them_are_refused(checkpoint, tmp_path, drop_layers, message):

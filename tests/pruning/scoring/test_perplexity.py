@@ -217,6 +217,7 @@ def test_a_model_that_does_not_predict_the_next_token_is_refused(make, message):
     ("options", "message"),
     [
         ({}, r"metric perplexity removes one layer after the other, but num_layers is not given"),
+        ({"num_layers": 0.5}, r"num_layers is 0\.5, which is not a number of layers; write one such as 6"),
         ({"num_layers": 6}, r"num_layers is 6, but the model has 6 layers, .*keep at least one layer"),
         ({"num_layers": 3, "protect_first": 4}, r"protect_first \(4\) and protect_last \(0\) leave 2 of them"),
     ],
