@@ -1,11 +1,16 @@
 """Loads the models of a recovery report. torch comes with :func:`load_model`."""
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 from axolotl_sdft.core.errors import error_context, failure, memory_shortage
 from axolotl_sdft.core.trained_on import weights_dir
-from axolotl_sdft.evaluation.spec import ReportedModel
+from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
 
+LOG = logging.getLogger(__name__)
+
+_CHAT = tuple({"role": role, "content": text} for role, text in (("user", "A"), ("assistant", "B"), ("user", "C")))
 _MORE_ROOM = "set recovery_report.dtype: bfloat16, load_in_4bit: true or device_map: auto, or free memory"
 
 
@@ -36,7 +41,6 @@ def load_model(
         MissingExtraError: It is an adapter, and peft is not installed.
     """
     from axolotl_sdft.inference.loading import load_checkpoint
-    from axolotl_sdft.inference.prompts import load_tokenizer
 
     named = f"the model {model.name!r} ({model.folder})"
     with error_context(
@@ -56,10 +60,33 @@ def load_model(
         )
         if model.is_adapter and not load_in_4bit:
             loaded = loaded.merge_and_unload().eval()
-        # An adapter that was saved without a tokenizer has its base model's.
-        has_own = (model.folder / "tokenizer_config.json").is_file()
-        folder = model.folder if has_own else weights_dir(model.folder)
-        return loaded, load_tokenizer(folder, trust_remote_code=trust_remote_code, chat_template=chat_template)
+        return loaded, own_tokenizer(model, trust_remote_code=trust_remote_code, chat_template=chat_template)
+
+
+def own_tokenizer(model: ReportedModel, *, trust_remote_code: bool = False, chat_template: str | None = None) -> Any:
+    """Return a model's tokenizer; an adapter that was saved without one has its base model's."""
+    from axolotl_sdft.inference.prompts import load_tokenizer
+
+    has_own = (model.folder / "tokenizer_config.json").is_file()
+    folder = model.folder if has_own else weights_dir(model.folder)
+    return load_tokenizer(folder, trust_remote_code=trust_remote_code, chat_template=chat_template)
+
+
+def notes_of_template(model: ReportedModel, seed_tokenizer: Any, spec: RecoverySpec) -> Iterator[str]:
+    """Yield a note where a model has learnt to be asked in another way than with the seed model's chat template."""
+    from axolotl_sdft.inference.chat_templates import render_chat
+
+    try:
+        tokenizer = own_tokenizer(model, trust_remote_code=spec.trust_remote_code, chat_template=spec.chat_template)
+        own, asked = (render_chat(each, _CHAT, spec.template_arguments)[1] for each in (tokenizer, seed_tokenizer))
+    except Exception as err:  # tokenizers and templates raise what they like
+        LOG.debug("%s: its chat template can't be compared", model.name, exc_info=err)
+        return
+    if own != asked:
+        yield (
+            f"{model.name}: its chat template writes chats otherwise than the seed model's, with which all models are "
+            "asked, so it may be better than its figures say; to compare, train with chat_template: tokenizer_default"
+        )
 
 
 def _torch_dtype(dtype: str) -> Any:

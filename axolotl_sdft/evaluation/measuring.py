@@ -24,7 +24,7 @@ from axolotl_sdft.evaluation.figures import (
     SpeedFigures,
     model_fingerprint,
 )
-from axolotl_sdft.evaluation.loading import load_model
+from axolotl_sdft.evaluation.loading import load_model, notes_of_template
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
 from axolotl_sdft.evaluation.measures.likelihood import (
     MeasuredRows,
@@ -111,6 +111,8 @@ class Measuring:
         speeds = shared_by_shape(self._speeds(models), {model.name: self._shape(model, footprints) for model in models})
         seed_rows = beside[self._spec.seed.name].rows(tasks[self._spec.seed.name])
         self._note_worthless_sources(seed_rows)
+        for model in models[1:]:
+            self.notes += notes_of_template(model, self._tokenizer, self._spec)
         self.notes += [
             f"{name}: {', '.join(measures)}: not measured: {reason}"
             for (name, reason), measures in self._not_measured.items()

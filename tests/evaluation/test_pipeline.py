@@ -170,6 +170,28 @@ def test_a_model_that_diverged_in_training_is_noted_and_the_others_keep_their_fi
     assert any(note.startswith(told) for note in report.notes)
 
 
+@pytest.mark.parametrize(
+    ("template", "is_noted"),
+    [
+        ("{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]", True),
+        ("{# of another day #}", False),
+        ("{{ raise_exception('not this') }}", False),
+    ],
+    ids=["another", "the same in other words", "one that fails"],
+)
+def test_a_model_that_learnt_another_chat_template_than_it_is_asked_in_is_noted(spec, tmp_path, template, is_noted):
+    trained = Path(shutil.copytree(spec.models[1].folder, tmp_path / "trained"))
+    own = trained / "chat_template.jinja"
+    own.write_text(template + (own.read_text() if template.startswith("{#") else ""))
+
+    report = run_report(dataclasses.replace(spec, models=(*spec.models, ReportedModel("trained", trained))))
+
+    noted = (
+        "trained: its chat template writes chats otherwise than the seed model's, with which all models are asked, so"
+    )
+    assert [note.startswith(noted) for note in report.notes if "chat template" in note] == [True] * is_noted
+
+
 def test_an_adapter_without_its_base_is_left_out_with_a_note(spec, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "./nowhere"}')
     report = run_report(dataclasses.replace(spec, models=(*spec.models, ReportedModel("trained", tmp_path))))
