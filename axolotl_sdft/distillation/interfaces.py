@@ -48,6 +48,9 @@ class RowLimit:
     num_processes: int = 1
     """How many processes may count at the same time."""
 
+    chat_template: str | None = None
+    """The chat template that rows become tokens by, where it is not the tokenizer's own."""
+
 
 Template: TypeAlias = Callable[[Target], Sequence[Message]]
 """Turns a target into the chat that asks the seed model to rewrite it."""

@@ -223,7 +223,8 @@ class DistillationSpec:
         config, policy = self.config, self.policy
         is_sampled = config.generation.temperature > 0 or config.max_attempts > 1
         judging = [self._settings["checks"], config.max_attempts, policy.min_attempts]
-        judging += [self.row_limit.max_tokens] if self.row_limit else []
+        if self.row_limit:  # which rows are too long, and which answers make them so
+            judging += filter(None, [self.row_limit.max_tokens, self.row_limit.chat_template])
         content = [self.content.requests_digest, self.content.rows_digest]
         seed = config.generation.seed if is_sampled else None
         return (

@@ -492,3 +492,20 @@ def test_whether_axolotl_reads_the_column_of_functions_is_told_by_what_it_trains
     named = {name: [{"type": "function", "function": {"name": f"in_{name}"}}] for name in ("functions", "tools")}
     tokens = strategy.tokenize_prompt({"messages": turns, **named})["input_ids"]
     assert ("in_functions" in strategy.tokenizer.decode(tokens)) == compat.reads_field_tools()
+
+
+def test_rows_that_another_chat_template_makes_too_long_are_rewritten_where_they_no_longer_are(cfg, tmp_path):
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Seven."}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    wordy = "{% for m in messages %}" + "so to speak " * 90 + "{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    cfg.datasets = [{"path": "chat.jsonl", "type": "chat_template"}]
+
+    def sources(**changes):
+        (folder,) = rewrite(DictDefault({**cfg.to_dict(), **changes}))
+        return load_from_disk(str(folder))["sdft_source"][:]
+
+    assert sources(chat_template_jinja=wordy) == ["original"]
+    assert sources() == ["distilled"]
+    assert sources(chat_template="tokenizer_default") == ["distilled"]
+    own = {**cfg.datasets[0], "chat_template": "jinja", "chat_template_jinja": wordy}
+    assert sources(datasets=[own]) == ["original"]

@@ -191,7 +191,7 @@ def pruned_before(cfg: Any) -> Path | None:
 
 
 def yaml_chat_template(cfg: Any, entry: Any = None) -> str | None:
-    """Return the chat template that a configuration names, for a seed model without one; None where it names none.
+    """Return the chat template that a configuration names; None where it names none, or the tokenizer's own.
 
     Axolotl gives it to the tokenizer that is trained. The key may stand in an entry of ``datasets``.
 
@@ -209,8 +209,8 @@ def yaml_chat_template(cfg: Any, entry: Any = None) -> str | None:
         template = get_chat_template(choice, jinja_template=jinja)
     except ValueError as err:
         raise ConfigError(
-            f"chat_template is {choice!r}, which can't be used for the seed model, which has none ({err}); name one of "
-            "Axolotl's templates, such as chatml, or write it under chat_template_jinja"
+            f"chat_template is {choice!r}, which can't be used ({err}); name one of Axolotl's templates, such as "
+            "chatml, or write it under chat_template_jinja"
         ) from err
     system = cfg.get("default_system_message")
     return template.replace("You are a helpful assistant.", system) if system and choice == "chatml" else template

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,13 @@ from axolotl_sdft.core.artifacts import ensure_writable
 from axolotl_sdft.core.errors import ConfigError, error_context
 from axolotl_sdft.distillation.rows.formats import PROMPT_FIELD
 from axolotl_sdft.integrations.axolotl import compat
-from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, read_blocks, seed_dir_of, seed_of
+from axolotl_sdft.integrations.axolotl.blocks import (
+    missing_chat_template,
+    read_blocks,
+    seed_dir_of,
+    seed_of,
+    yaml_chat_template,
+)
 from axolotl_sdft.integrations.axolotl.datasets import (
     OVERRIDE,
     DatasetConfig,
@@ -29,6 +35,7 @@ from axolotl_sdft.integrations.axolotl.stream import REWRITING, announce
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from axolotl_sdft.distillation.interfaces import RowLimit
     from axolotl_sdft.distillation.output.logits import TokenizedRow
     from axolotl_sdft.distillation.spec import DistillationSpec
 
@@ -160,7 +167,7 @@ def _general_sources(cfg: Any) -> Iterator[Source]:
 
     seed_dir, entry = seed_dir_of(cfg), DictDefault(ROW_FORMAT)
     settings = _ready(cfg, config, seed_dir, entry)
-    spec = general_spec(settings, seed_dir, seed_of(cfg)[0], compat.row_limit(cfg, entry))
+    spec = general_spec(settings, seed_dir, seed_of(cfg)[0], _row_limit(cfg, entry))
     yield Source(entry, spec, training=spec.dataset.select([]))  # unanswered prompts are no rows to train on
 
 
@@ -190,7 +197,13 @@ def _spec(cfg: Any, rows: "Dataset", own: DatasetConfig, entry: Any, where: str)
     seed_dir = seed_dir_of(cfg)
     settings = _ready(cfg, own.settings(), seed_dir, entry)
     with error_context(own_key(cfg, _index(where))):
-        return DistillationSpec(rows, settings, seed_dir, read, seed_of(cfg)[0], where, compat.row_limit(cfg, entry))
+        return DistillationSpec(rows, settings, seed_dir, read, seed_of(cfg)[0], where, _row_limit(cfg, entry))
+
+
+def _row_limit(cfg: Any, entry: Any) -> "RowLimit":
+    limit = compat.row_limit(cfg, entry)
+    is_chat = str(entry.get("type")).startswith("chat_template")
+    return replace(limit, chat_template=yaml_chat_template(cfg, entry)) if is_chat else limit
 
 
 def _ready(cfg: Any, config: SelfDistillationConfig, seed_dir: Path, entry: Any) -> SelfDistillationConfig:
