@@ -219,6 +219,19 @@ def test_test_rows_of_running_text_are_noted_and_those_of_a_path_refused(cfg):
         held_out(DictDefault(cfg), RowsConfig(path="text.jsonl", type="completion"))
 
 
+def test_running_text_among_the_datasets_leaves_the_held_out_answers_of_the_others(cfg):
+    write_rows("text.jsonl", [{"text": f"Once upon a time there were {n}."} for n in range(10)])
+    cfg["datasets"] = [{"path": "text.jsonl", "type": "completion"}, *cfg["datasets"]]
+    cfg |= {"val_set_size": 8, "seed": 42, "shuffle_merged_datasets": True}
+    found = held_out(DictDefault(cfg), RowsConfig())
+    [num_text] = [int(note.split()[3]) for note in found.notes if "of datasets[0] are left out" in note]
+    assert 0 < num_text < 8
+    assert len(found.targets) == 8 - num_text
+    assert {target.reference for target in found.targets} < {row["output"] for row in ROWS}
+    assert found.source == f"val_set_size, {8 - num_text} of {8 - num_text} rows"
+    assert any("its rows are running text, without a prompt and an answer" in note for note in found.notes)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -265,21 +265,43 @@ def _is_as_recorded(cfg: Any, recorded: Sequence[Mapping[str, Any]]) -> bool:
 def _sampled(
     cfg: Any, named: "list[tuple[str, Any, Dataset]]", config: RowsConfig, source: str, is_split_off: bool = False
 ) -> HeldOut:
-    """Return the answers of up to ``num_samples`` rows, spread evenly over all datasets."""
-    named = [(where, entry, stored_rows(rows, where)) for where, entry, rows in named]
-    total = sum(len(rows) for *_, rows in named)
+    """Return the answers of up to ``num_samples`` rows, spread evenly over all datasets that hold answers.
+
+    Raises:
+        DatasetError: None of them does; the message says why the first doesn't.
+    """
+    stored = [(where, entry, stored_rows(rows, where)) for where, entry, rows in named]
+    faults = [_fault_of(entry, where, rows) for where, entry, rows in stored]
+    answered = [each for each, fault in zip(stored, faults, strict=True) if fault is None]
+    if not answered and faults[0] is not None:
+        raise faults[0]
+    total = sum(len(rows) for *_, rows in answered)
     chosen = evenly_spaced(total, config.num_samples)
     targets, start = [], 0
-    for where, entry, rows in named:
+    for where, entry, rows in answered:
         picked = [rows[place - start] for place in chosen if start <= place < start + len(rows)]
         targets += _last_targets(picked, entry, where, shown_features(rows))
         start += len(rows)
     if not targets:
-        raise DatasetError(f"{named[0][0]} holds no row with a prompt and an answer; check its path, split and type")
+        raise DatasetError(f"{answered[0][0]} holds no row with a prompt and an answer; check its path, split and type")
+    notes = [
+        f"held-out rows: the {len(rows):,} of {where} are left out: {fault}"
+        for (where, _, rows), fault in zip(stored, faults, strict=True)
+        if fault is not None
+    ]
     left_out = len(chosen) - len(targets)
-    notes = [f"held-out rows: {left_out} of {len(chosen)} hold no prompt with an answer"] if left_out else []
-    notes += _notes_of_trained(cfg, targets, named if is_split_off else None)
+    notes += [f"held-out rows: {left_out} of {len(chosen)} hold no prompt with an answer"] if left_out else []
+    notes += _notes_of_trained(cfg, targets, answered if is_split_off else None)
     return HeldOut(tuple(targets), f"{source}, {len(targets)} of {total} rows", tuple(notes))
+
+
+def _fault_of(entry: Any, where: str, rows: "Dataset") -> DatasetError | UnknownNameError | None:
+    """Return why a dataset holds no questions with answers, as running text doesn't; None where it does."""
+    try:
+        _last_targets([rows[0]] if len(rows) else [], entry, where, shown_features(rows))
+    except (DatasetError, UnknownNameError) as err:
+        return err
+    return None
 
 
 def _notes_of_trained(
