@@ -76,7 +76,7 @@ class TrainedOn:
 
         Raises:
             CheckpointError: It is nowhere; the message names it and where it was looked for. Or another checkpoint has
-                taken its place.
+                taken its place, or whether one has can't be told.
         """
         places = list(dict.fromkeys([*self.places, *more_places]))
         there = [place for place in places if (place / "config.json").is_file()]
@@ -84,6 +84,11 @@ class TrainedOn:
             if self.provenance is None or _identity_at(place) == self.identity:
                 return place
         trained = f"the model in {self.folder} was trained on the checkpoint {self.name}"
+        if there and not (there[0] / PROVENANCE_FILE).is_file():
+            raise CheckpointError(
+                f"{trained}, but whether {there[0]} is that one can't be told: its {PROVENANCE_FILE} is missing, which "
+                "belongs to the checkpoint as its weights do; put it back, or train again (axolotl train)"
+            )
         if there:
             raise CheckpointError(
                 f"{trained}, but {there[0]} is another one by now: its {PROVENANCE_FILE} differs; put the checkpoint "

@@ -150,6 +150,14 @@ def test_a_model_that_was_moved_alone_is_told_where_its_checkpoint_was_looked_fo
         run("inference", config | {"lora_model_dir": str(tmp_path / "out")})
 
 
+def test_a_checkpoint_that_was_copied_without_its_provenance_is_said_to_lack_it(config, run, train):
+    pruned = train(config)
+    shutil.rmtree(pruned / "provenance")
+    told = rf"{pruned.name} is that one can't be told: its provenance/layer_pruning.json is missing, .*; put it back"
+    with pytest.raises(CheckpointError, match=told):
+        run("merge-lora", config)
+
+
 def test_another_checkpoint_in_the_same_place_is_refused(config, run, train):
     config["layer_pruning"]["output_dir"] = "pruned"
     train(config)
