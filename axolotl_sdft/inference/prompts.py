@@ -21,6 +21,11 @@ from axolotl_sdft.inference.reasoning import THINKING_STARTS, THINKING_TOKENS, i
 
 LOG = logging.getLogger(__name__)
 
+TOKENIZER_WAY_OUT = (
+    "put the tokenizer's files into that folder, also where Axolotl's tokenizer_config names others for training; if "
+    "it comes with code of its own, set trust_remote_code: true"
+)
+
 _TRIAL = ({"role": "user", "content": "Name a river."},)
 
 

@@ -77,7 +77,8 @@ class OpenAIBackend:
         with error_context(
             failure(
                 f"the tokenizer of the seed model {self._model_dir} can't be loaded",
-                "if it comes with code of its own, set self_distillation.generation.trust_remote_code: true",
+                "put the tokenizer's files into that folder; if it comes with code of its own, set "
+                "self_distillation.generation.trust_remote_code: true",
             )
         ):
             return load_tokenizer(

@@ -346,3 +346,13 @@ def test_a_model_whose_weights_are_not_numbers_is_refused_before_it_is_asked(tin
     broken._model.model.norm.weight.data.fill_(math.nan)
     with pytest.raises(CheckpointError, match=r"the model predicts no numbers \(NaN\): .*; try dtype: bfloat16 or"):
         broken.load()
+
+
+def test_a_model_without_a_tokenizer_of_its_own_is_refused(tiny_llama_dir, tmp_path):
+    bare = Path(shutil.copytree(tiny_llama_dir, tmp_path / "bare"))
+    for path in bare.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(
+        CheckpointError, match=r"the tokenizer of .*bare can't be loaded \(\w+: .*; put the tokenizer's"
+    ):
+        backend_for(bare).check()
