@@ -140,6 +140,11 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
+def is_adapter_beside_weights(folder: Path) -> bool:
+    """Tell whether a folder that is taken for an adapter holds whole weights, too: one of two trainings left them."""
+    return is_adapter(folder) and any(folder.glob("model*.safetensors"))
+
+
 def holds_model(folder: Path) -> bool:
     """Tell whether a folder holds a model, whole or as an adapter: its settings, and weights.
 

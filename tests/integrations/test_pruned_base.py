@@ -334,6 +334,21 @@ def test_training_does_not_go_on_from_a_full_checkpoint_of_other_layers(config, 
         run("train", config | resumed)
 
 
+def test_the_adapter_of_an_earlier_training_where_a_whole_model_is_to_be_is_warned_of_and_noted(
+    config, run, train, caplog
+):
+    told = "out) holds the adapter of an earlier training, but this one trains the whole model"
+    train(config | {"adapter": "lora"})
+    train(config | {"adapter": "lora"})
+    assert told not in caplog.text
+    assert not [note for note in recovery_spec(DictDefault(config)).notes if "beside" in note]
+
+    train(config, weight=2.0, is_full=True)
+    assert told in caplog.text
+    [note] = [note for note in recovery_spec(DictDefault(config)).notes if "beside" in note]
+    assert note.endswith("if those were trained last, delete adapter_config.json there and start again")
+
+
 def test_a_fully_trained_model_is_known_by_its_record_and_used_as_it_is_when_named(config, run, train):
     pruned = train(config, is_full=True)
     write_rows(7)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from axolotl_sdft.config import RecoveryReportConfig, RowsConfig
 from axolotl_sdft.core.cards import public_name
 from axolotl_sdft.core.errors import ConfigError, DatasetError, SdftError, UnknownNameError
-from axolotl_sdft.core.model_folder import holds_model
+from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, holds_model, is_adapter_beside_weights
 from axolotl_sdft.core.terminal import tells_what_is_kept
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.core.trained_on import RECORD_FILE, pruning_marker, recorded_held_out
@@ -172,6 +172,11 @@ def reported_models(cfg: Any, config: RecoveryReportConfig) -> tuple[list[Report
     models += [_named_model(name, folder) for name, folder in config.models.items()]
     if holds_model(artifacts.output_dir):
         models.append(ReportedModel(TRAINED, artifacts.output_dir))
+        if is_adapter_beside_weights(artifacts.output_dir):
+            notes.append(
+                f"{TRAINED}: {artifacts.output_dir} holds an adapter, which is measured, beside the weights of a whole "
+                f"model; if those were trained last, delete {ADAPTER_CONFIG} there and start again"
+            )
     else:
         notes.append(f"{TRAINED}: {artifacts.output_dir} holds no model yet; run axolotl train")
     return models, notes

@@ -9,7 +9,7 @@ from axolotl_sdft.config import BLOCKS, LayerPruningConfig, LogitDistillationCon
 from axolotl_sdft.core.artifacts import DEFAULT_ROOT, ensure_writable, fingerprint, read_json
 from axolotl_sdft.core.cards import CARD_FILE
 from axolotl_sdft.core.errors import ConfigError, SdftError
-from axolotl_sdft.core.model_folder import holds_model, is_adapter
+from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, holds_model, is_adapter
 from axolotl_sdft.core.runtime import is_launched, rank
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
 from axolotl_sdft.integrations.axolotl import compat
@@ -126,6 +126,13 @@ def _refuse_swallowed() -> None:
 
 
 def _prepare_training(cfg: Any, blocks: Blocks) -> None:
+    if blocks.has_stage and not cfg.get("adapter") and is_adapter(output_dir_of(cfg)) and rank() == 0:
+        LOG.warning(
+            "output_dir (%s) holds the adapter of an earlier training, but this one trains the whole model: "
+            "transformers and the commands after training would take the folder for that adapter; delete %s there, or "
+            "name another output_dir",
+            *(output_dir_of(cfg), ADAPTER_CONFIG),
+        )
     if pruned_before(cfg) is not None:
         LOG.info(
             "base_model %s was pruned from %s, which is the seed model of this run", cfg.base_model, seed_of(cfg)[0]
