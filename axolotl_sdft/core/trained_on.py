@@ -25,6 +25,8 @@ PRUNED_KEY = "axolotl_sdft_pruning"
 
 RECORD_FILE = "sdft_trained_on.json"
 _IDENTITY_KEYS = ("format", "seed", "settings", "calibration_text", "general_text", "metric_code", "drop_layers")
+_COMPARED = ("name", "provenance", "held_out")
+"""Keys of a record that tell one training from another."""
 _KEPT_KEYS = (*_IDENTITY_KEYS, "seed_model", "num_layers_before", "num_layers_after")
 _PRUNED_NAME = re.compile(r".*-drop\d+-[0-9a-f]{12}")
 _MAX_ANCESTORS = 6
@@ -202,8 +204,8 @@ def record_training(
 ) -> None:
     """Say in ``output_dir`` which checkpoint a training starts from. The record is written whole.
 
-    Weights that an earlier training left there stay known as trained on what they were trained on, until new ones
-    take their place.
+    Weights that an earlier training left there, and the checkpoints of whole models that it saved, stay known as
+    trained on what they were trained on, until new ones take their place.
 
     Args:
         output_dir: Where the trained model will be.
@@ -230,9 +232,11 @@ def record_training(
         }
     if held_out:
         record["held_out"] = [{**entry, "path": _relative(Path(entry["path"]), output_dir)} for entry in held_out]
-    replaced = _replaced(output_dir, record)
+    replaced, checkpoints = _replaced(output_dir, record), _earlier_checkpoints(output_dir, record)
     if replaced is not None:
         record["replaced"] = replaced
+    if checkpoints:
+        record["checkpoints"] = checkpoints
     if pruned_dir is not None or held_out or replaced is not None or (output_dir / RECORD_FILE).exists():
         replace_json(output_dir / RECORD_FILE, record)
 
@@ -260,10 +264,35 @@ def _replaced(output_dir: Path, record: Mapping[str, Any]) -> dict[str, Any] | N
     if base is not None and not (found is not None and found.is_previous) and previous["name"] != Path(base).name:
         kept = {} if previous["name"] else {"held_out": previous.get("held_out")}
         previous = {"name": None, "adapter_base": base, **kept}
-    compared = ("name", "provenance", "held_out")
-    if all(previous.get(key) == record.get(key) for key in compared) and "adapter_base" not in previous:
+    if all(previous.get(key) == record.get(key) for key in _COMPARED) and "adapter_base" not in previous:
         return None
-    return {"weights": weights, "record": {key: value for key, value in previous.items() if key != "replaced"}}
+    return {"weights": weights, "record": _alone(previous)}
+
+
+def _earlier_checkpoints(output_dir: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the records of earlier trainings by the checkpoints that they saved, with what tells these from new ones.
+
+    An adapter's checkpoint names its base itself.
+    """
+    path = output_dir / RECORD_FILE
+    previous = read_json(path) if path.is_file() else None
+    if not isinstance(previous, dict):
+        return {}
+    known = previous.get("checkpoints") or {}
+    is_other = any(previous.get(key) != record.get(key) for key in _COMPARED)
+    earlier = {}
+    for folder in output_dir.glob("checkpoint-*"):
+        stamps = _stamps(folder)
+        if folder.name in known and known[folder.name]["weights"] == stamps:
+            earlier[folder.name] = known[folder.name]
+        elif is_other and stamps and not is_adapter(folder):
+            earlier[folder.name] = {"weights": stamps, "record": _alone(previous)}
+    return earlier
+
+
+def _alone(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record without those of trainings before it."""
+    return {key: value for key, value in record.items() if key not in ("replaced", "checkpoints")}
 
 
 @dataclass(frozen=True)
@@ -285,6 +314,9 @@ def _read_record(folder: Path) -> _Record | None:
     content = read_json(path)
     if not isinstance(content, dict) or "name" not in content:
         raise ArtifactError(f"{path} is not a record of a training; delete it, and {ADAPTER_CONFIG} is read instead")
+    earlier = content.get("checkpoints", {}).get(folder.name) if path.parent != folder else None
+    if earlier is not None and earlier["weights"] == _stamps(folder):
+        return _Record(earlier["record"], path.parent.absolute(), is_previous=True)
     replaced = content.get("replaced")
     if replaced is not None and path.parent == folder and replaced["weights"] == _weights(folder):
         return _Record(replaced["record"], path.parent.absolute(), is_previous=True)
@@ -292,9 +324,19 @@ def _read_record(folder: Path) -> _Record | None:
 
 
 def _weights(folder: Path) -> dict[str, str]:
-    found = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    paths = sorted(path for path in found if path.is_file() and path.name != "training_args.bin")
+    paths = _weight_paths(folder)
     return dict(zip((path.name for path in paths), file_digests(paths), strict=True))
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Return size and time of the weights in a folder: there may be many checkpoints, too many bytes to read."""
+    found = ((path.name, path.stat()) for path in _weight_paths(folder))
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in found}
+
+
+def _weight_paths(folder: Path) -> list[Path]:
+    found = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    return sorted(path for path in found if path.is_file() and path.name != "training_args.bin")
 
 
 def _from_previous(folder: Path, record: _Record) -> TrainedOn | None:

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from axolotl_sdft import SDFTPlugin, cut_layers
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError
-from axolotl_sdft.core.trained_on import weights_dir
+from axolotl_sdft.core.trained_on import trained_on, weights_dir
 from axolotl_sdft.evaluation.summary import RunSummary
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.commands import find_artifacts
@@ -311,16 +311,16 @@ def test_training_that_resumes_by_itself_looks_at_the_newest_checkpoint(config, 
 
 
 @pytest.mark.parametrize(
-    ("other", "was"),
+    ("other", "told"),
     [
-        ({"layer_pruning": None}, "was not pruned, but layer_pruning is set"),
-        ({"layer_pruning": {"num_layers": 3, "patch": "none"}}, "was pruned with other settings than"),
+        ({"layer_pruning": None}, "holds a model that was not pruned, but layer_pruning is set; put the config"),
+        ({"layer_pruning": {"num_layers": 3, "patch": "none"}}, "goes on from a model that was trained on seed-drop3-"),
     ],
 )
 @pytest.mark.parametrize(
     "resumed", [{"resume_from_checkpoint": "out/checkpoint-2"}, {"auto_resume_from_checkpoints": True}]
 )
-def test_training_does_not_go_on_from_a_full_checkpoint_of_other_layers(config, run, train, other, was, resumed):
+def test_training_does_not_go_on_from_a_full_checkpoint_of_other_layers(config, run, train, other, told, resumed):
     earlier = {key: value for key, value in (config | other).items() if value is not None}
     train(earlier, is_full=True)
     Path("out/checkpoint-2").mkdir()
@@ -330,8 +330,38 @@ def test_training_does_not_go_on_from_a_full_checkpoint_of_other_layers(config, 
 
     train(config, weight=2.0, is_full=True)
     (key,) = resumed
-    with pytest.raises(ConfigError, match=rf"{key} \(.*checkpoint-2\) holds a model that {was}.*; put the config"):
+    with pytest.raises(ConfigError, match=rf"{key} \(.*checkpoint-2\) {told}"):
         run("train", config | resumed)
+
+
+def test_a_full_checkpoint_without_a_record_is_known_by_its_marker(config, run, train):
+    train(config, is_full=True)
+    Path("out").rename("checkpoint-2")
+    Path("checkpoint-2/sdft_trained_on.json").unlink()
+    resumed = {"resume_from_checkpoint": "checkpoint-2"}
+    assert run("train", config | resumed).output_dir == "out"
+    with pytest.raises(ConfigError, match=r"holds a model that was pruned with other settings than .*; put the"):
+        run("train", config | resumed | {"layer_pruning": {"num_layers": 3, "patch": "none"}})
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["that ended", "that broke off"])
+def test_a_full_checkpoint_of_an_earlier_training_stays_known_as_its(config, run, train, ends):
+    first = train(config, is_full=True, ends=ends)
+    Path("out/checkpoint-2").mkdir()
+    shutil.copyfile("out/config.json", "out/checkpoint-2/config.json")
+    save_weights(Path("out/checkpoint-2/model.safetensors"), 1.0)
+
+    write_rows(7)
+    second = train(config, weight=2.0, is_full=True, ends=False)
+
+    with pytest.raises(ConfigError, match=rf"checkpoint-2\) goes on .* trained on {first.name}, .*{second.name}"):
+        run("train", config | {"auto_resume_from_checkpoints": True})
+    assert trained_on(Path("out/checkpoint-2")).find() == first
+    write_rows(4)
+    assert run("train", config | {"auto_resume_from_checkpoints": True}).base_model == str(first)
+
+    save_weights(Path("out/checkpoint-2/model.safetensors"), 3.0)  # the later training has come so far
+    assert trained_on(Path("out/checkpoint-2")).find() == second
 
 
 def test_the_adapter_of_an_earlier_training_where_a_whole_model_is_to_be_is_warned_of_and_noted(
