@@ -64,6 +64,30 @@ def test_conversations_are_preprocessed_then_trained_packed_with_full_fine_tunin
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 4
 
 
+def test_preferences_calibrate_the_pruning_and_train_the_pruned_model(tmp_path, base_config):
+    chosen, rejected = ({"role": "assistant", "content": text} for text in ("It is cold.", "No."))
+    rows = [
+        {"messages": [{"role": "user", "content": f"Day {n}?"}], "chosen": chosen, "rejected": rejected}
+        for n in range(12)
+    ]
+    (tmp_path / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wanted = {key: value for key, value in base_config.items() if key not in ("self_distillation", "dynsdpb")}
+    config = write_config(
+        tmp_path,
+        wanted
+        | {
+            "rl": "dpo",
+            "datasets": [{"path": "preferences.jsonl", "type": "chat_template.default"}],
+            "max_steps": 2,
+        },
+    )
+
+    run_axolotl(tmp_path, "train", config, "--launcher", "python")
+
+    base = json.loads((tmp_path / "out/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert "-drop2-" in base
+
+
 def test_a_wrong_key_stops_the_command_with_one_clear_message_before_any_model_is_loaded(tmp_path, base_config):
     config = write_config(tmp_path, base_config | {"layer_pruning": {"num_layer": 2}})
 

@@ -202,6 +202,18 @@ def test_of_a_conversation_the_last_trained_answer_counts(cfg):
     assert (len(target.context), target.reference) == (3, "b")
 
 
+def test_of_preferences_the_chosen_answer_counts(cfg):
+    pairs = [{"prompt": f"Question {n}", "chosen": f"Answer {n}", "rejected": "No."} for n in range(2)]
+    write_rows("test.jsonl", pairs)
+    cfg |= {"rl": "dpo", "test_datasets": [{"path": "test.jsonl", "type": "chatml.intel", "split": "train"}]}
+    found = held_out(DictDefault(cfg), RowsConfig())
+    assert [target.reference for target in found.targets] == ["Answer 0", "Answer 1"]
+    assert [message["content"] for target in found.targets for message in target.context] == [
+        "Question 0",
+        "Question 1",
+    ]
+
+
 def test_rows_without_an_answer_are_left_out_and_counted(cfg):
     write_rows("test.jsonl", [{"instruction": "Why?", "output": output} for output in ("So.", None)])
     found = held_out(DictDefault(cfg), RowsConfig(path="test.jsonl", type="alpaca"))

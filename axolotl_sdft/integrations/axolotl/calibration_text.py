@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.interfaces import RowFormat
 from axolotl_sdft.distillation.rows.chat import ChatRows
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
+from axolotl_sdft.distillation.rows.preferences import chats_of_preferences, holds_preferences
 from axolotl_sdft.distillation.rows.validation import (
     TOKENIZED,
     require_text,
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 _PLAIN_TYPES = ("completion", "pretrain")
 _SHAREGPT = {"field_messages": "conversations", "message_property_mappings": {"role": "from", "content": "value"}}
-_PREFERRED = ("chosen", "chosen_response")
-_ASKED = ("prompt", "input", "question", "instruction")
 _BESIDE = {"format": "{instruction}\n\n{input}", "no_input_format": "{instruction}"}
 # What rows without a type may be, told by their columns. The first that fits is taken.
 _GUESSES: tuple[dict[str, Any], ...] = (
@@ -77,9 +75,9 @@ def texts_of(
         return []
     if _is_tokenized(rows[0], entry):
         return [_decoded(row, tokenizer) for row in rows]
-    if _answer_column(rows[0], entry) is not None:
-        rows = [{"messages": _preferred(row, entry)} for row in rows]
-        entry, features = {**entry, "type": "chat_template", "field_messages": "messages"}, None
+    if plain_column(entry) is None and holds_preferences(rows[0], entry):
+        rows, entry = chats_of_preferences(rows, entry)
+        features = None
     elif not entry.get("type") and _is_prompt_and_completion(rows):
         rows = [{"messages": [*(row["prompt"] or ()), *(row["completion"] or ())]} for row in rows]
         features = None
@@ -136,53 +134,6 @@ def _is_prompt_and_completion(rows: Sequence[Mapping[str, Any]]) -> bool:
     return bool(lists) and all(
         isinstance(value, list) and all(isinstance(message, Mapping) for message in value) for value in lists
     )
-
-
-def _answer_column(row: Mapping[str, Any], entry: Mapping[str, Any]) -> str | None:
-    """Return the column of the answer that preference training (``rl``) or a reward model prefers; None in other rows.
-
-    Rows of a type that supervised training knows are never read so, whatever else they hold.
-    """
-    kind = entry.get("type")
-    with suppress(DatasetError, UnknownNameError):
-        if kind and (plain_column(entry) is not None or resolve_row_format(entry)):
-            return None
-    found = _first_of((entry.get("field_chosen"), *_PREFERRED, "completion" if "label" in row else None), row)
-    is_preference = kind or found == "completion" or any(name.startswith("rejected") for name in row)
-    is_asked = found is not None and (_asked_column(row, entry) is not None or isinstance(row[found], list))
-    return found if is_preference and is_asked else None
-
-
-def _asked_column(row: Mapping[str, Any], entry: Mapping[str, Any]) -> str | None:
-    return _first_of((entry.get("field_messages"), "messages", *_ASKED), row)
-
-
-def _first_of(columns: Sequence[str | None], row: Mapping[str, Any]) -> str | None:
-    return next((column for column in columns if column and column in row), None)
-
-
-def _preferred(row: Mapping[str, Any], entry: Mapping[str, Any]) -> list[Any]:
-    """Return a conversation that ends in the preferred answer, in the roles and keys that the entry names."""
-    answer = row[_answer_column(row, entry) or ""]
-    if isinstance(answer, list) and len(answer) > 1:  # the whole conversation once more
-        return answer
-    asked = row.get(_asked_column(row, entry) or "")
-    return [*_as_messages(asked, "user", row, entry), *_as_messages(answer, "assistant", {}, entry)]
-
-
-def _as_messages(value: Any, role: str, row: Mapping[str, Any], entry: Mapping[str, Any]) -> list[Any]:
-    """Return one message or more: a list and a mapping as they are, a text under a role."""
-    if isinstance(value, list):
-        return value
-    if isinstance(value, Mapping):
-        return [value]
-    names = entry.get("message_property_mappings") or {}
-    said = [("system", row.get("system")), (role, value)]
-    return [
-        {names.get("role", "role"): speaker, names.get("content", "content"): text}
-        for speaker, text in said
-        if isinstance(text, str) and text
-    ]
 
 
 def _plain_text(row: dict[str, Any], column: str, where: str, features: Any) -> str:

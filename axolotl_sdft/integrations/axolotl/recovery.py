@@ -18,6 +18,7 @@ from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.core.trained_on import RECORD_FILE, pruning_marker, recorded_held_out
 from axolotl_sdft.distillation.digest import encoded, slices
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
+from axolotl_sdft.distillation.rows.preferences import chats_of_preferences, holds_preferences
 from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, shown_features, stored_rows
 from axolotl_sdft.evaluation.report.headline import PRUNED, SEED, TRAINED
 from axolotl_sdft.evaluation.spec import ReportedModel
@@ -356,6 +357,9 @@ def _last_targets(rows: list[dict[str, Any]], entry: Any, where: str, features: 
         raise DatasetError(
             f"{where} holds rows that are tokenized already, of which no question and answer can be told"
         )
+    if holds_preferences(rows[0], entry):
+        rows, entry = chats_of_preferences(rows, entry)
+        features = None
     known = known_entry(rows, entry, where)
     row_format = resolve_row_format(known, where)
     missing = row_format.missing_columns(list(rows[0]))
@@ -364,6 +368,6 @@ def _last_targets(rows: list[dict[str, Any]], entry: Any, where: str, features: 
             f"{where} has no column {missing[0]!r}, which its type {known.get('type')!r} needs; its columns are "
             f"{', '.join(rows[0])}; set {where}.type to that of the rows"
         )
-    require_text(features, row_format, known.get("type"), where)
+    require_text(features or {}, row_format, known.get("type"), where)
     counts = [row_format.num_targets(row) for row in rows]
     return [row_format.target(row, count - 1) for row, count in zip(rows, counts, strict=True) if count]
