@@ -4,7 +4,6 @@ A record beside the trained model says so; ``adapter_config.json`` does where no
 belongs to what it was trained on: no training data and no seed model is read here, and nothing is made.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.core.artifacts import read_json, replace_json
-from axolotl_sdft.core.errors import ArtifactError, CheckpointError
-from axolotl_sdft.core.identity import file_digests, model_identity
+from axolotl_sdft.core.errors import CheckpointError
+from axolotl_sdft.core.identity import model_identity
 from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, is_adapter, read_adapter_config, resolve_seed
+from axolotl_sdft.core.training_record import (
+    RECORD_FILE,
+    Record,
+    earlier_checkpoints,
+    joined_path,
+    named_base,
+    read_record,
+    relative_path,
+    replaced_weights,
+)
 
 PROVENANCE_FOLDER = "provenance"
 """Holds what is said of a checkpoint beside its model card. Axolotl copies the files of a checkpoint into what it
@@ -23,10 +32,7 @@ PROVENANCE_FILE = f"{PROVENANCE_FOLDER}/layer_pruning.json"
 PRUNED_KEY = "axolotl_sdft_pruning"
 """Key in ``config.json`` that holds the pruning's settings, fingerprinted. transformers keeps it through training."""
 
-RECORD_FILE = "sdft_trained_on.json"
 _IDENTITY_KEYS = ("format", "seed", "settings", "calibration_text", "general_text", "metric_code", "drop_layers")
-_COMPARED = ("name", "provenance", "held_out")
-"""Keys of a record that tell one training from another."""
 _KEPT_KEYS = (*_IDENTITY_KEYS, "seed_model", "num_layers_before", "num_layers_after")
 _PRUNED_NAME = re.compile(r".*-drop\d+-[0-9a-f]{12}")
 _MAX_ANCESTORS = 6
@@ -114,7 +120,7 @@ def trained_on(folder: Path) -> TrainedOn | None:
     Raises:
         ArtifactError: A file that should tell is broken.
     """
-    found, base = _read_record(folder), _adapter_base(folder)
+    found, base = read_record(folder), named_base(folder)
     if found is not None and found.is_previous:
         return _from_previous(folder, found)
     if base is not None:
@@ -131,7 +137,7 @@ def moved_base(adapter_dir: Path) -> Path | None:
     Raises:
         CheckpointError: The base is gone, or another checkpoint has taken its place.
     """
-    named, trained = _adapter_base(adapter_dir), trained_on(adapter_dir)
+    named, trained = named_base(adapter_dir), trained_on(adapter_dir)
     if named is None or trained is None or not trained.places:
         return None
     place = Path(named).expanduser()
@@ -223,16 +229,16 @@ def record_training(
         provenance = read_json(pruned_dir / PROVENANCE_FILE)
         record = {
             "name": pruned_dir.name,
-            "path": _relative(pruned_dir, output_dir),
+            "path": relative_path(pruned_dir, output_dir),
             "marker": pruning_marker(pruned_dir),
             "provenance": {key: provenance.get(key) for key in _KEPT_KEYS},
             "revision_of_model": revision,
-            "datasets": [None if path is None else _relative(path, output_dir) for path in datasets],
-            "test_datasets": [_relative(path, output_dir) for path in test_datasets],
+            "datasets": [None if path is None else relative_path(path, output_dir) for path in datasets],
+            "test_datasets": [relative_path(path, output_dir) for path in test_datasets],
         }
     if held_out:
-        record["held_out"] = [{**entry, "path": _relative(Path(entry["path"]), output_dir)} for entry in held_out]
-    replaced, checkpoints = _replaced(output_dir, record), _earlier_checkpoints(output_dir, record)
+        record["held_out"] = [{**entry, "path": relative_path(Path(entry["path"]), output_dir)} for entry in held_out]
+    replaced, checkpoints = replaced_weights(output_dir, record), earlier_checkpoints(output_dir, record)
     if replaced is not None:
         record["replaced"] = replaced
     if checkpoints:
@@ -241,113 +247,15 @@ def record_training(
         replace_json(output_dir / RECORD_FILE, record)
 
 
-def recorded_held_out(folder: Path) -> tuple[dict[str, Any], ...]:
-    """Return entries that read the rows which the model in a folder was not trained on; empty where none are recorded.
-
-    Raises:
-        ArtifactError: The record is broken.
-    """
-    found = _read_record(folder)
-    if found is None:
-        return ()
-    entries = found.content.get("held_out") or ()
-    return tuple({**entry, "path": str(_joined(found.folder, entry["path"]))} for entry in entries)
-
-
-def _replaced(output_dir: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the fingerprints of weights that an earlier training left, and its record; None where nothing differs."""
-    weights = _weights(output_dir)
-    if not weights:
-        return None
-    found, base = _read_record(output_dir), _adapter_base(output_dir)
-    previous = {"name": None} if found is None else found.content
-    if base is not None and not (found is not None and found.is_previous) and previous["name"] != Path(base).name:
-        kept = {} if previous["name"] else {"held_out": previous.get("held_out")}
-        previous = {"name": None, "adapter_base": base, **kept}
-    if all(previous.get(key) == record.get(key) for key in _COMPARED) and "adapter_base" not in previous:
-        return None
-    return {"weights": weights, "record": _alone(previous)}
-
-
-def _earlier_checkpoints(output_dir: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the records of earlier trainings by the checkpoints that they saved, with what tells these from new ones.
-
-    An adapter's checkpoint names its base itself.
-    """
-    path = output_dir / RECORD_FILE
-    previous = read_json(path) if path.is_file() else None
-    if not isinstance(previous, dict):
-        return {}
-    known = previous.get("checkpoints") or {}
-    is_other = any(previous.get(key) != record.get(key) for key in _COMPARED)
-    earlier = {}
-    for folder in output_dir.glob("checkpoint-*"):
-        stamps = _stamps(folder)
-        if folder.name in known and known[folder.name]["weights"] == stamps:
-            earlier[folder.name] = known[folder.name]
-        elif is_other and stamps and not is_adapter(folder):
-            earlier[folder.name] = {"weights": stamps, "record": _alone(previous)}
-    return earlier
-
-
-def _alone(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record without those of trainings before it."""
-    return {key: value for key, value in record.items() if key not in ("replaced", "checkpoints")}
-
-
-@dataclass(frozen=True)
-class _Record:
-    content: dict[str, Any]
-    folder: Path
-    """Paths in it are relative to this one."""
-    is_previous: bool
-    """Whether it is that of an earlier training, whose weights a later one has not replaced yet."""
-
-
-def _read_record(folder: Path) -> _Record | None:
-    """Return the record of the training that made the weights in a folder: its own, or its parent's."""
-    path = folder / RECORD_FILE
-    if not path.is_file() and folder.name.startswith("checkpoint-"):
-        path = folder.absolute().parent / RECORD_FILE
-    if not path.is_file():
-        return None
-    content = read_json(path)
-    if not isinstance(content, dict) or "name" not in content:
-        raise ArtifactError(f"{path} is not a record of a training; delete it, and {ADAPTER_CONFIG} is read instead")
-    earlier = content.get("checkpoints", {}).get(folder.name) if path.parent != folder else None
-    if earlier is not None and earlier["weights"] == _stamps(folder):
-        return _Record(earlier["record"], path.parent.absolute(), is_previous=True)
-    replaced = content.get("replaced")
-    if replaced is not None and path.parent == folder and replaced["weights"] == _weights(folder):
-        return _Record(replaced["record"], path.parent.absolute(), is_previous=True)
-    return _Record(content, path.parent.absolute(), is_previous=False)
-
-
-def _weights(folder: Path) -> dict[str, str]:
-    paths = _weight_paths(folder)
-    return dict(zip((path.name for path in paths), file_digests(paths), strict=True))
-
-
-def _stamps(folder: Path) -> dict[str, list[int]]:
-    """Return size and time of the weights in a folder: there may be many checkpoints, too many bytes to read."""
-    found = ((path.name, path.stat()) for path in _weight_paths(folder))
-    return {name: [status.st_size, status.st_mtime_ns] for name, status in found}
-
-
-def _weight_paths(folder: Path) -> list[Path]:
-    found = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    return sorted(path for path in found if path.is_file() and path.name != "training_args.bin")
-
-
-def _from_previous(folder: Path, record: _Record) -> TrainedOn | None:
+def _from_previous(folder: Path, record: Record) -> TrainedOn | None:
     if "adapter_base" in record.content:
         return _from_adapter(folder, record.content["adapter_base"])
     return _from_record(folder, record) if record.content["name"] else None
 
 
-def _from_record(folder: Path, record: _Record, adapter_base: str | None = None) -> TrainedOn:
+def _from_record(folder: Path, record: Record, adapter_base: str | None = None) -> TrainedOn:
     content, start = record.content, record.folder
-    places = [_joined(start, content["path"]), start.parent / content["name"]]
+    places = [joined_path(start, content["path"]), start.parent / content["name"]]
     if adapter_base is not None:
         places += [Path(adapter_base), *_moved(start, Path(adapter_base))]
     return TrainedOn(
@@ -357,8 +265,8 @@ def _from_record(folder: Path, record: _Record, adapter_base: str | None = None)
         provenance=content["provenance"],
         is_recorded=True,
         revision=content.get("revision_of_model"),
-        datasets=tuple(None if path is None else _joined(start, path) for path in content.get("datasets", ())),
-        test_datasets=tuple(_joined(start, path) for path in content.get("test_datasets", ())),
+        datasets=tuple(None if path is None else joined_path(start, path) for path in content.get("datasets", ())),
+        test_datasets=tuple(joined_path(start, path) for path in content.get("test_datasets", ())),
     )
 
 
@@ -371,12 +279,6 @@ def _from_adapter(folder: Path, base: str) -> TrainedOn:
     known = read_json(provenance) if provenance is not None and provenance.is_file() else None
     name = path.name if path.is_absolute() else base
     return TrainedOn(folder, name, tuple(places), known)
-
-
-def _adapter_base(folder: Path) -> str | None:
-    path = folder / ADAPTER_CONFIG
-    settings = read_json(path) if path.is_file() else None
-    return (settings.get("base_model_name_or_path") or None) if isinstance(settings, dict) else None
 
 
 def _moved(start: Path, path: Path) -> Iterator[Path]:
@@ -396,14 +298,3 @@ def _moved(start: Path, path: Path) -> Iterator[Path]:
 def _identity_at(place: Path) -> dict[str, Any] | None:
     path = place / PROVENANCE_FILE
     return pruning_identity(read_json(path)) if path.is_file() else None
-
-
-def _relative(path: Path, start: Path) -> str:
-    try:
-        return Path(os.path.relpath(path, start)).as_posix()
-    except ValueError:  # another drive
-        return str(path)
-
-
-def _joined(start: Path, path: str) -> Path:
-    return Path(os.path.normpath(start / path))

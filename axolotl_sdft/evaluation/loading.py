@@ -1,10 +1,10 @@
 """Loads the models of a recovery report. torch comes with :func:`load_model`."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from axolotl_sdft.core.errors import error_context, failure, memory_shortage
+from axolotl_sdft.core.errors import SdftError, error_context, failure, memory_shortage
 from axolotl_sdft.core.trained_on import weights_dir
 from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
 
@@ -61,6 +61,54 @@ def load_model(
         if model.is_adapter and not load_in_4bit:
             loaded = loaded.merge_and_unload().eval()
         return loaded, own_tokenizer(model, trust_remote_code=trust_remote_code, chat_template=chat_template)
+
+
+class LoadedModels:
+    """The models of a report that are in memory: the seed model, and one other at a time."""
+
+    def __init__(self, spec: RecoverySpec) -> None:
+        self._spec = spec
+        self._loaded: dict[str, tuple[Any, Any]] = {}
+        self._unloadable: dict[str, tuple[type[SdftError], str]] = {}
+
+    def __call__(self, model: ReportedModel) -> tuple[Any, Any]:
+        """Return a model and its tokenizer.
+
+        Raises:
+            SdftError: It can't be loaded. This is tried once: it may take minutes, and each measure asks for it.
+        """
+        if model.name in self._unloadable:
+            kind, reason = self._unloadable[model.name]
+            raise kind(reason)
+        if model.name not in self._loaded:
+            self._drop(name for name in list(self._loaded) if self._spec.seed.name not in (name, model.name))
+            try:
+                self._loaded[model.name] = self._loaded_anew(model)
+            except SdftError as err:
+                # Not the error itself, which holds on to what was loaded of the model.
+                self._unloadable[model.name] = type(err), str(err)
+                raise
+        return self._loaded[model.name]
+
+    def clear(self) -> None:
+        """Let go of all models."""
+        self._drop(list(self._loaded))
+
+    def _drop(self, names: Iterable[str]) -> None:
+        from axolotl_sdft.inference.forwarding import free_memory
+
+        for name in names:
+            del self._loaded[name]
+        free_memory()
+
+    def _loaded_anew(self, model: ReportedModel) -> tuple[Any, Any]:
+        return load_model(
+            model,
+            self._spec.config.dtype,
+            **self._spec.config.placement,
+            trust_remote_code=self._spec.trust_remote_code,
+            chat_template=self._spec.chat_template,
+        )
 
 
 def own_tokenizer(model: ReportedModel, *, trust_remote_code: bool = False, chat_template: str | None = None) -> Any:

@@ -24,7 +24,7 @@ from axolotl_sdft.evaluation.figures import (
     SpeedFigures,
     model_fingerprint,
 )
-from axolotl_sdft.evaluation.loading import load_model, notes_of_template
+from axolotl_sdft.evaluation.loading import LoadedModels, notes_of_template
 from axolotl_sdft.evaluation.measures.bootstrap import Resampler
 from axolotl_sdft.evaluation.measures.likelihood import (
     MeasuredRows,
@@ -40,7 +40,6 @@ from axolotl_sdft.evaluation.measures.own_answers import JudgedAnswers
 from axolotl_sdft.evaluation.measures.speed import described_device, measure_speed, shared_by_shape
 from axolotl_sdft.evaluation.measures.task_scores import joined_results, task_fingerprint, task_kind, task_scores
 from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
-from axolotl_sdft.inference.forwarding import free_memory
 from axolotl_sdft.inference.likelihood import ScoredIds
 from axolotl_sdft.inference.prompts import load_tokenizer, prompt_ids
 from axolotl_sdft.pruning.planning.savings import Footprint, read_footprint
@@ -76,8 +75,7 @@ class Measuring:
         self._spec, self._config = spec, spec.config
         self._store = FigureStore(spec.output_dir / FIGURES_FOLDER)
         self._resampler = Resampler(spec.config.bootstrap_samples)
-        self._loaded: dict[str, tuple[Any, Any]] = {}
-        self._unloadable: dict[str, tuple[type[SdftError], str]] = {}
+        self._load = LoadedModels(spec)
         self._not_measured: dict[tuple[str, str], list[str]] = {}  # measures, by the model's name and the reason
         self._answering = Answering(spec, lambda: self._tokenizer, self._load, self._value)
         self.notes: list[str] = []
@@ -105,7 +103,7 @@ class Measuring:
         models = [model for model in self._spec.models if self._is_readable(model)]
         beside = {model.name: self._beside_seed(model) for model in models}
         self.answers = self._answering.side_by_side(models)
-        self._unload()
+        self._load.clear()
         tasks = {model.name: self._tasks(model) for model in models}
         footprints = {model.name: self._footprint(model) for model in models}
         speeds = shared_by_shape(self._speeds(models), {model.name: self._shape(model, footprints) for model in models})
@@ -354,40 +352,6 @@ class Measuring:
                 f"recovery_report.exact_match.num_samples is {exact_match.num_samples}, but only "
                 f"{held_out.num_samples} held-out rows are read (held_out.num_samples); raise that, too"
             )
-
-    def _load(self, model: ReportedModel) -> tuple[Any, Any]:
-        """Return a model and its tokenizer. Beside the seed model, one other is kept at a time.
-
-        Raises:
-            SdftError: It can't be loaded. This is tried once: it may take minutes, and each measure asks for it.
-        """
-        if model.name in self._unloadable:
-            kind, reason = self._unloadable[model.name]
-            raise kind(reason)
-        if model.name not in self._loaded:
-            for name in [name for name in self._loaded if self._spec.seed.name not in (name, model.name)]:
-                del self._loaded[name]
-            free_memory()
-            try:
-                self._loaded[model.name] = self._loaded_anew(model)
-            except SdftError as err:
-                # Not the error itself, which holds on to what was loaded of the model.
-                self._unloadable[model.name] = type(err), str(err)
-                raise
-        return self._loaded[model.name]
-
-    def _loaded_anew(self, model: ReportedModel) -> tuple[Any, Any]:
-        return load_model(
-            model,
-            self._config.dtype,
-            **self._config.placement,
-            trust_remote_code=self._spec.trust_remote_code,
-            chat_template=self._spec.chat_template,
-        )
-
-    def _unload(self) -> None:
-        self._loaded.clear()
-        free_memory()
 
 
 @dataclass(frozen=True)

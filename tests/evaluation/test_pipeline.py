@@ -15,7 +15,7 @@ from axolotl_sdft import cut_layers
 from axolotl_sdft.config import RecoveryReportConfig
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError, UnknownNameError
 from axolotl_sdft.core.model_folder import slug
-from axolotl_sdft.evaluation import measuring
+from axolotl_sdft.evaluation import loading, measuring
 from axolotl_sdft.evaluation.figures import FigureStore, ModelFigures, SpeedFigures, model_fingerprint
 from axolotl_sdft.evaluation.measures.task_scores import Scores
 from axolotl_sdft.evaluation.pipeline import check_report, finite, run_report, unmeasured, write_report
@@ -67,7 +67,7 @@ def test_seed_and_others_are_measured_on_the_same_rows(spec):
 
 def test_a_second_run_finds_all_figures_and_loads_no_model(spec, monkeypatch):
     first = run_report(spec)
-    monkeypatch.setattr(measuring, "load_model", None)
+    monkeypatch.setattr(loading, "load_model", None)
     assert run_report(spec).models == first.models
 
 
@@ -138,9 +138,9 @@ def test_a_model_that_can_not_be_loaded_becomes_one_note_and_the_others_keep_the
     shutil.copytree(spec.models[1].folder, broken)
     (weights,) = broken.glob("*.safetensors")
     weights.write_bytes(b"nonsense")
-    known, loaded = measuring.load_model, []
+    known, loaded = loading.load_model, []
     monkeypatch.setattr(
-        measuring, "load_model", lambda model, *args, **kw: loaded.append(model.name) or known(model, *args, **kw)
+        loading, "load_model", lambda model, *args, **kw: loaded.append(model.name) or known(model, *args, **kw)
     )
 
     report = run_report(dataclasses.replace(spec, models=(*spec.models, ReportedModel("trained", broken))))
@@ -431,7 +431,7 @@ def test_figures_that_can_not_be_kept_stop_the_report_with_the_file_and_the_caus
 
 def test_models_are_freed_before_the_speed_is_measured(spec, monkeypatch):
     """Children need the memory."""
-    loaded, alive, known = [], [], measuring.load_model
+    loaded, alive, known = [], [], loading.load_model
 
     def load(*args, **kwargs):
         model, tokenizer = known(*args, **kwargs)
@@ -442,7 +442,7 @@ def test_models_are_freed_before_the_speed_is_measured(spec, monkeypatch):
         alive.extend(reference for reference in loaded if reference() is not None)
         return {}
 
-    monkeypatch.setattr(measuring, "load_model", load)
+    monkeypatch.setattr(loading, "load_model", load)
     monkeypatch.setattr(measuring, "measure_speed", speed)
     run_report(with_settings(spec, speed={"rounds": 1}))
     assert (len(loaded), alive) == (2, [])

@@ -392,7 +392,7 @@ def test_a_fully_trained_model_is_known_by_its_record_and_used_as_it_is_when_nam
 def test_only_the_main_process_writes_the_record(config, run, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     record_start(run("train", config))
-    assert not Path("out").exists()
+    assert not Path("out/sdft_trained_on.json").exists()
 
 
 def test_the_record_holds_no_path_of_this_machine(config, train, tmp_path):

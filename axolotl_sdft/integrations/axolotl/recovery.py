@@ -15,7 +15,8 @@ from axolotl_sdft.core.errors import ConfigError, DatasetError, SdftError, Unkno
 from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, holds_model, is_adapter_beside_weights
 from axolotl_sdft.core.terminal import tells_what_is_kept
 from axolotl_sdft.core.texts import evenly_spaced
-from axolotl_sdft.core.trained_on import RECORD_FILE, pruning_marker, recorded_held_out
+from axolotl_sdft.core.trained_on import pruning_marker
+from axolotl_sdft.core.training_record import RECORD_FILE, recorded_held_out
 from axolotl_sdft.distillation.digest import encoded, slices
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.preferences import chats_of_preferences, holds_preferences
