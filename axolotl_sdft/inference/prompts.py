@@ -26,6 +26,7 @@ TOKENIZER_WAY_OUT = (
     "it comes with code of its own, set trust_remote_code: true"
 )
 
+_FEW_TOKENS = 64
 _TRIAL = ({"role": "user", "content": "Name a river."},)
 
 
@@ -36,8 +37,14 @@ def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False, chat_tem
         model_dir: Folder of the model.
         trust_remote_code: Run code that comes with it.
         chat_template: Jinja text of the chat template of a model that has none of its own.
+
+    Raises:
+        ValueError: The folder holds no tokenizer; all that loading raises comes out as it is.
     """
     tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+    # transformers 5.0 makes one up, of special tokens alone, where later versions raise as here.
+    if len(tokenizer) < _FEW_TOKENS and tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        raise ValueError("the folder holds no tokenizer")
     use_chat_template(tokenizer, chat_template)
     tokenizer.padding_side = "left"  # so that every row's first new token stands in the same column
     if tokenizer.pad_token_id is None:

@@ -97,6 +97,7 @@ def test_a_class_that_a_kernel_package_registers_for_a_type_is_not_measured(monk
     assert costs_of(MAMBA, "float32") == expected
 
 
+@runs_without_content
 def test_models_of_one_shape_are_measured_once(monkeypatch):
     expected = costs_of(transformers.LlamaConfig(**SIZES, num_key_value_heads=2))
     monkeypatch.setattr(token_costs_module, "_measured", lambda _model: pytest.fail("measured again"))
