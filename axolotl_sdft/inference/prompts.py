@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from axolotl_sdft.core.errors import ConfigError, DatasetError, first_line
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError, first_line
 from axolotl_sdft.core.model_folder import read_json_file
 from axolotl_sdft.core.safe_output import masked
 from axolotl_sdft.core.texts import well_formed
@@ -39,12 +39,12 @@ def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False, chat_tem
         chat_template: Jinja text of the chat template of a model that has none of its own.
 
     Raises:
-        ValueError: The folder holds no tokenizer; all that loading raises comes out as it is.
+        CheckpointError: The folder holds no tokenizer, and this version of transformers doesn't say so itself.
     """
     tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
-    # transformers 5.0 makes one up, of special tokens alone, where later versions raise as here.
+    # transformers 5.0 makes one up, of special tokens alone, where later versions raise.
     if len(tokenizer) < _FEW_TOKENS and tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
-        raise ValueError("the folder holds no tokenizer")
+        raise CheckpointError(f"the tokenizer of {model_dir} can't be loaded (there is none); {TOKENIZER_WAY_OUT}")
     use_chat_template(tokenizer, chat_template)
     tokenizer.padding_side = "left"  # so that every row's first new token stands in the same column
     if tokenizer.pad_token_id is None:

@@ -367,7 +367,7 @@ def test_a_seed_without_a_tokenizer_of_its_own_is_refused(spec, tmp_path):
     seed = Path(shutil.copytree(spec.seed.folder, tmp_path / "seed"))
     for path in seed.glob("tokenizer*"):
         path.unlink()
-    told = r"recovery_report: the tokenizer of .*seed can't be loaded \(\w+: .*; put the tokenizer's files into that"
+    told = r"the tokenizer of .*seed can't be loaded \(.*; put the tokenizer's files into that"
     with pytest.raises(CheckpointError, match=told):
         check_report(dataclasses.replace(spec, models=(ReportedModel("seed", seed),)))
 

@@ -352,7 +352,5 @@ def test_a_model_without_a_tokenizer_of_its_own_is_refused(tiny_llama_dir, tmp_p
     bare = Path(shutil.copytree(tiny_llama_dir, tmp_path / "bare"))
     for path in bare.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(
-        CheckpointError, match=r"the tokenizer of .*bare can't be loaded \(\w+: .*; put the tokenizer's"
-    ):
+    with pytest.raises(CheckpointError, match=r"the tokenizer of .*bare can't be loaded \(.*; put the tokenizer's"):
         backend_for(bare).check()
