@@ -1,5 +1,4 @@
 import re
-import sys
 from importlib.metadata import version
 
 import pytest
@@ -241,16 +240,18 @@ class TestAgainstAxolotl:
 
         findings = found(plugins=[*GOOD["plugins"], diffusion], dynsdpb={})
 
-        line = f"dynsdpb: and the plugin {diffusion} (DiffusionTrainer) each bring a trainer; remove one of the two"
-        assert f"fault: {line}" in findings
+        line = rf"fault: dynsdpb: and the plugin {diffusion} \(\w+Trainer\) each bring a trainer; remove one of the two"
+        assert any(re.fullmatch(line, each) for each in findings), findings
 
     def test_a_rule_that_lacks_a_package_leaves_the_rest_unchecked_and_says_so(self, found, monkeypatch):
-        monkeypatch.setitem(sys.modules, "ring_flash_attn", None)
+        def validate(cfg):  # as 0.19 does for context_parallel_size
+            raise ImportError("ring_flash_attn is not installed")
 
-        findings = found(context_parallel_size=2, attn_implementation="flash_attention_2")
+        monkeypatch.setattr("axolotl.utils.config.validate_config", validate)
 
-        line = "advice: Axolotl: not all its rules were checked, for want of a package: context_parallel_size > 1"
-        assert any(each.startswith(line) for each in findings), findings
+        assert found() == [
+            "advice: Axolotl: not all its rules were checked, for want of a package: ring_flash_attn is not installed"
+        ]
 
     def test_what_ships_has_no_fault_but_what_a_user_has_to_prepare(self):
         faults = {
