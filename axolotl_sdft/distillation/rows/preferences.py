@@ -14,31 +14,31 @@ _PREFERRED = ("chosen", "chosen_response")
 _ASKED = ("prompt", "input", "question", "instruction")
 
 
-def holds_preferences(row: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
-    """Tell whether a row of a dataset entry holds a preference: by its columns, and a type of none but such rows."""
-    return _answer_column(row, entry) is not None
-
-
 def chats_of_preferences(
     rows: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return rows of preferences as chats that end in the preferred answer, and the dataset entry that reads them."""
-    chats = [{"messages": _preferred(row, entry)} for row in rows]
+) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
+    """Return rows of preferences as chats that end in the preferred answer, and the dataset entry that reads them.
+
+    The columns tell, and a type that supervised training does not know. None for rows of another kind.
+    """
+    columns = _columns(rows[0], entry)
+    if columns is None:
+        return None
+    chats = [{"messages": _preferred(row, entry, *columns)} for row in rows]
     return chats, {**entry, "type": "chat_template", "field_messages": "messages"}
 
 
-def _answer_column(row: Mapping[str, Any], entry: Mapping[str, Any]) -> str | None:
-    """Return the column of the answer that preference training (``rl``) or a reward model prefers; None in other rows.
-
-    Rows of a type that supervised training knows are never read so, whatever else they hold.
-    """
+def _columns(row: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[str, str | None] | None:
+    """Return the columns of the preferred answer and of what was asked; None where a row holds no preference."""
     kind = entry.get("type")
     if kind and _is_supervised(entry):
         return None
-    found = _first_of((entry.get("field_chosen"), *_PREFERRED, "completion" if "label" in row else None), row)
-    is_preference = kind or found == "completion" or any(name.startswith("rejected") for name in row)
-    is_asked = found is not None and (_asked_column(row, entry) is not None or isinstance(row[found], list))
-    return found if is_preference and is_asked else None
+    answer = _first_of((entry.get("field_chosen"), *_PREFERRED, "completion" if "label" in row else None), row)
+    asked = _first_of((entry.get("field_messages"), "messages", *_ASKED), row)
+    if answer is None or (asked is None and not isinstance(row[answer], list)):
+        return None
+    is_preference = kind or answer == "completion" or any(name.startswith("rejected") for name in row)
+    return (answer, asked) if is_preference else None
 
 
 def _is_supervised(entry: Mapping[str, Any]) -> bool:
@@ -49,20 +49,18 @@ def _is_supervised(entry: Mapping[str, Any]) -> bool:
     return True
 
 
-def _asked_column(row: Mapping[str, Any], entry: Mapping[str, Any]) -> str | None:
-    return _first_of((entry.get("field_messages"), "messages", *_ASKED), row)
-
-
 def _first_of(columns: Sequence[str | None], row: Mapping[str, Any]) -> str | None:
     return next((column for column in columns if column and column in row), None)
 
 
-def _preferred(row: Mapping[str, Any], entry: Mapping[str, Any]) -> list[Any]:
+def _preferred(
+    row: Mapping[str, Any], entry: Mapping[str, Any], answer_column: str, asked_column: str | None
+) -> list[Any]:
     """Return a conversation that ends in the preferred answer, in the roles and keys that the entry names."""
-    answer = row[_answer_column(row, entry) or ""]
+    answer = row[answer_column]
     if isinstance(answer, list) and len(answer) > 1:  # the whole conversation once more
         return answer
-    asked = row.get(_asked_column(row, entry) or "")
+    asked = row[asked_column] if asked_column is not None else None
     return [*_as_messages(asked, "user", row, entry), *_as_messages(answer, "assistant", {}, entry)]
 
 

@@ -12,7 +12,7 @@ from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.interfaces import RowFormat
 from axolotl_sdft.distillation.rows.chat import ChatRows
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
-from axolotl_sdft.distillation.rows.preferences import chats_of_preferences, holds_preferences
+from axolotl_sdft.distillation.rows.preferences import chats_of_preferences
 from axolotl_sdft.distillation.rows.validation import (
     TOKENIZED,
     require_text,
@@ -75,8 +75,9 @@ def texts_of(
         return []
     if _is_tokenized(rows[0], entry):
         return [_decoded(row, tokenizer) for row in rows]
-    if plain_column(entry) is None and holds_preferences(rows[0], entry):
-        rows, entry = chats_of_preferences(rows, entry)
+    preferred = chats_of_preferences(rows, entry) if plain_column(entry) is None else None
+    if preferred is not None:
+        rows, entry = preferred
         features = None
     elif not entry.get("type") and _is_prompt_and_completion(rows):
         rows = [{"messages": [*(row["prompt"] or ()), *(row["completion"] or ())]} for row in rows]

@@ -19,7 +19,7 @@ from axolotl_sdft.core.trained_on import pruning_marker
 from axolotl_sdft.core.training_record import RECORD_FILE, recorded_held_out
 from axolotl_sdft.distillation.digest import encoded, slices
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
-from axolotl_sdft.distillation.rows.preferences import chats_of_preferences, holds_preferences
+from axolotl_sdft.distillation.rows.preferences import chats_of_preferences
 from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, shown_features, stored_rows
 from axolotl_sdft.evaluation.report.headline import PRUNED, SEED, TRAINED
 from axolotl_sdft.evaluation.spec import ReportedModel
@@ -358,8 +358,9 @@ def _last_targets(rows: list[dict[str, Any]], entry: Any, where: str, features: 
         raise DatasetError(
             f"{where} holds rows that are tokenized already, of which no question and answer can be told"
         )
-    if holds_preferences(rows[0], entry):
-        rows, entry = chats_of_preferences(rows, entry)
+    preferred = chats_of_preferences(rows, entry)
+    if preferred is not None:
+        rows, entry = preferred
         features = None
     known = known_entry(rows, entry, where)
     row_format = resolve_row_format(known, where)
