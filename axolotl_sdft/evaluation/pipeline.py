@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axolotl_sdft.core.artifacts import ensure_writable, package_versions, replacing, write_json
+from axolotl_sdft.core.artifacts import ensure_writable, package_versions, replace_json, replacing
 from axolotl_sdft.core.errors import ConfigError, error_context, failure
 from axolotl_sdft.core.model_folder import slug
 from axolotl_sdft.core.safe_output import masked
@@ -143,14 +143,11 @@ def write_report(report: RecoveryReport, folder: Path) -> dict[str, Path]:
     from axolotl_sdft.evaluation.report.model_card import model_card_section
     from axolotl_sdft.evaluation.report.page import render_page
 
-    files = {
-        "report": (REPORT_FILE, render_page(report)),
-        "figures": (JSON_FILE, finite(report.to_json())),
-        "model card section": (CARD_FILE, model_card_section(report)),
-    }
-    for name, content in files.values():
-        _write_whole(folder / name, content)
-    paths = {what: folder / name for what, (name, _) in files.items()}
+    paths = {"report": folder / REPORT_FILE, "figures": folder / JSON_FILE, "model card section": folder / CARD_FILE}
+    for what, text in (("report", render_page(report)), ("model card section", model_card_section(report))):
+        with replacing(paths[what]) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    replace_json(paths["figures"], finite(report.to_json()))
     harness = {f"lm_eval results of {name}": _write_harness(name, report, folder) for name in report.harness}
     return paths | harness
 
@@ -160,17 +157,8 @@ def _write_harness(name: str, report: RecoveryReport, folder: Path) -> Path:
     results = report.harness[name]
     measured = datetime.datetime.fromtimestamp(results.get("date") or 0.0)
     path = folder / HARNESS_FOLDER / slug(name) / f"results_{measured.isoformat().replace(':', '-')}.json"
-    _write_whole(path, finite(results))
+    replace_json(path, finite(results))
     return path
-
-
-def _write_whole(path: Path, content: Any) -> None:
-    """Write a text, or another value as JSON."""
-    with replacing(path) as temporary:
-        if isinstance(content, str):
-            temporary.write_text(content, encoding="utf-8")
-        else:
-            write_json(temporary, content)
 
 
 def finite(value: Any) -> Any:
