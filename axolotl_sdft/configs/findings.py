@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from axolotl_sdft.core.safe_output import is_secret_name, looks_secret
 from axolotl_sdft.core.texts import leaves_with_keys
 from axolotl_sdft.integrations.axolotl.compat import fsdp_name, other_trainers
 from axolotl_sdft.integrations.axolotl.datasets import OVERRIDE
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,8 @@ def trainers_of_plugins(raw: Mapping[str, Any], own_plugin: str) -> dict[str, st
     own = PluginManager.get_instance().plugins.get(own_plugin)
     try:
         return other_trainers(DictDefault(copy.deepcopy(dict(raw))), own)
-    except Exception:  # whatever a plugin raises where its own keys are wrong, which the schema tells
+    except Exception as err:  # whatever a plugin raises, where its own keys are wrong for one
+        LOG.warning("which trainers other plugins bring can't be told (%s: %s)", type(err).__name__, first_line(err))
         return {}
 
 

@@ -243,6 +243,15 @@ class TestAgainstAxolotl:
         line = rf"fault: dynsdpb: and the plugin {diffusion} \(\w+Trainer\) each bring a trainer; remove one of the two"
         assert any(re.fullmatch(line, each) for each in findings), findings
 
+    def test_a_plugin_that_does_not_tell_its_trainer_is_said_and_the_check_goes_on(self, found, monkeypatch, caplog):
+        def fail(cfg, own_plugin):
+            raise KeyError("hatchery")
+
+        monkeypatch.setattr("axolotl_sdft.configs.findings.other_trainers", fail)
+
+        assert found(dynsdpb={}) == []
+        assert "which trainers other plugins bring can't be told (KeyError: 'hatchery')" in caplog.text
+
     def test_a_rule_that_lacks_a_package_leaves_the_rest_unchecked_and_says_so(self, found, monkeypatch):
         def validate(cfg):  # as 0.19 does for context_parallel_size
             raise ImportError("ring_flash_attn is not installed")
