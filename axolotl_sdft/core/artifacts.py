@@ -223,18 +223,21 @@ def replace_json(path: Path, value: Any) -> None:
         write_json(temporary, value)
 
 
-def read_json(path: Path) -> Any:
-    """Return the value of a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
 
     Raises:
-        ArtifactError: The file is missing or is not JSON.
+        ArtifactError: The file is missing, is not JSON, or holds something else than an object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ArtifactError(f"{path} can't be read: its JSON is nested too deeply") from None
     except (OSError, ValueError) as err:
         raise ArtifactError(f"{path} can't be read: {err}") from err
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} can't be read: it holds a {type(content).__name__} instead of an object")
+    return content
 
 
 def _umask() -> int:

@@ -164,8 +164,7 @@ def weights_dir(model_dir: Path) -> Path:
 def pruning_marker(folder: Path) -> str | None:
     """Return what ``config.json`` says of a pruning that the model in a folder has been through; None for none."""
     path = folder / "config.json"
-    config = read_json(path) if path.is_file() else None
-    return config.get(PRUNED_KEY) if isinstance(config, dict) else None
+    return read_json(path).get(PRUNED_KEY) if path.is_file() else None
 
 
 def seed_dir_of_pruned(folder: Path, needed_by: str, way_out: str, seed_model: str | Path | None = None) -> Path:

@@ -39,7 +39,7 @@ def read_record(folder: Path) -> Record | None:
     if not path.is_file():
         return None
     content = read_json(path)
-    if not isinstance(content, dict) or "name" not in content:
+    if "name" not in content:
         raise ArtifactError(f"{path} is not a record of a training; delete it, and {ADAPTER_CONFIG} is read instead")
     earlier = content.get("checkpoints", {}).get(folder.name) if path.parent != folder else None
     if earlier is not None and earlier["weights"] == _stamps(folder):
@@ -84,9 +84,9 @@ def earlier_checkpoints(output_dir: Path, record: Mapping[str, Any]) -> dict[str
     An adapter's checkpoint names its base itself.
     """
     path = output_dir / RECORD_FILE
-    previous = read_json(path) if path.is_file() else None
-    if not isinstance(previous, dict):
+    if not path.is_file():
         return {}
+    previous = read_json(path)
     known = previous.get("checkpoints") or {}
     is_other = any(previous.get(key) != record.get(key) for key in _COMPARED)
     earlier = {}
@@ -123,8 +123,7 @@ def _weight_paths(folder: Path) -> list[Path]:
 def named_base(folder: Path) -> str | None:
     """Return what an adapter calls its base model; None where the folder holds none, or it names none."""
     path = folder / ADAPTER_CONFIG
-    settings = read_json(path) if path.is_file() else None
-    return (settings.get("base_model_name_or_path") or None) if isinstance(settings, dict) else None
+    return (read_json(path).get("base_model_name_or_path") or None) if path.is_file() else None
 
 
 def relative_path(path: Path, start: Path) -> str:

@@ -38,10 +38,9 @@ def _step(entry: Mapping[str, Any]) -> int:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path)
-    except (SdftError, OSError, ValueError):
+        return read_json(path)
+    except SdftError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def training_curves(model: str, folder: Path) -> tuple[Curve, ...]:

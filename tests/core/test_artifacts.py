@@ -255,7 +255,13 @@ def test_a_file_that_can_not_take_its_place_is_named_with_the_cause_and_leaves_n
 
 
 @pytest.mark.parametrize(
-    ("content", "cause"), [(None, "No such file"), (b"{cut off", "Expecting property name"), (b"\xff", "can't decode")]
+    ("content", "cause"),
+    [
+        (None, "No such file"),
+        (b"{cut off", "Expecting property name"),
+        (b"\xff", "can't decode"),
+        (b"[]", "it holds a list instead of an object"),
+    ],
 )
 def test_a_json_file_that_can_not_be_read_is_named_with_the_cause(tmp_path, content, cause):
     if content is not None:

@@ -94,10 +94,7 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
 
 def _provenance(artifacts: "Artifacts") -> dict[str, Any]:
     folder = artifacts.pruned_dir
-    found: dict[str, Any] = (
-        read_json(folder / PROVENANCE_FILE) if folder and (folder / PROVENANCE_FILE).is_file() else {}
-    )
-    return found
+    return read_json(folder / PROVENANCE_FILE) if folder and (folder / PROVENANCE_FILE).is_file() else {}
 
 
 def _seed_name(artifacts: "Artifacts") -> str:

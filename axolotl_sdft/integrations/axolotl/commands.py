@@ -126,7 +126,7 @@ def _patch_lines(spec: PruningSpec, config: LayerPruningConfig) -> Iterator[str]
     if config.patch == "none":
         yield "patch: none (layer_pruning.patch)"
     elif spec.is_done:
-        record = read_json(spec.output_dir / PROVENANCE_FILE).get("patch")
+        record = read_json(spec.output_dir / PROVENANCE_FILE)["patch"]
         yield from (f"patch: {line}" for _, line in patch_lines(record))
     else:
         when = "not in a dry run; fitted when the checkpoint is written"
