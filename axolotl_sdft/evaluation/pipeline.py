@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.core.artifacts import ensure_writable, package_versions, replace_json, replacing
-from axolotl_sdft.core.errors import ConfigError, error_context, failure
+from axolotl_sdft.core.errors import ConfigError, error_context, keyed
 from axolotl_sdft.core.model_folder import slug
 from axolotl_sdft.core.safe_output import masked
 from axolotl_sdft.core.trained_on import weights_dir
@@ -32,7 +32,7 @@ def check_report(spec: RecoverySpec) -> None:
     from axolotl_sdft.evaluation.measures.answer_accuracy import require_template
     from axolotl_sdft.evaluation.measures.speed import check_speed
     from axolotl_sdft.inference.loading import require_packages
-    from axolotl_sdft.inference.prompts import TOKENIZER_WAY_OUT, load_tokenizer
+    from axolotl_sdft.inference.prompts import load_tokenizer
 
     config = spec.config
     require_packages("recovery_report", **config.placement)
@@ -45,9 +45,10 @@ def check_report(spec: RecoverySpec) -> None:
 
         check_tasks(config.lm_eval)
     check_speed(spec.models, config.speed, trust_remote_code=spec.trust_remote_code)
-    seed = spec.seed.folder
-    with error_context(failure(f"recovery_report: the tokenizer of {seed} can't be loaded", TOKENIZER_WAY_OUT)):
-        tokenizer = load_tokenizer(seed, trust_remote_code=spec.trust_remote_code, chat_template=spec.chat_template)
+    with error_context(keyed(lambda _err: "recovery_report: ")):
+        tokenizer = load_tokenizer(
+            spec.seed.folder, trust_remote_code=spec.trust_remote_code, chat_template=spec.chat_template
+        )
     require_template(tokenizer)
 
 

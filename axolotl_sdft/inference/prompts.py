@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError, first_line
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError, error_context, failure, first_line
 from axolotl_sdft.core.model_folder import read_json_file
 from axolotl_sdft.core.safe_output import masked
 from axolotl_sdft.core.texts import well_formed
@@ -21,7 +21,7 @@ from axolotl_sdft.inference.reasoning import THINKING_STARTS, THINKING_TOKENS, i
 
 LOG = logging.getLogger(__name__)
 
-TOKENIZER_WAY_OUT = (
+_TOKENIZER_WAY_OUT = (
     "put the tokenizer's files into that folder, also where Axolotl's tokenizer_config names others for training; if "
     "it comes with code of its own, set trust_remote_code: true"
 )
@@ -39,12 +39,14 @@ def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False, chat_tem
         chat_template: Jinja text of the chat template of a model that has none of its own.
 
     Raises:
-        CheckpointError: The folder holds no tokenizer, and this version of transformers doesn't say so itself.
+        CheckpointError: It can't be loaded, or the folder holds none.
     """
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+    what = f"the tokenizer of {model_dir} can't be loaded"
+    with error_context(failure(what, _TOKENIZER_WAY_OUT)):
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
     # transformers 5.0 makes one up, of special tokens alone, where later versions raise.
     if len(tokenizer) < _FEW_TOKENS and tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
-        raise CheckpointError(f"the tokenizer of {model_dir} can't be loaded (there is none); {TOKENIZER_WAY_OUT}")
+        raise CheckpointError(f"{what} (there is none); {_TOKENIZER_WAY_OUT}")
     use_chat_template(tokenizer, chat_template)
     tokenizer.padding_side = "left"  # so that every row's first new token stands in the same column
     if tokenizer.pad_token_id is None:

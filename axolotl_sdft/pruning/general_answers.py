@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import TransformersGeneration
 from axolotl_sdft.core.artifacts import ensure_writable, fingerprint, read_json, replace_json
-from axolotl_sdft.core.errors import CheckpointError, first_line
+from axolotl_sdft.core.errors import CheckpointError
 from axolotl_sdft.core.locks import only_one
 from axolotl_sdft.core.terminal import Progress, progress
 from axolotl_sdft.inference.chat_templates import apply_template, shows_questions
@@ -125,7 +125,7 @@ def general_texts(
         trust_remote_code: Run code that comes with the tokenizer.
 
     Raises:
-        CheckpointError: The model can't be asked: it writes no text or has no chat template.
+        CheckpointError: The model can't be asked: it writes no text, or has no tokenizer or no chat template.
 
     Example:
         >>> texts += general_texts(model, "models/SmolLM2-135M-Instruct")
@@ -164,12 +164,9 @@ class _Asked:
         if not can_write or getattr(self._model.config, "is_encoder_decoder", False):
             raise CheckpointError(f"{type(self._model).__name__} does not answer prompts")
         config = self._config
-        try:
-            tokenizer = load_tokenizer(
-                self._seed_dir, trust_remote_code=bool(config.trust_remote_code), chat_template=config.chat_template
-            )
-        except Exception as err:  # there is none: Axolotl's tokenizer_config may name another folder
-            raise CheckpointError(f"{self._seed_dir} holds no tokenizer that loads ({first_line(err)})") from err
+        tokenizer = load_tokenizer(
+            self._seed_dir, trust_remote_code=bool(config.trust_remote_code), chat_template=config.chat_template
+        )
         if not getattr(tokenizer, "chat_template", None):
             raise CheckpointError(f"{self._seed_dir} has no chat template to ask prompts in")
         if not shows_questions(tokenizer):

@@ -180,7 +180,7 @@ def test_a_folder_without_a_tokenizer_is_named(model, tiny_llama_dir, tmp_path):
     shutil.copy(tiny_llama_dir / "config.json", tmp_path)
     # The oldest transformers makes an empty tokenizer of such a folder.
     with pytest.raises(
-        CheckpointError, match=r"holds no tokenizer that loads \(|has no chat template to ask prompts in"
+        CheckpointError, match=r"the tokenizer of .* can\'t be loaded \(|has no chat template to ask prompts in"
     ):
         general_texts(model, tmp_path)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from axolotl_sdft.config import TransformersGeneration
-from axolotl_sdft.core.errors import CheckpointError, DatasetError, error_context, failure
+from axolotl_sdft.core.errors import CheckpointError, DatasetError
 from axolotl_sdft.inference.forwarding import free_memory
 from axolotl_sdft.inference.interfaces import Answer, Message, Prompt, Target
 from axolotl_sdft.inference.likelihood import ScoredIds, mean_nll
@@ -20,7 +20,6 @@ from axolotl_sdft.inference.local.sequence_cache import use_grouped_attention, u
 from axolotl_sdft.inference.local.sequences import NOT_FINITE, ActiveSequence, TokenChooser, new_sequence
 from axolotl_sdft.inference.local.support import predicts_numbers, unsupported_reason
 from axolotl_sdft.inference.prompts import (
-    TOKENIZER_WAY_OUT,
     answer_ids,
     end_ids,
     load_tokenizer,
@@ -59,10 +58,9 @@ class TransformersBackend:
     @cached_property
     def _tokenizer(self) -> Any:
         config = self._config
-        with error_context(failure(f"the tokenizer of {self._model_dir} can't be loaded", TOKENIZER_WAY_OUT)):
-            return load_tokenizer(
-                self._model_dir, trust_remote_code=bool(config.trust_remote_code), chat_template=config.chat_template
-            )
+        return load_tokenizer(
+            self._model_dir, trust_remote_code=bool(config.trust_remote_code), chat_template=config.chat_template
+        )
 
     @property
     def _model(self) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from axolotl_sdft.config import OpenAIGeneration
-from axolotl_sdft.core.errors import ConfigError, DatasetError, ServerError, error_context, failure
+from axolotl_sdft.core.errors import ConfigError, DatasetError, ServerError
 from axolotl_sdft.core.runtime import world_size
 from axolotl_sdft.inference.chat_templates import render_chat, well_formed_chat
 from axolotl_sdft.inference.interfaces import Answer, Prompt, Target
@@ -74,16 +74,9 @@ class OpenAIBackend:
         from axolotl_sdft.inference.prompts import load_tokenizer
 
         config = self._config
-        with error_context(
-            failure(
-                f"the tokenizer of the seed model {self._model_dir} can't be loaded",
-                "put the tokenizer's files into that folder; if it comes with code of its own, set "
-                "self_distillation.generation.trust_remote_code: true",
-            )
-        ):
-            return load_tokenizer(
-                self._model_dir, trust_remote_code=bool(config.trust_remote_code), chat_template=config.chat_template
-            )
+        return load_tokenizer(
+            self._model_dir, trust_remote_code=bool(config.trust_remote_code), chat_template=config.chat_template
+        )
 
     def _start(self) -> tuple[BackgroundLoop, ServerPool]:
         if self._started is None:

@@ -297,6 +297,7 @@ def calibration_batches(
         trust_remote_code: Run code that comes with the model.
 
     Raises:
+        CheckpointError: The model's tokenizer can't be loaded.
         DatasetError: The columns show no format, or no row holds text.
 
     Example:

@@ -79,7 +79,7 @@ def test_code_of_the_seed_model_runs_here_and_in_the_server_where_it_may(backend
     assert type(backend._tokenizer).__name__ == "OwnTokenizer"
     assert server_arguments(backend._vllm_config)["trust_remote_code"] is True
     assert "trust_remote_code" not in server_arguments(VLLMGeneration())
-    with pytest.raises(CheckpointError, match=r"coded can't be loaded .*generation\.trust_remote_code: true"):
+    with pytest.raises(CheckpointError, match=r"coded can't be loaded .*set trust_remote_code: true"):
         backend_for(model_dir=seed_with_code).check()
 
 
