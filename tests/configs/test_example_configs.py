@@ -1,6 +1,7 @@
 """Every file under example_configs/ passes our rules and Axolotl's real schema, and reads its datasets' columns."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -209,8 +210,13 @@ def row_of(entry):
 
 @each_example(EXAMPLES)
 def test_no_two_examples_write_to_the_same_folder(path):
-    folders = [yaml.safe_load(other.read_text())["output_dir"] for other in EXAMPLES]
-    assert folders.count(yaml.safe_load(path.read_text())["output_dir"]) == 1
+    folders = _output_dirs()
+    assert list(folders.values()).count(folders[path]) == 1
+
+
+@cache
+def _output_dirs():
+    return {path: yaml.safe_load(path.read_text())["output_dir"] for path in EXAMPLES}
 
 
 @each_example(SELF_DATA)
