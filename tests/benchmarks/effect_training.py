@@ -6,6 +6,7 @@ that fit the set; a row whose answer is rejected keeps the original one, as in t
 """
 
 import argparse
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,7 @@ from axolotl_sdft import (
     SelfDistillationConfig,
     distill_dataset,
 )
-from axolotl_sdft.core.artifacts import fingerprint, read_json, write_json
+from axolotl_sdft.core.artifacts import fingerprint, write_json
 from axolotl_sdft.core.runtime import local_device
 from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.evaluation.measures.likelihood import RowSums, answer_statistics, encode_targets, seed_answers
@@ -182,7 +183,7 @@ class Bench:
             path.parent.mkdir(parents=True, exist_ok=True)
             answers = seed_answers(self.seed, self.tokenizer, prompts, most_new_tokens)
             write_json(path, [asdict(answer) for answer in answers])
-        return [ScoredIds(**answer) for answer in read_json(path)]
+        return [ScoredIds(**answer) for answer in json.loads(path.read_text())]
 
     def encoded(self, targets: Sequence[Target]) -> list[ScoredIds]:
         """Return rows as token ids under the seed model's chat template."""
