@@ -92,6 +92,14 @@ def test_the_pruned_checkpoint_shares_no_folder_with_another_model(cfg, key, pru
     check(layer_pruning=pruning, **cfg | {key: "elsewhere"})
 
 
+def test_a_link_that_leads_to_itself_is_a_folder_of_its_own(tmp_path):
+    (tmp_path / "round").symlink_to("round")  # that nothing can be written there is said when it is tried
+    pruning = {"num_layers": 2, "output_dir": str(tmp_path / "round")}
+    check(layer_pruning=pruning, output_dir="elsewhere")
+    with pytest.raises(ConfigError, match="the folder that output_dir names"):
+        check(layer_pruning=pruning, output_dir=pruning["output_dir"])
+
+
 def test_a_checkpoint_that_was_pruned_so_already_may_be_named_twice(tmp_path):
     cut_layers(save_tiny_model(tmp_path / "seed"), [2], tmp_path / "pruned")
     marker = fingerprint(shaping_settings(LayerPruningConfig(drop_layers=(2,), patch="none")))

@@ -1,6 +1,7 @@
 """What in the rest of an Axolotl configuration makes no sense with the stages. Pure functions of the raw YAML."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,9 @@ def _folder_faults(cfg: Mapping[str, Any], pruning: LayerPruningConfig) -> Itera
         others["lora_model_dir"] = Path(str(cfg["lora_model_dir"]))
     if not is_pruned_already(base_model, pruning):
         others["base_model"] = Path(base_model)
-    folder = Path(pruning.output_dir).expanduser().resolve()
+    folder = os.path.realpath(Path(pruning.output_dir).expanduser())  # takes a link to itself as well
     for key, other in others.items():
-        if other.expanduser().resolve() == folder:
+        if os.path.realpath(other.expanduser()) == folder:
             yield (
                 f"layer_pruning.output_dir is {pruning.output_dir!r}, the folder that {key} names, but no two models "
                 "go into one folder; name another one, or remove it, and the pruned checkpoint gets one of its own"
