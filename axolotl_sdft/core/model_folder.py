@@ -260,7 +260,7 @@ def resolve_seed(base_model: str, revision: str | None = None, key: str = "base_
         path = _download(base_model, revision, _SEED_FILES)
         if not any(path.glob("*.safetensors")):
             path = _download(base_model, revision, (*_SEED_FILES, *_LEGACY_SEED_FILES))
-    except (OSError, ValueError) as err:  # huggingface_hub's own errors inherit one of the two
+    except Exception as err:  # huggingface_hub's own errors, and where the connection breaks those of httpx
         reason = first_line(err)
         at = f" (revision {revision!r})" if revision else ""
         raise CheckpointError(
@@ -284,7 +284,7 @@ def folder_of(name: str, revision: str | None, files: Sequence[str]) -> Path | N
         return folder.absolute()
     try:
         return _download(name, revision, files)
-    except (OSError, ValueError):
+    except Exception:  # as above
         return None
 
 

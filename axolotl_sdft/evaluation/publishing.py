@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.cards import CARD_FILE, is_hub_id, is_local, public_name
@@ -133,10 +132,10 @@ def publish(upload: Upload, repo_id: str, private: bool, hub: Hub | None = None)
     try:
         hub.create_repo(repo_id, repo_type=upload.repo_type, private=private, exist_ok=True)
         done = hub.create_commit(repo_id, operations, commit_message=message, repo_type=upload.repo_type)
-    except (HfHubHTTPError, OSError, ValueError) as err:
+    except Exception as err:  # huggingface_hub's own errors, those of httpx, and a bare one where a file was not sent
         raise ArtifactError(
-            f"{repo_id} could not be written: {first_line(err)}. Log in with: hf auth login, and check the name and "
-            "that the token may write"
+            f"{repo_id} could not be written: {first_line(err)}. Check the connection and the name, and that the token "
+            "may write (log in with: hf auth login); then start the same command again"
         ) from err
     return str(getattr(done, "repo_url", done))
 

@@ -1,9 +1,10 @@
 import shutil
 
+import httpx
 import pytest
 
-from axolotl_sdft.core.errors import SdftError
-from axolotl_sdft.core.model_folder import resolve_seed, slug
+from axolotl_sdft.core.errors import CheckpointError, SdftError
+from axolotl_sdft.core.model_folder import folder_of, resolve_seed, slug
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,16 @@ def test_a_folder_is_its_own_seed(tiny_llama_dir, monkeypatch):
 def test_a_seed_that_is_nowhere_is_refused_by_its_key(base_model, revision, message):
     with pytest.raises(SdftError, match=message):
         resolve_seed(base_model, revision)
+
+
+def test_a_download_that_breaks_off_is_one_clear_error_and_finds_no_other_folder(monkeypatch):
+    def download(*_args, **_settings):
+        raise httpx.RemoteProtocolError("peer closed connection (received 1000 bytes, expected 1000000)")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(CheckpointError, match=r"'org/seed', which .* not be downloaded: peer closed connection"):
+        resolve_seed("org/seed")
+    assert folder_of("org/seed", None, ["config.json"]) is None
 
 
 def test_of_a_hub_id_every_kind_of_tokenizer_comes_and_no_weights_twice(tmp_path, monkeypatch):

@@ -289,9 +289,17 @@ def test_all_files_go_up_in_one_commit_to_a_repository_of_their_kind(made):
     assert committed[2] == ["README.md", "data/train-00000-of-00001.parquet"]
 
 
-def test_a_hub_that_refuses_is_one_clear_error(made):
-    with pytest.raises(ArtifactError, match=r"me/rows could not be written: no token.* Log in with: hf auth login"):
-        publish(planned(made, "dataset"), "me/rows", False, StandInHub(OSError("no token")))
+@pytest.mark.parametrize("fault", [OSError("no token"), RuntimeError("Error while uploading 'rows' to the Hub.")])
+def test_a_hub_that_refuses_is_one_clear_error(made, fault):
+    with pytest.raises(ArtifactError, match=rf"me/rows could not be written: {fault}.*log in with: hf auth login"):
+        publish(planned(made, "dataset"), "me/rows", False, StandInHub(fault))
+
+
+def test_a_hub_that_is_not_reached_is_one_clear_error(made, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    nobody = HfApi(endpoint="http://127.0.0.1:9", token="a-token-of-the-test")
+    with pytest.raises(ArtifactError, match=r"me/rows could not be written: .*refused.* Check the connection"):
+        publish(planned(made, "dataset"), "me/rows", False, nobody)
 
 
 def test_a_name_that_no_repository_has_is_refused_before_the_hub_is_asked(made):
