@@ -6,12 +6,14 @@ import pytest
 pytest.importorskip("axolotl")
 
 from axolotl.utils.dict import DictDefault
+from datasets import Dataset
 
 from axolotl_sdft.config import CalibrationConfig, LayerPruningConfig
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError
 from axolotl_sdft.core.model_folder import read_config
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.calibration import calibration_entries, calibration_texts
+from axolotl_sdft.integrations.axolotl.calibration_text import calibration_batches
 from axolotl_sdft.integrations.axolotl.stages import prune_base_model
 
 
@@ -121,6 +123,31 @@ def test_of_preferences_the_prompt_and_the_chosen_answer_are_read(entry, row, tm
     (read,) = texts(cfg, tiny_llama_dir)
     assert "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause.<|im_end|>" in read
     assert "No." not in read
+
+
+KTO_ROWS = [{"prompt": f"Why {n}?", "completion": f"{n}.", "label": n % 2 == 0} for n in range(6)]
+
+
+@pytest.mark.parametrize("label", [bool, int])
+def test_completions_labelled_undesirable_are_left_out_and_counted(label, tmp_path, tiny_llama_dir, caplog):
+    rows = [row | {"label": label(row["label"])} for row in KTO_ROWS]
+    cfg = {"rl": "kto", "datasets": [{"path": write_rows(tmp_path / "rows.jsonl", rows), "type": "chatml.ultra"}]}
+    with caplog.at_level("INFO", "axolotl_sdft"):
+        read = texts(cfg, tiny_llama_dir, num_samples=3)
+    assert ["Why 0?" in read[0], "Why 2?" in read[1], "Why 4?" in read[2], len(read)] == [True, True, True, 3]
+    assert "datasets[0]: the completions of 3 of 6 rows are labelled undesirable" in caplog.text
+
+
+def test_from_python_completions_labelled_undesirable_are_left_out(tiny_llama_dir):
+    dataset = Dataset.from_list(KTO_ROWS)
+    for rows in (dataset, dataset.to_iterable_dataset()):
+        batches = calibration_batches(rows, tiny_llama_dir, CalibrationConfig(num_samples=6))
+        assert sum(len(batch["input_ids"]) for batch in batches) == 3
+
+
+def test_labels_that_are_no_truth_values_say_nothing_of_what_is_desired(tmp_path, tiny_llama_dir):
+    rows = [{"prompt": "Why?", "completion": "So.", "label": number} for number in (0, 1, 2)]
+    assert len(texts({}, tiny_llama_dir, path=write_rows(tmp_path / "rows.jsonl", rows))) == 3
 
 
 def test_preferences_keep_their_system_message(tmp_path, tiny_llama_dir):

@@ -214,6 +214,17 @@ def test_of_preferences_the_chosen_answer_counts(cfg):
     ]
 
 
+def test_completions_labelled_undesirable_are_no_reference_and_are_counted(cfg):
+    write_rows("test.jsonl", [{"prompt": f"Why {n}?", "completion": f"{n}.", "label": n < 1} for n in range(3)])
+    cfg |= {"rl": "kto", "test_datasets": [{"path": "test.jsonl", "type": "chatml.ultra", "split": "train"}]}
+    found = held_out(DictDefault(cfg), RowsConfig())
+    assert [target.reference for target in found.targets] == ["0."]
+    assert found.source == "test_datasets, 1 of 1 rows"
+    assert found.notes[0] == (
+        "held-out rows: 2 of 3 of test_datasets[0] are left out: their completions are labelled undesirable"
+    )
+
+
 def test_rows_without_an_answer_are_left_out_and_counted(cfg):
     write_rows("test.jsonl", [{"instruction": "Why?", "output": output} for output in ("So.", None)])
     found = held_out(DictDefault(cfg), RowsConfig(path="test.jsonl", type="alpaca"))

@@ -10,6 +10,7 @@ from typing import Any
 from axolotl_sdft.core.errors import DatasetError, UnknownNameError
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 
+_COMPLETION, _LABEL = "completion", "label"
 _PREFERRED = ("chosen", "chosen_response")
 _ASKED = ("prompt", "input", "question", "instruction")
 
@@ -28,16 +29,31 @@ def chats_of_preferences(
     return chats, {**entry, "type": "chat_template", "field_messages": "messages"}
 
 
+def without_undesirable(rows: Any, entry: Mapping[str, Any]) -> Any:
+    """Return rows, a dataset or a list, without those whose completion is labelled undesirable, as in ``rl: kto``.
+
+    Training drives a model away from such answers, so they are neither text to calibrate on nor references.
+    """
+    columns = _columns(rows[0], entry) if len(rows) else None
+    if columns is None or columns[0] != _COMPLETION:
+        return rows
+    labels = [row[_LABEL] for row in rows] if isinstance(rows, list) else list(rows[_LABEL])
+    if any(label not in (False, True, None) for label in labels):  # such as the number or the name of a class
+        return rows
+    kept = [place for place, label in enumerate(labels) if label or label is None]
+    return [rows[place] for place in kept] if isinstance(rows, list) else rows.select(kept)
+
+
 def _columns(row: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[str, str | None] | None:
     """Return the columns of the preferred answer and of what was asked; None where a row holds no preference."""
     kind = entry.get("type")
     if kind and _is_supervised(entry):
         return None
-    answer = _first_of((entry.get("field_chosen"), *_PREFERRED, "completion" if "label" in row else None), row)
+    answer = _first_of((entry.get("field_chosen"), *_PREFERRED, _COMPLETION if _LABEL in row else None), row)
     asked = _first_of((entry.get("field_messages"), "messages", *_ASKED), row)
     if answer is None or (asked is None and not isinstance(row[answer], list)):
         return None
-    is_preference = kind or answer == "completion" or any(name.startswith("rejected") for name in row)
+    is_preference = kind or answer == _COMPLETION or any(name.startswith("rejected") for name in row)
     return (answer, asked) if is_preference else None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from axolotl_sdft.config import CalibrationConfig, LayerPruningConfig
 from axolotl_sdft.core.errors import DatasetError, error_context
 from axolotl_sdft.core.texts import evenly_spaced
+from axolotl_sdft.distillation.rows.preferences import without_undesirable
 from axolotl_sdft.distillation.rows.validation import shown_features, stored_rows
 from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, yaml_chat_template
 from axolotl_sdft.integrations.axolotl.calibration_text import texts_of
@@ -59,8 +60,9 @@ def _corpus_entry(corpus: dict[str, Any]) -> dict[str, Any]:
 def calibration_texts(cfg: Any, entries: Sequence[Any], calibration: CalibrationConfig, seed_dir: Path) -> list[str]:
     """Return one text for each of ``num_samples`` rows, spread evenly over all entries.
 
-    Rows that hold no text are left out, which is logged. A pretraining corpus may be endless: its first rows are read,
-    as a stream. A seed model without a chat template takes the one that the configuration names.
+    Rows that hold no text, or a completion that ``rl: kto`` calls undesirable, are left out, which is logged. A
+    pretraining corpus may be endless: its first rows are read, as a stream. A seed model without a chat template takes
+    the one that the configuration names.
 
     Raises:
         DatasetError: There are no rows, they can't be loaded, or hold nothing that can be read as text.
@@ -110,7 +112,14 @@ def _tokenizer(cfg: Any, seed_dir: Path) -> Any:
 
 
 def _rows(cfg: Any, entry: Any, where: str) -> Any:
-    return stored_rows(load_rows(cfg, entry, where), where)
+    rows = stored_rows(load_rows(cfg, entry, where), where)
+    kept = without_undesirable(rows, entry)
+    if len(kept) < len(rows):
+        LOG.info(
+            "%s: the completions of %d of %d rows are labelled undesirable and are left out of the calibration",
+            *(where, len(rows) - len(kept), len(rows)),
+        )
+    return kept
 
 
 def _is_streamed(where: str) -> bool:

@@ -12,7 +12,7 @@ from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.interfaces import RowFormat
 from axolotl_sdft.distillation.rows.chat import ChatRows
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
-from axolotl_sdft.distillation.rows.preferences import chats_of_preferences
+from axolotl_sdft.distillation.rows.preferences import chats_of_preferences, without_undesirable
 from axolotl_sdft.distillation.rows.validation import (
     TOKENIZED,
     require_text,
@@ -285,7 +285,7 @@ def calibration_batches(
     """Return rows of a dataset as calibration batches for :func:`~axolotl_sdft.score_layers`.
 
     Each batch holds ``input_ids`` and ``attention_mask``, [rows, tokens], padded on the right. Conversations are
-    written in the model's chat template.
+    written in the model's chat template. Completions that are labelled undesirable, as KTO has them, are left out.
 
     Args:
         dataset: The rows; ``num_samples`` of them are taken, spread evenly. Of a streamed dataset, which may be
@@ -308,19 +308,19 @@ def calibration_batches(
     from axolotl_sdft.pruning.scoring.loading import encode_texts
 
     settings = config or CalibrationConfig()
-    picked, features = _picked(dataset, settings.num_samples)
+    picked, features = _picked(dataset, dataset_config or {}, settings.num_samples)
     seed_dir = resolve_seed(str(seed_model), revision)
     tokenizer = load_tokenizer(seed_dir, trust_remote_code=trust_remote_code)
     texts = texts_of(picked, dataset_config or {}, "dataset", tokenizer, features)
     return encode_texts(texts, seed_dir, settings, trust_remote_code=trust_remote_code)
 
 
-def _picked(dataset: Any, count: int) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+def _picked(dataset: Any, entry: Mapping[str, Any], count: int) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """Return rows to calibrate on, and the types of their columns, which a stream does not tell."""
     from datasets import IterableDataset
 
     if isinstance(dataset, IterableDataset):
-        return list(dataset.take(count)), None
+        return without_undesirable(list(dataset.take(count)), entry), None
     require_whole_dataset(dataset, "dataset")
-    rows = stored_rows(dataset, "dataset")
+    rows = without_undesirable(stored_rows(dataset, "dataset"), entry)
     return [rows[place] for place in evenly_spaced(len(rows), count)], shown_features(rows)

@@ -19,7 +19,7 @@ from axolotl_sdft.core.trained_on import pruning_marker
 from axolotl_sdft.core.training_record import RECORD_FILE, recorded_held_out
 from axolotl_sdft.distillation.digest import encoded, slices
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
-from axolotl_sdft.distillation.rows.preferences import chats_of_preferences
+from axolotl_sdft.distillation.rows.preferences import chats_of_preferences, without_undesirable
 from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, shown_features, stored_rows
 from axolotl_sdft.evaluation.report.headline import PRUNED, SEED, TRAINED
 from axolotl_sdft.evaluation.spec import ReportedModel
@@ -277,7 +277,8 @@ def _sampled(
     Raises:
         DatasetError: None of them does; the message says why the first doesn't.
     """
-    stored = [(where, entry, stored_rows(rows, where)) for where, entry, rows in named]
+    found = [(where, entry, stored_rows(rows, where)) for where, entry, rows in named]
+    stored = [(where, entry, without_undesirable(rows, entry)) for where, entry, rows in found]
     faults = [_fault_of(entry, where, rows) for where, entry, rows in stored]
     answered = [each for each, fault in zip(stored, faults, strict=True) if fault is None]
     if not answered and faults[0] is not None:
@@ -295,6 +296,12 @@ def _sampled(
         f"held-out rows: the {len(rows):,} of {where} are left out: {fault}"
         for (where, _, rows), fault in zip(stored, faults, strict=True)
         if fault is not None
+    ]
+    notes += [
+        f"held-out rows: {len(rows) - len(kept):,} of {len(rows):,} of {where} are left out: their completions are "
+        "labelled undesirable"
+        for (where, _, rows), (*_, kept) in zip(found, stored, strict=True)
+        if len(kept) < len(rows)
     ]
     left_out = len(chosen) - len(targets)
     notes += [f"held-out rows: {left_out} of {len(chosen)} hold no prompt with an answer"] if left_out else []
