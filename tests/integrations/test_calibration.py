@@ -113,6 +113,15 @@ GOOD_TEXT, BAD_TEXT = "Because.", "No."
         ({"type": "llama3.ultra"}, {"prompt": "Why?", "chosen": QUESTION, "rejected": [ASKED, BAD]}),
         ({"type": "bradley_terry.chat_template"}, {"input": "Why?", "chosen": GOOD_TEXT, "rejected": BAD_TEXT}),
         ({"type": "chatml.argilla"}, {"instruction": "Why?", "completion": GOOD_TEXT, "label": True}),
+        (
+            {"type": {"field_prompt": "asked", "field_chosen": "good", "field_rejected": "bad"}},
+            {"asked": "Why?", "good": GOOD_TEXT, "bad": BAD_TEXT},
+        ),
+        (
+            {"type": {"field_prompt": "asked", "field_completion": "said", "field_label": "liked"}},
+            {"asked": "Why?", "said": GOOD_TEXT, "liked": True},
+        ),
+        ({"type": {"field_label": "liked"}}, {"prompt": "Why?", "completion": GOOD_TEXT, "liked": True}),
         ({}, {"prompt": "Why?", "chosen": GOOD_TEXT, "rejected": BAD_TEXT}),
         ({}, {"prompt": [ASKED], "chosen": [GOOD], "rejected": [BAD]}),
     ],
@@ -150,11 +159,13 @@ def test_labels_that_are_no_truth_values_say_nothing_of_what_is_desired(tmp_path
     assert len(texts({}, tiny_llama_dir, path=write_rows(tmp_path / "rows.jsonl", rows))) == 3
 
 
-def test_preferences_keep_their_system_message(tmp_path, tiny_llama_dir):
-    row = {"system": "Be brief.", "question": "Why?", "chosen": "Because.", "rejected": "No."}
-    (read,) = texts(
-        {"datasets": [{"path": write_rows(tmp_path / "rows.jsonl", [row]), "type": "chatml.intel"}]}, tiny_llama_dir
-    )
+@pytest.mark.parametrize(
+    ("kind", "column"),
+    [("chatml.intel", "system"), ({"field_prompt": "question", "field_system": "manner"}, "manner")],
+)
+def test_preferences_keep_their_system_message(kind, column, tmp_path, tiny_llama_dir):
+    row = {column: "Be brief.", "question": "Why?", "chosen": "Because.", "rejected": "No."}
+    (read,) = texts({"datasets": [{"path": write_rows(tmp_path / "rows.jsonl", [row]), "type": kind}]}, tiny_llama_dir)
     assert "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>" in read
 
 

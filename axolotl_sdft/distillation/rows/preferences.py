@@ -5,14 +5,27 @@ on them, and a report measures them.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from axolotl_sdft.core.errors import DatasetError, UnknownNameError
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 
-_COMPLETION, _LABEL = "completion", "label"
 _PREFERRED = ("chosen", "chosen_response")
 _ASKED = ("prompt", "input", "question", "instruction")
+_OF_RL = ("field_prompt", "field_chosen", "field_rejected", "field_completion", "field_label")
+"""Keys under a user-defined ``type`` that only preferences have."""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where a row of preferences holds what; None where it doesn't."""
+
+    answer: str
+    asked: str | None
+    system: str
+    label: str | None
+    """Whether the answer is desirable: there is one answer to a row then."""
 
 
 def chats_of_preferences(
@@ -25,7 +38,7 @@ def chats_of_preferences(
     columns = _columns(rows[0], entry)
     if columns is None:
         return None
-    chats = [{"messages": _preferred(row, entry, *columns)} for row in rows]
+    chats = [{"messages": _preferred(row, entry, columns)} for row in rows]
     return chats, {**entry, "type": "chat_template", "field_messages": "messages"}
 
 
@@ -35,26 +48,30 @@ def without_undesirable(rows: Any, entry: Mapping[str, Any]) -> Any:
     Training drives a model away from such answers, so they are neither text to calibrate on nor references.
     """
     columns = _columns(rows[0], entry) if len(rows) else None
-    if columns is None or columns[0] != _COMPLETION:
+    if columns is None or columns.label is None:
         return rows
-    labels = [row[_LABEL] for row in rows] if isinstance(rows, list) else list(rows[_LABEL])
+    labels = [row[columns.label] for row in rows] if isinstance(rows, list) else list(rows[columns.label])
     if any(label not in (False, True, None) for label in labels):  # such as the number or the name of a class
         return rows
     kept = [place for place, label in enumerate(labels) if label or label is None]
     return [rows[place] for place in kept] if isinstance(rows, list) else rows.select(kept)
 
 
-def _columns(row: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[str, str | None] | None:
-    """Return the columns of the preferred answer and of what was asked; None where a row holds no preference."""
+def _columns(row: Mapping[str, Any], entry: Mapping[str, Any]) -> _Columns | None:
+    """Return where a row of preferences holds what; None where it holds no preference."""
     kind = entry.get("type")
-    if kind and _is_supervised(entry):
+    named = kind if isinstance(kind, Mapping) and any(kind.get(key) for key in _OF_RL) else {}
+    if kind and not named and _is_supervised(entry):
         return None
-    answer = _first_of((entry.get("field_chosen"), *_PREFERRED, _COMPLETION if _LABEL in row else None), row)
-    asked = _first_of((entry.get("field_messages"), "messages", *_ASKED), row)
+    chosen = _first_of((named.get("field_chosen"), entry.get("field_chosen"), *_PREFERRED), row)
+    label = _first_of((named.get("field_label"), "label"), row) if chosen is None else None
+    answer = chosen if label is None else _first_of((named.get("field_completion"), "completion"), row)
+    asked = _first_of((named.get("field_prompt"), entry.get("field_messages"), "messages", *_ASKED), row)
     if answer is None or (asked is None and not isinstance(row[answer], list)):
         return None
-    is_preference = kind or answer == _COMPLETION or any(name.startswith("rejected") for name in row)
-    return (answer, asked) if is_preference else None
+    if not (kind or label or any(name.startswith("rejected") for name in row)):
+        return None
+    return _Columns(answer, asked, named.get("field_system") or "system", label)
 
 
 def _is_supervised(entry: Mapping[str, Any]) -> bool:
@@ -69,27 +86,24 @@ def _first_of(columns: Sequence[str | None], row: Mapping[str, Any]) -> str | No
     return next((column for column in columns if column and column in row), None)
 
 
-def _preferred(
-    row: Mapping[str, Any], entry: Mapping[str, Any], answer_column: str, asked_column: str | None
-) -> list[Any]:
+def _preferred(row: Mapping[str, Any], entry: Mapping[str, Any], columns: _Columns) -> list[Any]:
     """Return a conversation that ends in the preferred answer, in the roles and keys that the entry names."""
-    answer = row[answer_column]
+    answer = row[columns.answer]
     if isinstance(answer, list) and len(answer) > 1:  # the whole conversation once more
         return answer
-    asked = row[asked_column] if asked_column is not None else None
-    return [*_as_messages(asked, "user", row, entry), *_as_messages(answer, "assistant", {}, entry)]
+    asked = row[columns.asked] if columns.asked is not None else None
+    said = [*_as_messages(asked, "user", entry), *_as_messages(answer, "assistant", entry)]
+    if isinstance(asked, list | Mapping):
+        return said
+    return [*_as_messages(row.get(columns.system), "system", entry), *said]
 
 
-def _as_messages(value: Any, role: str, row: Mapping[str, Any], entry: Mapping[str, Any]) -> list[Any]:
+def _as_messages(value: Any, role: str, entry: Mapping[str, Any]) -> list[Any]:
     """Return one message or more: a list and a mapping as they are, a text under a role."""
     if isinstance(value, list):
         return value
     if isinstance(value, Mapping):
         return [value]
     names = entry.get("message_property_mappings") or {}
-    said = [("system", row.get("system")), (role, value)]
-    return [
-        {names.get("role", "role"): speaker, names.get("content", "content"): text}
-        for speaker, text in said
-        if isinstance(text, str) and text
-    ]
+    is_said = isinstance(value, str) and value
+    return [{names.get("role", "role"): role, names.get("content", "content"): value}] if is_said else []
