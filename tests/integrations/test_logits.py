@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -15,9 +17,16 @@ from axolotl.utils.dict import DictDefault
 from datasets import Dataset, load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from axolotl_sdft.core.errors import ConfigError, DatasetError
+from axolotl_sdft.config import SelfDistillationConfig
+from axolotl_sdft.core.errors import ArtifactError, ConfigError, DatasetError
 from axolotl_sdft.distillation.output.logits import TokenizedRow, logits_dir, top_log_probs, write_logits
-from axolotl_sdft.integrations.axolotl.rewriting import KD_TYPE, check_logits, kd_entry, tokenized_rows
+from axolotl_sdft.integrations.axolotl.rewriting import (
+    KD_TYPE,
+    check_logits,
+    kd_entry,
+    logit_lines,
+    tokenized_rows,
+)
 
 ENTRY = {"path": "rows", "type": "chat_template"}
 ROWS = [
@@ -94,6 +103,42 @@ def test_what_can_not_be_written_is_refused(seed, tmp_path):
     with pytest.raises(DatasetError, match=rf"token {seed.config.vocab_size} of the rows is unknown to the seed model"):
         write_logits(seed, DATASET, [unknown], 2, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def lines(cfg, seed, tiny_llama_dir, tmp_path, monkeypatch):
+    """What the command prints, and how often the seed model was loaded for it."""
+
+    class Spec:
+        where, seed_dir, config = "datasets[0]", tiny_llama_dir, SelfDistillationConfig()
+
+    def load(*_):
+        loads.append(1)
+        time.sleep(0.2)
+        return seed
+
+    loads = []
+    monkeypatch.setattr("axolotl_sdft.inference.loading.load_seed_model", load)
+    DATASET.save_to_disk(str(tmp_path / "rows"))
+    return lambda *_: list(logit_lines(cfg, DictDefault(ENTRY), Spec(), tmp_path / "rows", 2)), loads
+
+
+def test_of_two_commands_at_once_one_writes_and_the_other_waits_for_it(lines):
+    run, loads = lines
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, range(2))
+    assert first == second
+    assert "datasets[0]: 2 of 2 rows with the seed model's 2 most likely tokens: " in first[0]
+    assert len(loads) == 1
+
+
+def test_predictions_of_which_a_file_is_gone_are_refused(lines, tmp_path):
+    run, _ = lines
+    run()
+    (file,) = tmp_path.glob("rows-top2-*/*.arrow")
+    file.unlink()
+    with pytest.raises(ArtifactError, match=r"rows-top2-\w+ is damaged .*; delete the folder and start again"):
+        run()
 
 
 def test_other_rows_than_conversations_are_refused_first():

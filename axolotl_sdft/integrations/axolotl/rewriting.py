@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import SelfDistillationConfig, TransformersGeneration
-from axolotl_sdft.core.artifacts import ensure_writable
+from axolotl_sdft.core.artifacts import ensure_writable, find_or_make
 from axolotl_sdft.core.errors import ConfigError, error_context
+from axolotl_sdft.distillation.output.dataset import refuse_damaged_rows
 from axolotl_sdft.distillation.rows.formats import PROMPT_FIELD
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import (
@@ -267,9 +268,13 @@ def logit_lines(cfg: Any, entry: Any, spec: "DistillationSpec", distilled_dir: P
     dataset = load_from_disk(str(distilled_dir))
     rows = list(tokenized_rows(cfg, entry, dataset))
     folder = logits_dir(distilled_dir, rows, top_k, model_identity(spec.seed_dir))
-    if not folder.exists():
+    num_rows = sum(row.is_trained for row in rows)
+
+    def make() -> None:
         write_logits(load_seed_model(spec.seed_dir, _local(spec.config.generation)), dataset, rows, top_k, folder)
-    num_rows = len(load_from_disk(str(folder)))
+
+    if not find_or_make(folder, make, folder.exists):
+        refuse_damaged_rows(folder, num_rows, "delete the folder and start again, which makes it anew")
     yield f"{spec.where}: {num_rows} of {len(dataset)} rows with the seed model's {top_k} most likely tokens: {folder}"
     yield (
         "  to train on them, add axolotl.integrations.kd.KDPlugin to plugins, set kd_trainer: true, kd_alpha and "
