@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("axolotl")
 
+import pyarrow as pa
 import torch
 from axolotl.integrations.kd.collator import DataCollatorForKD
 from axolotl.integrations.kd.kernels.liger import LigerFusedLinearKLTopKLogprobLoss
@@ -91,6 +92,24 @@ def test_a_row_that_is_too_long_is_left_out(cfg):
     assert lengths[0] < lengths[1]
     short = DictDefault({**cfg, "sequence_len": lengths[1] - 1})
     assert [row.place for row in tokenized_rows(short, ENTRY, DATASET)] == [0]
+
+
+def test_memory_does_not_grow_with_the_rows(seed, tmp_path, monkeypatch):
+    def save(dataset, folder):
+        in_memory.append(pa.total_allocated_bytes() - before)
+        return save_to_disk(dataset, folder)
+
+    in_memory, save_to_disk = [], Dataset.save_to_disk
+    monkeypatch.setattr(Dataset, "save_to_disk", save)
+    rows = [TokenizedRow(place % 2, tuple(range(50)), tuple(range(50))) for place in range(100)]
+    before = pa.total_allocated_bytes()
+    folder = write_logits(seed, DATASET, rows, 64, tmp_path / "out")
+    num_bytes = sum(path.stat().st_size for path in folder.glob("*.arrow"))
+    assert num_bytes > 100 * 49 * 64 * 8
+    assert in_memory[0] < num_bytes / 10
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("data-00000-of-00001.arrow", "dataset_info.json", "logits.json", "state.json"),
+    ]
 
 
 def test_what_can_not_be_written_is_refused(seed, tmp_path):

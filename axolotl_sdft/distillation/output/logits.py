@@ -13,6 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ LOG = logging.getLogger(__name__)
 
 LOG_PROBS_COLUMN, TOKEN_IDS_COLUMN = "logprobs", "target_token_ids"
 _IGNORED_LABEL = -100
+_ROWS_AT_A_TIME = 32  # whose predictions are in memory
 _CHUNK = 256  # positions whose distributions are in float32 at a time
 
 
@@ -94,15 +96,16 @@ def write_logits(model: Any, dataset: Dataset, rows: Sequence[TokenizedRow], top
         stored = {name: storable([value], dataset.features[name])[0] for name, value in row.items()}
         return {**stored, LOG_PROBS_COLUMN: log_probs_PK.tolist(), TOKEN_IDS_COLUMN: token_ids_PK.tolist()}
 
-    written = dataset.select([row.place for row in rows]).map(
-        with_predictions,
-        with_indices=True,
-        features=Features({**dataset.features, **lists}),
-        load_from_cache_file=False,
-        keep_in_memory=True,
-        new_fingerprint=fingerprint(folder.name),  # else the model would be hashed
-    )
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary, TemporaryDirectory(prefix=".rows-", dir=temporary) as scratch:
+        written = dataset.select([row.place for row in rows]).map(
+            with_predictions,
+            with_indices=True,
+            features=Features({**dataset.features, **lists}),
+            load_from_cache_file=False,
+            cache_file_name=f"{scratch}/rows.arrow",  # dozens of numbers for each token would fill the memory
+            writer_batch_size=_ROWS_AT_A_TIME,
+            new_fingerprint=fingerprint(folder.name),  # else the model would be hashed
+        )
         written.save_to_disk(temporary)
         write_json(temporary / "logits.json", {"top_k": top_k, "num_rows": len(rows)})
     return folder
