@@ -16,7 +16,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.cards import CARD_FILE, is_hub_id, is_local, public_name
-from axolotl_sdft.core.errors import ArtifactError, ConfigError, first_line
+from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError, first_line
 from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, holds_model, is_adapter, shaping_files, weight_files
 from axolotl_sdft.core.safe_output import looks_secret
 from axolotl_sdft.core.texts import texts_with_keys
@@ -25,12 +25,14 @@ from axolotl_sdft.distillation.output.card import published_card
 from axolotl_sdft.distillation.spec import SUMMARY_FILE
 from axolotl_sdft.evaluation.report.published import published_model_card, published_report
 from axolotl_sdft.evaluation.summary import Artifacts
+from axolotl_sdft.pruning.checkpoint.legacy_files import is_legacy
+from axolotl_sdft.pruning.checkpoint.tensor_files import read_checkpoint, read_header
 
 LOG = logging.getLogger(__name__)
 
 Kind = Literal["checkpoint", "dataset", "report", "model"]
 KINDS: tuple[Kind, ...] = ("checkpoint", "dataset", "report", "model")
-MERGED_FOLDERS = ("merged", "sdft_merged")
+_MERGED_BY = {"merged": "merge-lora", "sdft_merged": "sdft-merge"}
 """Where Axolotl merges an adapter, and where ``axolotl sdft-merge`` does, in ``output_dir``."""
 _BASE_KEYS = ("_name_or_path", "base_model_name_or_path")
 _DIGESTS = ("seed", "calibration_text", "general_text", "metric_code")
@@ -99,7 +101,7 @@ def plan_upload(
         index: Which of several self-distilled datasets, counted from 0.
 
     Raises:
-        ArtifactError: That has not been made yet, or a file holds a key or a folder of this machine.
+        ArtifactError: That has not been made yet or is not whole, or a file holds a key or a folder of this machine.
         ConfigError: There are several datasets, or an adapter's base is not on the Hub.
     """
     if kind == "dataset":
@@ -144,13 +146,36 @@ def _model_folder(artifacts: Artifacts, kind: Kind) -> Path:
     if kind == "checkpoint":
         if artifacts.pruned_dir is None or not holds_model(artifacts.pruned_dir):
             raise ArtifactError("there is no pruned checkpoint yet; run: axolotl prune-layers CONFIG")
+        _require_whole(artifacts.pruned_dir, "prune-layers")
         return artifacts.pruned_dir
-    places = [*(artifacts.output_dir / name for name in MERGED_FOLDERS), artifacts.output_dir]
+    places = [*(artifacts.output_dir / name for name in _MERGED_BY), artifacts.output_dir]
     found = [folder for folder in places if holds_model(folder)]
     if not found:
         raise ArtifactError(f"{artifacts.output_dir} holds no trained model yet; run: axolotl train CONFIG")
-    _warn_of_newer_weights(found[0], artifacts.output_dir)
-    return found[0]
+    folder = found[0]
+    _require_whole(folder, "train" if folder == artifacts.output_dir else _MERGED_BY[folder.name])
+    _warn_of_newer_weights(folder, artifacts.output_dir)
+    return folder
+
+
+def _require_whole(folder: Path, command: str) -> None:
+    """Refuse what a command that was stopped has left of a model. Of safetensors the headers are read.
+
+    Raises:
+        ArtifactError: A weight file is missing, or is shorter than its header says.
+    """
+    try:
+        if is_adapter(folder):
+            for path in weight_files(folder):
+                if path.suffix == ".safetensors":
+                    read_header(path)
+        elif not is_legacy(folder):
+            read_checkpoint(folder)
+    except CheckpointError as err:
+        raise ArtifactError(
+            f"the model in {folder} is not whole: {err}. Delete the folder if it is not wanted any more, or make it "
+            f"again: axolotl {command} CONFIG"
+        ) from err
 
 
 def _warn_of_newer_weights(merged: Path, output_dir: Path) -> None:

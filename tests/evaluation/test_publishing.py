@@ -33,6 +33,10 @@ SUMMARY = {
 }
 
 
+WEIGHTS = "\x02\0\0\0\0\0\0\0{}"
+"""A safetensors file of no tensors."""
+
+
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -44,11 +48,12 @@ def made(tmp_path):
     write(tmp_path / "seed" / "README.md", "---\nlicense: llama3.1\nlanguage:\n- en\n---\n# Seed\n")
     pruned, trained = tmp_path / "pruned", tmp_path / "out"
     write(pruned / "config.json", {"num_hidden_layers": 6, "_name_or_path": str(tmp_path / "seed")})
-    for name in ("model.safetensors", "tokenizer.json", "LICENSE", "report.html", "training_args.bin"):
-        write(pruned / name, "weights")
+    for name in ("tokenizer.json", "LICENSE", "report.html", "training_args.bin"):
+        write(pruned / name, "text")
+    write(pruned / "model.safetensors", WEIGHTS)
     write(pruned / "provenance" / "layer_pruning.json", PROVENANCE)
     write(trained / "adapter_config.json", {"base_model_name_or_path": str(pruned), "r": 8})
-    write(trained / "adapter_model.safetensors", "adapter")
+    write(trained / "adapter_model.safetensors", WEIGHTS)
     rows = Dataset.from_list(
         [{"instruction": "Add 1 and 2.", "output": "3"}, {"instruction": "Name it.", "output": "A"}]
     )
@@ -129,7 +134,7 @@ def test_an_adapter_on_the_pruned_checkpoint_needs_that_on_the_hub(made):
 
 def test_what_was_merged_is_published_in_the_place_of_the_adapter(made):
     write(made.output_dir / "merged" / "config.json", {"num_hidden_layers": 6})
-    write(made.output_dir / "merged" / "model.safetensors", "merged")
+    write(made.output_dir / "merged" / "model.safetensors", WEIGHTS)
     upload = planned(made, "model")
     assert upload.source == made.output_dir / "merged"
     assert "# seed-8B without 2 of its 8 layers, trained\n" in upload.card
@@ -138,7 +143,7 @@ def test_what_was_merged_is_published_in_the_place_of_the_adapter(made):
 @pytest.mark.parametrize(("trained_at", "is_told"), [(50, False), (150, True)])
 def test_a_merge_that_is_older_than_what_was_trained_since_is_told(made, caplog, trained_at, is_told):
     write(made.output_dir / "merged" / "config.json", {"num_hidden_layers": 6})
-    write(made.output_dir / "merged" / "model.safetensors", "merged")
+    write(made.output_dir / "merged" / "model.safetensors", WEIGHTS)
     os.utime(made.output_dir / "merged" / "model.safetensors", (100, 100))
     os.utime(made.output_dir / "adapter_model.safetensors", (trained_at, trained_at))
 
@@ -258,6 +263,22 @@ def test_what_a_training_that_stopped_has_left_is_not_published(made):
     (made.output_dir / "adapter_model.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"holds no trained model yet; run: axolotl train CONFIG"):
         planned(made, "model", base_repo="org/pruned")
+
+
+def test_a_merge_that_was_stopped_between_two_of_its_files_is_not_published(made):
+    merged = made.output_dir / "merged"
+    write(merged / "config.json", {"num_hidden_layers": 6})
+    write(merged / "model-00001-of-00002.safetensors", WEIGHTS)
+    with pytest.raises(ArtifactError, match=r"merged is not whole: .* has neither .* again: axolotl merge-lora CONFIG"):
+        planned(made, "model")
+
+
+@pytest.mark.parametrize(("kind", "command"), [("checkpoint", "prune-layers"), ("model", "train")])
+def test_weights_that_end_too_early_are_not_published(made, kind, command):
+    for path in (made.pruned_dir / "model.safetensors", made.output_dir / "adapter_model.safetensors"):
+        write(path, WEIGHTS[:-1])
+    with pytest.raises(ArtifactError, match=rf"is not whole: .*safetensors is truncated: .*: axolotl {command} CONFIG"):
+        planned(made, kind, base_repo="org/pruned")
 
 
 def test_the_lines_list_files_with_sizes_and_the_card(made):
