@@ -55,10 +55,6 @@ class TrainedOn:
     """Whether the record of that training says so, not the adapter alone."""
     revision: str | None = None
     """``revision_of_model`` at that time, where it is recorded."""
-    datasets: tuple[Path | None, ...] = ()
-    """The folder of each entry of ``datasets`` that was trained on; None where an entry was left as it is."""
-    test_datasets: tuple[Path, ...] = ()
-    """The folders of rows that were held out."""
 
     @property
     def is_pruned(self) -> bool:
@@ -232,9 +228,10 @@ def record_training(
             "marker": pruning_marker(pruned_dir),
             "provenance": {key: provenance.get(key) for key in _KEPT_KEYS},
             "revision_of_model": revision,
-            "datasets": [None if path is None else relative_path(path, output_dir) for path in datasets],
-            "test_datasets": [relative_path(path, output_dir) for path in test_datasets],
         }
+    if any(datasets):
+        record["datasets"] = [None if path is None else relative_path(path, output_dir) for path in datasets]
+        record["test_datasets"] = [relative_path(path, output_dir) for path in test_datasets]
     if held_out:
         record["held_out"] = [{**entry, "path": relative_path(Path(entry["path"]), output_dir)} for entry in held_out]
     replaced, checkpoints = replaced_weights(output_dir, record), earlier_checkpoints(output_dir, record)
@@ -242,7 +239,7 @@ def record_training(
         record["replaced"] = replaced
     if checkpoints:
         record["checkpoints"] = checkpoints
-    if pruned_dir is not None or held_out or replaced is not None or (output_dir / RECORD_FILE).exists():
+    if len(record) > 1 or (output_dir / RECORD_FILE).exists():
         replace_json(output_dir / RECORD_FILE, record)
 
 
@@ -264,8 +261,6 @@ def _from_record(folder: Path, record: Record, adapter_base: str | None = None) 
         provenance=content["provenance"],
         is_recorded=True,
         revision=content.get("revision_of_model"),
-        datasets=tuple(None if path is None else joined_path(start, path) for path in content.get("datasets", ())),
-        test_datasets=tuple(joined_path(start, path) for path in content.get("test_datasets", ())),
     )
 
 

@@ -12,7 +12,7 @@ from axolotl_sdft.core.identity import file_digests
 from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, is_adapter
 
 RECORD_FILE = "sdft_trained_on.json"
-_COMPARED = ("name", "provenance", "held_out")
+_COMPARED = ("name", "provenance", "datasets", "held_out")
 """Keys of a record that tell one training from another."""
 
 
@@ -61,6 +61,25 @@ def recorded_held_out(folder: Path) -> tuple[dict[str, Any], ...]:
         return ()
     entries = found.content.get("held_out") or ()
     return tuple({**entry, "path": str(joined_path(found.folder, entry["path"]))} for entry in entries)
+
+
+def recorded_datasets(folder: Path, key: str = "datasets") -> tuple[Path | None, ...]:
+    """Return the folders of rows that took the place of entries when the model in a folder was trained.
+
+    Args:
+        folder: The trained model.
+        key: ``datasets`` or ``test_datasets``.
+
+    Returns:
+        A folder for each entry, None where an entry was left as it is; nothing where none took an entry's place.
+
+    Raises:
+        ArtifactError: The record is broken.
+    """
+    found = read_record(folder)
+    if found is None:
+        return ()
+    return tuple(None if path is None else joined_path(found.folder, path) for path in found.content.get(key) or ())
 
 
 def replaced_weights(output_dir: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:

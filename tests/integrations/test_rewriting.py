@@ -16,7 +16,9 @@ from datasets import load_from_disk
 from axolotl_sdft import cut_layers
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, ServerError, UnknownNameError
 from axolotl_sdft.distillation.pipeline import run_distillation
+from axolotl_sdft.integrations.axolotl.commands import find_artifacts
 from axolotl_sdft.integrations.axolotl.rewriting import check_distillation, distillation_specs
+from axolotl_sdft.integrations.axolotl.stages import record_start
 from tests.distillation.echo_backend import EchoBackend
 from tests.integrations.rewritten_project import TOP, loaded_by_axolotl, outputs, rewrite
 from tests.integrations.rewritten_project import cfg as cfg
@@ -282,3 +284,39 @@ def test_every_backend_may_run_the_code_that_the_configuration_trusts(cfg, backe
     cfg.self_distillation = TOP | {"generation": {"backend": backend, **served, **own}}
     specs = [spec for _, spec in distillation_specs(cfg)]
     assert [spec.config.generation.trust_remote_code for spec in specs] == [trusts, trusts]
+
+
+@pytest.fixture
+def trained(cfg):
+    """The configuration of a model that was trained on rewritten rows without a pruning, and the rows' folders."""
+    asked = DictDefault({**cfg, "datasets": [{"path": "apples.jsonl", "type": "alpaca"}], "output_dir": "out"})
+    used = DictDefault(asked)
+    folders = rewrite(used)
+    record_start(used)
+    Path("out").mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        Path("out", name).write_text("{}")
+    return asked, folders
+
+
+def test_the_rows_that_a_model_was_trained_on_stay_known_where_data_is_gone_or_others_are_asked_for(trained, caplog):
+    cfg, folders = trained
+    assert find_artifacts(cfg).distilled_dirs == folders
+    assert "asks for others" not in caplog.text
+    cfg.self_distillation = TOP | {"max_attempts": 2}
+    assert find_artifacts(cfg).distilled_dirs == folders
+    assert f"was trained on ({folders[0].name}); the configuration asks for others by now (not rewritten" in caplog.text
+    (others,) = rewrite(DictDefault(cfg))
+    assert find_artifacts(cfg).distilled_dirs == folders
+    assert f"asks for others by now ({others.name}). To have those, train again" in caplog.text
+    Path("apples.jsonl").unlink()
+    assert find_artifacts(cfg).distilled_dirs == folders
+
+
+def test_a_training_that_breaks_off_leaves_the_rows_of_the_earlier_one_known(trained):
+    cfg, folders = trained
+    again = DictDefault({**cfg, "self_distillation": TOP | {"max_attempts": 2}})
+    used = DictDefault(again)
+    rewrite(used)
+    record_start(used)
+    assert find_artifacts(again).distilled_dirs == folders

@@ -1,15 +1,17 @@
 """One stage alone, for the command line: each function yields the lines that a person reads."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.config import LayerPruningConfig
 from axolotl_sdft.core.artifacts import ensure_writable, read_json
-from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError, MissingExtraError
-from axolotl_sdft.core.trained_on import PROVENANCE_FILE, trained_on
+from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError, MissingExtraError, SdftError
+from axolotl_sdft.core.model_folder import holds_model
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE
+from axolotl_sdft.core.training_record import recorded_datasets
 from axolotl_sdft.distillation.output.corrections import refuse_existing, write_corrections
 from axolotl_sdft.distillation.output.dataset import read_summary
 from axolotl_sdft.distillation.output.report import REPORT_FILE
@@ -221,10 +223,31 @@ def find_artifacts(cfg: Any) -> Artifacts:
 
 def _distilled_dirs(cfg: Any) -> list[Path]:
     """Return the datasets that the trained model was trained on, else those that the configuration asks for."""
-    trained = trained_on(output_dir_of(cfg))
-    recorded = trained.datasets if trained is not None else ()
-    dirs = [path for path in recorded if path is not None and (path / SUMMARY_FILE).is_file()]
-    return dirs or [folder for _, spec in distillation_specs(cfg) if (folder := spec.finished_dir)]
+    folder = output_dir_of(cfg)
+    recorded = recorded_datasets(folder) if holds_model(folder) else ()
+    trained = [path for path in recorded if path is not None and (path / SUMMARY_FILE).is_file()]
+    if not trained:
+        return _finished_dirs(cfg)
+    try:
+        asked = _finished_dirs(cfg)
+    except SdftError as err:  # data or seed model are gone, which what was trained does not need
+        LOG.debug("which datasets the configuration asks for can't be told", exc_info=err)
+        return trained
+    if _named(asked) != _named(trained):
+        LOG.warning(
+            "the rewritten rows are those that the model in %s was trained on (%s); the configuration asks for others "
+            "by now (%s). To have those, train again (axolotl train), or name another output_dir",
+            *(folder, _named(trained), _named(asked) or "not rewritten yet"),
+        )
+    return trained
+
+
+def _finished_dirs(cfg: Any) -> list[Path]:
+    return [folder for _, spec in distillation_specs(cfg) if (folder := spec.finished_dir)]
+
+
+def _named(folders: Sequence[Path]) -> str:
+    return ", ".join(folder.name for folder in folders)
 
 
 def _seed_dir_if_there(cfg: Any) -> Path | None:

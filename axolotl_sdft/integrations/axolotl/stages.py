@@ -11,7 +11,8 @@ from axolotl_sdft.core.cards import CARD_FILE
 from axolotl_sdft.core.errors import ConfigError, SdftError
 from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, holds_model, is_adapter
 from axolotl_sdft.core.runtime import is_launched, rank
-from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training, trained_on
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE, moved_base, record_training
+from axolotl_sdft.core.training_record import recorded_datasets
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import (
     SEED_KEY,
@@ -219,17 +220,18 @@ def _take_recorded_rows(cfg: Any, num_added: int) -> bool:
         num_added: Datasets that the plugin has added behind those of the configuration. They were only trained on, and
             are left out.
     """
-    trained = trained_on(trained_dir_of(cfg)[1])
+    model_dir = trained_dir_of(cfg)[1]
+    train_dirs = recorded_datasets(model_dir)
+    test_dirs = [path for path in recorded_datasets(model_dir, "test_datasets") if path is not None]
     entries = list(cfg.get("datasets") or [])
-    if trained is None or len(trained.datasets) != len(entries) + num_added:
+    if len(train_dirs) != len(entries) + num_added:
         return False
-    test_dirs = trained.test_datasets
-    folders = [folder for folder in (*trained.datasets, *test_dirs) if folder is not None]
+    folders = [folder for folder in (*train_dirs, *test_dirs) if folder is not None]
     if not folders or len(test_dirs) not in (0, len(entries)) or not all(folder.is_dir() for folder in folders):
         return False
     cfg.datasets = [
         entry if folder is None else rewritten_entry(entry, folder)
-        for entry, folder in zip(entries, trained.datasets[: len(entries)], strict=True)
+        for entry, folder in zip(entries, train_dirs[: len(entries)], strict=True)
     ]
     if test_dirs:
         tests = [rewritten_entry(entry, folder) for entry, folder in zip(entries, test_dirs, strict=True)]
