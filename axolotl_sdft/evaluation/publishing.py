@@ -23,7 +23,10 @@ from axolotl_sdft.core.texts import texts_with_keys
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.distillation.output.card import published_card
 from axolotl_sdft.distillation.spec import SUMMARY_FILE
+from axolotl_sdft.evaluation.figures import model_fingerprint
+from axolotl_sdft.evaluation.pipeline import JSON_FILE
 from axolotl_sdft.evaluation.report.published import published_model_card, published_report
+from axolotl_sdft.evaluation.spec import ReportedModel
 from axolotl_sdft.evaluation.summary import Artifacts
 from axolotl_sdft.pruning.checkpoint.legacy_files import is_legacy
 from axolotl_sdft.pruning.checkpoint.tensor_files import read_checkpoint, read_header
@@ -107,8 +110,13 @@ def plan_upload(
     if kind == "dataset":
         return _dataset(artifacts, licence, index)
     if kind == "report":
-        if not (report_dir / "report.json").is_file():
+        if not (report_dir / JSON_FILE).is_file():
             raise ArtifactError(f"there is no report in {report_dir}; run: axolotl recovery-report CONFIG")
+        if holds_model(artifacts.output_dir) and not _is_measured(artifacts.output_dir, artifacts, report_dir):
+            LOG.warning(
+                "%s. To publish its figures, run first: axolotl recovery-report CONFIG",
+                _unmeasured(artifacts.output_dir, report_dir),
+            )
         texts = published_report(report_dir, licence)
         files = {name: _checked(text, str(report_dir / name)).encode() for name, text in texts.items()}
         return Upload(kind, report_dir, files)
@@ -203,8 +211,34 @@ def _model_files(
         yield PROVENANCE_FILE, _public_provenance(folder / PROVENANCE_FILE)
     for pattern in _LEGAL:
         yield from ((path.name, path) for path in sorted(folder.glob(pattern)))
-    card = published_model_card(folder, artifacts, report_dir, base, licence)
+    has_figures = _is_measured(folder, artifacts, report_dir)
+    if not has_figures and (report_dir / JSON_FILE).is_file():
+        is_named_apart = _MERGED_BY.get(folder.name) == "sdft-merge"
+        LOG.warning(
+            "%s; the figures are left out of the card. To have them there, %srun first: axolotl recovery-report CONFIG",
+            _unmeasured(folder, report_dir),
+            f"set recovery_report.models: {{merged: {folder}}}, and " if is_named_apart else "",
+        )
+    card = published_model_card(folder, artifacts, report_dir if has_figures else None, base, licence)
     yield CARD_FILE, _checked(card, f"the card of {folder}").encode()
+
+
+def _is_measured(folder: Path, artifacts: Artifacts, report_dir: Path) -> bool:
+    """Tell whether a recovery report is of this very model, or of the adapter that Axolotl merged into it."""
+    if not (report_dir / JSON_FILE).is_file():
+        return False
+    measured = (read_json(report_dir / JSON_FILE).get("provenance") or {}).get("model_fingerprints") or {}
+    is_merged_adapter = _MERGED_BY.get(folder.name) == "merge-lora" and is_adapter(artifacts.output_dir)
+    source = artifacts.output_dir if is_merged_adapter else folder
+    try:
+        return model_fingerprint(ReportedModel(source.name, source)) in measured.values()
+    except CheckpointError as err:  # such as the base of an adapter, which is gone
+        LOG.debug("whether %s was measured can't be told", source, exc_info=err)
+        return False
+
+
+def _unmeasured(folder: Path, report_dir: Path) -> str:
+    return f"the recovery report in {report_dir} is not of the model in {folder} as it is by now"
 
 
 def _hub_base(artifacts: Artifacts, folder: Path) -> str | None:

@@ -12,9 +12,10 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import HfApi, metadata_load
 
 from axolotl_sdft.core.errors import ArtifactError, ConfigError
-from axolotl_sdft.evaluation.figures import RecoveryReport
+from axolotl_sdft.evaluation.figures import RecoveryReport, model_fingerprint
 from axolotl_sdft.evaluation.pipeline import write_report
 from axolotl_sdft.evaluation.publishing import plan_upload, publish
+from axolotl_sdft.evaluation.spec import ReportedModel
 from axolotl_sdft.evaluation.summary import Artifacts
 from tests.evaluation.reports import model
 
@@ -59,9 +60,11 @@ def made(tmp_path):
     )
     rows.save_to_disk(str(tmp_path / "rows"))
     write(tmp_path / "rows" / "summary.json", SUMMARY)
+    measured = {folder.name: model_fingerprint(ReportedModel(folder.name, folder)) for folder in (pruned, trained)}
     report = {
         "models": [{"name": "seed", "folder": str(tmp_path / "seed")}],
         "folder": str(trained / "recovery_report"),
+        "provenance": {"model_fingerprints": measured},
     }
     write(trained / "recovery_report" / "report.json", report)
     write(trained / "recovery_report" / "report.html", f"<td>{tmp_path / 'seed'}</td>")
@@ -279,6 +282,37 @@ def test_weights_that_end_too_early_are_not_published(made, kind, command):
         write(path, WEIGHTS[:-1])
     with pytest.raises(ArtifactError, match=rf"is not whole: .*safetensors is truncated: .*: axolotl {command} CONFIG"):
         planned(made, kind, base_repo="org/pruned")
+
+
+def merge(made):
+    write(made.output_dir / "merged" / "config.json", {"num_hidden_layers": 6})
+    write(made.output_dir / "merged" / "model.safetensors", WEIGHTS)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged adapter"])
+def test_a_card_has_the_figures_of_a_report_on_this_very_model_alone(made, kind, caplog):
+    if kind == "merged adapter":
+        merge(made)
+    assert "## What was kept\n\n98 %" in planned(made, "model", base_repo="me/pruned").card
+    assert planned(made, "report")
+    assert not caplog.records
+    write(made.output_dir / "adapter_config.json", {"base_model_name_or_path": str(made.pruned_dir), "r": 16})
+    assert "98 %" not in planned(made, "model", base_repo="me/pruned").card
+    folder = made.output_dir / "merged" if kind == "merged adapter" else made.output_dir
+    assert f"is not of the model in {folder} as it is by now; the figures are left out of the card" in caplog.text
+    assert planned(made, "report")
+    assert "as it is by now. To publish its figures, run first: axolotl recovery-report CONFIG" in caplog.text
+
+
+def test_the_figures_of_what_was_trained_are_not_those_of_its_merge_with_another_model(made, caplog):
+    merge(made)
+    (made.output_dir / "merged").rename(made.output_dir / "sdft_merged")
+    assert "98 %" not in planned(made, "model").card
+    merged = made.output_dir / "sdft_merged"
+    assert (
+        f"the figures are left out of the card. To have them there, set recovery_report.models: {{merged: {merged}}}"
+        in (caplog.text)
+    )
 
 
 def test_the_lines_list_files_with_sizes_and_the_card(made):

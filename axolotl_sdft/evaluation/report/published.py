@@ -26,27 +26,26 @@ _COMMENT = re.compile(r"<!--.*?-->\s*", re.DOTALL)
 
 
 def published_model_card(
-    folder: Path, artifacts: "Artifacts", report_dir: Path, base: str | None, licence: str | None
+    folder: Path, artifacts: "Artifacts", report_dir: Path | None, base: str | None, licence: str | None
 ) -> str:
     """Return the card of a pruned or trained model: what it is made of, its licence, how, and the report's figures.
 
     Args:
         folder: The model.
         artifacts: What the stages made.
-        report_dir: Where the recovery report is, whose section is added if it is there.
+        report_dir: Where the recovery report of this model is, whose section is added; None where there is none.
         base: What an adapter stands on, by its Hub id; None for a whole model.
         licence: The Hub's name of a licence; unset, the seed model's where its card says it.
     """
     provenance = _provenance(artifacts)
     seed = public_name(str(provenance["seed_model"])) if provenance else _seed_name(artifacts)
     data = _metadata(artifacts, seed, base, licence)
-    section = report_dir / _SECTION_FILE
     parts = [_title(folder, seed, provenance, is_pruned_only=folder == artifacts.pruned_dir)]
     if provenance:
         parts.append(card_body(provenance))
     parts += list(_made_from(artifacts)) if folder != artifacts.pruned_dir else []
-    if section.is_file():
-        parts.append(_COMMENT.sub("", section.read_text(encoding="utf-8")))
+    if report_dir is not None and (report_dir / _SECTION_FILE).is_file():
+        parts.append(_COMMENT.sub("", (report_dir / _SECTION_FILE).read_text(encoding="utf-8")))
     return card_with(data, "\n\n".join(part.strip() for part in parts) + "\n")
 
 
