@@ -22,6 +22,7 @@ from axolotl_sdft.core.safe_output import looks_secret
 from axolotl_sdft.core.texts import texts_with_keys
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE
 from axolotl_sdft.distillation.output.card import published_card
+from axolotl_sdft.distillation.output.dataset import refuse_damaged_rows
 from axolotl_sdft.distillation.spec import SUMMARY_FILE
 from axolotl_sdft.evaluation.figures import model_fingerprint
 from axolotl_sdft.evaluation.pipeline import JSON_FILE
@@ -335,7 +336,10 @@ def _dataset(artifacts: Artifacts, licence: str | None, index: int | None) -> Up
     if index is not None and index >= len(folders):
         raise ConfigError(f"--index is {index}, but there are {len(folders)} self-distilled datasets, counted from 0")
     folder = folders[index or 0]
-    card = published_card(folder, read_json(folder / SUMMARY_FILE), _ROWS_FILE, artifacts.seed_dir, licence)
+    summary = read_json(folder / SUMMARY_FILE)
+    way_out = "put its files back, or delete the folder and run axolotl self-distill CONFIG: the answers are kept"
+    refuse_damaged_rows(folder, summary["rows"] - summary["rows_dropped"], way_out)
+    card = published_card(folder, summary, _ROWS_FILE, artifacts.seed_dir, licence)
     files = {_ROWS_FILE: _rows(folder), CARD_FILE: _checked(card, f"the card of {folder}").encode()}
     return Upload("dataset", folder, files)
 

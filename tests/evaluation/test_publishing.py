@@ -192,6 +192,13 @@ def test_a_row_that_holds_a_key_is_refused(made):
         planned(leaking, "dataset")
 
 
+def test_rows_of_which_a_file_is_gone_are_not_published(made):
+    for file in made.distilled_dirs[0].glob("*.arrow"):
+        file.unlink()
+    with pytest.raises(ArtifactError, match=r"rows is damaged .*run axolotl self-distill CONFIG: the answers are kept"):
+        planned(made, "dataset")
+
+
 def test_one_of_several_datasets_is_chosen_by_its_number(made):
     two = Artifacts(None, None, [*made.distilled_dirs, *made.distilled_dirs], made.output_dir)
     with pytest.raises(ConfigError, match=r"there are 2 self-distilled datasets \(0: rows, 1: rows\); choose one"):
