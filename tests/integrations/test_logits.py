@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from axolotl_sdft.config import SelfDistillationConfig
 from axolotl_sdft.core.errors import ArtifactError, ConfigError, DatasetError
 from axolotl_sdft.distillation.output.logits import TokenizedRow, logits_dir, top_log_probs, write_logits
+from axolotl_sdft.distillation.rows.formats import KD_TYPE
+from axolotl_sdft.integrations.axolotl.calibration_text import texts_of
 from axolotl_sdft.integrations.axolotl.rewriting import (
-    KD_TYPE,
     check_logits,
     kd_entry,
     logit_lines,
@@ -148,6 +149,7 @@ def test_of_two_commands_at_once_one_writes_and_the_other_waits_for_it(lines):
         first, second = pool.map(run, range(2))
     assert first == second
     assert "datasets[0]: 2 of 2 rows with the seed model's 2 most likely tokens: " in first[0]
+    assert "to train on them, remove self_distillation, add axolotl.integrations.kd.KDPlugin" in first[1]
     assert len(loads) == 1
 
 
@@ -158,6 +160,18 @@ def test_predictions_of_which_a_file_is_gone_are_refused(lines, tmp_path):
     file.unlink()
     with pytest.raises(ArtifactError, match=r"rows-top2-\w+ is damaged .*; delete the folder and start again"):
         run()
+
+
+def test_layers_are_scored_on_rows_with_predictions_as_on_any_conversation(lines, tmp_path, tiny_llama_dir):
+    run, _ = lines
+    run()
+    (folder,) = tmp_path.glob("rows-top2-*")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    as_chat, with_predictions = (
+        texts_of(list(rows), {"type": kind}, "datasets[0]", tokenizer)
+        for rows, kind in ((DATASET, "chat_template"), (load_from_disk(str(folder)), KD_TYPE))
+    )
+    assert with_predictions == as_chat
 
 
 def test_other_rows_than_conversations_are_refused_first():

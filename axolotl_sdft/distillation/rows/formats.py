@@ -69,12 +69,16 @@ PROMPT_COMPLETION = "trl.prompt_completion"
 PROMPT_FIELD = "prompt_field"
 """Key of an entry of type ``completion``: the column that holds the beginning of the text. Axolotl does not know it."""
 
+KD_TYPE = "axolotl.integrations.kd.chat_template"
+"""Type of conversations with a teacher's predictions for each of their tokens, which Axolotl's own plugin trains."""
+
 _NO_PROMPT = "its rows are running text, without a prompt and an answer"
 _PREFERENCE = "its rows compare answers, and rewriting one would undo the comparison"
 _CHOICE = "its answer is one of the given choices"
 _REFUSED: dict[str, str] = {
     **dict.fromkeys(("pretrain", "_synthetic", "ebft"), _NO_PROMPT),
     **dict.fromkeys(("bradley_terry", "chatml", "llama3", "zephyr", "passthrough", "dpo", "orpo", "kto"), _PREFERENCE),
+    KD_TYPE: "its rows hold predictions for the very tokens of each answer",
     "stepwise_supervised": "its rows judge the steps of an answer",
     "reflection": "what it trains is spread over three columns",
     "jeopardy": "it puts words in front of each answer, which a rewritten one would not fit",

@@ -11,7 +11,7 @@ from axolotl_sdft.core.model_folder import resolve_seed
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.interfaces import RowFormat
 from axolotl_sdft.distillation.rows.chat import ChatRows
-from axolotl_sdft.distillation.rows.formats import resolve_row_format
+from axolotl_sdft.distillation.rows.formats import KD_TYPE, resolve_row_format
 from axolotl_sdft.distillation.rows.preferences import chats_of_preferences, without_undesirable
 from axolotl_sdft.distillation.rows.validation import (
     TOKENIZED,
@@ -96,9 +96,13 @@ def texts_of(
 def known_entry(rows: Sequence[dict[str, Any]], entry: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """Return the entry, with a type that the columns of its rows tell where it has none.
 
+    Conversations with predictions for Axolotl's own plugin are conversations.
+
     Raises:
         DatasetError: They fit no known kind of row.
     """
+    if entry.get("type") == KD_TYPE:
+        return {**entry, "type": "chat_template"}
     if entry.get("type"):
         return entry
     said = [row.get("text") for row in rows]

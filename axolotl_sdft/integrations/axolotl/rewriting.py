@@ -11,7 +11,7 @@ from axolotl_sdft.config import SelfDistillationConfig, TransformersGeneration
 from axolotl_sdft.core.artifacts import ensure_writable, find_or_make
 from axolotl_sdft.core.errors import ConfigError, error_context
 from axolotl_sdft.distillation.output.dataset import refuse_damaged_rows
-from axolotl_sdft.distillation.rows.formats import PROMPT_FIELD
+from axolotl_sdft.distillation.rows.formats import KD_TYPE, PROMPT_FIELD
 from axolotl_sdft.integrations.axolotl import compat
 from axolotl_sdft.integrations.axolotl.blocks import (
     missing_chat_template,
@@ -230,10 +230,6 @@ def _index(where: str) -> int:
     return int(where.removeprefix("datasets[").removesuffix("]"))
 
 
-KD_TYPE = "axolotl.integrations.kd.chat_template"
-"""The dataset type that reads the columns."""
-
-
 def check_logits(specs: "list[tuple[Any, DistillationSpec]]") -> None:
     """Refuse datasets that the plugin for knowledge distillation can't read, before anything is rewritten.
 
@@ -276,9 +272,11 @@ def logit_lines(cfg: Any, entry: Any, spec: "DistillationSpec", distilled_dir: P
     if not find_or_make(folder, make, folder.exists):
         refuse_damaged_rows(folder, num_rows, "delete the folder and start again, which makes it anew")
     yield f"{spec.where}: {num_rows} of {len(dataset)} rows with the seed model's {top_k} most likely tokens: {folder}"
+    is_named = spec.where.startswith("datasets[")  # else they are general rows, which the plugin adds
+    place = f"in the place of {spec.where}" if is_named else "behind the entries of datasets"
     yield (
-        "  to train on them, add axolotl.integrations.kd.KDPlugin to plugins, set kd_trainer: true, kd_alpha and "
-        f"kd_ce_alpha, and write in the place of {spec.where}: {{{_as_yaml(kd_entry(entry, folder))}}}"
+        f"  to train on them, remove {OVERRIDE}, add axolotl.integrations.kd.KDPlugin to plugins, set kd_trainer: "
+        f"true, kd_alpha and kd_ce_alpha, and write {place}: {{{_as_yaml(kd_entry(entry, folder))}}}"
     )
 
 

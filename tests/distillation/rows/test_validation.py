@@ -57,7 +57,13 @@ def test_a_missing_column_is_told_with_the_reason_where_the_others_show_it(colum
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"), [("chatml.intel", "compare answers"), ("pretrain", "running text"), ("kto", "compare answers")]
+    ("kind", "reason"),
+    [
+        ("chatml.intel", "compare answers"),
+        ("pretrain", "running text"),
+        ("kto", "compare answers"),
+        ("axolotl.integrations.kd.chat_template", "predictions for the very tokens"),
+    ],
 )
 def test_rows_that_are_not_there_to_be_imitated_are_refused_by_their_type(kind, reason, seed_dir):
     with pytest.raises(DatasetError, match=rf"dataset.type is '{kind}', which can't be self-distilled: .*{reason}"):
