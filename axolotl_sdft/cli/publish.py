@@ -17,7 +17,7 @@ _KINDS = ("checkpoint", "dataset", "report", "model")  # repeated here, since im
     show_default=True,
     help="The pruned checkpoint, a self-distilled dataset, the recovery report, or what was trained.",
 )
-@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--private", is_flag=True, help="Make a new repository private; one that is public already is refused.")
 @click.option("--dry-run", is_flag=True, help="List files, sizes and the card. Asks nothing of the Hub.")
 @click.option("--base-repo-id", metavar="NAME", help="Where on the Hub the checkpoint is that an adapter stands on.")
 @click.option("--license", "licence", metavar="NAME", help="The Hub's name of a licence for the card, such as mit.")

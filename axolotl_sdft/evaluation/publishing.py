@@ -51,6 +51,9 @@ class Hub(Protocol):
     def create_repo(self, repo_id: str, *, repo_type: str, private: bool, exist_ok: bool) -> Any:
         """Make sure that the repository is there."""
 
+    def repo_info(self, repo_id: str, *, repo_type: str) -> Any:
+        """Tell what the repository is."""
+
     def create_commit(self, repo_id: str, operations: Any, *, commit_message: str, repo_type: str) -> Any:
         """Upload files in one commit."""
 
@@ -129,7 +132,7 @@ def publish(upload: Upload, repo_id: str, private: bool, hub: Hub | None = None)
     """Upload what was planned in one commit, and return its address.
 
     Raises:
-        ConfigError: ``repo_id`` is not the name of a repository.
+        ConfigError: ``repo_id`` is not the name of a repository, or ``private`` is asked for and it is public already.
         ArtifactError: The Hub refused, or was not reached.
     """
     if not is_hub_id(repo_id):
@@ -142,7 +145,14 @@ def publish(upload: Upload, repo_id: str, private: bool, hub: Hub | None = None)
     message = f"Add the {upload.kind} made with axolotl-sdft"
     try:
         hub.create_repo(repo_id, repo_type=upload.repo_type, private=private, exist_ok=True)
+        if private and hub.repo_info(repo_id, repo_type=upload.repo_type).private is False:
+            raise ConfigError(
+                f"--private makes a new repository private, but {repo_id} is there already, and public; nothing was "
+                "uploaded. Make it private in its settings on the Hub, or name another one"
+            )
         done = hub.create_commit(repo_id, operations, commit_message=message, repo_type=upload.repo_type)
+    except ConfigError:
+        raise
     except Exception as err:  # huggingface_hub's own errors, those of httpx, and a bare one where a file was not sent
         raise ArtifactError(
             f"{repo_id} could not be written: {first_line(err)}. Check the connection and the name, and that the token "

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, load_dataset
@@ -330,13 +331,17 @@ def test_the_lines_list_files_with_sizes_and_the_card(made):
 
 
 class StandInHub:
-    def __init__(self, fault=None):
-        self.fault, self.asked = fault, []
+    def __init__(self, fault=None, is_private=True):
+        self.fault, self.is_private, self.asked = fault, is_private, []
 
     def create_repo(self, repo_id, **settings):
         self.asked.append((repo_id, settings))
         if self.fault is not None:
             raise self.fault
+
+    def repo_info(self, repo_id, *, repo_type):
+        assert (repo_id, repo_type) == ("me/rows", "dataset")
+        return SimpleNamespace(private=self.is_private)
 
     def create_commit(self, repo_id, operations, **settings):
         self.asked.append((repo_id, settings, sorted(operation.path_in_repo for operation in operations)))
@@ -362,6 +367,15 @@ def test_a_hub_that_is_not_reached_is_one_clear_error(made, monkeypatch):
     nobody = HfApi(endpoint="http://127.0.0.1:9", token="a-token-of-the-test")
     with pytest.raises(ArtifactError, match=r"me/rows could not be written: .*refused.* Check the connection"):
         publish(planned(made, "dataset"), "me/rows", False, nobody)
+
+
+def test_nothing_private_goes_to_a_repository_that_is_public_already(made):
+    hub = StandInHub(is_private=False)
+    with pytest.raises(ConfigError, match=r"but me/rows is there already, and public; nothing was uploaded"):
+        publish(planned(made, "dataset"), "me/rows", True, hub)
+    assert len(hub.asked) == 1
+    publish(planned(made, "dataset"), "me/rows", False, hub)
+    assert len(hub.asked) == 3
 
 
 def test_a_name_that_no_repository_has_is_refused_before_the_hub_is_asked(made):
