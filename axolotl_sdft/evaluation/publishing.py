@@ -17,7 +17,14 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.cards import CARD_FILE, is_hub_id, is_local, public_name
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError, first_line
-from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, holds_model, is_adapter, shaping_files, weight_files
+from axolotl_sdft.core.model_folder import (
+    ADAPTER_CONFIG,
+    holds_model,
+    is_adapter,
+    is_adapter_beside_weights,
+    shaping_files,
+    weight_files,
+)
 from axolotl_sdft.core.safe_output import looks_secret
 from axolotl_sdft.core.texts import texts_with_keys
 from axolotl_sdft.core.trained_on import PROVENANCE_FILE
@@ -108,7 +115,8 @@ def plan_upload(
         index: Which of several self-distilled datasets, counted from 0.
 
     Raises:
-        ArtifactError: That has not been made yet or is not whole, or a file holds a key or a folder of this machine.
+        ArtifactError: That has not been made yet, is not whole, or there are two of it; or a file holds a key or a
+            folder of this machine.
         ConfigError: There are several datasets, or an adapter's base is not on the Hub.
     """
     if kind == "dataset":
@@ -172,6 +180,11 @@ def _model_folder(artifacts: Artifacts, kind: Kind) -> Path:
     if not found:
         raise ArtifactError(f"{artifacts.output_dir} holds no trained model yet; run: axolotl train CONFIG")
     folder = found[0]
+    if is_adapter_beside_weights(folder):
+        raise ArtifactError(
+            f"{folder} holds an adapter beside the weights of a whole model: two trainings have left them, and both "
+            f"would be published. Delete what is not to be: {ADAPTER_CONFIG} with adapter_model*, or model*.safetensors"
+        )
     _require_whole(folder, "train" if folder == artifacts.output_dir else _MERGED_BY[folder.name])
     _warn_of_newer_weights(folder, artifacts.output_dir)
     return folder

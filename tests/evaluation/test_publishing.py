@@ -284,6 +284,12 @@ def test_a_merge_that_was_stopped_between_two_of_its_files_is_not_published(made
         planned(made, "model")
 
 
+def test_of_an_adapter_and_a_whole_model_in_one_folder_neither_is_published(made):
+    write(made.output_dir / "model-00001-of-00002.safetensors", WEIGHTS)
+    with pytest.raises(ArtifactError, match=r"an adapter beside the weights of a whole model: .* Delete what is not"):
+        planned(made, "model", base_repo="org/pruned")
+
+
 @pytest.mark.parametrize(("kind", "command"), [("checkpoint", "prune-layers"), ("model", "train")])
 def test_weights_that_end_too_early_are_not_published(made, kind, command):
     for path in (made.pruned_dir / "model.safetensors", made.output_dir / "adapter_model.safetensors"):
