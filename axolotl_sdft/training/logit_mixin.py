@@ -208,6 +208,10 @@ class LogitDistillationMixin(StudentMixin):
             logs = {**logs, **self._logit_figures.take(self.args.device, self._sum_over_ranks)}
         super().log(logs, *args, **kwargs)
 
+    @property
+    def _distils_now(self) -> bool:
+        return self._logit_is_on or super()._distils_now
+
     def _logit_term(self, terms: DynSDPBTerms, num_items: Any) -> Tensor:
         """Return alpha times the term, averaged the way the parent averages its own loss."""
         total = self.logit_distillation_config.alpha * terms.kl_sum

@@ -177,6 +177,10 @@ class DynSDPBMixin(StudentMixin):
         self._dynsdpb_memory.remember(inputs, kept, cpu_offload=self.dynsdpb_config.cpu_offload)
         return (loss, outputs) if return_outputs else loss
 
+    @property
+    def _distils_now(self) -> bool:
+        return self._dynsdpb_memory.is_open or super()._distils_now
+
     def _repeated_inputs(self, num_micro_batches: int) -> list[dict[str, Any]]:
         return [micro_batch.inputs for micro_batch in self._dynsdpb_memory.window[:num_micro_batches]]
 

@@ -18,7 +18,7 @@ from axolotl_sdft.training.batching import TOKEN_TYPES
 from axolotl_sdft.training.losses.dynsdpb import DynSDPBTerms
 from axolotl_sdft.training.losses.head import leaving_no_trace
 from axolotl_sdft.training.losses.labels import LabelLayout, label_layout, returned_logits
-from axolotl_sdft.training.support import errors_of, refuse_prompt_tuning
+from axolotl_sdft.training.support import errors_of, refuse_bypassed_loss, refuse_prompt_tuning
 from axolotl_sdft.training.teachers.prediction import ForwardOutputs, Predictions
 
 log = logging.getLogger(__name__)
@@ -58,9 +58,28 @@ class StudentMixin(_Parent):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._found_layout: LabelLayout | None = None
         self._found_own_mean: bool | None = None
+        self._has_made_pass = False
         super().__init__(*args, **kwargs)
         with errors_of(self._block):
             refuse_prompt_tuning(self.model)
+
+    @property
+    def _distils_now(self) -> bool:
+        """Whether each micro-batch that is trained goes through a pass of ours."""
+        return False
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Train on a micro-batch as the parent does.
+
+        Raises:
+            ConfigError: A ``compute_loss`` in front of this one has left it out.
+        """
+        self._has_made_pass = False
+        loss = super().training_step(*args, **kwargs)
+        if self._distils_now and not self._has_made_pass:
+            with errors_of(self._block):
+                refuse_bypassed_loss(type(self))
+        return loss
 
     def _label_layout(self, inputs: dict[str, Any]) -> LabelLayout:
         if self._found_layout is None:
@@ -109,6 +128,7 @@ class StudentMixin(_Parent):
             return_outputs: The caller needs the outputs.
             num_items: The parent's count of tokens.
         """
+        self._has_made_pass = True
         layout = self._label_layout(inputs)
         if num_items is not None:
             self._find_own_mean(inputs, layout)

@@ -100,6 +100,20 @@ def refuse_vain_distillation(trainer: Any, parent: type, loss: Tensor, predictio
     )
 
 
+def refuse_bypassed_loss(trainer: type) -> None:
+    """Refuse a trainer whose own ``compute_loss`` takes the place of the one that distils.
+
+    Raises:
+        ConfigError: Always; the message names the class that has it.
+    """
+    owner = next(kind for kind in trainer.__mro__ if "compute_loss" in vars(kind))
+    raise ConfigError(
+        f"dynsdpb: compute_loss of {owner.__name__} does not call super().compute_loss, so nothing is distilled; "
+        f"let it add to what that returns, pass the trainer a compute_loss_func instead, or put {owner.__name__} "
+        "behind the mixin: class MyTrainer(DynSDPBMixin, MyTrainerWithItsLoss)"
+    )
+
+
 def parent_of(trainer: Any, mixin: type) -> type:
     """Return the class that computes the loss once ``mixin``, and others of this package below it, are left aside."""
     after = type(trainer).__mro__[type(trainer).__mro__.index(mixin) + 1 :]

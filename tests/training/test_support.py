@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from axolotl_sdft.config import DynSDPBConfig
+from axolotl_sdft.config import DynSDPBConfig, LogitDistillationConfig
 from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.training.batching import label_mask
 from axolotl_sdft.training.mixin import DynSDPBMixin
-from axolotl_sdft.training.trainers import DynSDPBTrainer
+from axolotl_sdft.training.trainers import DynSDPBTrainer, LogitDistillationTrainer
 from tests.training.losses.test_loss_without_logits import without_logits
 from tests.training.micro_batches import EPOCH, STATIC, make_llama, train, train_logs
 from tests.training.teachers.test_prediction import lora
@@ -118,6 +118,46 @@ def test_checkpointing_does_not_hide_the_gradient(tmp_path: Path, reentrant: boo
     settings = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
     trainer = train(DynSDPBTrainer, lora(make_llama()), [EPOCH], tmp_path, dynsdpb=STATIC, **settings)
     assert all(entry["dynsdpb/kl"] > 0 for entry in train_logs(trainer)[1:])
+
+
+class LossOfItsOwn(LossPerMicroBatch):
+    """As the documentation of transformers shows it: the parent's loss is not asked for."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        outputs = model(**{name: value for name, value in inputs.items() if name not in NOT_FOR_THE_MODEL})
+        loss = loss_of(outputs.logits, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+
+LossBeforeDynSDPB = type("LossBeforeDynSDPB", (DynSDPBTrainer,), {"compute_loss": LossOfItsOwn.compute_loss})
+LossBeforeTeacher = type("LossBeforeTeacher", (LogitDistillationTrainer,), {"compute_loss": LossOfItsOwn.compute_loss})
+DISTILLING = [
+    (LossBeforeDynSDPB, "dynsdpb", STATIC, "DynSDPBMixin"),
+    (LossBeforeTeacher, "logit_distillation", LogitDistillationConfig(alpha=0.5), "LogitDistillationMixin"),
+]
+
+
+@pytest.mark.parametrize(("kind", "block", "settings", "mixin"), DISTILLING)
+def test_a_loss_that_leaves_out_the_distillation_stops_the_first_step(
+    tmp_path: Path, kind: type[Trainer], block: str, settings: Any, mixin: str
+):
+    pattern = rf"{block}: compute_loss of {kind.__name__} does not call super\(\).compute_loss.*MyTrainer\({mixin}, "
+    model = lora(make_llama())
+    with pytest.raises(ConfigError, match=pattern):
+        train(kind, model, [EPOCH], tmp_path, **{block: settings})
+    assert_same_parameters(model, lora(make_llama()), rtol=0.0, atol=0.0)
+
+
+def test_a_loss_of_ones_own_is_distilled_from_behind_the_mixin(tmp_path: Path):
+    kind = type("ThroughItsLoss", (DynSDPBMixin, LossOfItsOwn), {})
+    trainer = train(kind, make_llama(), [EPOCH], tmp_path, dynsdpb=STATIC)
+    assert all(entry["dynsdpb/kl"] > 0 for entry in train_logs(trainer)[1:])
+
+
+def test_where_nothing_is_distilled_a_loss_of_ones_own_may_stand_in_front(tmp_path: Path):
+    off = LogitDistillationConfig(alpha=0.0)
+    trainer = train(LossBeforeTeacher, make_llama(), [EPOCH], tmp_path, logit_distillation=off)
+    assert trainer.state.global_step == len(EPOCH)
 
 
 PROMPT_TUNING = {
