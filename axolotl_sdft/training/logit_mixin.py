@@ -81,7 +81,7 @@ class LogitDistillationMixin(StudentMixin):
 
     @cached_property
     def logit_distillation_config(self) -> LogitDistillationConfig:
-        """The settings, read when they are first needed."""
+        """The settings, read when they are first needed, and again as each run begins."""
         return self._logit_settings()
 
     def _logit_settings(self) -> LogitDistillationConfig:
@@ -125,18 +125,30 @@ class LogitDistillationMixin(StudentMixin):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the parent does; the teacher lives no longer than one run."""
-        self._logit_prepare()
-        if self.logit_distillation_config.alpha == 0:
-            log.info("logit_distillation.alpha is 0: no teacher is loaded, and training is as without the block")
-        self._logit_is_on = self.logit_distillation_config.alpha > 0
-        if self.logit_distillation_config.alpha == 1 and self._logit_plan is not None:
-            self._logit_warn_without_difference(self._logit_plan)
+        self._logit_begin()
         try:
             return super()._inner_training_loop(*args, **kwargs)
         finally:
             self._logit_is_on = self._logit_has_gradient = False
             self._logit_teacher = self._logit_reader = None
             self._logit_figures.clear()
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Put what a trial of a search proposes into ``args``, as the parent does, and begin with it."""
+        super()._hp_search_setup(trial)
+        if trial is not None:
+            self._logit_begin()
+
+    def _logit_begin(self) -> None:
+        settings = self._logit_settings()
+        if settings != self.logit_distillation_config:
+            self.logit_distillation_config, self._logit_plan = settings, None
+        self._logit_prepare()
+        if settings.alpha == 0:
+            log.info("logit_distillation.alpha is 0: no teacher is loaded, and training is as without the block")
+        self._logit_is_on = settings.alpha > 0
+        if settings.alpha == 1 and self._logit_plan is not None:
+            self._logit_warn_without_difference(self._logit_plan)
 
     def _logit_warn_without_difference(self, plan: TeacherPlan) -> None:
         if rank() == 0 and plan.origin is None and has_fresh_lora(self.accelerator.unwrap_model(self.model)):

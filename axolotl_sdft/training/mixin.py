@@ -61,7 +61,7 @@ class DynSDPBMixin(StudentMixin):
 
     @cached_property
     def dynsdpb_config(self) -> DynSDPBConfig:
-        """The settings, read when they are first needed."""
+        """The settings, read when they are first needed, and again as each run begins."""
         return self._dynsdpb_settings()
 
     def _dynsdpb_settings(self) -> DynSDPBConfig:
@@ -70,7 +70,7 @@ class DynSDPBMixin(StudentMixin):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the parent does; what is remembered lives no longer than one run, and as long as its checkpoints."""
         self._dynsdpb_forget()
-        self._dynsdpb_drift = self._dynsdpb_drift_meter()
+        self._dynsdpb_begin()
         checkpoint = kwargs.get("resume_from_checkpoint", args[2] if len(args) > 2 else None)
         if checkpoint:
             self._dynsdpb_resume(Path(checkpoint))
@@ -78,6 +78,16 @@ class DynSDPBMixin(StudentMixin):
             return super()._inner_training_loop(*args, **kwargs)
         finally:
             self._dynsdpb_forget()
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Put what a trial of a search proposes into ``args``, as the parent does, and begin with it."""
+        super()._hp_search_setup(trial)
+        if trial is not None:
+            self._dynsdpb_begin()
+
+    def _dynsdpb_begin(self) -> None:
+        self.dynsdpb_config = self._dynsdpb_settings()
+        self._dynsdpb_drift = self._dynsdpb_drift_meter()
 
     def _dynsdpb_drift_meter(self) -> DriftMeter | None:
         config = self.dynsdpb_config

@@ -130,8 +130,11 @@ class DynSDPBSFTTrainer(DynSDPBMixin, SFTTrainer):
         self, model: Any, args: Any = None, *others: Any, dynsdpb: DynSDPBConfig | None = None, **kwargs: Any
     ) -> None:
         args = DynSDPBSFTConfig() if args is None else args
-        found = args.dynsdpb_config if isinstance(args, DynSDPBSFTConfig) else None
-        super().__init__(model, args, *others, dynsdpb=_one_of(dynsdpb, found, _DYNSDPB), **kwargs)
+        _ = _settings_beside(dynsdpb, args, "dynsdpb_config", _DYNSDPB)
+        super().__init__(model, args, *others, dynsdpb=dynsdpb, **kwargs)
+
+    def _dynsdpb_settings(self) -> DynSDPBConfig:
+        return _settings_beside(self._dynsdpb_given, self.args, "dynsdpb_config", _DYNSDPB) or DynSDPBConfig()
 
     @property
     def _dynsdpb_joins_end_to_end(self) -> bool:
@@ -177,9 +180,12 @@ class LogitDistillationSFTTrainer(LogitDistillationMixin, SFTTrainer):
         **kwargs: Any,
     ) -> None:
         args = LogitDistillationSFTConfig() if args is None else args
-        found = args.logit_distillation_config if isinstance(args, LogitDistillationSFTConfig) else None
-        settings = _one_of(logit_distillation, found, _LOGIT)
-        super().__init__(model, args, *others, logit_distillation=settings, seed_model=seed_model, **kwargs)
+        _ = _settings_beside(logit_distillation, args, "logit_distillation_config", _LOGIT)
+        super().__init__(model, args, *others, logit_distillation=logit_distillation, seed_model=seed_model, **kwargs)
+
+    def _logit_settings(self) -> LogitDistillationConfig:
+        found = _settings_beside(self._logit_given, self.args, "logit_distillation_config", _LOGIT)
+        return found or LogitDistillationConfig()
 
 
 _Settings = TypeVar("_Settings", bound=BaseModel)
@@ -198,8 +204,13 @@ def _settings_of(args: Any, kind: type[_Settings], prefix: str) -> _Settings:
         raise ConfigError("\n".join(_fault_line(error, prefix) for error in err.errors())) from err
 
 
-def _one_of(given: _Settings | None, in_args: _Settings | None, prefix: str) -> _Settings | None:
-    """Return the settings that the user has told in either place."""
+def _settings_beside(given: _Settings | None, args: Any, name: str, prefix: str) -> _Settings | None:
+    """Return the settings that the user has told, to the trainer or in ``args``, which a search may change later.
+
+    Raises:
+        ConfigError: They are told in both places, and differ.
+    """
+    in_args: _Settings | None = getattr(args, name, None)
     if in_args is None or given == in_args:
         return given
     if given is not None and in_args != type(in_args)():

@@ -25,7 +25,7 @@ from axolotl_sdft.training.trl_trainer import (
 )
 from tests.training.micro_batches import train_logs
 from tests.training.teachers.students import load, prune
-from tests.training.test_trl_trainer import DATASETS, HAS_CHUNKED_LOSS, make_tokenizer
+from tests.training.test_trl_trainer import DATASETS, HAS_CHUNKED_LOSS, as_in_a_search, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.(loss_type|compute_loss_func):FutureWarning")
 
@@ -95,6 +95,24 @@ def test_settings_are_told_in_one_place(pruned: Path, tmp_path: Path):
         )
     trainer = trained(LogitDistillationSFTTrainer, pruned, tmp_path, own={"logit_distillation": given})
     assert trainer.logit_distillation_config.alpha == 0.2
+
+
+def test_each_run_takes_the_settings_that_args_hold_as_it_begins(pruned: Path, tmp_path: Path):
+    trainer = trained(LogitDistillationSFTTrainer, pruned, tmp_path, logit_distillation_alpha=0.0)
+    assert "logit_distillation/kl" not in train_logs(trainer)[-1]
+    trainer.args.logit_distillation_alpha = 1.0
+    trainer.args.logit_distillation_teacher = "own"
+    trainer.train()
+    last = train_logs(trainer)[-1]
+    assert last["loss"] == pytest.approx(last["logit_distillation/kl"], rel=1e-3)
+    assert not trainer._logit_plan.is_shared
+
+
+def test_a_trial_of_a_search_trains_with_what_it_proposes(pruned: Path, tmp_path: Path):
+    trainer = trained(LogitDistillationSFTTrainer, pruned, tmp_path, logit_distillation_alpha=0.5)
+    as_in_a_search(trainer)
+    trainer.train(trial={"logit_distillation_alpha": 0.0})
+    assert "logit_distillation/kl" not in train_logs(trainer)[-1]
 
 
 def test_a_trainer_made_of_both_mixins_reads_the_flat_settings_of_both(pruned: Path, tmp_path: Path):

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.trainer_utils import HPSearchBackend
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from axolotl_sdft.config import DynSDPBConfig
@@ -314,6 +315,44 @@ def test_settings_come_from_the_keyword_or_from_args_but_not_from_both(tmp_path:
     assert (by_args.dynsdpb_config, by_keyword.dynsdpb_config) == (DynSDPBConfig(alpha=0.5), STATIC)
     with pytest.raises(ConfigError, match=r"dynsdpb is DynSDPBConfig\(alpha=0.8.*of args say .*alpha=0.5.*only one"):
         make_trainer(DynSDPBSFTTrainer, tmp_path, own={"dynsdpb": STATIC}, dynsdpb_alpha=0.5)
+
+
+def alpha_that_is_trained_with(trainer: Any, **of_train: Any) -> float:
+    trainer.train(**of_train)
+    return train_logs(trainer)[-1]["dynsdpb/alpha"]
+
+
+def as_in_a_search(trainer: Any) -> None:
+    """Let a trainer take plain mappings for trials, as those of Weights & Biases are, without a run there."""
+    pytest.importorskip("wandb")
+    trainer.hp_search_backend = HPSearchBackend.WANDB
+    trainer._get_output_dir = lambda trial: trainer.args.output_dir
+
+
+def test_each_run_takes_the_settings_that_args_hold_as_it_begins(tmp_path: Path):
+    fixed = {"dynsdpb_dynamic_alpha": False, "dynsdpb_dynamic_temperature": False, "max_steps": 2}
+    trainer = make_trainer(DynSDPBSFTTrainer, tmp_path, dynsdpb_alpha=0.5, **fixed)
+    assert alpha_that_is_trained_with(trainer) == 0.5
+    trainer.args.dynsdpb_alpha = 0.25
+    assert alpha_that_is_trained_with(trainer) == 0.25
+    trainer.args.dynsdpb_alpha = -1.0
+    with pytest.raises(ConfigError, match=r"dynsdpb_alpha is -1\.0"):
+        trainer.train()
+
+
+def test_a_trial_of_a_search_trains_with_what_it_proposes(tmp_path: Path):
+    fixed = {"dynsdpb_dynamic_alpha": False, "dynsdpb_dynamic_temperature": False, "max_steps": 2}
+    trainer = make_trainer(DynSDPBSFTTrainer, tmp_path, dynsdpb_alpha=0.5, **fixed)
+    trainer.model_init = lambda: make_llama(attn_implementation="sdpa")
+    as_in_a_search(trainer)
+    assert alpha_that_is_trained_with(trainer, trial={"dynsdpb_alpha": 0.75}) == 0.75
+
+
+def test_a_trial_can_not_override_settings_that_the_trainer_was_given(tmp_path: Path):
+    trainer = make_trainer(DynSDPBSFTTrainer, tmp_path, own={"dynsdpb": STATIC}, max_steps=2)
+    as_in_a_search(trainer)
+    with pytest.raises(ConfigError, match=r"dynsdpb is DynSDPBConfig\(alpha=0.8.*set only one"):
+        trainer.train(trial={"dynsdpb_alpha": 0.75})
 
 
 def test_without_trl_the_extra_is_named():
