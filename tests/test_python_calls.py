@@ -2,18 +2,23 @@
 
 from itertools import count
 
+import pytest
 from datasets import Dataset, IterableDataset
 
 import axolotl_sdft
 from axolotl_sdft import (
     LayerPruningConfig,
     LayerScores,
+    RecoveryReportConfig,
     calibration_batches,
+    measure_recovery,
     plan_pruning,
     pruning_table,
     summarize_run,
 )
 from axolotl_sdft.config import CalibrationConfig
+from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.evaluation import from_python
 from axolotl_sdft.evaluation.figures import ModelFigures, RecoveryReport
 from axolotl_sdft.evaluation.from_python import _targets
 
@@ -70,6 +75,51 @@ def test_the_last_answer_of_each_held_out_row_is_measured():
         [{"messages": [*TURNS, *TURNS[:1], {"role": "assistant", "content": f"{n}"}]} for n in (1, 2)]
     )
     assert [target.reference for target in _targets(rows, 8, None)] == ["1", "2"]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What was to be measured: a list that each call adds to, instead of measuring."""
+    specs = []
+    monkeypatch.setattr(from_python, "run_report", specs.append)
+    monkeypatch.setattr(from_python, "write_report", lambda report, folder: None)
+    return specs
+
+
+def test_a_report_follows_all_of_its_settings(tiny_llama_dir, tmp_path, asked):
+    settings = RecoveryReportConfig(
+        models={"plain": str(tiny_llama_dir)},
+        output_dir=str(tmp_path / "report"),
+        chat_template_kwargs={"enable_thinking": False},
+    )
+    measure_recovery(tiny_llama_dir, {"trained": tiny_llama_dir}, config=settings)
+    (spec,) = asked
+    assert [model.name for model in spec.models] == ["seed", "trained", "plain"]
+    assert spec.output_dir == tmp_path / "report"
+    assert spec.template_arguments == {"enable_thinking": False}
+
+
+def test_the_folder_of_a_report_is_the_one_that_the_call_names(tiny_llama_dir, tmp_path, asked):
+    settings = RecoveryReportConfig(output_dir=str(tmp_path / "elsewhere"))
+    measure_recovery(tiny_llama_dir, {}, config=settings, output_dir=tmp_path / "here")
+    assert asked[0].output_dir == tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+    ("models", "settings", "message"),
+    [
+        ({"trained": "nowhere"}, {}, r"models\['trained'\] is 'nowhere', which is not a folder"),
+        ({"seed": "other"}, {}, "models names one 'seed', which is what the report calls seed_model"),
+        ({"a": "x"}, {"models": {"a": "y"}}, "models names one 'a', which stands in config.models too"),
+        ({}, {"held_out": {"path": "rows.jsonl"}}, r"held_out.path is 'rows.jsonl', but .* pass its rows as held_out"),
+    ],
+)
+def test_what_a_report_can_not_be_made_of_is_refused_before_measuring(
+    tiny_llama_dir, tmp_path, asked, models, settings, message
+):
+    with pytest.raises(ConfigError, match=message):
+        measure_recovery(tiny_llama_dir, models, config=RecoveryReportConfig(**settings), output_dir=tmp_path)
+    assert asked == []
 
 
 def test_what_the_commands_do_is_public():

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import RecoveryReportConfig
+from axolotl_sdft.core.errors import ConfigError
 from axolotl_sdft.core.model_folder import resolve_seed
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
@@ -12,7 +13,8 @@ from axolotl_sdft.distillation.rows.recognition import recognised_config
 from axolotl_sdft.distillation.rows.validation import require_text, require_whole_dataset, shown_features, stored_rows
 from axolotl_sdft.evaluation.figures import RecoveryReport
 from axolotl_sdft.evaluation.pipeline import check_report, run_report, write_report
-from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel
+from axolotl_sdft.evaluation.report.headline import SEED
+from axolotl_sdft.evaluation.spec import RecoverySpec, ReportedModel, named_model
 from axolotl_sdft.inference.interfaces import Target
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ def measure_recovery(
     held_out: "Dataset | None" = None,
     config: RecoveryReportConfig | None = None,
     *,
-    output_dir: str | Path = "recovery_report",
+    output_dir: str | Path | None = None,
     dataset_config: Mapping[str, Any] | None = None,
     revision: str | None = None,
 ) -> RecoveryReport:
@@ -35,10 +37,12 @@ def measure_recovery(
 
     Args:
         seed_model: Folder or Hub id of the model that the others are compared with.
-        models: Folders of the others by name, such as ``pruned`` and ``trained``; checkpoints or LoRA adapters.
+        models: Folders of the others by name, such as ``pruned`` and ``trained``; checkpoints or LoRA adapters. Those
+            that ``config`` names come after them.
         held_out: Rows that no model was trained on; without them, only general prompts are measured.
         config: What is measured; the defaults when unset.
-        output_dir: Gets ``report.html``, ``report.json`` and a section for the model card.
+        output_dir: Gets ``report.html``, ``report.json`` and a section for the model card. Unset: that of ``config``,
+            else ``recovery_report``.
         dataset_config: The row format, as for :func:`~axolotl_sdft.distill_dataset`.
         revision: Revision of the seed model on the Hub.
 
@@ -50,19 +54,39 @@ def measure_recovery(
         >>> report
     """
     settings = config or RecoveryReportConfig()
-    seed = ReportedModel("seed", resolve_seed(str(seed_model), revision))
+    _refuse_dataset_by_name(settings)
+    seed = ReportedModel(SEED, resolve_seed(str(seed_model), revision))
+    others = _others(models, settings)
     targets = () if held_out is None else _targets(held_out, settings.held_out.num_samples, dataset_config)
     spec = RecoverySpec(
-        models=(seed, *(ReportedModel(name, Path(folder)) for name, folder in models.items())),
+        models=(seed, *others),
         config=settings,
-        output_dir=Path(output_dir).absolute(),
+        output_dir=Path(output_dir or settings.output_dir or "recovery_report").expanduser().absolute(),
         held_out=targets,
         provenance={"seed_model": str(seed_model), "held_out_rows": f"{len(targets)} rows"},
+        template_arguments=settings.chat_template_kwargs or {},
     )
     check_report(spec)
     report = run_report(spec)
     write_report(report, spec.output_dir)
     return report
+
+
+def _refuse_dataset_by_name(config: RecoveryReportConfig) -> None:
+    named = sorted({"path", "name", "split", "type"} & config.held_out.model_fields_set)
+    if named:
+        raise ConfigError(
+            f"held_out.{named[0]} is {getattr(config.held_out, named[0])!r}, but measure_recovery reads no dataset "
+            "itself; pass its rows as held_out, their type as dataset_config, and remove the setting"
+        )
+
+
+def _others(models: Mapping[str, str | Path], config: RecoveryReportConfig) -> tuple[ReportedModel, ...]:
+    taken = sorted({SEED, *config.models} & set(models))
+    if taken:
+        whose = "is what the report calls seed_model" if taken[0] == SEED else "stands in config.models too"
+        raise ConfigError(f"models names one {taken[0]!r}, which {whose}; choose another name")
+    return tuple(named_model(name, folder, f"models[{name!r}]") for name, folder in {**models, **config.models}.items())
 
 
 def _targets(rows: "Dataset", num_samples: int, dataset_config: Mapping[str, Any] | None) -> tuple[Target, ...]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_sdft.config import GeneralPromptsConfig, RecoveryReportConfig
-from axolotl_sdft.core.errors import DatasetError
-from axolotl_sdft.core.model_folder import is_adapter
+from axolotl_sdft.core.errors import ConfigError, DatasetError
+from axolotl_sdft.core.model_folder import holds_model, is_adapter
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.inference.interfaces import Target
 
@@ -77,6 +77,22 @@ class ReportedModel:
     def is_adapter(self) -> bool:
         """Whether the folder holds a LoRA adapter."""
         return is_adapter(self.folder)
+
+
+def named_model(name: str, folder: str | Path, key: str) -> ReportedModel:
+    """Return a model that the user names.
+
+    Raises:
+        ConfigError: The folder holds none; the message names ``key``.
+    """
+    path = Path(folder).expanduser()
+    if not holds_model(path):
+        what = "holds no weights with their config.json or adapter_config.json" if path.is_dir() else "is not a folder"
+        raise ConfigError(
+            f"{key} is {str(folder)!r}, which {what}; name a folder with a checkpoint or a LoRA adapter, or remove the "
+            "entry"
+        )
+    return ReportedModel(name, path)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import RecoveryReportConfig, RowsConfig
 from axolotl_sdft.core.cards import public_name
-from axolotl_sdft.core.errors import ConfigError, DatasetError, SdftError, UnknownNameError
+from axolotl_sdft.core.errors import DatasetError, SdftError, UnknownNameError
 from axolotl_sdft.core.model_folder import ADAPTER_CONFIG, holds_model, is_adapter_beside_weights
 from axolotl_sdft.core.terminal import tells_what_is_kept
 from axolotl_sdft.core.texts import evenly_spaced
@@ -22,7 +22,7 @@ from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.preferences import chats_of_preferences, without_undesirable
 from axolotl_sdft.distillation.rows.validation import TOKENIZED, require_text, shown_features, stored_rows
 from axolotl_sdft.evaluation.report.headline import PRUNED, SEED, TRAINED
-from axolotl_sdft.evaluation.spec import ReportedModel
+from axolotl_sdft.evaluation.spec import ReportedModel, named_model
 from axolotl_sdft.inference.interfaces import Target
 from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, read_blocks, seed_dir_of, seed_of
 from axolotl_sdft.integrations.axolotl.calibration_text import known_entry
@@ -171,7 +171,7 @@ def reported_models(cfg: Any, config: RecoveryReportConfig) -> tuple[list[Report
         models.append(ReportedModel(PRUNED, artifacts.pruned_dir))
     elif cfg.get("layer_pruning") is not None:
         notes.append(f"{PRUNED}: there is no pruned checkpoint yet; run axolotl prune-layers or axolotl train")
-    models += [_named_model(name, folder) for name, folder in config.models.items()]
+    models += [named_model(name, folder, f"recovery_report.models.{name}") for name, folder in config.models.items()]
     if holds_model(artifacts.output_dir):
         models.append(ReportedModel(TRAINED, artifacts.output_dir))
         if is_adapter_beside_weights(artifacts.output_dir):
@@ -182,17 +182,6 @@ def reported_models(cfg: Any, config: RecoveryReportConfig) -> tuple[list[Report
     else:
         notes.append(f"{TRAINED}: {artifacts.output_dir} holds no model yet; run axolotl train")
     return models, notes
-
-
-def _named_model(name: str, folder: str) -> ReportedModel:
-    path = Path(folder).expanduser()
-    if not holds_model(path):
-        what = "holds no weights with their config.json or adapter_config.json" if path.is_dir() else "is not a folder"
-        raise ConfigError(
-            f"recovery_report.models.{name} is {folder!r}, which {what}; name a folder with a checkpoint or a LoRA "
-            "adapter, or remove the entry"
-        )
-    return ReportedModel(name, path)
 
 
 def report_dir(cfg: Any, config: RecoveryReportConfig) -> Path:
