@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from axolotl_sdft.config import LayerPruningConfig
+from axolotl_sdft.core.callables import callable_name
 from axolotl_sdft.core.errors import CheckpointError, ConfigError
 from axolotl_sdft.pruning.planning.removable import Removable, cheapest_set
 from axolotl_sdft.pruning.scoring.scores import LayerScores
@@ -131,7 +132,8 @@ def plan_pruning(scores: LayerScores, config: LayerPruningConfig, removable: Rem
     Of greedy scores, the first layers of ``removal_order`` are taken. What ``removable`` rules out is passed over.
 
     Raises:
-        ConfigError: The settings can't work with this many layers, or greedy scores were made with others.
+        ConfigError: The settings can't work with this many layers, name another metric than that of the scores, or
+            greedy scores were made with others.
         CheckpointError: A score that matters is not a finite number, or no choice of layers can be removed.
 
     Example:
@@ -141,6 +143,7 @@ def plan_pruning(scores: LayerScores, config: LayerPruningConfig, removable: Rem
     validate_pruning(config, scores.num_layers)
     if config.drop_layers is not None:
         return given_plan(config, scores.num_layers)
+    _require_same_metric(scores, config)
     count = num_dropped(config, scores.num_layers)
     if removable is None:
         removable = Removable({}, {})
@@ -159,6 +162,15 @@ def plan_pruning(scores: LayerScores, config: LayerPruningConfig, removable: Rem
     avoided = [((layer,), removable.fixed[layer]) for layer in wanted if layer in removable.fixed] + refused
     cost = sum(of_layers[layer] for layer in drop_layers)
     return PruningPlan(drop_layers, scores.num_layers, scores.metric, cost, tuple(avoided))
+
+
+def _require_same_metric(scores: LayerScores, config: LayerPruningConfig) -> None:
+    wanted = callable_name(config.metric)
+    if "metric" in config.model_fields_set and wanted != scores.metric:
+        raise ConfigError(
+            f"layer_pruning.metric is {wanted}, but the scores are those of {scores.metric}; score the layers with "
+            f"score_layers(model, batches, metric={wanted!r}), or leave metric out of the configuration"
+        )
 
 
 def _cheapest_block(scores: LayerScores, costs: dict[tuple[int, int], float], removable: Removable) -> PruningPlan:

@@ -1,7 +1,7 @@
 """What removing layers costs, and how a metric says so. No torch is imported here."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from axolotl_sdft.core.callables import callable_identity, callable_name
@@ -241,4 +241,4 @@ def score_layers(
             f"metric {name!r} returned a removal_order, but does not say that it is greedy; mark it with "
             "@metric_traits(is_greedy=True) of axolotl_sdft.plugin_api"
         )
-    return scores
+    return replace(scores, metric=name)  # a metric may have them from another one

@@ -102,6 +102,14 @@ def test_settings_that_do_not_fit_the_model_are_refused(settings, message):
         validate_pruning(LayerPruningConfig(**settings), num_layers=30)
 
 
+def test_scores_of_another_metric_than_the_one_asked_for_are_refused():
+    asked = LayerPruningConfig(num_layers=2, metric="block_influence")
+    message = r"metric is block_influence, but the scores are those of by_hand; .*metric='block_influence'\)"
+    with pytest.raises(ConfigError, match=message):
+        plan_pruning(BLOCKS, asked)
+    assert plan_pruning(BLOCKS, LayerPruningConfig(num_layers=2, metric="by_hand")).metric == "by_hand"
+
+
 def test_a_target_is_no_number_of_layers():
     config = LayerPruningConfig(target={"parameters": 0.75})
     with pytest.raises(

@@ -180,8 +180,15 @@ def test_a_plugin_s_metric_gets_the_model_the_batches_and_the_options(model, mon
     monkeypatch.setattr("axolotl_sdft.pruning.scoring.scores.registry", lambda: registry)
     batches = [padded(ROWS)]
     found = score_layers(model, batches, "mine", "last", num_layers=3, protect_first=1, protect_last=2, known=expected)
-    assert found is expected
+    assert found == expected
     assert seen == [(model, batches, ScoringOptions("last", 3, 1, 2, expected))]
+
+
+def test_scores_that_a_metric_has_from_another_one_bear_its_own_name(model, monkeypatch):
+    def mine(model, batches, options):
+        return score_layers(model, batches, "angular_distance")
+
+    assert score_layers(model, [padded(ROWS)], mine).metric == "mine"
 
 
 def test_an_order_from_a_metric_that_does_not_say_that_it_is_greedy_is_refused(model, monkeypatch):
