@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from axolotl_sdft.core.callables import callable_identity, callable_name
 from axolotl_sdft.core.errors import ConfigError, PluginError
@@ -221,7 +221,8 @@ def score_layers(
     Raises:
         UnknownNameError: No plugin registers the metric.
         PluginError: The metric can't be called as a metric is, or returned something else than scores.
-        ConfigError: The metric needs ``num_layers``, or it is not a whole number.
+        ConfigError: The metric needs ``num_layers``, or it is not a whole number; ``token_reduction`` is neither of
+            the two.
         CheckpointError: The layers can't be found in the model, or it is not of a kind that the metric can measure.
 
     Example:
@@ -232,6 +233,9 @@ def score_layers(
     measure, name = registry().resolve(METRICS, metric, _METRIC_KEY), callable_name(metric)
     if num_layers is not None and not hasattr(num_layers, "__index__"):
         raise ConfigError(f"num_layers is {num_layers!r}, which is not a number of layers; write one such as 6")
+    if token_reduction not in get_args(TokenReduction):
+        choices = ", ".join(get_args(TokenReduction))
+        raise ConfigError(f"token_reduction is {token_reduction!r}; choose one of {choices}")
     options = ScoringOptions(token_reduction, num_layers, protect_first, protect_last, known, may_go)
     scores = measure(model, list(batches), options)
     if not isinstance(scores, LayerScores):

@@ -7,7 +7,7 @@ import transformers
 from torch import nn
 
 from axolotl_sdft import LayerScores, score_layers
-from axolotl_sdft.core.errors import CheckpointError, DatasetError, PluginError, UnknownNameError
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError, PluginError, UnknownNameError
 from axolotl_sdft.plugins.registry import Registry
 from axolotl_sdft.pruning.scoring import boundaries, metrics
 from axolotl_sdft.pruning.scoring.boundaries import decoder_layers
@@ -189,6 +189,11 @@ def test_scores_that_a_metric_has_from_another_one_bear_its_own_name(model, monk
         return score_layers(model, batches, "angular_distance")
 
     assert score_layers(model, [padded(ROWS)], mine).metric == "mine"
+
+
+def test_an_unknown_token_reduction_is_refused(model):
+    with pytest.raises(ConfigError, match="token_reduction is 'mean'; choose one of all, last"):
+        score_layers(model, [padded(ROWS)], token_reduction="mean")
 
 
 def test_an_order_from_a_metric_that_does_not_say_that_it_is_greedy_is_refused(model, monkeypatch):
