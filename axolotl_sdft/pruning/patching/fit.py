@@ -36,7 +36,7 @@ from axolotl_sdft.pruning.patching.record import (
 from axolotl_sdft.pruning.planning.plan import given_layers, validate_drop_layers
 from axolotl_sdft.pruning.scoring.boundaries import decoder_layers
 from axolotl_sdft.pruning.scoring.loading import MEMORY_SHORTAGE, check_loading, load_for_scoring
-from axolotl_sdft.pruning.scoring.scores import Batch
+from axolotl_sdft.pruning.scoring.scores import Batch, list_of_batches
 
 LOG = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def fit_patch(
     Raises:
         ConfigError: No layer is named, one is not there, or none would stay.
         CheckpointError: The model's layers can't be found.
-        DatasetError: There is no text.
+        DatasetError: There is no text, or ``batches`` holds something else than batches.
 
     Example:
         >>> patch = fit_patch(model, batches, [13, 14, 15])
@@ -93,7 +93,7 @@ def fit_patch(
     layers = decoder_layers(model)
     drop_layers = given_layers(drop_layers, "drop_layers")
     validate_drop_layers(drop_layers, len(layers), "drop_layers")
-    batches = list(batches)
+    batches = list_of_batches(batches)
     if not any(int(batch["input_ids"].numel()) for batch in batches):
         raise DatasetError("layer_pruning.calibration gave no token to fit a patch on; check its path, split and type")
     fit_on, held_out = split_held_out(batches) if hold_out else (batches, [])

@@ -1,11 +1,11 @@
 """What removing layers costs, and how a metric says so. No torch is imported here."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from axolotl_sdft.core.callables import callable_identity, callable_name
-from axolotl_sdft.core.errors import ConfigError, PluginError
+from axolotl_sdft.core.errors import ConfigError, DatasetError, PluginError
 from axolotl_sdft.plugins.registry import METRICS, registry
 
 if TYPE_CHECKING:
@@ -190,6 +190,40 @@ def metric_needs_block(metric: str | LayerMetric) -> bool:
     return _trait(metric, "needs_block", False)
 
 
+def list_of_batches(batches: Iterable[Batch]) -> list[Batch]:
+    """Return calibration batches as a list, each found to be what a model can be run on.
+
+    Raises:
+        DatasetError: They are something else, such as texts, a single batch, or rows without a dimension for them.
+    """
+    if isinstance(batches, Mapping):
+        raise DatasetError("batches is a single batch, but a list of them is read; write [batch]")
+    found = list(batches)
+    fault = next((f"batches[{place}]{why}" for place, batch in enumerate(found) if (why := _no_batch(batch))), None)
+    if fault is not None:
+        raise DatasetError(
+            f"{fault}; each must hold input_ids and attention_mask as tensors [rows, tokens], as "
+            "tokenizer(texts, padding=True, return_tensors='pt') gives them, and calibration_batches for a dataset"
+        )
+    return found
+
+
+def _no_batch(batch: Any) -> str | None:
+    """Return what is wrong with a batch; None where it is one."""
+    if not isinstance(batch, Mapping):
+        return f" is a {type(batch).__name__}"
+    if "input_ids" not in batch:
+        return f" has no input_ids, only {', '.join(map(str, batch)) or 'nothing'}"
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    if not callable(getattr(ids, "numel", None)):
+        return f"['input_ids'] is a {type(ids).__name__}"
+    if len(ids.shape) != 2:
+        return f"['input_ids'] is of shape {list(ids.shape)}"
+    if mask is not None and getattr(mask, "shape", None) != ids.shape:
+        return f"['attention_mask'] is not of the shape of its input_ids, {list(ids.shape)}"
+    return None
+
+
 def score_layers(
     model: "PreTrainedModel",
     batches: Iterable[Batch],
@@ -224,6 +258,7 @@ def score_layers(
         ConfigError: The metric needs ``num_layers``, or it is not a whole number; ``token_reduction`` is neither of
             the two.
         CheckpointError: The layers can't be found in the model, or it is not of a kind that the metric can measure.
+        DatasetError: ``batches`` holds something else than batches, or no text.
 
     Example:
         >>> encoded = tokenizer(["Water boils at 100 degrees Celsius.", "Hi."], padding=True, return_tensors="pt")
@@ -237,7 +272,7 @@ def score_layers(
         choices = ", ".join(get_args(TokenReduction))
         raise ConfigError(f"token_reduction is {token_reduction!r}; choose one of {choices}")
     options = ScoringOptions(token_reduction, num_layers, protect_first, protect_last, known, may_go)
-    scores = measure(model, list(batches), options)
+    scores = measure(model, list_of_batches(batches), options)
     if not isinstance(scores, LayerScores):
         raise PluginError(f"metric {name!r} returned a {type(scores).__name__}; it must return LayerScores")
     if scores.removal_order and not metric_is_greedy(metric):

@@ -6,7 +6,7 @@ import torch
 import transformers
 from torch import nn
 
-from axolotl_sdft import LayerScores, score_layers
+from axolotl_sdft import LayerScores, fit_patch, score_layers
 from axolotl_sdft.core.errors import CheckpointError, ConfigError, DatasetError, PluginError, UnknownNameError
 from axolotl_sdft.plugins.registry import Registry
 from axolotl_sdft.pruning.scoring import boundaries, metrics
@@ -156,6 +156,28 @@ def test_batches_that_can_be_read_only_once_are_scored_as_a_list_is(model, metri
     of_list = score_layers(model, [padded(ROWS), padded(ROWS[:1])], metric, num_layers=2)
     of_generator = score_layers(model, (padded(rows) for rows in (ROWS, ROWS[:1])), metric, num_layers=2)
     assert of_generator == of_list
+
+
+NO_BATCHES = {
+    "one batch": (padded(ROWS), r"batches is a single batch.*write \[batch\]"),
+    "texts": (["Water boils.", "Hi."], r"batches\[0\] is a str; each must hold input_ids.*calibration_batches"),
+    "tensors": ([torch.tensor([[4, 5]])], r"batches\[0\] is a Tensor"),
+    "lists": ([padded(ROWS), {"input_ids": [[4, 5]]}], r"batches\[1\]\['input_ids'\] is a list; .*return_tensors='pt'"),
+    "rows": ([{"input_ids": torch.tensor([4, 5])}], r"batches\[0\]\['input_ids'\] is of shape \[2\]"),
+    "other columns": ([{"text": ["a"]}], r"batches\[0\] has no input_ids, only text"),
+    "another mask": (
+        [{"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.ones(2, 4)}],
+        r"\['attention_mask'\] is not of the shape of its input_ids, \[2, 3\]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("batches", "message"), NO_BATCHES.values(), ids=NO_BATCHES)
+def test_what_is_no_list_of_batches_is_refused(model, batches, message):
+    with pytest.raises(DatasetError, match=message):
+        score_layers(model, batches)
+    with pytest.raises(DatasetError, match=message):
+        fit_patch(model, batches, [2])
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones(model):
