@@ -3,21 +3,26 @@
 from itertools import count
 
 import pytest
+import torch
 from datasets import Dataset, IterableDataset
 
 import axolotl_sdft
 from axolotl_sdft import (
     LayerPruningConfig,
     LayerScores,
+    PruningPlan,
     RecoveryReportConfig,
+    SelfDistillationConfig,
     calibration_batches,
+    distill_dataset,
+    distill_general_rows,
     measure_recovery,
     plan_pruning,
     pruning_table,
     summarize_run,
 )
 from axolotl_sdft.config import CalibrationConfig
-from axolotl_sdft.core.errors import ConfigError
+from axolotl_sdft.core.errors import CheckpointError, ConfigError
 from axolotl_sdft.evaluation import from_python
 from axolotl_sdft.evaluation.figures import ModelFigures, RecoveryReport
 from axolotl_sdft.evaluation.from_python import _targets
@@ -55,6 +60,24 @@ def test_of_a_streamed_dataset_the_first_rows_are_calibrated_on(tiny_llama_dir):
     stored = Dataset.from_list([{"text": "0 times"}, {"text": "1 times"}])
     (expected,) = calibration_batches(stored, tiny_llama_dir, config)
     assert streamed["input_ids"].tolist() == expected["input_ids"].tolist()
+
+
+ROWS = Dataset.from_list([{"messages": TURNS}] * 2)
+CALLS = {
+    "calibration_batches": lambda seed: calibration_batches(ROWS, seed),
+    "distill_dataset": lambda seed: distill_dataset(ROWS, SelfDistillationConfig(), seed_model=seed),
+    "distill_general_rows": lambda seed: distill_general_rows(SelfDistillationConfig(general_rows=2), seed_model=seed),
+    "measure_recovery": lambda seed: measure_recovery(seed, {}),
+    "pruning_table": lambda seed: pruning_table(seed, PruningPlan((1,), 6, None, None)),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_what_names_no_seed_model_is_refused_by_the_name_of_the_argument(call):
+    with pytest.raises(ConfigError, match="seed_model is a Linear; name the folder or the Hub id that it was loaded"):
+        call(torch.nn.Linear(1, 1))
+    with pytest.raises(CheckpointError, match=r"^seed_model is 'no/where', which is not a local folder"):
+        call("no/where")
 
 
 def test_the_summary_of_a_run_that_made_nothing_says_where_it_looked(tmp_path):

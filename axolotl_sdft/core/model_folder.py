@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from axolotl_sdft.core.errors import CheckpointError, first_line
+from axolotl_sdft.core.errors import CheckpointError, ConfigError, first_line
 
 ADAPTER_CONFIG = "adapter_config.json"
 TEMPLATES_FOLDER, DECODING_FOLDER = "additional_chat_templates", "custom_generate"
@@ -268,6 +268,20 @@ def resolve_seed(base_model: str, revision: str | None = None, key: str = "base_
             "the name, the connection and HF_HUB_OFFLINE"
         ) from err
     return path
+
+
+def seed_dir_of_call(seed_model: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of the model that a call from Python names as ``seed_model``.
+
+    Raises:
+        ConfigError: It is something else than a name, such as the loaded model.
+        CheckpointError: There is no such model.
+    """
+    if not isinstance(seed_model, str | Path):
+        raise ConfigError(
+            f"seed_model is a {type(seed_model).__name__}; name the folder or the Hub id that it was loaded from"
+        )
+    return resolve_seed(str(seed_model), revision, key="seed_model")
 
 
 def folder_of(name: str, revision: str | None, files: Sequence[str]) -> Path | None:

@@ -54,9 +54,9 @@ def distill_general_rows(
     """
     from datasets import load_from_disk
 
-    from axolotl_sdft.core.model_folder import resolve_seed
+    from axolotl_sdft.core.model_folder import seed_dir_of_call
 
-    spec = general_spec(config, resolve_seed(str(seed_model), revision), str(seed_model))
+    spec = general_spec(config, seed_dir_of_call(seed_model, revision), str(seed_model))
     return load_from_disk(str(run_distillation(spec)))
 
 

@@ -81,7 +81,7 @@ def distill_dataset(
     """
     from datasets import load_from_disk
 
-    from axolotl_sdft.core.model_folder import resolve_seed
+    from axolotl_sdft.core.model_folder import seed_dir_of_call
     from axolotl_sdft.distillation.rows.recognition import recognised_config
 
     require_whole_dataset(dataset, "dataset")
@@ -92,7 +92,7 @@ def distill_dataset(
             config.general_rows,
         )
     entry = dataset_config or recognised_config(shown_features(dataset))
-    seed_dir = resolve_seed(str(seed_model), revision)
+    seed_dir = seed_dir_of_call(seed_model, revision)
     spec = DistillationSpec(dataset, config, seed_dir, entry, str(seed_model))
     distilled = load_from_disk(str(run_distillation(spec)))
     return _with_rejected(distilled, spec) if rejected_attempts else distilled

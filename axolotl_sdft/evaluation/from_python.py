@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import RecoveryReportConfig
 from axolotl_sdft.core.errors import ConfigError
-from axolotl_sdft.core.model_folder import resolve_seed
+from axolotl_sdft.core.model_folder import seed_dir_of_call
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.rows.formats import resolve_row_format
 from axolotl_sdft.distillation.rows.recognition import recognised_config
@@ -55,7 +55,7 @@ def measure_recovery(
     """
     settings = config or RecoveryReportConfig()
     _refuse_dataset_by_name(settings)
-    seed = ReportedModel(SEED, resolve_seed(str(seed_model), revision))
+    seed = ReportedModel(SEED, seed_dir_of_call(seed_model, revision))
     others = _others(models, settings)
     targets = () if held_out is None else _targets(held_out, settings.held_out.num_samples, dataset_config)
     spec = RecoverySpec(

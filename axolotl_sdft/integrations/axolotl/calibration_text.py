@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from axolotl_sdft.config import CalibrationConfig
 from axolotl_sdft.core.errors import DatasetError, UnknownNameError
-from axolotl_sdft.core.model_folder import resolve_seed
+from axolotl_sdft.core.model_folder import seed_dir_of_call
 from axolotl_sdft.core.texts import evenly_spaced
 from axolotl_sdft.distillation.interfaces import RowFormat
 from axolotl_sdft.distillation.rows.chat import ChatRows
@@ -313,7 +313,7 @@ def calibration_batches(
 
     settings = config or CalibrationConfig()
     picked, features = _picked(dataset, dataset_config or {}, settings.num_samples)
-    seed_dir = resolve_seed(str(seed_model), revision)
+    seed_dir = seed_dir_of_call(seed_model, revision)
     tokenizer = load_tokenizer(seed_dir, trust_remote_code=trust_remote_code)
     texts = texts_of(picked, dataset_config or {}, "dataset", tokenizer, features)
     return encode_texts(texts, seed_dir, settings, trust_remote_code=trust_remote_code)

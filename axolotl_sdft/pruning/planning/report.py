@@ -99,9 +99,9 @@ def pruning_table(
         >>> print(table)
         >>> table.draw("pictures")
     """
-    from axolotl_sdft.core.model_folder import resolve_seed
+    from axolotl_sdft.core.model_folder import seed_dir_of_call
 
-    savings = read_savings(resolve_seed(str(seed_model), revision), plan.drop_layers)
+    savings = read_savings(seed_dir_of_call(seed_model, revision), plan.drop_layers)
     settings = config or LayerPruningConfig(num_layers=len(plan.drop_layers))
     return PruningTable(str(seed_model), plan, scores, savings, settings)
 
