@@ -62,6 +62,15 @@ def test_of_a_streamed_dataset_the_first_rows_are_calibrated_on(tiny_llama_dir):
     assert streamed["input_ids"].tolist() == expected["input_ids"].tolist()
 
 
+@pytest.mark.parametrize("of_format", ["torch", "numpy"])
+def test_a_streamed_dataset_is_read_as_it_is_stored(tiny_llama_dir, of_format):
+    stored = Dataset.from_list([{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}])
+    config = CalibrationConfig(num_samples=2)
+    (expected,) = calibration_batches(stored, tiny_llama_dir, config)
+    (streamed,) = calibration_batches(stored.to_iterable_dataset().with_format(of_format), tiny_llama_dir, config)
+    assert streamed["input_ids"].tolist() == expected["input_ids"].tolist()
+
+
 ROWS = Dataset.from_list([{"messages": TURNS}] * 2)
 CALLS = {
     "calibration_batches": lambda seed: calibration_batches(ROWS, seed),

@@ -324,7 +324,7 @@ def _picked(dataset: Any, entry: Mapping[str, Any], count: int) -> tuple[list[di
     from datasets import IterableDataset
 
     if isinstance(dataset, IterableDataset):
-        return without_undesirable(list(dataset.take(count)), entry), None
+        return without_undesirable(list(dataset.with_format(None).take(count)), entry), None
     require_whole_dataset(dataset, "dataset")
     rows = without_undesirable(stored_rows(dataset, "dataset"), entry)
     return [rows[place] for place in evenly_spaced(len(rows), count)], shown_features(rows)
