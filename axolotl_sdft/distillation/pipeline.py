@@ -17,6 +17,7 @@ from axolotl_sdft.core.terminal import tells_what_is_kept
 from axolotl_sdft.distillation.generation.journal import Journal
 from axolotl_sdft.distillation.generation.judging import Judging
 from axolotl_sdft.distillation.generation.rounds import Generation
+from axolotl_sdft.distillation.generation.selection import SOURCE_COLUMN
 from axolotl_sdft.distillation.output.dataset import build_dataset, read_summary, refuse_damaged_rows
 from axolotl_sdft.distillation.rows.validation import require_whole_dataset, shown_features
 from axolotl_sdft.distillation.spec import DistillationSpec
@@ -163,6 +164,12 @@ def run_distillation(spec: DistillationSpec) -> Path:
 
 def _made(spec: DistillationSpec) -> Path:
     """Return the folder of the dataset, made anew unless one that lacks answers is still all that can be had."""
+    if SOURCE_COLUMN in spec.dataset.column_names and rank() == 0:
+        LOG.warning(
+            "%s: its answers were rewritten before (column %s), and now serve as the references of another rewriting, "
+            "in which errors add up; rewrite the original rows instead",
+            *(spec.where, SOURCE_COLUMN),
+        )
     ensure_writable(spec.root, "self_distillation.output_dir")
     ensure_writable(spec.answers_dir, "self_distillation.output_dir")
     meeting = spec.root / f".{spec.dataset_dir.name}.ranks"

@@ -63,6 +63,15 @@ def test_rows_that_were_dropped_have_no_rejected_attempts_in_the_column(tmp_path
     assert distilled["sdft_rejected"] == [[]]
 
 
+def test_rows_that_were_rewritten_before_are_warned_of(tmp_path, seed_dir, caplog):
+    rows = Dataset.from_list([{"prompt": "Question 4", "completion": "Answer 4"}])
+    once = distill_dataset(rows, config(tmp_path), seed_model=seed_dir)
+    assert "rewritten before" not in caplog.text
+    distill_dataset(once, config(tmp_path), seed_model=seed_dir)
+    assert "dataset: its answers were rewritten before (column sdft_source)" in caplog.text
+    assert "rewrite the original rows instead" in caplog.text
+
+
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, seed_dir, caplog, monkeypatch):
     def stopped(self, prompt):
         raise KeyboardInterrupt
