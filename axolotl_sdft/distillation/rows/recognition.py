@@ -42,12 +42,14 @@ def recognised_config(features: Mapping[str, Any], where: str = "dataset") -> di
     Raises:
         DatasetError: The columns show no known format, or more than one; the message says what to pass.
     """
-    found = dict(_candidates(features))
+    found = {} if _are_judged(features) else dict(_candidates(features))
     columns = ", ".join(features)
     if not found:
         why = ""
         if set(features) >= _PREFERENCE:
             why = " (rows of chosen and rejected answers are compared in training, and rewriting one would undo that)"
+        elif _are_judged(features):
+            why = " (label says whether a completion is wanted, and rewriting one that is not would undo that)"
         elif set(features) >= SAYS_TOKENIZED:
             why = " (its rows are tokenized already, and rewriting needs their text)"
         elif "text" in features:
@@ -59,6 +61,11 @@ def recognised_config(features: Mapping[str, Any], where: str = "dataset") -> di
     [(name, config)] = found.items()
     LOG.info("%s: rows with %s are taken as %s; pass dataset_config for another format", where, name, config)
     return config
+
+
+def _are_judged(features: Mapping[str, Any]) -> bool:
+    """Whether rows are preferences without a pair, as KTO trains on: each completion is wanted, or is not."""
+    return {"prompt", "completion"} <= set(features) and getattr(features.get("label"), "dtype", None) == "bool"
 
 
 def _candidates(features: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -21,6 +21,7 @@ PROMPT_TYPE = {
     [
         ({"messages": TURNS}, {"type": "chat_template", "field_messages": "messages"}),
         ({"prompt": "Why?", "completion": "So."}, {"type": PROMPT_TYPE}),
+        ({"prompt": "Why?", "completion": "So.", "label": 2}, {"type": PROMPT_TYPE}),
         ({"prompt": TURNS[:1], "completion": TURNS[1:]}, {"type": "trl.prompt_completion"}),
         ({"instruction": "Why?", "input": "", "output": "So."}, {"type": "alpaca"}),
         ({"question": "Why?", "answer": "So."}, {"type": "alpaca_chat.load_qa"}),
@@ -55,6 +56,8 @@ def test_columns_of_two_formats_are_refused_with_what_to_pass_for_each():
     [
         ({"text": "Once upon a time."}, r"text is running text.*pass dataset_config, such as"),
         ({"prompt": "Why?", "chosen": "So.", "rejected": "No."}, r"chosen and rejected answers are compared"),
+        ({"prompt": "Why?", "completion": "So.", "label": False}, r"label says whether a completion is wanted"),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:], "label": True}, r"label says whether a completion is wanted"),
         ({"ask": "Why?", "say": "So."}, r"its columns, ask, say, show no format that is known; pass dataset_config"),
         ({"input_ids": [1], "labels": [1]}, r"its rows are tokenized already"),
     ],
