@@ -62,6 +62,18 @@ def test_of_a_streamed_dataset_the_first_rows_are_calibrated_on(tiny_llama_dir):
     assert streamed["input_ids"].tolist() == expected["input_ids"].tolist()
 
 
+def test_what_calibration_batches_does_not_read_is_warned_of(tiny_llama_dir, caplog):
+    rows = Dataset.from_list([{"text": "Water boils."}])
+    calibration_batches(rows, tiny_llama_dir, CalibrationConfig(num_samples=1, sequence_len=16, batch_size=1))
+    assert caplog.messages == []
+    elsewhere = CalibrationConfig(path="other.jsonl", type={"field": "body"})
+    calibration_batches(rows, tiny_llama_dir, elsewhere)
+    assert caplog.messages == [
+        "calibration_batches does not read path of its configuration: the rows are those of dataset",
+        "calibration_batches does not read type of its configuration: pass it as dataset_config",
+    ]
+
+
 @pytest.mark.parametrize("of_format", ["torch", "numpy"])
 def test_a_streamed_dataset_is_read_as_it_is_stored(tiny_llama_dir, of_format):
     stored = Dataset.from_list([{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}])

@@ -1,6 +1,7 @@
 """Turns a row of a dataset into the text that a model would see: plain text, an instruction, a chat with tools."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ from axolotl_sdft.inference.chat_templates import apply_template, shows_question
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from torch import Tensor
+
+LOG = logging.getLogger(__name__)
 
 _PLAIN_TYPES = ("completion", "pretrain")
 _SHAREGPT = {"field_messages": "conversations", "message_property_mappings": {"role": "from", "content": "value"}}
@@ -295,7 +298,8 @@ def calibration_batches(
         dataset: The rows; ``num_samples`` of them are taken, spread evenly. Of a streamed dataset, which may be
             endless, the first are taken.
         seed_model: Folder or Hub id of the model that is scored, for its tokenizer.
-        config: How many rows, of how many tokens; the defaults when unset.
+        config: How many rows, of how many tokens; the defaults when unset. What it says of where text comes from is
+            not read, and warned of.
         dataset_config: The row format, as an entry of Axolotl's ``datasets``. Unset, the columns tell it.
         revision: Revision of the model on the Hub.
         trust_remote_code: Run code that comes with the model.
@@ -312,11 +316,25 @@ def calibration_batches(
     from axolotl_sdft.pruning.scoring.loading import encode_texts
 
     settings = config or CalibrationConfig()
+    _warn_of_what_is_not_read(settings)
     picked, features = _picked(dataset, dataset_config or {}, settings.num_samples)
     seed_dir = seed_dir_of_call(seed_model, revision)
     tokenizer = load_tokenizer(seed_dir, trust_remote_code=trust_remote_code)
     texts = texts_of(picked, dataset_config or {}, "dataset", tokenizer, features)
     return encode_texts(texts, seed_dir, settings, trust_remote_code=trust_remote_code)
+
+
+_ELSEWHERE = {
+    **dict.fromkeys(("path", "name", "split", "parts"), "the rows are those of dataset"),
+    "type": "pass it as dataset_config",
+    "general_share": "add the texts that general_texts gives",
+}
+
+
+def _warn_of_what_is_not_read(settings: CalibrationConfig) -> None:
+    for key, way_out in _ELSEWHERE.items():
+        if key in settings.model_fields_set:
+            LOG.warning("calibration_batches does not read %s of its configuration: %s", key, way_out)
 
 
 def _picked(dataset: Any, entry: Mapping[str, Any], count: int) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
