@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePath
 from typing import Annotated, Any, TypeAlias, get_args, get_origin
 
 from pydantic import (
@@ -43,12 +44,21 @@ class Block(BaseModel):
             for key in data:
                 if key not in cls.model_fields:
                     raise ValueError(cls.unknown_key(str(key)))
-        return data
+        return _with_paths_as_text(data)
 
     @classmethod
     def unknown_key(cls, key: str) -> str:
         """Return what is wrong with a key that the block does not have, and what may be meant."""
         return f"unknown key {key!r}; {nearest_key_hint(key, cls.model_fields)}"
+
+
+def _with_paths_as_text(value: Any) -> Any:
+    """Return a value as YAML would hold it where Python names folders and files by paths."""
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _with_paths_as_text(inner) for key, inner in value.items()}
+    return [_with_paths_as_text(inner) for inner in value] if isinstance(value, list) else value
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:

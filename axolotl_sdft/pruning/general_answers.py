@@ -106,7 +106,7 @@ def general_texts(
     num_tokens: int | None = None,
     *,
     num_prompts: int | None = None,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> list[str]:
@@ -136,6 +136,7 @@ def general_texts(
     asked = _Asked(model, Path(seed_dir), chat_template, trust_remote_code)
     if folder is None:
         return asked.texts(prompts, num_tokens, {}, lambda answers: None)
+    folder = Path(folder)
     ensure_writable(folder.parent, "layer_pruning.calibration (answers to general prompts)")
     with only_one(folder.parent / f".{folder.name}.lock", str(folder)):
         path = folder / ANSWERS_FILE

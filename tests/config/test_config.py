@@ -1,3 +1,6 @@
+from operator import attrgetter
+from pathlib import Path, PurePosixPath
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -7,7 +10,9 @@ from axolotl_sdft.config import (
     CalibrationConfig,
     DynSDPBConfig,
     LayerPruningConfig,
+    LogitDistillationConfig,
     OpenAIGeneration,
+    RecoveryReportConfig,
     SelfDistillationConfig,
     TransformersGeneration,
     nearest_key_hint,
@@ -232,6 +237,20 @@ def test_a_number_of_layers_is_a_count_or_a_fraction(written, read):
 def test_what_is_no_number_of_layers_is_refused_with_an_example_of_each_kind(written):
     with pytest.raises(ValidationError, match=r"is not a number of layers; write .* such as 6, or a fraction .*0\.25"):
         LayerPruningConfig.model_validate({"num_layers": written})
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "key", "read"),
+    [
+        (LayerPruningConfig, {"num_layers": 2, "output_dir": Path("pruned/less-2")}, "output_dir", "pruned/less-2"),
+        (SelfDistillationConfig, {"output_dir": PurePosixPath("rows")}, "output_dir", "rows"),
+        (LogitDistillationConfig, {"seed_model": Path("/seed")}, "seed_model", "/seed"),
+        (RecoveryReportConfig, {"models": {"plain": Path("/plain")}}, "models", {"plain": "/plain"}),
+        (RecoveryReportConfig, {"general_prompts": {"path": Path("p.txt")}}, "general_prompts.path", "p.txt"),
+    ],
+)
+def test_from_python_a_folder_may_be_a_path(model, settings, key, read):
+    assert attrgetter(key)(model(**settings)) == read
 
 
 def test_a_device_map_is_a_name_or_a_mapping_as_transformers_takes_it():

@@ -116,7 +116,7 @@ def test_kept_answers_are_not_generated_again_and_more_are_added(model, tiny_lla
     caplog.set_level("INFO")
     folder = tmp_path / "answers"
     first = general_texts(model, tiny_llama_dir, num_prompts=3, folder=folder)
-    assert general_texts(model, tiny_llama_dir, num_prompts=3, folder=folder) == first
+    assert general_texts(model, tiny_llama_dir, num_prompts=3, folder=str(folder)) == first
     assert "answers to 3 general prompts (0 of them generated now" in caplog.text
     more = general_texts(model, tiny_llama_dir, num_prompts=5, folder=folder)
     assert more[:3] == first
