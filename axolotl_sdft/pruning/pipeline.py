@@ -24,7 +24,7 @@ from axolotl_sdft.pruning.checkpoint.cut import (
 )
 from axolotl_sdft.pruning.checkpoint.layer_pattern import pattern_warning
 from axolotl_sdft.pruning.checkpoint.tensor_files import refuse_damaged_checkpoint
-from axolotl_sdft.pruning.patching.record import LayerPatch, bare_patch, patch_lines
+from axolotl_sdft.pruning.patching.record import LayerPatch, bare_patch, log_patch
 from axolotl_sdft.pruning.planning.plan import (
     PruningPlan,
     avoided_lines,
@@ -195,8 +195,7 @@ class PruningRun:
         if self.spec.config.patch == "none":
             return None
         patch = self._fitted_patch(cut)
-        for is_applied, line in patch_lines(patch.to_json()):
-            LOG.log(logging.INFO if is_applied else logging.WARNING, "%s", line)
+        log_patch(patch, LOG)
         return patch
 
     def _fitted_patch(self, cut: CheckpointPlan) -> LayerPatch:

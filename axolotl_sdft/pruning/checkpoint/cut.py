@@ -1,6 +1,7 @@
 """Writes a checkpoint without some of its layers, straight from file to file. No tensor is built, no torch imported."""
 
 import dataclasses
+import logging
 import os
 import re
 import shutil
@@ -49,8 +50,10 @@ from axolotl_sdft.pruning.checkpoint.quantization import (
 from axolotl_sdft.pruning.checkpoint.tensor_files import StoredTensor, read_checkpoint
 from axolotl_sdft.pruning.checkpoint.tensor_writer import writing_checkpoint
 from axolotl_sdft.pruning.patching.apply import patched_tensors, require_same_layers
-from axolotl_sdft.pruning.patching.record import LayerPatch
+from axolotl_sdft.pruning.patching.record import LayerPatch, log_patch
 from axolotl_sdft.pruning.planning.plan import given_layers, validate_drop_layers
+
+LOG = logging.getLogger(__name__)
 
 SCORES_FILE = "scores.json"
 
@@ -124,7 +127,8 @@ def cut_layers(
         output_dir: Folder to make; it must not exist.
         max_shard_size: Largest weight file, such as ``500MB`` or ``5GB``, or its number of bytes.
         provenance: Added to the provenance file.
-        patch: What :func:`~axolotl_sdft.fit_patch` gave for the same layers of this model. None: the bare cut.
+        patch: What :func:`~axolotl_sdft.fit_patch` gave for the same layers of this model. None: the bare cut. A cut
+            that it leaves bare is warned of.
 
     Raises:
         ConfigError: No layer is named, one is not there, none would stay, or the patch was fitted for others.
@@ -144,6 +148,8 @@ def cut_layers(
     folder, origin = _found(source_dir)
     with _planning(folder, dropped) as (cut, pruned_config):
         check_room(cut, target)
+        if patch is not None:
+            log_patch(patch, LOG)
         with atomic_folder(target) as temporary:
             _write(cut, temporary, max_shard_bytes, origin | (provenance or {}), pruned_config, patch)
     return target

@@ -1,5 +1,6 @@
 """What a patch is and how it came about, as data and as lines of text. No torch is imported here."""
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,12 @@ def patch_lines(record: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
             yield False, f"{span(cut['removed'])} removed without a patch: {cut['reason']}"
     if any(cut["applied"] for cut in record["cuts"]) and record["divergence_bare"] is not None:
         yield True, f"KL to the seed model: {nearer(record)}"
+
+
+def log_patch(patch: "LayerPatch", log: logging.Logger) -> None:
+    """Say of each cut how it is patched, and warn of one that is not."""
+    for is_applied, line in patch_lines(patch.to_json()):
+        log.log(logging.INFO if is_applied else logging.WARNING, "%s", line)
 
 
 def nearer(record: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Patches fitted on tiny models and written into their checkpoints."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -176,6 +177,17 @@ def test_the_provenance_says_what_was_patched_and_how_much_nearer_it_is(seed, tm
     assert [cut["removed"] for cut in told["cuts"]] == [[0], [3]]
     assert told["cuts"][0]["reason"] == "the cut begins with layer 0, so there is no layer before it"
     assert told["cuts"][1]["module"] == "mlp.down_proj"
+
+
+def test_writing_a_cut_says_what_was_patched_and_warns_of_what_stays_bare(seed, tmp_path, caplog):
+    caplog.set_level("INFO")
+    cut_layers(tmp_path / "seed", [0, 3], tmp_path / "cut", patch=fit_patch(seed, text(), [0, 3], hold_out=False))
+    told = [(level, message) for name, level, message in caplog.record_tuples if name.endswith("checkpoint.cut")]
+    reason = "the cut begins with layer 0, so there is no layer before it"
+    assert told == [
+        (logging.WARNING, f"layer 0 removed without a patch: {reason}"),
+        (logging.INFO, "layer 2 is patched for layer 3: mlp.down_proj, fitted on 732 tokens"),
+    ]
 
 
 @pytest.mark.parametrize("drop_layers", [[2, 2, 3], torch.tensor([3, 2])])
