@@ -155,6 +155,7 @@ def test_the_folder_of_a_report_is_the_one_that_the_call_names(tiny_llama_dir, t
         ({"trained": "nowhere"}, {}, r"models\['trained'\] is 'nowhere', which is not a folder"),
         ({"seed": "other"}, {}, "models names one 'seed', which is what the report calls seed_model"),
         ({"a": "x"}, {"models": {"a": "y"}}, "models names one 'a', which stands in config.models too"),
+        ({}, {"exact_match": {}}, r"there are no held-out rows; set .* \(from Python, pass held_out\)"),
         ({}, {"held_out": {"path": "rows.jsonl"}}, r"held_out.path is 'rows.jsonl', but .* pass its rows as held_out"),
     ],
 )

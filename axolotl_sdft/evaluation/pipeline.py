@@ -60,7 +60,8 @@ def _check_exact_match(spec: RecoverySpec) -> None:
     if not spec.held_out:
         raise ConfigError(
             "recovery_report.exact_match is set, but there are no held-out rows; set "
-            "recovery_report.held_out.path, test_datasets or val_set_size, or remove exact_match"
+            "recovery_report.held_out.path, test_datasets or val_set_size (from Python, pass held_out), or remove "
+            "exact_match"
         )
 
 
@@ -96,7 +97,10 @@ def run_report(spec: RecoverySpec) -> RecoveryReport:
 
 def unmeasured(spec: RecoverySpec, models: Sequence[ModelFigures], task_kinds: Mapping[str, str]) -> dict[str, str]:
     """Return by capability why nothing of it was measured of any model, and what to set; empty where all was."""
-    no_rows = "there are no held-out rows; set recovery_report.held_out.path, test_datasets or val_set_size"
+    no_rows = (
+        "there are no held-out rows; set recovery_report.held_out.path, test_datasets or val_set_size (from Python, "
+        "pass held_out)"
+    )
     config, reasons = spec.config, {}
     if not any(model.held_out for model in models):
         reasons["likelihood of held-out answers"] = no_rows if not spec.held_out else "see the notes"
