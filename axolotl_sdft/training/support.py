@@ -65,7 +65,8 @@ def refuse_parallelism(args: Any, accelerator: Any) -> None:
     if args.n_gpu > 1:
         raise ConfigError(
             f"dynsdpb: one process drives {args.n_gpu} GPUs, which cuts each batch apart behind the trainer; "
-            "start one process per GPU with torchrun or accelerate launch"
+            "start one process per GPU with torchrun or accelerate launch; or let it see one GPU, in a notebook by "
+            "os.environ['CUDA_VISIBLE_DEVICES'] = '0' before torch is imported"
         )
     parallelism = getattr(accelerator, "parallelism_config", None)
     for name in ("cp_size", "sp_size"):
