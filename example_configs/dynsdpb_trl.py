@@ -8,9 +8,10 @@ them. As it stands it trains SmolLM2-135M-Instruct, which prepare_smollm2.py mak
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from datasets import load_dataset
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from axolotl_sdft import DynSDPBSFTConfig, DynSDPBSFTTrainer
 
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> DynSDPBSFTTrainer:
         save_strategy="no",
     )
     data_args, training_args, model_args = parser.parse_args_and_config(arguments)
+    training_args.model_init_kwargs = loading(model_args) | (training_args.model_init_kwargs or {})
     trainer = DynSDPBSFTTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
@@ -46,6 +48,18 @@ def main(arguments: list[str] | None = None) -> DynSDPBSFTTrainer:
     trainer.train()
     trainer.save_model(training_args.output_dir)
     return trainer
+
+
+def loading(model_args: ModelConfig) -> dict[str, Any]:
+    """Return how the options of ModelConfig want the model loaded."""
+    settings = {
+        "revision": model_args.model_revision,
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        "quantization_config": get_quantization_config(model_args),
+        "trust_remote_code": getattr(model_args, "trust_remote_code", None),  # later an option of the trainer's own
+    }
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 if __name__ == "__main__":

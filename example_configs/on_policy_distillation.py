@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 try:
     from trl import DistillationConfig, DistillationTrainer
@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> DistillationTrainer:
         save_strategy="no",
     )
     data_args, training_args, model_args = parser.parse_args_and_config(arguments)
+    training_args.model_init_kwargs = loading(model_args) | (training_args.model_init_kwargs or {})
     teacher = training_args.teacher_model_name_or_path or seed_model(model_args.model_name_or_path)
     training_args.teacher_model_name_or_path = teacher
     trainer = DistillationTrainer(
@@ -63,6 +64,18 @@ def main(arguments: list[str] | None = None) -> DistillationTrainer:
     trainer.train()
     trainer.save_model(training_args.output_dir)
     return trainer
+
+
+def loading(model_args: ModelConfig) -> dict[str, Any]:
+    """Return how the options of ModelConfig want the model loaded."""
+    settings = {
+        "revision": model_args.model_revision,
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        "quantization_config": get_quantization_config(model_args),
+        "trust_remote_code": getattr(model_args, "trust_remote_code", None),  # later an option of the trainer's own
+    }
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def seed_model(pruned_dir: str | None) -> str:

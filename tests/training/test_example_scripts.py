@@ -65,6 +65,23 @@ def test_the_trl_script_trains_and_saves_the_model(tmp_path: Path, tiny_llama_di
     assert (tmp_path / ("adapter_model.safetensors" if adapter else "model.safetensors")).is_file()
 
 
+LOADING = ["--dtype", "bfloat16", "--attn_implementation", "eager"]
+
+
+@pytest.mark.parametrize("bits", [[], ["--load_in_4bit"]])
+def test_the_trl_script_loads_the_model_as_its_options_say(tmp_path: Path, tiny_llama_dir: Path, bits: list[str]):
+    pytest.importorskip("peft")
+    if bits:
+        pytest.importorskip("bitsandbytes")
+    here = ["--model_name_or_path", str(tiny_llama_dir), "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "False"]
+    data = ["--data", str(SCRIPTS / "data" / "quickstart.jsonl"), "--max_steps", "1", "--max_length", "16"]
+    trainer = load("dynsdpb_trl").main([*here, *data, *LOADING, *bits, "--use_peft", "--lora_r", "2"])
+    model = trainer.model.get_base_model()
+    assert model.config.dtype == torch.bfloat16
+    assert model.config._attn_implementation == "eager"
+    assert bool(getattr(model, "is_loaded_in_4bit", False)) == bool(bits)
+
+
 @pytest.fixture
 def pruned_dir(tiny_llama_dir: Path, tmp_path: Path) -> Path:
     from axolotl_sdft import cut_layers
@@ -81,7 +98,9 @@ def test_the_pruned_model_learns_from_the_seed_model_on_its_own_answers(
     brief = ["--max_completion_length", "6", "--logging_steps", "1", "--use_cpu", "--bf16", "False"]
     here = ["--model_name_or_path", str(pruned_dir), "--output_dir", str(tmp_path / "out"), "--learning_rate", "1e-3"]
     data = ["--data", str(SCRIPTS / "data" / "quickstart.jsonl")]
-    trainer = distilling_script().main([*short, *brief, *here, *data, *adapter])
+    trainer = distilling_script().main([*short, *brief, *here, *data, *LOADING, *adapter])
+    assert trainer.model.config._attn_implementation == "eager"
+    assert "bfloat16" in str(trainer.model.config.dtype)
     assert trainer.teacher_model.config.num_hidden_layers == 6
     assert trainer.args.teacher_model_name_or_path == str(tiny_llama_dir)
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
