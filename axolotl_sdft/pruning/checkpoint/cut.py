@@ -156,10 +156,10 @@ def cut_layers(
 
 
 def _found(source_dir: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of a checkpoint, downloaded if need be, and what the provenance says of a Hub id."""
+    """Return the folder of a checkpoint, downloaded if need be, and what the provenance says of where it is."""
     folder = Path(source_dir).expanduser()
     if folder.is_dir() or not isinstance(source_dir, str) or not _HUB_ID.fullmatch(source_dir):
-        return folder, {}
+        return folder, {"seed_dir": str(folder.absolute())}
     from axolotl_sdft.core.model_folder import resolve_seed
 
     snapshot = resolve_seed(source_dir, key="source_dir")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from axolotl_sdft import cut_layers
 from axolotl_sdft.core import artifacts
 from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError
-from axolotl_sdft.core.trained_on import PROVENANCE_FILE
+from axolotl_sdft.core.trained_on import PROVENANCE_FILE, seed_dir_of_pruned
 from axolotl_sdft.pruning.checkpoint import tensor_writer
 from tests.pruning.conftest import (
     FAMILIES,
@@ -156,11 +156,21 @@ def test_the_provenance_says_where_the_model_comes_from(checkpoint, tmp_path):
     assert provenance.pop("package_versions").keys() >= {"transformers"}
     assert provenance == {
         "seed_model": "org/seed",
+        "seed_dir": str(checkpoint()),
         "note": 1,
         "drop_layers": [1, 4],
         "num_layers_before": 6,
         "num_layers_after": 4,
     }
+
+
+def test_a_seed_model_that_was_named_from_one_folder_is_found_from_another(checkpoint, tmp_path, monkeypatch):
+    seed_dir, notebooks = checkpoint(), tmp_path / "notebooks"
+    monkeypatch.chdir(seed_dir.parent)
+    pruned = cut_layers(seed_dir.name, [2], tmp_path / "pruned")
+    notebooks.mkdir()
+    monkeypatch.chdir(notebooks)
+    assert seed_dir_of_pruned(pruned, "logit_distillation", "name it") == seed_dir
 
 
 @pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "ctrl-c"])
