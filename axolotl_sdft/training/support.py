@@ -108,6 +108,11 @@ def refuse_bypassed_loss(trainer: type) -> None:
         ConfigError: Always; the message names the class that has it.
     """
     owner = next(kind for kind in trainer.__mro__ if "compute_loss" in vars(kind))
+    if owner.__module__.startswith("axolotl_sdft."):
+        raise ConfigError(
+            "dynsdpb: the model stayed in evaluation mode while it was trained, so nothing is distilled; let its "
+            "train() switch the mode, and set dropout to 0 where there is to be none"
+        )
     raise ConfigError(
         f"dynsdpb: compute_loss of {owner.__name__} does not call super().compute_loss, so nothing is distilled; "
         f"let it add to what that returns, pass the trainer a compute_loss_func instead, or put {owner.__name__} "

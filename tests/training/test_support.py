@@ -148,6 +148,13 @@ def test_a_loss_that_leaves_out_the_distillation_stops_the_first_step(
     assert_same_parameters(model, lora(make_llama()), rtol=0.0, atol=0.0)
 
 
+def test_a_model_that_stays_in_evaluation_mode_stops_the_first_step(tmp_path: Path):
+    model = make_llama().eval()
+    model.train = lambda mode=True: model
+    with pytest.raises(ConfigError, match=r"dynsdpb: the model stayed in evaluation mode.*set dropout to 0"):
+        train(DynSDPBTrainer, model, [EPOCH], tmp_path, dynsdpb=STATIC)
+
+
 def test_a_loss_of_ones_own_is_distilled_from_behind_the_mixin(tmp_path: Path):
     kind = type("ThroughItsLoss", (DynSDPBMixin, LossOfItsOwn), {})
     trainer = train(kind, make_llama(), [EPOCH], tmp_path, dynsdpb=STATIC)
