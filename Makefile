@@ -84,7 +84,7 @@ $(NEWEST)/.installed: pyproject.toml
 # The plain torch of this version brings its GPU libraries: about 3 GB.
 OLDEST := .venv-oldest
 OLDEST_TOOLS := accelerate==1.10.0 peft==0.18.0 trl==0.27.2 matplotlib==3.7.0 gguf==0.10.0 openai==1.40.0 \
-  sentencepiece protobuf hypothesis==6.100.0 pytest==8.0.0 pytest-xdist==3.5.0 hatchling==1.27.0
+  sentencepiece protobuf hypothesis==6.100.0 pytest==8.0.0 pytest-xdist==3.8.0 hatchling==1.27.0
 # The sweep over all model types is left to current versions: transformers 5.0 has faults of its own in some of them.
 OLDEST_TESTS := tests/core tests/config tests/plugins tests/inference tests/pruning tests/distillation tests/training \
   tests/evaluation tests/configs --ignore tests/pruning/checkpoint/test_every_architecture.py
