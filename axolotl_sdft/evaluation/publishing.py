@@ -16,7 +16,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from axolotl_sdft.core.artifacts import read_json
 from axolotl_sdft.core.cards import CARD_FILE, is_hub_id, is_local, public_name
-from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError, first_line
+from axolotl_sdft.core.errors import ArtifactError, CheckpointError, ConfigError, error_context, failure
 from axolotl_sdft.core.model_folder import (
     ADAPTER_CONFIG,
     holds_model,
@@ -151,7 +151,11 @@ def publish(upload: Upload, repo_id: str, private: bool, hub: Hub | None = None)
         for name, content in sorted(upload.files.items())
     ]
     message = f"Add the {upload.kind} made with axolotl-sdft"
-    try:
+    way_out = (
+        "check the connection and the name, and that the token may write (log in with: hf auth login); then start the "
+        "same command again"
+    )
+    with error_context(failure(f"{repo_id} could not be written", way_out, ArtifactError)):
         hub.create_repo(repo_id, repo_type=upload.repo_type, private=private, exist_ok=True)
         if private and hub.repo_info(repo_id, repo_type=upload.repo_type).private is False:
             raise ConfigError(
@@ -159,13 +163,6 @@ def publish(upload: Upload, repo_id: str, private: bool, hub: Hub | None = None)
                 "uploaded. Make it private in its settings on the Hub, or name another one"
             )
         done = hub.create_commit(repo_id, operations, commit_message=message, repo_type=upload.repo_type)
-    except ConfigError:
-        raise
-    except Exception as err:  # huggingface_hub's own errors, those of httpx, and a bare one where a file was not sent
-        raise ArtifactError(
-            f"{repo_id} could not be written: {first_line(err)}. Check the connection and the name, and that the token "
-            "may write (log in with: hf auth login); then start the same command again"
-        ) from err
     return str(getattr(done, "repo_url", done))
 
 
