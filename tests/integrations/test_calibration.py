@@ -147,11 +147,14 @@ def test_completions_labelled_undesirable_are_left_out_and_counted(label, tmp_pa
     assert "datasets[0]: the completions of 3 of 6 rows are labelled undesirable" in caplog.text
 
 
-def test_from_python_completions_labelled_undesirable_are_left_out(tiny_llama_dir):
+def test_from_python_completions_labelled_undesirable_are_left_out_and_counted(tiny_llama_dir, caplog):
     dataset = Dataset.from_list(KTO_ROWS)
     for rows in (dataset, dataset.to_iterable_dataset()):
-        batches = calibration_batches(rows, tiny_llama_dir, CalibrationConfig(num_samples=6))
+        caplog.clear()
+        with caplog.at_level("INFO", "axolotl_sdft"):
+            batches = calibration_batches(rows, tiny_llama_dir, CalibrationConfig(num_samples=6))
         assert sum(len(batch["input_ids"]) for batch in batches) == 3
+        assert "dataset: the completions of 3 of 6 rows are labelled undesirable" in caplog.text
 
 
 def test_labels_that_are_no_truth_values_say_nothing_of_what_is_desired(tmp_path, tiny_llama_dir):

@@ -9,10 +9,9 @@ from typing import Any
 from axolotl_sdft.config import CalibrationConfig, LayerPruningConfig
 from axolotl_sdft.core.errors import DatasetError, error_context
 from axolotl_sdft.core.texts import evenly_spaced
-from axolotl_sdft.distillation.rows.preferences import without_undesirable
 from axolotl_sdft.distillation.rows.validation import shown_features, stored_rows
 from axolotl_sdft.integrations.axolotl.blocks import missing_chat_template, yaml_chat_template
-from axolotl_sdft.integrations.axolotl.calibration_text import texts_of
+from axolotl_sdft.integrations.axolotl.calibration_text import desirable_rows, texts_of
 from axolotl_sdft.integrations.axolotl.datasets import (
     dataset_entries,
     entry_fingerprint,
@@ -112,14 +111,7 @@ def _tokenizer(cfg: Any, seed_dir: Path) -> Any:
 
 
 def _rows(cfg: Any, entry: Any, where: str) -> Any:
-    rows = stored_rows(load_rows(cfg, entry, where), where)
-    kept = without_undesirable(rows, entry)
-    if len(kept) < len(rows):
-        LOG.info(
-            "%s: the completions of %d of %d rows are labelled undesirable and are left out of the calibration",
-            *(where, len(rows) - len(kept), len(rows)),
-        )
-    return kept
+    return desirable_rows(stored_rows(load_rows(cfg, entry, where), where), entry, where)
 
 
 def _is_streamed(where: str) -> bool:

@@ -96,6 +96,17 @@ def texts_of(
     return [_rendered(_turns(row, row_format), None, where, tokenizer) for row in rows]
 
 
+def desirable_rows(rows: Any, entry: Mapping[str, Any], where: str) -> Any:
+    """Return rows without those whose completion is labelled undesirable; say how many those are."""
+    kept = without_undesirable(rows, entry)
+    if len(kept) < len(rows):
+        LOG.info(
+            "%s: the completions of %d of %d rows are labelled undesirable and are left out of the calibration",
+            *(where, len(rows) - len(kept), len(rows)),
+        )
+    return kept
+
+
 def known_entry(rows: Sequence[dict[str, Any]], entry: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """Return the entry, with a type that the columns of its rows tell where it has none.
 
@@ -342,7 +353,7 @@ def _picked(dataset: Any, entry: Mapping[str, Any], count: int) -> tuple[list[di
     from datasets import IterableDataset
 
     if isinstance(dataset, IterableDataset):
-        return without_undesirable(list(dataset.with_format(None).take(count)), entry), None
+        return desirable_rows(list(dataset.with_format(None).take(count)), entry, "dataset"), None
     require_whole_dataset(dataset, "dataset")
-    rows = without_undesirable(stored_rows(dataset, "dataset"), entry)
+    rows = desirable_rows(stored_rows(dataset, "dataset"), entry, "dataset")
     return [rows[place] for place in evenly_spaced(len(rows), count)], shown_features(rows)
